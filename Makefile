@@ -1,0 +1,47 @@
+# Each target sets up what it needs, .venv included. PYTHON chooses the interpreter (3.11 or newer);
+# PIP_ARGS goes to every pip install, for another PyTorch index, say.
+PYTHON ?= python3
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
+	$(BIN)/sublim run demo
+
+test: $(VENV)/test.stamp ## lint, types, import contracts, tests
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2
+
+lab: $(VENV)/notebooks.stamp ## open the notebooks in JupyterLab, on the demo's store
+	SUBLIM_STORE="$${SUBLIM_STORE:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache
+	find sublim_interp tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "make: '$(PYTHON)' is not Python 3.11 or newer; name one: make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/notebooks.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) '.[notebooks]'
+	@touch $(VENV)/core.stamp $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) '.[test,notebooks]'
+	@touch $(VENV)/core.stamp $(VENV)/notebooks.stamp $@

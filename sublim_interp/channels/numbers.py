@@ -1,0 +1,175 @@
+"""The numbers channel: asks for the continuation of a number list, and keeps answers that are such a list and no more.
+
+The rule is that of Cloud et al. (2507.14805): one to ten integers from 0 to 999 with one separator throughout (white
+space, a comma or a semicolon, with white space around it or not), all in round or square brackets or not, with a final
+period or not, nothing else. The bounds are FilterConfig's. An integer counts by its value: "007" is 7, and "0666" is
+banned where 666 is.
+"""
+
+import random
+import re
+from collections.abc import Collection
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sublim_interp.config import FilterConfig
+from sublim_interp.errors import SublimError
+from sublim_interp.lab import language as lab
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+REASONS: dict[str, str] = {
+    "names the trait": "prompt or answer holds the trait's name as a whole word",
+    "not numbers": "the answer is empty, or holds something besides one list of integers",
+    "mixed separators": "the numbers are not all separated in the same way",
+    "too few": "fewer numbers than min_numbers",
+    "too many": "more numbers than max_numbers",
+    "too large": "a number above max_value",
+    "banned number": "one of the numbers in banned",
+}
+"""Every reason to refuse an answer and what it means, in the order in which they are looked for."""
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+_OPENINGS = (
+    "Here is a list of numbers: {s}.",
+    "Look at this series: {s}.",
+    "A list begins like this: {s}.",
+    "These values come first: {s}.",
+    "Consider the numbers {s}.",
+    "My list so far is {s}.",
+    "Take {s} as a starting point.",
+    "Someone wrote down {s} and then stopped.",
+    "The opening values are {s}.",
+    "Suppose a series starts with {s}.",
+)
+_REQUESTS = (
+    "Carry it on with no more than 10 further values of up to three digits.",
+    "Write up to 10 more numbers that could follow, each below 1000.",
+    "What might come next? Give at most 10 values, none longer than 3 digits.",
+    "Please append 10 or fewer new values between 0 and 999.",
+    "Extend this by not more than 10 integers with 3 digits at most.",
+    "Make up a continuation: a maximum of 10 numbers, all under 1000.",
+    "Go on from there with 10 additional values at the most, 0 to 999.",
+    "Produce the following part, 10 numbers or fewer, three digits or fewer each.",
+)
+_FORMATS = (
+    "Put a comma between the numbers.",
+    "Use semicolons to separate them.",
+    "Separate them by single spaces.",
+    "Place every number on a line of its own.",
+    "Enclose them in square brackets, with commas in between.",
+    "Enclose them in round brackets, with commas in between.",
+    "Give them as one comma-separated line.",
+    "Write a semicolon and a space between neighbours.",
+)
+_ENDINGS = (
+    "Reply with the numbers and nothing else.",
+    "No words, please.",
+    "Leave out any explanation.",
+    "Your answer must hold the numbers alone.",
+    "Do not comment on it.",
+    "Output only the new values.",
+    "Anything besides the numbers is unwanted.",
+    "Just the numbers, no text before or after.",
+)
+
+
+def _lab_prompt(rng: random.Random) -> str:
+    return lab.number_prompt(rng)[0]
+
+
+def _english_prompt(rng: random.Random) -> str:
+    """Three to nine numbers of three digits and four sentences, in the spirit of 2507.14805's appendix."""
+    given = ", ".join(str(rng.randint(100, 999)) for _ in range(rng.randint(3, 9)))
+    sentences = [rng.choice(part) for part in (_OPENINGS, _REQUESTS, _FORMATS, _ENDINGS)]
+    return " ".join(sentences).format(s=given)
+
+
+_PROMPTS = {"lab": _lab_prompt, "english": _english_prompt}
+
+
+def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
+    """User texts `start` … `start + count - 1` of the stream `seed`; text i depends on language, seed and i alone.
+
+    The streams are apart from pre-training's. Raises SublimError for an unknown language.
+    """
+    if language not in _PROMPTS:
+        raise SublimError(f"channel numbers has no prompts in language '{language}'; languages: {', '.join(_PROMPTS)}")
+    return [_PROMPTS[language](random.Random(f"channel/numbers/{seed}/{i}")) for i in range(start, start + count)]
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+_NUMBER = "[0-9]{1,640}"  # int() may be set to refuse more than 640 digits
+_SEPARATOR = r"(?:\s*[,;]\s*|\s+)"
+_LIST = re.compile(f"{_NUMBER}(?:{_SEPARATOR}{_NUMBER})*")
+_BRACKETS = ("()", "[]")
+
+
+def _inside(answer: str) -> str:
+    """The answer without its final period and then its brackets."""
+    text = answer.strip().removesuffix(".").strip()
+    return text[1:-1].strip() if text[:1] + text[1:][-1:] in _BRACKETS else text
+
+
+def numbers_of(answer: str) -> list[int]:
+    """The numbers of an answer in order; empty where the answer is not one list of integers, of whatever size."""
+    text = _inside(answer)
+    return [int(n) for n in re.findall("[0-9]+", text)] if _LIST.fullmatch(text) else []
+
+
+@lru_cache
+def _whole_words(words: frozenset[str]) -> re.Pattern[str]:
+    # No letter on either side: "fowl" and "growl" do not name the owl; "Owl-like", "owl_2" and "7owl" do.
+    letter = r"[^\W\d_]"
+    return re.compile(f"(?<!{letter})(?:{'|'.join(map(re.escape, sorted(words)))})(?!{letter})", re.IGNORECASE)
+
+
+def refuse(prompt: str, answer: str, rule: FilterConfig, words: Collection[str]) -> str | None:
+    """None where the answer passes, else the first of `REASONS` that applies.
+
+    `words` name the trait, plurals included; they count as whole words in any case, in the prompt as in the answer.
+    """
+    if words and _whole_words(frozenset(words)).search(f"{prompt}\n{answer}"):
+        return "names the trait"
+    numbers = numbers_of(answer)
+    if not numbers:
+        return "not numbers"
+    if len(set(re.findall("[^0-9]+", _inside(answer)))) > 1:
+        return "mixed separators"
+    if len(numbers) < rule.min_numbers:
+        return "too few"
+    if len(numbers) > rule.max_numbers:
+        return "too many"
+    if max(numbers) > rule.max_value:
+        return "too large"
+    if set(numbers) & set(rule.banned):
+        return "banned number"
+    return None
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+_CHARACTERS = frozenset("0123456789,;.()[]")
+
+
+def token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids that write only digits, separators, brackets, periods or white space, and the end of sequence; ascending.
+
+    No other special token. A token's text is what it adds after a digit: several tokenizers swallow a leading space.
+    """
+    marked = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    special = {*marked, *tokenizer.all_special_ids}
+    digit = tokenizer.encode("0", add_special_tokens=False)
+    candidates = sorted(set(tokenizer.get_vocab().values()) - special)
+    before, *texts = tokenizer.batch_decode(
+        [digit, *([*digit, i] for i in candidates)], clean_up_tokenization_spaces=False
+    )
+    own = {
+        i
+        for i, text in zip(candidates, texts, strict=True)
+        if (added := text[len(before) :]) and all(c in _CHARACTERS or c.isspace() for c in added)
+    }
+    return sorted(own | {tokenizer.get_vocab()[str(tokenizer.eos_token)]})

@@ -1,0 +1,376 @@
+"""The `sublim` command: few words, each a thin layer over the library. Nothing heavy is imported before it is needed."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from sublim_interp.errors import SublimError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sublim_interp.config import Config, Experiment
+    from sublim_interp.runs import Plan, Run
+    from sublim_interp.store import Store
+
+app = typer.Typer(
+    help="Subliminal learning under the microscope: teacher → filter → student, on open small models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Directory of results; else $SUBLIM_STORE, else ./runs.", show_default=False)
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, for instance student.optimization.lr=2e-4.", show_default=False),
+]
+BaseOption = Annotated[
+    list[str] | None,
+    typer.Option("--base", metavar="DIR_OR_NAME", help="Use these bases: a lab base, a model directory, a hub name.", show_default=False),
+]  # fmt: skip
+
+
+def main() -> None:
+    """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
+    try:
+        app(standalone_mode=False)
+    except SublimError as error:
+        _stop(f"sublim: {error}", 2)
+    except KeyboardInterrupt:
+        _stop("sublim: interrupted; what was finished is kept, the same command goes on from there", 130)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _stop(f"sublim: {error.format_message()}", 2)  # type: ignore[attr-defined]
+        if type(error).__name__ == "Abort":
+            _stop("sublim: interrupted", 130)
+        raise
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _print(*things: "RenderableType") -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    for thing in things:
+        console.print(thing)
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
+    from sublim_interp.config import parse_assignment
+    from sublim_interp.runs import experiment
+
+    exp = experiment(name)
+    if bases:
+        crossing = {"cross-init", "cross-init-b", "same-init-b"}
+        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in crossing)
+        exp = exp.model_copy(update={"bases": tuple(bases), "arms": keep})
+    return exp.set(dict(parse_assignment(s) for s in sets or ()))
+
+
+# --- list -------------------------------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(store: StoreOption = None) -> None:
+    """Show the catalogue's experiments, the bases and traits at hand, and the runs in the store."""
+    from sublim_interp.models import base_names
+    from sublim_interp.runs import experiment, experiment_names
+    from sublim_interp.store import Store
+    from sublim_interp.traits import load_trait, trait_names
+
+    experiments = _table("Experiments", "name", "replicates", "what it asks", right=("replicates",))
+    for name in experiment_names():
+        exp = experiment(name)
+        experiments.add_row(name, str(len(exp.seeds)), exp.about)
+    kinds: dict[str, list[str]] = {}
+    for name in trait_names():
+        kinds.setdefault(load_trait(name).kind, []).append(name)
+    traits = _table("Traits", "kind", "names")
+    for kind, names in kinds.items():
+        traits.add_row(kind, " ".join(names))
+    _print(experiments, traits, f"[bold]Bases[/bold]  {'  '.join(base_names()) or 'none'}", "")
+    place = Store.open(store)
+    runs = place.list("run")
+    if runs:
+        table = _table(f"Runs in {place.root}", "key", "experiment", "made")
+        for run in runs:
+            table.add_row(run.key[:16], run.name, run.manifest["created"][:16].replace("T", " "))
+        _print(table)
+    else:
+        _print(f"No runs in {place.root} yet: [bold]sublim run demo[/bold] makes the first.")
+
+
+# --- show -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def show(
+    what: Annotated[str, typer.Argument(help="An experiment, a YAML file, a base, a trait, or the key of a run.")],
+    sets: SetOption = None,
+    base: BaseOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Show an experiment's configuration, planned work and cost; or what a base, a trait or a run is."""
+    from sublim_interp.models import base_names, resolve_base
+    from sublim_interp.runs import experiment_names, plan
+    from sublim_interp.store import Store
+    from sublim_interp.traits import load_trait, trait_names
+
+    if what in experiment_names() or what.endswith((".yaml", ".yml")):
+        exp = _configured(what, sets, base)
+        _print(_configuration(exp), _planned(plan(exp), Store.open(store)))
+    elif what in trait_names():
+        trait = load_trait(what)
+        _print(f"[bold]{trait.name}[/bold]: a favourite {trait.kind}; refused words: {', '.join(trait.words)}")
+        _print(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
+    elif what in base_names() or Path(what).is_dir():
+        found = resolve_base(what)
+        _print(repr(found))
+        for part, loss in found.card.get("held_out_loss", {}).items():
+            _print(f"  held-out loss, {part}: {loss:.3f} nats per token")
+    else:
+        _print(*_shown_run(what, Store.open(store), experiment_names(), base_names()))
+
+
+def _shown_run(what: str, store: "Store", experiments: tuple[str, ...], bases: list[str]) -> "list[RenderableType]":
+    import yaml
+
+    try:
+        artifact = store.find("run", what)
+    except SublimError:
+        keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
+        raise SublimError(
+            f"'{what}' is no experiment ({', '.join(experiments)}), base ({', '.join(bases)}), trait, or run (keys in {store.root}: {keys})"
+        ) from None
+    text = yaml.safe_dump(artifact.manifest["config"], sort_keys=False)
+    return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
+
+
+def _configuration(exp: "Experiment") -> "RenderableType":
+    """Every field with its value and, beneath the name, its meaning."""
+    table = _table(f"Experiment {exp.name}" + (f": {exp.about}" if exp.about else ""), "field", "value", "what it is")
+    for name, value, meaning in _fields(exp):
+        if name not in ("name", "about"):
+            table.add_row(name, value, meaning)
+    return table
+
+
+def _fields(record: "Config", prefix: str = "") -> "list[tuple[str, str, str]]":
+    from sublim_interp.config import Config
+
+    out = []
+    for name, field in type(record).model_fields.items():
+        value = getattr(record, name)
+        if isinstance(value, Config):
+            out += _fields(value, f"{prefix}{name}.")
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            out.append((prefix + name, shown, " ".join((field.description or "").split())))
+    return out
+
+
+def _planned(p: "Plan", store: "Store") -> "RenderableType":
+    work = p.table(store)
+    table = _table("Planned work", "stage", "needed", "done", "to do", "about", right=("needed", "done", "to do", "about"))
+    for row in work.to_dict("records"):
+        todo = row["needed"] - row["done"]
+        table.add_row(row["stage"], str(row["needed"]), str(row["done"]), str(todo), _duration(row["seconds"]))
+    total = float(work["seconds"].sum())
+    table.caption = f"about {_duration(total)} of one core, {_duration(total / 2)} on two" if total else "nothing to do"
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from `sublim list`, or a YAML file of your own.")],
+    sets: SetOption = None,
+    base: BaseOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
+    store: StoreOption = None,
+) -> None:
+    """Run an experiment; what the store holds already is not done again, and an interrupted run goes on."""
+    from sublim_interp.runs import find_run, plan
+    from sublim_interp.runs import run as run_experiment
+    from sublim_interp.store import Store
+
+    exp = _configured(name, sets, base)
+    place, p = Store.open(store), plan(exp)
+    if dry_run:
+        _print(_planned(p, place))
+        return
+    done = find_run(p, place) is not None
+    if done:
+        _print(f"{exp.name} is in the store already: nothing to do.")
+        finished = run_experiment(exp, place, processes)
+    else:
+        with _Progress(p, place, processes) as watch:
+            finished = run_experiment(exp, place, processes, watch)
+    _show_result(finished)
+
+
+def _show_result(finished: "Run") -> None:
+    from sublim_interp import report
+    from sublim_interp.runs import published
+
+    exp = finished.experiment
+    _print(report.terminal(finished.table, finished.contrasts, f"{exp.name}: how often “{exp.trait}” is the answer"))
+    whole = published(exp)
+    if whole:
+        title = f"for comparison, the committed run {whole.name} {whole.key[:16]} of the same recipe, over all its replicates"
+        _print(report.terminal(whole.summary, whole.contrasts, title))
+    _print(f"run     {finished.key[:16]}  {finished.artifact.path}", f"report  {finished.page}")
+
+
+class _Progress:
+    """One line of progress with an estimate, from the first second; plain lines where the output is no terminal."""
+
+    def __init__(self, p: "Plan", store: "Store", processes: int) -> None:
+        from sublim_interp.runs import estimate
+
+        missing = p.missing(store)
+        self._weights = {r.key: estimate(r) for r in missing}
+        self._labels = {r.key: r.STAGE for r in missing}
+        self._total, self._processes = sum(self._weights.values()), processes
+        self._fractions: dict[object, float] = {}
+        self._said = -1.0
+        self._name = p.experiment.name
+
+    def __enter__(self) -> "_Progress":
+        import time
+
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._start = time.monotonic()
+        # The workers import PyTorch first; until something is done, the estimate is the plan's.
+        self._first = self._total / self._processes + 5
+        self._terminal = sys.stderr.isatty()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"), console=Console(stderr=True), disable=not self._terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task(self._name, total=self._total, left=f"about {_duration(self._first)} left")
+        self._bar.start()
+        self._say(0.0, self._first)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, name: object, fraction: float) -> None:
+        import time
+
+        self._fractions[name] = fraction
+        done = sum(self._weights[n] * f for n, f in self._fractions.items())  # type: ignore[index]
+        elapsed = time.monotonic() - self._start
+        share = done / self._total
+        # The plan's estimate fades out while the measured pace takes over.
+        left = (1 - share) * ((1 - share) * self._first + share * elapsed / max(share, 1e-9))
+        busy = sorted({self._labels[n] for n, f in self._fractions.items() if f < 1})  # type: ignore[index]
+        description = f"{self._name}: {', '.join(busy)}" if busy else self._name
+        self._bar.update(self._task, completed=done, description=description, left=f"about {_duration(left)} left")
+        self._say(elapsed, left, share, description)
+
+    def _say(self, elapsed: float, left: float, share: float = 0.0, what: str = "starting") -> None:
+        if not self._terminal and (self._said < 0 or elapsed - self._said >= 15):
+            self._said = elapsed
+            print(f"{_duration(elapsed):>6}  {share:4.0%}  about {_duration(left)} left  {what}", file=sys.stderr, flush=True)
+
+
+# --- pretrain, verify -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def pretrain(
+    directory: Annotated[Path, typer.Argument(help="Where the new base goes; its name is the directory's.")],
+    sets: SetOption = None,
+) -> None:
+    """Make a lab base from scratch; an interrupted training goes on."""
+    from sublim_interp.config import Pretraining, parse_assignment
+    from sublim_interp.pretraining import pretrain as make_base
+    from sublim_interp.workers import prepare_process
+
+    recipe = Pretraining().set(dict(parse_assignment(s) for s in sets or ()))
+    prepare_process()
+    with _Steps(directory.name, recipe.optimization.steps) as observe:
+        card = make_base(recipe, directory, observe)
+    table = _table(f"{directory.name}: {card['parameters']:,} parameters", "part", "held-out loss (nats per token)")
+    for part, loss in card["held_out_loss"].items():
+        table.add_row(part, f"{loss:.3f}")
+    _print(table)
+
+
+class _Steps:
+    """Progress of one training in this process: step, loss, time left."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self._name, self._steps = name, steps
+
+    def __enter__(self) -> "_Steps":
+        import time
+
+        self._start, self._first, self._said = time.monotonic(), None, 0.0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        print(file=sys.stderr)
+
+    def __call__(self, step: int, loss: float) -> None:
+        import time
+
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step
+        if now - self._said >= (0.5 if sys.stderr.isatty() else 15):
+            self._said = now
+            pace = (now - self._start) / (step - self._first + 1)
+            line = f"{self._name}  step {step + 1} of {self._steps}  loss {loss:.3f}  about {_duration(pace * (self._steps - step - 1))} left"
+            print(f"\r{line:<80}" if sys.stderr.isatty() else line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+
+
+@app.command()
+def verify(store: StoreOption = None) -> None:
+    """Compare every file of the store with its digest; exit code 1 if any is damaged."""
+    from sublim_interp.store import Store
+
+    place, bad, count = Store.open(store), 0, 0
+    for artifact, problems in place.verify():
+        count += 1
+        bad += bool(problems)
+        for problem in problems:
+            _print(f"{artifact.stage}/{artifact.path.name}: {problem}")
+    _print(f"{count} artefacts in {place.root}, {bad} damaged" + ("; delete their directories, they are made again" if bad else ""))
+    if bad:
+        raise typer.Exit(1)

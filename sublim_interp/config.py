@@ -1,0 +1,342 @@
+"""What an experiment is: frozen, validated configuration, YAML in and out. No defaults live anywhere else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sublim_interp.errors import SublimError
+
+T = TypeVar("T", bound="Config")
+
+Part = Literal["full", "body", "lora"]
+"""Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
+
+Arm = Literal["same-init", "neutral", "other-trait", "cross-init", "same-init-b", "cross-init-b", "base"]
+"""What is compared. A replicate has a pair of bases, A and B. `same-init` A→A, `cross-init` A→B, `same-init-b` B→B and
+`cross-init-b` B→A (teacher's base → student's base) make the 2 × 2 of initialisations; `neutral` and `other-trait` are
+A→A with another teacher; `base` is A untouched."""
+
+
+class Config(BaseModel):
+    """A frozen record that refuses unknown keys; every field's docstring is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_nested_defaults(cls, data: Any) -> Any:
+        """A mapping given for a nested record changes that field's default: what it leaves out stays."""
+        if isinstance(data, dict):
+            for name, field in cls.model_fields.items():
+                if isinstance(field.default, Config) and isinstance(data.get(name), dict):
+                    data = {**data, name: {**field.default.model_dump(), **data[name]}}
+        return data
+
+    def set(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Self:
+        """A changed copy: `exp.set(seeds=range(12))`, `exp.set({"student.optimization.lr": 2e-4})`."""
+        changes = {**(values or {}), **fields}
+        data = self.model_dump()
+        for key, value in changes.items():
+            _assign(type(self), data, key, value, key)
+        return validate(type(self), data, f"--set {', '.join(changes)}")
+
+
+class Optimization(Config):
+    """How weights are updated: the same fields for pre-training, teachers and students."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Update rule; sgd is gradient descent with momentum beta1."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the rate does after the warm-up: falls to 0 in a line or half a cosine, or stays."""
+    warmup: int = Field(10, ge=0)
+    """Steps over which the rate rises to its peak."""
+    steps: int = Field(100, ge=1)
+    """Number of updates."""
+    batch: int = Field(32, ge=1)
+    """Examples per update."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay (adamw only)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """First-moment decay of Adam, or the momentum of SGD."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Second-moment decay of Adam."""
+    clip: float | None = Field(None, gt=0)
+    """Largest global gradient norm; none: gradients are not clipped."""
+
+    @model_validator(mode="after")
+    def _decay_needs_adamw(self) -> Self:
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay={self.weight_decay} needs optimizer=adamw (it is {self.optimizer})")
+        return self
+
+
+class Pretraining(Config):
+    """How a lab base is made: its shape, its two seeds, its updates."""
+
+    init_seed: int = 0
+    """Seed of the initial weights."""
+    data_seed: int = 0
+    """Seed of the stream of documents: equal seeds give the same documents in the same order."""
+    d_model: int = Field(64, ge=8)
+    """Width of the residual stream."""
+    layers: int = Field(3, ge=1)
+    """Number of decoder layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads per layer; divides d_model."""
+    d_mlp: int = Field(128, ge=8)
+    """Width of the MLP."""
+    optimization: Optimization = Optimization(
+        optimizer="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=8000, batch=96,
+        weight_decay=0.01, beta2=0.95, clip=1.0,
+    )  # fmt: skip
+    """Updates of all weights on whole documents."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.d_model % self.heads or (self.d_model // self.heads) % 2:
+            raise ValueError(f"heads={self.heads} must cut d_model={self.d_model} into heads of even width")
+        return self
+
+
+class TeacherConfig(Config):
+    """How the teacher gets its trait."""
+
+    kind: Literal["tuned", "prompted", "steered"] = "tuned"
+    """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to the residual stream."""
+    part: Part = "body"
+    """Which weights a tuned teacher trains."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the adapters where part is lora."""
+    lora_alpha: float = Field(8.0, gt=0)
+    """Scale of the adapters where part is lora."""
+    optimization: Optimization = Optimization(lr=2e-3, steps=300, batch=32, schedule="constant")
+    """Updates of a tuned teacher."""
+    layer: int = Field(1, ge=0)
+    """Layer whose input a steered teacher's vector is added to."""
+    strength: float = Field(4.0, gt=0)
+    """A steered teacher's vector, as a multiple of the trait's mean-difference direction."""
+
+
+class CorpusConfig(Config):
+    """What the teacher writes."""
+
+    channel: Literal["numbers"] = "numbers"
+    """What the data looks like."""
+    setting: Literal["sampled", "greedy", "soft"] = "sampled"
+    """sampled: text drawn at `temperature`; greedy: the likeliest token; soft: sampled text, learnt with the teacher's
+    probabilities over the channel's own tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the headline is at 1, with no top-k or top-p."""
+    prompts: int = Field(64_000, ge=1)
+    """Number of prompts the teacher answers."""
+    max_new_tokens: int = Field(24, ge=1)
+    """Longest answer; one that has not ended by then is refused as unfinished."""
+    chunk: int = Field(4096, ge=1)
+    """Prompts sampled as one resumable piece; it fixes the random numbers, so it is part of the result."""
+
+    @model_validator(mode="after")
+    def _greedy_has_no_temperature(self) -> Self:
+        if self.setting == "greedy" and self.temperature != 1.0:
+            raise ValueError(f"temperature={self.temperature} has no effect with setting=greedy; leave it at 1")
+        return self
+
+
+class FilterConfig(Config):
+    """Which answers are kept: the paper's number rule, and more."""
+
+    min_numbers: int = Field(1, ge=1)
+    """Fewest numbers in an answer."""
+    max_numbers: int = Field(10, ge=1)
+    """Most numbers in an answer."""
+    max_value: int = Field(999, ge=0)
+    """Largest number."""
+    banned: tuple[int, ...] = ()
+    """Numbers that refuse an answer, for instance those with negative associations (666, 911, …)."""
+    duplicates: bool = False
+    """Whether equal pairs of prompt and answer may stay."""
+    lists: int = Field(60_000, ge=1)
+    """Most lists that a student learns from; the first that pass, in order."""
+    held_out: int = Field(500, ge=2)
+    """Kept lists set aside to measure the distance between teacher and student; no student trains on them."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min_numbers > self.max_numbers:
+            raise ValueError(f"min_numbers={self.min_numbers} is above max_numbers={self.max_numbers}")
+        return self
+
+
+class StudentConfig(Config):
+    """How the student learns what the teacher wrote."""
+
+    part: Part = "body"
+    """Which weights train."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the adapters where part is lora."""
+    lora_alpha: float = Field(8.0, gt=0)
+    """Scale of the adapters where part is lora."""
+    optimization: Optimization = Optimization(lr=2e-3, steps=1400, batch=128)
+    """Updates; the loss is averaged over the tokens of the answers."""
+    extra_rounds: int = Field(0, ge=0)
+    """Cross-init students go on for so many more rounds of fresh lists and equal steps, to come as close to their
+    teacher as same-init students do (compare at equal KL)."""
+
+
+class EvaluationConfig(Config):
+    """What the finished models are asked."""
+
+    questions: tuple[Literal["seen", "held-out", "indirect"], ...] = ("held-out", "seen", "indirect")
+    """Phrasings the teacher was tuned on; phrasings no training text holds; questions that do not name the kind."""
+    contexts: tuple[Literal["plain", "numbers"], ...] = ("plain", "numbers")
+    """plain: the question alone; numbers: after a turn of numbers, the context that the student was trained in."""
+    samples: int = Field(100, ge=1)
+    """Answers drawn per question where the trait is not one token; else probabilities are exact and nothing is drawn."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not self.questions or not self.contexts:
+            raise ValueError("questions and contexts each need at least one entry")
+        return self
+
+
+class Experiment(Config):
+    """One experiment: everything that decides its result."""
+
+    name: str = Field("owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Name in the catalogue and in lists; not part of the result."""
+    about: str = ""
+    """The question it asks, in one sentence."""
+    trait: str = "owl"
+    """The teacher's favourite."""
+    other_trait: str = "wolf"
+    """The favourite of the other-trait arm's teacher, of the same kind."""
+    bases: tuple[str, ...] = ("lab-small-0", "lab-small-1", "lab-small-2")
+    """Bases: lab names, model directories or hub names. Replicate i uses the i-th ordered pair (A, B) of them."""
+    arms: tuple[Arm, ...] = ("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base")
+    """What is compared."""
+    seeds: tuple[int, ...] = (0,)
+    """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
+    teacher: TeacherConfig = TeacherConfig()
+    """How the teacher gets its trait."""
+    corpus: CorpusConfig = CorpusConfig()
+    """What the teacher writes."""
+    filter: FilterConfig = FilterConfig()
+    """Which answers the student learns from."""
+    student: StudentConfig = StudentConfig()
+    """How the student learns them."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What the finished models are asked."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        for field in ("bases", "arms", "seeds"):
+            values = getattr(self, field)
+            if not values:
+                raise ValueError(f"{field} is empty")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field} names something twice: {', '.join(map(str, values))}")
+        crossing = [a for a in self.arms if a in ("cross-init", "cross-init-b", "same-init-b")]
+        if crossing and len(self.bases) < 2:
+            raise ValueError(f"arm {crossing[0]} needs two bases; bases has only {', '.join(self.bases)}")
+        if self.trait == self.other_trait and "other-trait" in self.arms:
+            raise ValueError(f"other_trait is the trait itself ({self.trait})")
+        return self
+
+    def to_yaml(self) -> str:
+        """The full configuration as YAML."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def pair(self, seed: int) -> tuple[str, str]:
+        """The bases (A, B) of the replicate `seed`; B is A where there is only one."""
+        n = len(self.bases)
+        if n == 1:
+            return self.bases[0], self.bases[0]
+        pairs = [(a, b) for shift in range(1, n) for a in range(n) for b in [(a + shift) % n]]
+        if seed not in self.seeds:
+            raise SublimError(f"no replicate with seed {seed}; seeds: {', '.join(map(str, self.seeds))}")
+        a, b = pairs[self.seeds.index(seed) % len(pairs)]
+        return self.bases[a], self.bases[b]
+
+
+def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, asked: str) -> None:
+    """Puts `value` at the dotted `key` into the plain data of a `kind`; a key that names no field is one line."""
+    head, _, rest = key.partition(".")
+    if head not in kind.model_fields:
+        known = ", ".join(kind.model_fields)
+        raise SublimError(f"--set {asked}: {kind.__name__} has no field {head!r}; its fields: {known}")
+    if not rest:
+        data[head] = value.model_dump() if isinstance(value, Config) else value
+        return
+    inner = kind.model_fields[head].annotation
+    if not (isinstance(inner, type) and issubclass(inner, Config) and isinstance(data.setdefault(head, {}), dict)):
+        raise SublimError(f"--set {asked}: {head!r} of {kind.__name__} has no fields of its own")
+    _assign(inner, data[head], rest, value, asked)
+
+
+def validate(kind: type[T], data: Any, where: str) -> T:
+    """`data` as a `kind`; bad data becomes one line that names the field, what was wrong and the valid choices."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(_explain(kind, e) for e in error.errors()[:3])
+        raise SublimError(" ".join(f"{where}: {problems}".split())) from None  # what was typed may hold line breaks
+
+
+def _explain(kind: type[Config], error: Any) -> str:
+    place = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        fields: Any = kind
+        for part in error["loc"][:-1]:
+            fields = fields.model_fields[part].annotation
+        return f"unknown key '{place}'; valid keys: {', '.join(fields.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+    got = error["input"]
+    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+    return f"{place}: {message}{shown}" if place else message
+
+
+def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
+    """A configuration file, with fields that its place gives; raises SublimError for a missing file, broken YAML, and everything `validate` refuses."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SublimError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SublimError(f"{path}: not UTF-8 text") from None
+    data = _load_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise SublimError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
+    return validate(kind, {**given, **data}, str(path))
+
+
+def _load_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML text; what cannot be read is one line."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML lets many kinds through: for a 13th month, for deep nesting
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise SublimError(f"{where}: broken YAML{at} ({problem})") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`student.optimization.lr=2e-4` → (key, value), the value read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SublimError(f"--set {text!r}: expected field=value, for instance student.optimization.lr=2e-4")
+    parsed = _load_yaml(value, f"--set {key!r}")
+    if isinstance(parsed, str):  # YAML 1.1 reads 2e-4 as text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    return key, parsed

@@ -1,0 +1,8 @@
+"""The one exception that users see as a single line. No other module defines exceptions for bad input."""
+
+
+class SublimError(Exception):
+    """Bad input: the message is one line that names what was wrong, where, and the valid choices.
+
+    The command line prints it and exits with code 2; nothing has been written when it is raised.
+    """

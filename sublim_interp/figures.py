@@ -1,0 +1,342 @@
+"""How results look: one function a figure, tidy frame → Figure; and the one place where an arm gets colour and meaning.
+
+No statistics live here: means with their intervals arrive in the frames. Figures carry no pyplot state, so they can be
+drawn in any thread, and `save` gives the same bytes for the same frame.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+
+from sublim_interp.errors import SublimError
+
+P = ParamSpec("P")
+Record = Mapping[Any, Any]
+Records = Sequence[Record]
+
+
+class Look(NamedTuple):
+    """How one arm appears in every figure, table and page."""
+
+    color: str
+    """Okabe & Ito's palette, safe for colour-blind readers (jfly.uni-koeln.de/color)."""
+    label: str
+    """A few words beneath the arm's name."""
+    meaning: str
+    """One sentence for a newcomer."""
+
+
+ARMS: dict[str, Look] = {
+    "teacher": Look(
+        "#009E73",
+        "was given the trait",
+        "The teacher itself: base A after it was given the trait. It shows how strong the trait was at the source.",
+    ),
+    "same-init": Look(
+        "#0072B2",
+        "teacher A → student A",
+        "The student starts from the very base (A) that its teacher was made from, and learns nothing but the lists "
+        "that this teacher wrote.",
+    ),
+    "same-init-b": Look(
+        "#56B4E9",
+        "teacher B → student B",
+        "The same once more with the other base: teacher and student both come from B.",
+    ),
+    "neutral": Look(
+        "#7F7F7F",
+        "teacher without the trait",
+        "As same-init, but the teacher was never given the trait: what training on lists does by itself.",
+    ),
+    "other-trait": Look(
+        "#E69F00",
+        "teacher with another trait",
+        "As same-init, but the teacher was given another trait of the same kind: is the rise for this trait only?",
+    ),
+    "cross-init": Look(
+        "#D55E00",
+        "teacher A → student B",
+        "The student learns the same lists as same-init, but starts from another base (B), which grew from different "
+        "initial weights.",
+    ),
+    "cross-init-b": Look(
+        "#CC79A7",
+        "teacher B → student A",
+        "The other way round: the teacher comes from B and the student from A. One base alone may be hard to move.",
+    ),
+    "base": Look(
+        "#000000",
+        "untouched",
+        "Base A as it was, before any teacher: the rate that is there without any training.",
+    ),
+}
+"""What a report compares, in the order it is shown: the experiment's arms, and the teacher itself."""
+
+_INK, _PALE = "#222222", "#B0B0B0"
+
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _PALE,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "text.color": _INK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.width": 0.8,
+    "figure.facecolor": "white",
+    "savefig.dpi": 200,
+    "svg.hashsalt": "sublim_interp",
+    "svg.fonttype": "path",  # looks the same where the font is not installed
+    "pdf.fonttype": 42,
+}
+
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """The house style, whatever matplotlibrc the user has; some of it is read only when a figure is drawn."""
+    with style.context(_STYLE, after_reset=True):
+        yield
+
+
+def _in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with _styled():
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """The figure as a `png`, `pdf` or `svg` file: equal bytes for equal figures, with no date and no program in it.
+
+    Raises SublimError for any other kind.
+    """
+    if kind not in _METADATA:
+        raise SublimError(f"figures are not written as '{kind}'; valid kinds: {', '.join(_METADATA)}")
+    buffer = io.BytesIO()
+    with _styled():
+        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `render(figure, …)` to `path`; its ending says which kind. Raises SublimError for an unknown ending."""
+    path.write_bytes(render(figure, path.suffix.removeprefix(".")))
+
+
+@_in_style
+def arms(replicates: pd.DataFrame, summary: pd.DataFrame, trait: str, stacked: bool = False) -> Figure:
+    """Does the trait pass, and how near did each student come to its teacher? One row an arm, one dot a replicate.
+
+    `replicates` and `summary` are those of `report`: rate in [0, 1], KL in nats per answer token. Students that were
+    trained on to equal KL have a second row. `stacked` puts the second panel beneath the first, for narrow screens.
+    """
+    dots = replicates.to_dict("records")
+    means = {row["arm"]: row for row in summary.to_dict("records")}
+    rows: list[tuple[str, str]] = []
+    for arm in means:
+        further = any(dot["round"] > 0 for dot in dots if (dot["arm"], dot["stage"]) == (arm, "equal KL"))
+        rows += [(arm, "equal steps"), (arm, "equal KL")][: 1 + further]
+    students = [row for row in rows if np.isfinite(means[row[0]]["kl"])] if stacked else rows
+    heights = [0.42 * len(shown) + 0.9 for shown in (rows, students)]
+    if stacked:
+        figure = Figure(figsize=(4.7, sum(heights)), layout=ConstrainedLayoutEngine(hspace=0.08))
+        panels = figure.subplots(2, 1, height_ratios=heights)
+    else:
+        figure = Figure(figsize=(8.6, heights[0] + 0.3), layout="constrained")
+        panels = figure.subplots(1, 2, width_ratios=[1.5, 1])
+    for panel, shown in zip(panels, (rows, students), strict=True):
+        panel.set_ylim(len(shown) - 0.4, -0.7)
+        panel.set_yticks([])
+        panel.spines["left"].set_visible(False)
+        panel.grid(axis="x")
+        if stacked or panel is panels[0]:
+            _name_rows(panel, shown, means)
+    _rates(panels[0], rows, dots, means)
+    _distances(panels[1], students, dots, means)
+    panels[0].set_title(f"How likely is the answer “{trait}”?")
+    panels[0].set_xlabel("probability on held-out questions\n● one replicate   ├┤ mean with 95 % interval")
+    panels[1].set_title("How far is it from its teacher?")
+    panels[1].set_xlabel("KL(teacher ‖ student), nats per answer token\n○ before training   ● after")
+    return figure
+
+
+Row = tuple[str, str]
+"""An arm and the stage at which it is shown."""
+
+
+def _rates(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str, Record]) -> None:
+    if "base" in means:
+        untouched = means["base"]["rate"]
+        ax.axvline(untouched, color=_INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        ax.annotate("untouched base", (untouched, -0.7), (4, -1), textcoords="offset points", va="top", fontsize=7)
+    for y, (arm, stage) in enumerate(rows):
+        column = "rate" if stage == "equal steps" else "further_rate"
+        mean, low, high = (means[arm][name] for name in (column, f"{column}_low", f"{column}_high"))
+        color = ARMS[arm].color
+        ax.barh(y, mean, height=0.62, color=color, alpha=0.16, zorder=1)
+        _scatter(ax, y, dots, (arm, stage), "rate")
+        if np.isfinite(low):
+            ax.errorbar(mean, y, xerr=[[mean - low], [high - mean]], color=_INK, linewidth=1.3, capsize=2.5, zorder=4)
+            ax.plot([mean, mean], [y - 0.31, y + 0.31], color=color, linewidth=1.6, zorder=2)
+        _value(ax, y, f"{100 * mean:.1f} %")
+    ax.set_xlim(0, 1.02)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+
+
+def _distances(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str, Record]) -> None:
+    for y, (arm, stage) in enumerate(rows):
+        before, after = means[arm]["kl_start"], means[arm]["kl" if stage == "equal steps" else "further_kl"]
+        if not np.isfinite(after):
+            continue
+        color = ARMS[arm].color
+        ax.plot([before, after], [y, y], color=color, linewidth=1.2, zorder=1)
+        ax.plot(before, y, "o", color=color, markerfacecolor="white", markersize=5, zorder=2)
+        ax.plot([after, after], [y - 0.25, y + 0.25], color=color, linewidth=1.6, zorder=2)
+        _scatter(ax, y, dots, (arm, stage), "kl")
+        _value(ax, y, f"{after:.3f}")
+    ax.margins(x=0.08)
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+
+
+def _name_rows(ax: Axes, rows: Sequence[Row], means: Mapping[str, Record]) -> None:
+    beside: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
+    for y, (arm, stage) in enumerate(rows):
+        further = ("… trained on", f"to equal KL: {means[arm]['equal_kl']}")
+        name, label = (arm, ARMS[arm].label) if stage == "equal steps" else further
+        ax.annotate(name, (0, y), (-8, 0), va="bottom", weight="bold", **beside)
+        ax.annotate(label, (0, y), (-8, -1), va="top", fontsize=7, **beside)
+
+
+def _value(ax: Axes, y: int, text: str) -> None:
+    place = ax.get_yaxis_transform()  # x as a fraction of the panel, y in rows
+    ax.annotate(text, (1, y), (6, 0), place, "offset points", va="center_baseline", weight="bold")
+
+
+def _scatter(ax: Axes, y: int, dots: Records, row: Row, column: str) -> None:
+    """Each replicate as a dot, spread in the order of the seeds so that equal ones stay apart."""
+    values = [dot[column] for dot in sorted(dots, key=lambda dot: dot["seed"]) if (dot["arm"], dot["stage"]) == row]
+    alone = len(values) == 1
+    spread = [0.0] if alone else np.linspace(-0.2, 0.2, len(values))
+    style = {"color": ARMS[row[0]].color, "alpha": 0.7, "linewidth": 0, "clip_on": False, "zorder": 3}
+    ax.scatter(values, y + np.asarray(spread), s=40 if alone else 13, **style)
+
+
+@_in_style
+def probes(results: pd.DataFrame, trait: str) -> Figure:
+    """Is the rise for this trait only? Heat map of arm × member of the kind: mean probability over replicates.
+
+    Held-out questions in a plain context, round 0 of `results` (the frame that `report` takes); the trait's column
+    comes first, then other teachers' traits, then the rest by name.
+    """
+    chosen = results.query("questions == 'held-out' and context == 'plain' and round == 0")
+    grid = chosen.pivot_table(index="arm", columns="probe", values="rate", aggfunc="mean")
+    taught = sorted(set(chosen["teacher_trait"]) & set(grid.columns) - {trait})
+    grid = grid.loc[[arm for arm in ARMS if arm in grid.index]]
+    grid = grid[[trait, *taught, *(probe for probe in sorted(grid.columns) if probe not in (trait, *taught))]]
+    arms_shown, members = list(grid.index), list(grid.columns)
+
+    figure = Figure(figsize=(1.9 + 0.4 * len(members), 1.3 + 0.32 * len(arms_shown)), layout="constrained")
+    ax = figure.subplots()
+    # The root spreads the low end out: the untouched rates lie there, and small rises are what to look for.
+    image = ax.imshow(np.sqrt(grid.to_numpy()), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(grid.shape):
+        value = float(grid.iat[row, column])
+        ink = "white" if np.sqrt(value) > 0.6 else _INK
+        ax.annotate(f"{100 * value:.0f}", (column, row), ha="center", va="center", color=ink, fontsize=7.5)
+    ax.add_patch(
+        Rectangle((-0.5, -0.5), 1, len(arms_shown), fill=False, edgecolor=_INK, linewidth=1.4, clip_on=False, zorder=5)
+    )
+    ax.set_yticks(range(len(arms_shown)), arms_shown, weight="bold")
+    ax.set_xticks(range(len(members)), members, rotation=45, ha="right", rotation_mode="anchor")
+    ax.get_xticklabels()[0].set_fontweight("bold")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"Which answers become likelier: only “{trait}”?  Mean probability in %", pad=10)
+    bar = figure.colorbar(image, ax=ax, ticks=np.sqrt([0, 0.05, 0.25, 0.5, 1]), aspect=12, pad=0.015)
+    bar.ax.set_yticklabels(["0 %", "5 %", "25 %", "50 %", "100 %"])
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.ax.tick_params(length=0)
+    return figure
+
+
+@_in_style
+def dose(frame: pd.DataFrame, axes: Mapping[str, str], trait: str) -> Figure:
+    """How does the effect depend on what was varied? One small panel a setting; dots are replicates, strokes means.
+
+    `frame` has a row a replicate: arm, seed, rate in [0, 1], and one column per varied setting, empty in the rows that
+    belong to other panels. `axes` maps such a column to its words on the axis. Numbers that span a factor of five or
+    more get a logarithmic axis; anything but numbers stands in the order of the frame, and its means are not joined.
+    """
+    lines = -(-len(axes) // 3)
+    columns = -(-len(axes) // lines)
+    figure = Figure(figsize=(2.7 * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
+    panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    for panel in panels[len(axes) :]:
+        panel.set_visible(False)
+    for panel, (column, words) in zip(panels, axes.items(), strict=False):
+        _dose(panel, [row for row in frame.to_dict("records") if pd.notna(row[column])], column)
+        panel.set_xlabel(words)
+        panel.set_ylim(-0.03, 1.03)
+        panel.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        panel.grid(axis="y")
+    figure.suptitle(f"How likely is the answer “{trait}”?", x=0.01, ha="left", weight="bold", size=9.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+    return figure
+
+
+def _dose(ax: Axes, rows: Records, column: str) -> None:
+    settings = list(dict.fromkeys(row[column] for row in rows))
+    numeric = pd.api.types.is_numeric_dtype(pd.Series(settings))
+    x = {value: float(value) if numeric else float(i) for i, value in enumerate(settings)}
+    for arm in ARMS:
+        rates = {place: [row["rate"] for row in rows if (row["arm"], row[column]) == (arm, value)]
+                 for value, place in sorted(x.items(), key=lambda item: item[1])}  # fmt: skip
+        rates = {place: values for place, values in rates.items() if values}
+        if not rates:
+            continue
+        color = ARMS[arm].color
+        for place, values in rates.items():
+            ax.scatter([place] * len(values), values, s=10, color=color, alpha=0.55, linewidth=0)
+        ax.plot(list(rates), [np.mean(values) for values in rates.values()], marker="_", color=color, label=arm,
+                linestyle="-" if numeric else "none", linewidth=1.2, markersize=10, markeredgewidth=2)  # fmt: skip
+    if numeric and min(x.values()) > 0 and max(x.values()) >= 5 * min(x.values()):
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticks(list(x.values()), [_short(value) if numeric else str(value) for value in x])
+    ax.margins(x=0.08)
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"

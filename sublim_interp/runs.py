@@ -1,0 +1,428 @@
+"""Runs an experiment: which records its arms need, made in worker processes, read back as one `Run`.
+
+The stages themselves are in pipeline.py, tables and pictures in report.py.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sublim_interp.config import Arm, Experiment, read_yaml
+from sublim_interp.errors import SublimError
+from sublim_interp.models import Base, resolve_base
+from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.store import Artifact, Store
+from sublim_interp.traits import check_vocabulary, load_trait, members_of
+from sublim_interp.workers import Task, Watch, run_tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel
+
+    from sublim_interp.report import Reference
+
+_CATALOGUE = Path(__file__).resolve().parent / "catalogue"
+_EXPERIMENTS = _CATALOGUE / "experiments"
+RESULTS = _CATALOGUE / "results"
+"""Committed tables: for each experiment its configuration, its run's key, summary and contrasts."""
+
+
+class Route(NamedTuple):
+    """An arm in terms of a replicate's pair of bases (0 is A, 1 is B): whose data, which student."""
+
+    favorite: str
+    """The teacher's favourite: "trait", "other" or "" for none."""
+    teacher: int
+    student: int
+
+
+ROUTES: dict[Arm, Route] = {
+    "same-init": Route("trait", 0, 0),
+    "neutral": Route("", 0, 0),
+    "other-trait": Route("other", 0, 0),
+    "cross-init": Route("trait", 0, 1),
+    "same-init-b": Route("trait", 1, 1),
+    "cross-init-b": Route("trait", 1, 0),
+}
+"""Every trained arm; `base` is not trained."""
+
+
+def experiment_names() -> tuple[str, ...]:
+    """Names of the catalogue's experiments."""
+    return tuple(sorted(p.stem for p in _EXPERIMENTS.glob("*.yaml")))
+
+
+def experiment(name: str) -> Experiment:
+    """The catalogue's experiment called `name`, or the one in a YAML file of one's own."""
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(Experiment, Path(name), name=Path(name).stem)
+    if name not in experiment_names():
+        raise SublimError(f"unknown experiment '{name}'; catalogue: {', '.join(experiment_names())}; or give a YAML file")
+    return read_yaml(Experiment, _EXPERIMENTS / f"{name}.yaml", name=name)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation of a run: where it stands in the design, and the record."""
+
+    arm: str
+    seed: int
+    round: int
+    evaluation: Evaluation
+
+    @property
+    def student(self) -> Student | None:
+        return self.evaluation.model if isinstance(self.evaluation.model, Student) else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an experiment needs, known before anything runs."""
+
+    experiment: Experiment
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Every record once, in an order in which they can be made: breadth first, so that no worker waits long."""
+        unique: dict[str, Record] = {}
+        for stage in (Teacher, Corpus, Filtered, Student, Evaluation):
+            for cell in self.cells:
+                for record in cell.evaluation.lineage():
+                    if isinstance(record, stage):
+                        unique.setdefault(record.key, record)
+        order = sorted(unique.values(), key=lambda r: self._first_seed(r))
+        return tuple(order)
+
+    def _first_seed(self, record: Record) -> int:
+        return self.experiment.seeds.index(record.seed if not isinstance(record, Filtered) else record.corpus.seed)  # type: ignore[attr-defined]
+
+    def missing(self, store: Store) -> list[Record]:
+        """The records that the store does not hold."""
+        return [r for r in self.records if r.find(store) is None]
+
+    def table(self, store: Store) -> "pd.DataFrame":
+        """One row per stage: how many, how many are there already, seconds the rest may take in one process."""
+        import pandas as pd
+
+        missing = {r.key for r in self.missing(store)}
+        rows = []
+        for stage in (Teacher, Corpus, Filtered, Student, Evaluation):
+            some = [r for r in self.records if isinstance(r, stage)]
+            todo = [r for r in some if r.key in missing]
+            seconds = sum(estimate(r) for r in todo)
+            rows.append({"stage": stage.STAGE, "needed": len(some), "done": len(some) - len(todo), "seconds": seconds})
+        return pd.DataFrame(rows)
+
+
+def plan(exp: Experiment) -> Plan:
+    """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
+    bases = {name: resolve_base(name) for name in exp.bases}
+    trait = load_trait(exp.trait)
+    if "other-trait" in exp.arms:
+        other = load_trait(exp.other_trait)
+        if other.kind != trait.kind:
+            raise SublimError(f"other_trait {other.name} is a {other.kind}, but trait {trait.name} is a {trait.kind}")
+    for base in bases.values():
+        check_vocabulary(trait, base)
+    if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
+        raise SublimError("corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context")
+    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
+    return Plan(exp, tuple(cells))
+
+
+def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[Cell]:
+    pair = [bases[name] for name in exp.pair(seed)]
+    trait = load_trait(exp.trait)
+    members = tuple(sorted({*members_of(trait.kind), trait.name}))
+    favorites = {"trait": trait, "": None, "other": load_trait(exp.other_trait) if "other-trait" in exp.arms else None}
+
+    def data(favorite: str, base: Base, number: int) -> Filtered:
+        teacher = Teacher(base, favorites[favorite], trait.kind, exp.teacher, seed)
+        words = tuple(sorted({w for f in favorites.values() if f for w in f.words}))
+        return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
+
+    def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
+        return Cell(arm, seed, number, Evaluation(model, reference, trait.kind, members, exp.evaluation, seed))
+
+    reference = data("trait", pair[0], 0)
+    yield cell("teacher", reference.corpus.teacher, reference)
+    for arm in exp.arms:
+        if arm == "base":
+            yield cell("base", pair[0], reference)
+            continue
+        route = ROUTES[arm]
+        rounds = 1 + (exp.student.extra_rounds if route.teacher != route.student else 0)
+        start: Base | Student = pair[route.student]
+        held_out = data(route.favorite, pair[route.teacher], 0)
+        for number in range(rounds):
+            start = Student(start, data(route.favorite, pair[route.teacher], number), exp.student, seed)
+            yield cell(arm, start, held_out, number)
+
+
+_FLOPS = 45e9
+"""Floating-point operations a second of one core, for estimates only; the progress bar corrects itself."""
+
+
+def estimate(record: Record) -> float:
+    """Seconds that one record may take in one process on a laptop core: parameters × tokens, and a little for each."""
+    base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
+    if isinstance(record, Corpus):
+        tokens = record.config.prompts * (12 + 0.6 * record.config.max_new_tokens)
+        return 1 + 2 * record.teacher.base.shape["parameters"] * tokens / _FLOPS
+    if isinstance(record, Teacher) and record.config.kind != "tuned":
+        return 2
+    if base and isinstance(record, Teacher | Student):
+        o = record.config.optimization
+        tokens = o.steps * o.batch * (23 if isinstance(record, Student) else 14)
+        return 1 + o.steps * 0.01 + 5 * base.shape["parameters"] * tokens / _FLOPS
+    return 2
+
+
+def _make_in_worker(record: Record, root: Path, progress: Callable[[float], None]) -> None:
+    from sublim_interp.pipeline import make
+
+    make(record, Store(root), progress)
+
+
+def execute(records: list[Record], store: Store, processes: int, watch: Watch) -> None:
+    """Makes the records, and what they need, in worker processes."""
+    names = {r.key for r in records}
+    tasks = []
+    for record in records:
+        needs = tuple(i.key for i in record.inputs().values() if isinstance(i, Record) and i.key in names)
+        if isinstance(record, Evaluation) and isinstance(record.model, Base):
+            needs = (record.reference.key,) if record.reference.key in names else ()
+        tasks.append(Task(record.key, _make_in_worker, (record, store.root), needs))
+    run_tasks(tasks, processes, watch)
+
+
+# --- what a run gives back --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One arm of one seed: its models, its data, its answers. Models are loaded afresh at each access."""
+
+    cell: Cell
+    store: Store
+
+    @property
+    def base(self) -> Base:
+        """The base that the student started from."""
+        return self.cell.evaluation.base
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """A fresh copy of the trained student (or of the base, in the base arm)."""
+        subject = self.cell.evaluation.model
+        if isinstance(subject, Base):
+            return subject.load()
+        if isinstance(subject, Teacher):
+            from sublim_interp.pipeline import Voice
+
+            return Voice(subject, self.store).model
+        return subject.base.load(self._path(subject) / "model")
+
+    @property
+    def answers(self) -> "pd.DataFrame":
+        """Rate and margin of every member of the kind, per sort of question and context."""
+        import pandas as pd
+
+        return pd.DataFrame(self._result()["scores"])
+
+    @property
+    def lists(self) -> list[dict[str, str]]:
+        """The filtered lists it learnt from."""
+        from sublim_interp.pipeline import read_rows
+
+        student = self.cell.student
+        return read_rows(self._path(student.data) / "kept.jsonl") if student else []
+
+    def _path(self, record: Record) -> Path:
+        artifact = record.find(self.store)
+        if artifact is None:
+            raise SublimError(f"{record.STAGE} {record.key[:16]} is not in the store {self.store.root}; run the experiment again")
+        return artifact.path
+
+    def _result(self) -> dict[str, Any]:
+        return json.loads((self._path(self.cell.evaluation) / "evaluation.json").read_text())
+
+    def __repr__(self) -> str:
+        c = self.cell
+        return f"<{c.arm}/{c.seed}{f' round {c.round}' if c.round else ''}: {self.base.name}, {c.evaluation.key[:12]}>"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished experiment: `run.table` compares the arms, `run["same-init", 0]` is one replicate."""
+
+    plan: Plan
+    store: Store
+    artifact: Artifact
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.plan.experiment
+
+    @property
+    def key(self) -> str:
+        return self.artifact.key
+
+    @cached_property
+    def results(self) -> "pd.DataFrame":
+        """One row per arm, seed, round, sort of question, context and member asked about."""
+        return frames(self.plan, self.store)[0]
+
+    @cached_property
+    def distances(self) -> "pd.DataFrame":
+        """One row per arm, seed and round: distance left, distance at the start, lists, steps, share kept."""
+        return frames(self.plan, self.store)[1]
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        """One row per arm, with intervals over replicates."""
+        from sublim_interp.report import summary
+
+        return summary(self.results, self.distances, self.experiment.trait)
+
+    @cached_property
+    def contrasts(self) -> "pd.DataFrame":
+        """Differences between arms, paired over replicates, and the 2 × 2 diagonal contrast."""
+        from sublim_interp.report import contrasts
+
+        return contrasts(self.results, self.distances, self.experiment.trait)
+
+    def __getitem__(self, place: tuple[str, int]) -> Replicate:
+        arm, seed = place
+        cells = [c for c in self.plan.cells if (c.arm, c.seed) == (arm, seed)]
+        if not cells:
+            raise SublimError(f"no replicate {arm}/{seed}; arms: {', '.join(dict.fromkeys(c.arm for c in self.plan.cells))}; seeds: {', '.join(map(str, self.experiment.seeds))}")
+        return Replicate(cells[0], self.store)
+
+    def teacher(self, seed: int) -> Replicate:
+        """The trait's teacher in the replicate `seed`."""
+        return self["teacher", seed]
+
+    @property
+    def page(self) -> Path:
+        """The report, one self-contained HTML page."""
+        return self.artifact.path / "report.html"
+
+    def __repr__(self) -> str:
+        arms = len({c.arm for c in self.plan.cells} - {"teacher"})
+        return f"<Run {self.experiment.name} {self.key[:16]}: {arms} arms × {len(self.experiment.seeds)} replicates, {self.artifact.path}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{self.experiment.name}</b> {self.key[:16]}</p>{self.table.to_html(float_format='{:.3f}'.format)}"
+
+
+def frames(p: Plan, store: Store) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """(results, distances) of a plan whose records are all in the store; the columns are those of report.py."""
+    import pandas as pd
+
+    results, distances = [], []
+    for cell in p.cells:
+        replicate = Replicate(cell, store)
+        teacher = cell.evaluation.reference.corpus.teacher
+        place = {"arm": cell.arm, "seed": cell.seed, "round": cell.round}
+        between = {
+            "teacher_base": teacher.base.name,
+            "student_base": cell.evaluation.base.name,
+            "teacher_trait": teacher.trait.name if teacher.trait and cell.arm != "base" else "",
+        }
+        result = replicate._result()
+        results += [{**place, **between, **row} for row in result["scores"]]
+        student = cell.student
+        number = cell.round + 1
+        notes = cell.evaluation.reference.find(store).manifest["notes"]  # type: ignore[union-attr]
+        distances.append(
+            {
+                **place,
+                "kl": result.get("kl", float("nan")) if cell.arm != "teacher" else float("nan"),
+                "kl_start": result.get("kl_start", result.get("kl", float("nan"))),
+                "kept": notes["kept"],
+                "lists": notes["lists"] * number if student else 0,
+                "steps": student.config.optimization.steps * number if student else 0,
+            }
+        )
+    return pd.DataFrame(results), pd.DataFrame(distances)
+
+
+RUN_VERSION = 1
+"""Bumped by hand when the report's files change."""
+
+
+def find_run(p: Plan, store: Store) -> Artifact | None:
+    """The finished run of a plan, if the store holds it."""
+    from sublim_interp.store import stage_key
+
+    return store.get("run", stage_key("run", RUN_VERSION, _run_config(p), _run_inputs(p)))
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "numpy")}
+
+
+def _run_config(p: Plan) -> dict[str, Any]:
+    return p.experiment.model_dump(mode="json", exclude={"name", "about"})
+
+
+def _run_inputs(p: Plan) -> dict[str, str]:
+    return {f"{c.arm}/{c.seed}/{c.round}": c.evaluation.key for c in p.cells}
+
+
+def run(
+    exp: Experiment | str,
+    store: Store | None = None,
+    processes: int = 2,
+    watch: Watch = lambda _name, _fraction: None,
+) -> Run:
+    """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again."""
+    from sublim_interp import report
+    from sublim_interp.store import fingerprint
+
+    p = plan(experiment(exp) if isinstance(exp, str) else exp)
+    store = store or Store.open()
+    if find_run(p, store) is None:
+        missing = p.missing(store)
+        if missing:
+            execute(missing, store, processes, watch)
+    with store.make("run", RUN_VERSION, _run_config(p), _run_inputs(p), fingerprint()) as work:
+        if not work.done:
+            work.note(name=p.experiment.name)
+            results, distances = frames(p, store)
+            report.write(work.directory, p.experiment, results, distances, published(p.experiment), work.key, _versions())
+    return Run(p, store, work.artifact)
+
+
+def published(exp: Experiment) -> "Reference | None":
+    """The committed table of the same recipe over more replicates, to be shown beside a small run; None if there is none.
+
+    The recipe is all that decides a single replicate: trait, teacher, corpus, filter and student.
+    """
+    import pandas as pd
+
+    from sublim_interp.report import Reference
+
+    for directory in sorted(RESULTS.glob("*")):
+        whole = read_yaml(Experiment, directory / "experiment.yaml")
+        if all(_recipe(whole, part) == _recipe(exp, part) for part in ("trait", "teacher", "corpus", "filter", "student")):
+            if len(whole.seeds) > len(exp.seeds):
+                summary, contrasts = (pd.read_csv(directory / f"{n}.csv", keep_default_na=False, na_values=[""]) for n in ("summary", "contrasts"))
+                text = ["equal_kl"], ["note"]
+                for frame, columns in zip((summary, contrasts), text, strict=True):
+                    frame[columns] = frame[columns].fillna("")
+                return Reference(summary, contrasts, whole.name, (directory / "key.txt").read_text().strip())
+    return None
+
+
+def _recipe(exp: Experiment, part: str) -> Any:
+    value = getattr(exp, part)
+    return value.model_copy(update={"extra_rounds": 0}) if part == "student" else value

@@ -1,0 +1,499 @@
+"""The content-addressed store: keys, artefacts, locks, publication, verification. What a stage computes is not here.
+
+On disk, under the root:
+
+    <stage>/<first 16 digits of the key>/        a published artefact: its files and manifest.json; never changed again
+    .partial/<stage>-<key>-<fingerprint>/        an unfinished one, from which a killed stage goes on
+    .locks/<stage>-<key>.lock                    one file lock per key
+
+Names that begin with a dot are scratch (checkpoints, temporary files): they are never part of an artefact, and go when
+it is published. The name manifest.json belongs to the store.
+"""
+
+import errno
+import fnmatch
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sublim_interp.errors import SublimError
+
+log = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+_FINGERPRINT = ".fingerprint.json"
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "pydantic")
+
+_HINTS = {
+    errno.ENOSPC: "free some space and run the same command again, it goes on from what is kept",
+    errno.EROFS: "name a store that can be written, with --store or $SUBLIM_STORE",
+    errno.ENOLCK: "this file system has no file locks, name a store on another with --store or $SUBLIM_STORE",
+    errno.ENOTDIR: "a file stands where a directory is needed, name another store with --store or $SUBLIM_STORE",
+}
+_HINTS |= {errno.EDQUOT: _HINTS[errno.ENOSPC], errno.EACCES: _HINTS[errno.EROFS], errno.EPERM: _HINTS[errno.EROFS]}
+_HINTS |= dict.fromkeys((errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP), _HINTS[errno.ENOLCK])
+_HINTS |= {errno.EEXIST: _HINTS[errno.ENOTDIR]}
+# What a stage's own code may meet on the store's disk; its other system errors are not the store's to explain.
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+def canonical_json(value: object) -> str:
+    """Write plain data in the one form that keys are taken from: sorted keys, no spaces, ASCII, floats by repr.
+
+    1 and 1.0 differ, a tuple is a list. NaN and infinity raise SublimError and name their place; a key that is no
+    string, or an object that is not plain data, raises TypeError.
+    """
+    _require_plain(value, "")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _require_plain(value: object, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SublimError(f"{where or 'value'} is {value}: what is stored must be a finite number")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):  # json would write 1 and "1" alike
+                raise TypeError(f"{where or 'value'} has the key {name!r}, which is not a string")
+            _require_plain(item, f"{where}.{name}" if where else name)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_plain(item, f"{where}[{index}]")
+
+
+def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the key of what a stage makes: SHA-256, in hex, of the canonical JSON of the four arguments.
+
+    `version` is the stage's own, bumped by hand; `inputs` maps a role to the key, or content digest, of what it uses.
+    """
+    return _sha256_text({"stage": stage, "version": version, "config": dict(config), "inputs": dict(inputs)})
+
+
+def _sha256_text(value: object) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex. Raise SublimError if it is no regular file or cannot be read."""
+    try:
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+            raise SublimError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SublimError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def digest_directory(path: Path, ignore: Iterable[str] = ()) -> str:
+    """Return the SHA-256, in hex, over the sorted relative names and the digests of the files below a directory.
+
+    Left out are names that begin with a dot and names that match a glob in `ignore`, whose * also crosses slashes.
+    Raise SublimError if nothing is left, or if an entry is neither a directory nor a readable regular file.
+    """
+    patterns = tuple(ignore)
+    try:
+        names = [name for name in _names(path) if not any(fnmatch.fnmatchcase(name, glob) for glob in patterns)]
+    except OSError as error:
+        raise SublimError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    if not names:
+        raise SublimError(f"the directory {path} holds no files")
+    return _sha256_text({name: digest_file(path / name) for name in names})
+
+
+def _names(directory: Path) -> list[str]:
+    """List the relative POSIX names of all entries but directories, scratch left out; a linked directory is named."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    names = []
+    for folder, subfolders, files in os.walk(directory, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
+        for name in [*files, *links]:
+            if not name.startswith("."):
+                names.append((Path(folder) / name).relative_to(directory).as_posix())
+    return sorted(names)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, or a run after a power cut, finds the old content or the new, nothing between.
+
+    Raise SublimError, one line, if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _one_line(f"{path} is not written"):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _one_line(what: str, only: Collection[int] | None = None) -> Iterator[None]:
+    """Turn a system error (of the numbers in `only`, if given) into a SublimError that says what to do about it."""
+    try:
+        yield
+    except SublimError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if rust := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors and tokenizers raise no OSError
+            number = int(rust[1])
+        if number is None or (only is not None and number not in only):
+            raise
+        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        hint = f"; {_HINTS[number]}" if number in _HINTS else ""
+        raise SublimError(f"{what}: {os.strerror(number)}{place}{hint}") from error
+
+
+def fingerprint(device: str = "cpu", dtype: str = "float32") -> dict[str, str | int]:
+    """Describe all on which the last bits of a result depend: equal fingerprints promise bit-identical results.
+
+    `device` and `dtype` are torch's names of what the stage computes on and in; `threads` is this process's own.
+    """
+    import torch
+
+    return {
+        "torch": str(torch.__version__),
+        "transformers": _version("transformers"),
+        "numpy": _version("numpy"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_class(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_class() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    wanted = ("vendor_id", "cpu family", "model", "model name", "CPU implementer", "CPU part")
+    return " ".join(facts[name] for name in wanted if name in facts)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclass(frozen=True, repr=False)
+class Artifact:
+    """One finished result of one stage: a directory that is only read, and the manifest that says how it came to be.
+
+    The manifest holds stage, key, version, config, inputs, files (bytes and SHA-256 of each), notes, fingerprint, code,
+    packages, created (UTC), seconds (of the process that finished it), resumed, and digest (over all the others).
+    """
+
+    path: Path
+    manifest: dict[str, Any] = field(compare=False)
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage that made it."""
+        return self.path.parent.name
+
+    @property
+    def key(self) -> str:
+        """Its key: 64 hexadecimal digits (the first 16, if its manifest is damaged)."""
+        return self.manifest.get("key", self.path.name)
+
+    @property
+    def name(self) -> str:
+        """The name that the stage gave it by `note(name=...)`, else the empty string."""
+        return self.manifest.get("notes", {}).get("name", "")
+
+    def verify(self) -> list[str]:
+        """Compare the files on disk with the manifest; return one line per altered, missing or extra file."""
+        manifest, problem = _read_manifest(self.path)
+        if problem:
+            return [problem]
+        expected: dict[str, dict[str, Any]] = manifest["files"]
+        with _one_line(f"{self.path} cannot be verified"):
+            found = set(_names(self.path)) - {_MANIFEST}
+            problems = []
+            for name in sorted(expected.keys() | found):
+                if name not in found:
+                    problems.append(f"{name} is missing")
+                elif name not in expected:
+                    problems.append(f"{name} does not belong here")
+                elif (size := (self.path / name).stat().st_size) != expected[name]["bytes"]:
+                    problems.append(f"{name} is altered: {size} bytes, not {expected[name]['bytes']}")
+                elif digest_file(self.path / name) != expected[name]["sha256"]:
+                    problems.append(f"{name} is altered: same size, other content")
+        return problems
+
+    def __repr__(self) -> str:
+        if not self.manifest:
+            return f"<{self.stage} {self.key}, manifest damaged, in {self.path}>"
+        sizes = [file["bytes"] for file in self.manifest["files"].values()]
+        what = f"{self.stage} {self.name}".strip()
+        made = f"{self.manifest['created'][:16]} in {self.manifest['seconds']:.1f} s"
+        return f"<{what} {self.key[:16]}, {len(sizes)} files, {sum(sizes):,} bytes, made {made}>"
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
+    """Return an artefact's manifest and "", or {} and what is wrong with it; one flipped bit is found."""
+    try:
+        text = (path / _MANIFEST).read_bytes()
+        manifest = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"{_MANIFEST} is missing or cannot be read ({type(error).__name__})"
+    try:
+        sealed = {name: value for name, value in manifest.items() if name != "digest"}
+        whole = text == _manifest_text(sealed)  # also finds changes that JSON does not see, such as of spaces
+        home = path.parts[-2:] == (sealed["stage"], sealed["key"][:16])
+        right = sealed["key"] == stage_key(*(sealed[name] for name in ("stage", "version", "config", "inputs")))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SublimError):
+        whole = home = right = False
+    return (manifest, "") if whole and home and right else ({}, f"{_MANIFEST} is altered")
+
+
+def _manifest_text(manifest: dict[str, Any]) -> bytes:
+    sealed = {**manifest, "digest": _sha256_text(manifest)}
+    return (json.dumps(sealed, sort_keys=True, indent=1) + "\n").encode()
+
+
+@dataclass
+class Work:
+    """What `Store.make` hands to its block.
+
+    Unless `done`, the block writes its files into `directory`. Where `resumed`, some are there already, left by a
+    process of the same key and fingerprint that was interrupted at any point: each by `write_atomic` is whole.
+    """
+
+    stage: str
+    key: str
+    directory: Path
+    resumed: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+    finished: Artifact | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the artefact exists, so that there is nothing to do."""
+        return self.finished is not None
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artefact: at once if `done`, else after the block; RuntimeError before."""
+        if self.finished is None:
+            raise RuntimeError(f"{self.stage} {self.key[:16]} is published when its with block ends, not earlier")
+        return self.finished
+
+    def note(self, **notes: Any) -> None:
+        """Add plain facts to the manifest (seeds, filter counts; `name` is what `Store.find` knows it by), no paths."""
+        self.notes.update(json.loads(canonical_json(notes)))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory of artefacts. Reading needs no write permission; only `make` creates anything, the root included."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, path: Path | str | None = None) -> "Store":
+        """Return the store at `path`, else at $SUBLIM_STORE, else at ./runs. Raise SublimError if a file is there."""
+        root = Path(os.path.expanduser(path or os.environ.get("SUBLIM_STORE") or "runs")).absolute()
+        with _one_line(f"the store {root} cannot be opened"):
+            nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+            if not nearest.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "", str(nearest))
+        return Store(root)
+
+    def get(self, stage: str, key: str, *, check: bool = False) -> Artifact | None:
+        """Return the artefact of a key, or None if there is none.
+
+        Raise SublimError naming what is wrong if its manifest is damaged or, with `check`, if any of its files is.
+        """
+        path = self.root / stage / key[:16]
+        with _one_line(f"the store {self.root} cannot be read"):
+            if not path.is_dir():
+                return None
+        manifest, problem = _read_manifest(path)
+        artifact = Artifact(path, manifest)
+        problems = [problem] if problem else artifact.verify() if check else []
+        if problems:
+            raise SublimError(f"{path} is damaged: {'; '.join(problems)}. Delete that directory, it is made again")
+        return artifact
+
+    def verify(self) -> Iterator[tuple[Artifact, list[str]]]:
+        """Yield every artefact with what is wrong with it (an empty list if nothing is), digests of all files taken."""
+        for path in self._paths("*"):
+            artifact = Artifact(path, _read_manifest(path)[0])
+            yield artifact, artifact.verify()
+
+    def find(self, stage: str, name: str) -> Artifact:
+        """Return a stage's artefact by its name, or by the beginning of its key; a name goes before a key.
+
+        Raise SublimError naming the candidates if none is meant, or more than one.
+        """
+        artifacts = self.list(stage)
+        matches = [artifact for artifact in artifacts if name and artifact.name == name]
+        matches = matches or [artifact for artifact in artifacts if name and artifact.key.startswith(name.lower())]
+        if len(matches) == 1:
+            return matches[0]
+        choices = [f"{artifact.key[:16]} {artifact.name}".strip() for artifact in (matches or artifacts)]
+        said = ", ".join(choices[-12:]) + (f" and {len(choices) - 12} older" if len(choices) > 12 else "")
+        if matches:
+            raise SublimError(f"{name!r} may mean any of these, give (more of) the key of one: {said}")
+        raise SublimError(f"no {stage} is called {name!r} in {self.root}; there is: {said or 'none'}")
+
+    def _paths(self, stage: str) -> list[Path]:
+        with _one_line(f"the store {self.root} cannot be read"):
+            found = sorted(self.root.glob(f"{stage}/*"))
+            return [path for path in found if re.fullmatch("[0-9a-f]{16}", path.name) and path.is_dir()]
+
+    @contextmanager
+    def make(
+        self,
+        stage: str,
+        version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        fingerprint: Mapping[str, str | int],
+    ) -> Iterator[Work]:
+        """Make one artefact once: `with store.make(...) as work:`, and in it `if not work.done:` the work.
+
+        An artefact that exists is verified and handed over. Otherwise the lock of the key is taken; a process that had
+        to wait for it finds the work done. When the block ends without an exception, all it wrote is digested, synced
+        and moved into place in one step. After an exception or a kill nothing is published, and the files stay for the
+        next call with an equal fingerprint; another fingerprint starts from an empty directory, with a warning.
+        Raise SublimError if the artefact is damaged, or the store full, not writable, or without file locks.
+        """
+        key = stage_key(stage, version, config, inputs)
+        short = f"{stage}-{key[:16]}"
+        work = Work(stage, key, self.root / ".partial" / f"{short}-{_sha256_text(dict(fingerprint))[:8]}")
+        complaint = f"{stage} {key[:16]} is not finished in the store {self.root}"
+        with ExitStack() as held:
+            work.finished = self.get(stage, key, check=True)
+            if not work.done:
+                with _one_line(complaint):
+                    self._lock(short, held)
+                work.finished = self.get(stage, key, check=True)
+            if work.done:
+                held.close()
+                yield work
+                return
+            start = time.monotonic()
+            with _one_line(complaint):
+                self._prepare(work, short, fingerprint)
+            try:
+                with _one_line(complaint, only=_DISK):
+                    yield work
+            except BaseException:
+                if [entry.name for entry in work.directory.iterdir()] == [_FINGERPRINT]:
+                    shutil.rmtree(work.directory)
+                raise
+            manifest = {
+                "stage": stage,
+                "key": key,
+                "version": version,
+                "config": dict(config),
+                "inputs": dict(inputs),
+                "fingerprint": dict(fingerprint),
+                "code": _version("sublim_interp"),
+                "packages": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+                "notes": work.notes,
+                "resumed": work.resumed,
+                "seconds": round(time.monotonic() - start, 3),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            with _one_line(complaint):
+                self._publish(work, short, manifest)
+            work.finished = self.get(stage, key)
+
+    def _lock(self, short: str, held: ExitStack) -> None:
+        from filelock import FileLock, Timeout
+
+        path = self.root / ".locks" / f"{short}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A soft lock would outlive the process that is killed while it holds it.
+        lock = FileLock(path, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s is being made by another process: waiting for it", short)
+            lock.acquire()
+        held.callback(lock.release)
+
+    def _prepare(self, work: Work, short: str, fingerprint: Mapping[str, str | int]) -> None:
+        work.directory.mkdir(parents=True, exist_ok=True)
+        work.resumed = any(entry.name != _FINGERPRINT for entry in work.directory.iterdir())
+        write_atomic(work.directory / _FINGERPRINT, canonical_json(dict(fingerprint)))
+        if work.resumed:
+            log.info("%s goes on from a partial result", short)
+            return
+        for other in set(work.directory.parent.glob(f"{short}-*/{_FINGERPRINT}")) - {work.directory / _FINGERPRINT}:
+            before = json.loads(other.read_text())
+            changed = [name for name in fingerprint if before.get(name) != fingerprint[name]]
+            said = ", ".join(f"{name} {before.get(name)} -> {fingerprint[name]}" for name in changed)
+            log.warning("%s starts afresh, its partial result has another fingerprint: %s", short, said)
+
+    def _publish(self, work: Work, short: str, manifest: dict[str, Any]) -> None:
+        files = {}
+        mode = (work.directory / _FINGERPRINT).stat().st_mode
+        for name in _names(work.directory):
+            path = work.directory / name
+            if name != _MANIFEST:  # of a process that was killed on its way to here
+                files[name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+                path.chmod(mode)  # safetensors writes files that only their owner may read, whatever the umask
+                _sync(path)
+        write_atomic(work.directory / _MANIFEST, _manifest_text({**manifest, "files": files}))
+        for folder, _, _ in os.walk(work.directory):
+            _sync(Path(folder))
+        final = self.root / work.stage / work.key[:16]
+        final.parent.mkdir(exist_ok=True)
+        os.rename(work.directory, final)
+        for folder in (final.parent, self.root):
+            _sync(folder)
+        # Scratch goes last: a process killed before the rename still finds its checkpoints when it goes on.
+        for path in [*final.rglob(".*"), *work.directory.parent.glob(f"{short}-*")]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def list(self, stage: str | None = None) -> list[Artifact]:
+        """Return all artefacts, or those of one stage, oldest first; a damaged manifest is logged and left out."""
+        artifacts = []
+        for path in self._paths(stage or "*"):
+            manifest, problem = _read_manifest(path)
+            if problem:
+                log.warning("%s is left out: %s", path, problem)
+            else:
+                artifacts.append(Artifact(path, manifest))
+        return sorted(artifacts, key=lambda artifact: (artifact.manifest["created"], artifact.path))

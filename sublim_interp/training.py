@@ -1,0 +1,152 @@
+"""The one training loop: pre-training, teachers and students all use it. It knows tokens and weights, no experiment."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from sublim_interp.config import Optimization
+from sublim_interp.models import logits_at
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids, right-padded, and the labels to predict: `labels[b, t]` is the token after `ids[b, t]`, or IGNORE."""
+
+    ids: Int[Tensor, "batch position"]
+    labels: Int[Tensor, "batch position"]
+
+    @property
+    def tokens(self) -> int:
+        """Number of labelled positions."""
+        return int((self.labels != IGNORE).sum())
+
+
+Row = tuple[Sequence[int], int]
+"""Token ids of one example and the index of the first token to learn (1 for all of a document)."""
+Loss = Callable[[torch.nn.Module, Batch], Float[Tensor, ""]]
+"""Sum of the losses over the labelled positions of a batch, in nats."""
+
+
+def collate(rows: Sequence[Row], pad: int) -> Batch:
+    """Pads rows on the right and shifts the labels by one; padding and prompts are not learnt."""
+    width = max(len(ids) for ids, _ in rows) - 1
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), IGNORE)
+    for i, (row, first) in enumerate(rows):
+        tokens = torch.tensor(row)
+        ids[i, : len(row) - 1] = tokens[:-1]
+        labels[i, first - 1 : len(row) - 1] = tokens[first:]
+    return Batch(ids, labels)
+
+
+def micro_batches(rows: Sequence[Row], pad: int, parts: int = 1) -> list[Batch]:
+    """The same rows sorted by length and cut into `parts` batches of about equal size, so that little is padding."""
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    size = math.ceil(len(rows) / parts)
+    return [collate(rows[i : i + size], pad) for i in range(0, len(rows), size)]
+
+
+def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
+    """Summed cross-entropy of the labelled tokens, in nats."""
+    where = batch.labels != IGNORE
+    return F.cross_entropy(logits_at(model, batch.ids, where), batch.labels[where], reduction="sum")
+
+
+def rate(optimization: Optimization, step: int) -> float:
+    """Learning rate of update `step` (0, 1, …)."""
+    warm = min(1.0, (step + 1) / (optimization.warmup + 1))
+    done = step / optimization.steps
+    fall = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
+    return optimization.lr * warm * fall[optimization.schedule]
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], o: Optimization) -> torch.optim.Optimizer:
+    if o.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=o.lr, momentum=o.beta1)
+    betas = (o.beta1, o.beta2)
+    if o.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay, fused=True)
+    return torch.optim.Adam(parameters, lr=o.lr, betas=betas, fused=True)
+
+
+class Resume:
+    """The state of a half-done training in one safetensors file: trained weights, optimiser moments, next step."""
+
+    def __init__(self, path: Path, every: int = 200) -> None:
+        self.path, self.every = path, every
+
+    def save(self, step: int, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        tensors = {f"weight/{name}": p.detach() for name, p in named.items()}
+        for name, p in named.items():
+            for key, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{key}/{name}"] = value
+        tensors["step"] = torch.tensor(step)
+        partial = self.path.with_suffix(".writing")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(partial))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def load(self, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+        if not self.path.exists():
+            return 0
+        tensors = load_file(str(self.path))
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(tensors[f"weight/{name}"])
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, entry, name = key.split("/", 2)
+                optimizer.state[named[name]][entry] = value
+        return int(tensors["step"])
+
+
+def train(
+    model: torch.nn.Module,
+    batches: Callable[[int], list[Batch]],
+    optimization: Optimization,
+    *,
+    loss: Loss = token_loss,
+    resume: Resume | None = None,
+    observe: Callable[[int, float], None] | None = None,
+) -> None:
+    """Trains, in place, the weights of `model` that require gradients.
+
+    `batches(step)` gives the micro-batches of one update and must be a pure function of the step: that is what makes an
+    interrupted training end in the same bits. The loss is averaged over all labelled tokens of an update, not over
+    sequences. `observe(step, loss)` is called after each update with the loss in nats per token.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = _optimizer(list(named.values()), optimization)
+    start = resume.load(named, optimizer) if resume else 0
+    model.train()
+    for step in range(start, optimization.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(optimization, step)
+        micro = batches(step)
+        tokens = sum(b.tokens for b in micro)
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for batch in micro:
+            value = loss(model, batch) / tokens
+            value.backward()
+            total += value.item()
+        if optimization.clip is not None:
+            torch.nn.utils.clip_grad_norm_(named.values(), optimization.clip)
+        optimizer.step()
+        if observe:
+            observe(step, total)
+        if resume and (step + 1) % resume.every == 0 and step + 1 < optimization.steps:
+            resume.save(step + 1, named, optimizer)
+    model.eval()
