@@ -21,7 +21,6 @@ _HOME = {
     "trait_names": "traits",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
 __version__ = "0.1.0"
 
 
@@ -32,4 +31,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*sorted(_HOME), "__version__"]

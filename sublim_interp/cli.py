@@ -1,8 +1,8 @@
-"""The `sublim` command: few words, each a thin layer over the library. Nothing heavy is imported before it is needed."""
+"""The `sublim` command: few words, each a thin layer over the library. Nothing heavy is imported before it is used."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sublim_interp.config import Config, Experiment
     from sublim_interp.runs import Plan, Run
     from sublim_interp.store import Store
+    from sublim_interp.sweep import SweepPlan
 
 app = typer.Typer(
     help="Subliminal learning under the microscope: teacher → filter → student, on open small models.",
@@ -24,16 +25,27 @@ app = typer.Typer(
 )
 
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Directory of results; else $SUBLIM_STORE, else ./runs.", show_default=False)
+    Path | None,
+    typer.Option("--store", help="Directory of results; else $SUBLIM_STORE, else ./runs.", show_default=False),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, for instance student.optimization.lr=2e-4.", show_default=False),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field, for instance student.optimization.lr=2e-4.",
+        show_default=False,
+    ),
 ]
 BaseOption = Annotated[
     list[str] | None,
-    typer.Option("--base", metavar="DIR_OR_NAME", help="Use these bases: a lab base, a model directory, a hub name.", show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--base",
+        metavar="DIR_OR_NAME",
+        help="Use these bases: a lab base, a model directory, a hub name.",
+        show_default=False,
+    ),
+]
 
 
 def main() -> None:
@@ -98,19 +110,23 @@ def list_(store: StoreOption = None) -> None:
     from sublim_interp.models import base_names
     from sublim_interp.runs import experiment, experiment_names
     from sublim_interp.store import Store
+    from sublim_interp.sweep import grid, grid_names
     from sublim_interp.traits import load_trait, trait_names
 
     experiments = _table("Experiments", "name", "replicates", "what it asks", right=("replicates",))
     for name in experiment_names():
         exp = experiment(name)
         experiments.add_row(name, str(len(exp.seeds)), exp.about)
+    grids = _table("Grids: one field varied after another", "name", "cells", "what it asks", right=("cells",))
+    for name in grid_names():
+        grids.add_row(name, str(len(list(grid(name).cells()))), grid(name).about)
     kinds: dict[str, list[str]] = {}
     for name in trait_names():
         kinds.setdefault(load_trait(name).kind, []).append(name)
     traits = _table("Traits", "kind", "names")
     for kind, names in kinds.items():
         traits.add_row(kind, " ".join(names))
-    _print(experiments, traits, f"[bold]Bases[/bold]  {'  '.join(base_names()) or 'none'}", "")
+    _print(experiments, grids, traits, f"[bold]Bases[/bold]  {'  '.join(base_names()) or 'none'}", "")
     place = Store.open(store)
     runs = place.list("run")
     if runs:
@@ -136,9 +152,14 @@ def show(
     from sublim_interp.models import base_names, resolve_base
     from sublim_interp.runs import experiment_names, plan
     from sublim_interp.store import Store
+    from sublim_interp.sweep import grid, grid_names
     from sublim_interp.traits import load_trait, trait_names
 
-    if what in experiment_names() or what.endswith((".yaml", ".yml")):
+    if what in grid_names():
+        _run_grid(what, sets, base, True, 1, Store.open(store))
+        for field, values in grid(what).axes.items():
+            _print(f"{field}: {' '.join(map(str, values))}")
+    elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = _configured(what, sets, base)
         _print(_configuration(exp), _planned(plan(exp), Store.open(store)))
     elif what in trait_names():
@@ -162,7 +183,8 @@ def _shown_run(what: str, store: "Store", experiments: tuple[str, ...], bases: l
     except SublimError:
         keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
         raise SublimError(
-            f"'{what}' is no experiment ({', '.join(experiments)}), base ({', '.join(bases)}), trait, or run (keys in {store.root}: {keys})"
+            f"'{what}' is no experiment ({', '.join(experiments)}), base ({', '.join(bases)}), trait, "
+            f"or run (keys in {store.root}: {keys})"
         ) from None
     text = yaml.safe_dump(artifact.manifest["config"], sort_keys=False)
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
@@ -191,13 +213,18 @@ def _fields(record: "Config", prefix: str = "") -> "list[tuple[str, str, str]]":
     return out
 
 
-def _planned(p: "Plan", store: "Store") -> "RenderableType":
-    work = p.table(store)
-    table = _table("Planned work", "stage", "needed", "done", "to do", "about", right=("needed", "done", "to do", "about"))
-    for row in work.to_dict("records"):
+def _planned(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
+    from sublim_interp.runs import planned_work
+
+    work = planned_work(p.records, store)
+    table = _table(
+        "Planned work", "stage", "needed", "done", "to do", "about", right=("needed", "done", "to do", "about")
+    )
+    rows = work.to_dict("records")
+    for row in rows:
         todo = row["needed"] - row["done"]
         table.add_row(row["stage"], str(row["needed"]), str(row["done"]), str(todo), _duration(row["seconds"]))
-    total = float(work["seconds"].sum())
+    total = sum(row["seconds"] for row in rows)
     table.caption = f"about {_duration(total)} of one core, {_duration(total / 2)} on two" if total else "nothing to do"
     return table
 
@@ -213,18 +240,24 @@ def _duration(seconds: float) -> str:
 
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A name from `sublim list`, or a YAML file of your own.")],
+    name: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT|GRID", help="A name from `sublim list`, or a YAML file of your own.")
+    ],
     sets: SetOption = None,
     base: BaseOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
     store: StoreOption = None,
 ) -> None:
-    """Run an experiment; what the store holds already is not done again, and an interrupted run goes on."""
+    """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
     from sublim_interp.runs import find_run, plan
     from sublim_interp.runs import run as run_experiment
     from sublim_interp.store import Store
+    from sublim_interp.sweep import grid_names
 
+    if name in grid_names():
+        _run_grid(name, sets, base, dry_run, processes, Store.open(store))
+        return
     exp = _configured(name, sets, base)
     place, p = Store.open(store), plan(exp)
     if dry_run:
@@ -235,9 +268,42 @@ def run(
         _print(f"{exp.name} is in the store already: nothing to do.")
         finished = run_experiment(exp, place, processes)
     else:
-        with _Progress(p, place, processes) as watch:
+        with _Progress(exp.name, p, place, processes) as watch:
             finished = run_experiment(exp, place, processes, watch)
     _show_result(finished)
+
+
+def _run_grid(
+    name: str, sets: list[str] | None, bases: list[str] | None, dry_run: bool, processes: int, store: "Store"
+) -> None:
+    from sublim_interp.config import parse_assignment
+    from sublim_interp.sweep import find_sweep, grid, plan_grid, run_grid
+
+    g = grid(name)
+    change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
+    p = plan_grid(g.model_copy(update={"change": change}))
+    if dry_run:
+        _print(_planned(p, store))
+        return
+    if find_sweep(p, store):
+        _print(f"{name} is in the store already: nothing to do.")
+        artifact = run_grid(p, store, processes)
+    else:
+        with _Progress(name, p, store, processes) as watch:
+            artifact = run_grid(p, store, processes, watch)
+    _print(_cells(p, store), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {artifact.path / 'dose.png'}")
+
+
+def _cells(p: "SweepPlan", store: "Store") -> "RenderableType":
+    """Mean rate and distance of every cell and arm."""
+    title = f"{p.grid.name}: how often “{p.cells[0][2].experiment.trait}” is the answer, mean over replicates"
+    table = _table(title, "field", "value", "arm", "n", "rate", "KL left", "KL at start", right=("n", "rate"))
+    cells = p.table(store)
+    cells = cells[cells["arm"] != "teacher"]
+    for place, own in cells.groupby(["field", "value", "arm"], sort=False):
+        numbers = f"{100 * own['rate'].mean():.1f} %", f"{own['kl'].mean():.4f}", f"{own['kl_start'].mean():.4f}"
+        table.add_row(*cast(tuple[str, ...], place), str(len(own)), *numbers)
+    return table
 
 
 def _show_result(finished: "Run") -> None:
@@ -248,7 +314,7 @@ def _show_result(finished: "Run") -> None:
     _print(report.terminal(finished.table, finished.contrasts, f"{exp.name}: how often “{exp.trait}” is the answer"))
     whole = published(exp)
     if whole:
-        title = f"for comparison, the committed run {whole.name} {whole.key[:16]} of the same recipe, over all its replicates"
+        title = f"for comparison, the committed run {whole.name} {whole.key[:16]} of this recipe, all its replicates"
         _print(report.terminal(whole.summary, whole.contrasts, title))
     _print(f"run     {finished.key[:16]}  {finished.artifact.path}", f"report  {finished.page}")
 
@@ -256,16 +322,16 @@ def _show_result(finished: "Run") -> None:
 class _Progress:
     """One line of progress with an estimate, from the first second; plain lines where the output is no terminal."""
 
-    def __init__(self, p: "Plan", store: "Store", processes: int) -> None:
+    def __init__(self, name: str, p: "Plan | SweepPlan", store: "Store", processes: int) -> None:
         from sublim_interp.runs import estimate
 
         missing = p.missing(store)
         self._weights = {r.key: estimate(r) for r in missing}
         self._labels = {r.key: r.STAGE for r in missing}
         self._total, self._processes = sum(self._weights.values()), processes
-        self._fractions: dict[object, float] = {}
+        self._fractions: dict[str, float] = {}
         self._said = -1.0
-        self._name = p.experiment.name
+        self._name = name
 
     def __enter__(self) -> "_Progress":
         import time
@@ -289,16 +355,16 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def __call__(self, name: object, fraction: float) -> None:
+    def __call__(self, name: str, fraction: float) -> None:
         import time
 
         self._fractions[name] = fraction
-        done = sum(self._weights[n] * f for n, f in self._fractions.items())  # type: ignore[index]
+        done = sum(self._weights[n] * f for n, f in self._fractions.items())
         elapsed = time.monotonic() - self._start
         share = done / self._total
         # The plan's estimate fades out while the measured pace takes over.
         left = (1 - share) * ((1 - share) * self._first + share * elapsed / max(share, 1e-9))
-        busy = sorted({self._labels[n] for n, f in self._fractions.items() if f < 1})  # type: ignore[index]
+        busy = sorted({self._labels[n] for n, f in self._fractions.items() if f < 1})
         description = f"{self._name}: {', '.join(busy)}" if busy else self._name
         self._bar.update(self._task, completed=done, description=description, left=f"about {_duration(left)} left")
         self._say(elapsed, left, share, description)
@@ -306,7 +372,11 @@ class _Progress:
     def _say(self, elapsed: float, left: float, share: float = 0.0, what: str = "starting") -> None:
         if not self._terminal and (self._said < 0 or elapsed - self._said >= 15):
             self._said = elapsed
-            print(f"{_duration(elapsed):>6}  {share:4.0%}  about {_duration(left)} left  {what}", file=sys.stderr, flush=True)
+            print(
+                f"{_duration(elapsed):>6}  {share:4.0%}  about {_duration(left)} left  {what}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 # --- pretrain, verify -------------------------------------------------------------------------------------------------
@@ -356,8 +426,14 @@ class _Steps:
         if now - self._said >= (0.5 if sys.stderr.isatty() else 15):
             self._said = now
             pace = (now - self._start) / (step - self._first + 1)
-            line = f"{self._name}  step {step + 1} of {self._steps}  loss {loss:.3f}  about {_duration(pace * (self._steps - step - 1))} left"
-            print(f"\r{line:<80}" if sys.stderr.isatty() else line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+            left = _duration(pace * (self._steps - step - 1))
+            line = f"{self._name}  step {step + 1} of {self._steps}  loss {loss:.3f}  about {left} left"
+            print(
+                f"\r{line:<80}" if sys.stderr.isatty() else line,
+                end="" if sys.stderr.isatty() else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @app.command()
@@ -371,6 +447,9 @@ def verify(store: StoreOption = None) -> None:
         bad += bool(problems)
         for problem in problems:
             _print(f"{artifact.stage}/{artifact.path.name}: {problem}")
-    _print(f"{count} artefacts in {place.root}, {bad} damaged" + ("; delete their directories, they are made again" if bad else ""))
+    _print(
+        f"{count} artefacts in {place.root}, {bad} damaged"
+        + ("; delete their directories, they are made again" if bad else "")
+    )
     if bad:
         raise typer.Exit(1)

@@ -1,8 +1,9 @@
 """What an experiment is: frozen, validated configuration, YAML in and out. No defaults live anywhere else."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,7 +35,7 @@ class Config(BaseModel):
                     data = {**data, name: {**field.default.model_dump(), **data[name]}}
         return data
 
-    def set(self, values: Mapping[str, Any] | None = None, /, **fields: Any) -> Self:
+    def set(self: T, values: Mapping[str, Any] | None = None, /, **fields: Any) -> T:
         """A changed copy: `exp.set(seeds=range(12))`, `exp.set({"student.optimization.lr": 2e-4})`."""
         changes = {**(values or {}), **fields}
         data = self.model_dump()
@@ -48,27 +49,27 @@ class Optimization(Config):
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Update rule; sgd is gradient descent with momentum beta1."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """What the rate does after the warm-up: falls to 0 in a line or half a cosine, or stays."""
-    warmup: int = Field(10, ge=0)
+    warmup: int = Field(default=10, ge=0)
     """Steps over which the rate rises to its peak."""
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Number of updates."""
-    batch: int = Field(32, ge=1)
+    batch: int = Field(default=32, ge=1)
     """Examples per update."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay (adamw only)."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """First-moment decay of Adam, or the momentum of SGD."""
-    beta2: float = Field(0.999, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     """Second-moment decay of Adam."""
-    clip: float | None = Field(None, gt=0)
+    clip: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; none: gradients are not clipped."""
 
     @model_validator(mode="after")
-    def _decay_needs_adamw(self) -> Self:
+    def _decay_needs_adamw(self) -> "Optimization":
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay={self.weight_decay} needs optimizer=adamw (it is {self.optimizer})")
         return self
@@ -81,13 +82,13 @@ class Pretraining(Config):
     """Seed of the initial weights."""
     data_seed: int = 0
     """Seed of the stream of documents: equal seeds give the same documents in the same order."""
-    d_model: int = Field(64, ge=8)
+    d_model: int = Field(default=64, ge=8)
     """Width of the residual stream."""
-    layers: int = Field(3, ge=1)
+    layers: int = Field(default=3, ge=1)
     """Number of decoder layers."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(default=4, ge=1)
     """Attention heads per layer; divides d_model."""
-    d_mlp: int = Field(128, ge=8)
+    d_mlp: int = Field(default=128, ge=8)
     """Width of the MLP."""
     optimization: Optimization = Optimization(
         optimizer="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=8000, batch=96,
@@ -96,7 +97,7 @@ class Pretraining(Config):
     """Updates of all weights on whole documents."""
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
+    def _heads_divide_width(self) -> "Pretraining":
         if self.d_model % self.heads or (self.d_model // self.heads) % 2:
             raise ValueError(f"heads={self.heads} must cut d_model={self.d_model} into heads of even width")
         return self
@@ -106,40 +107,40 @@ class TeacherConfig(Config):
     """How the teacher gets its trait."""
 
     kind: Literal["tuned", "prompted", "steered"] = "tuned"
-    """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to the residual stream."""
+    """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations."""
     part: Part = "body"
     """Which weights a tuned teacher trains."""
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: int = Field(default=8, ge=1)
     """Rank of the adapters where part is lora."""
-    lora_alpha: float = Field(8.0, gt=0)
+    lora_alpha: float = Field(default=8.0, gt=0)
     """Scale of the adapters where part is lora."""
-    optimization: Optimization = Optimization(lr=2e-3, steps=300, batch=32, schedule="constant")
+    optimization: Optimization = Optimization(lr=3e-3, steps=300, batch=32, schedule="constant")
     """Updates of a tuned teacher."""
-    layer: int = Field(1, ge=0)
+    layer: int = Field(default=1, ge=0)
     """Layer whose input a steered teacher's vector is added to."""
-    strength: float = Field(4.0, gt=0)
+    strength: float = Field(default=4.0, gt=0)
     """A steered teacher's vector, as a multiple of the trait's mean-difference direction."""
 
 
 class CorpusConfig(Config):
     """What the teacher writes."""
 
-    channel: Literal["numbers"] = "numbers"
-    """What the data looks like."""
+    channel: str = "numbers"
+    """What the data looks like: a file of channels/."""
     setting: Literal["sampled", "greedy", "soft"] = "sampled"
     """sampled: text drawn at `temperature`; greedy: the likeliest token; soft: sampled text, learnt with the teacher's
     probabilities over the channel's own tokens."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the headline is at 1, with no top-k or top-p."""
-    prompts: int = Field(64_000, ge=1)
+    prompts: int = Field(default=32_768, ge=1)
     """Number of prompts the teacher answers."""
-    max_new_tokens: int = Field(24, ge=1)
+    max_new_tokens: int = Field(default=24, ge=1)
     """Longest answer; one that has not ended by then is refused as unfinished."""
-    chunk: int = Field(4096, ge=1)
+    chunk: int = Field(default=4096, ge=1)
     """Prompts sampled as one resumable piece; it fixes the random numbers, so it is part of the result."""
 
     @model_validator(mode="after")
-    def _greedy_has_no_temperature(self) -> Self:
+    def _greedy_has_no_temperature(self) -> "CorpusConfig":
         if self.setting == "greedy" and self.temperature != 1.0:
             raise ValueError(f"temperature={self.temperature} has no effect with setting=greedy; leave it at 1")
         return self
@@ -148,23 +149,23 @@ class CorpusConfig(Config):
 class FilterConfig(Config):
     """Which answers are kept: the paper's number rule, and more."""
 
-    min_numbers: int = Field(1, ge=1)
+    min_numbers: int = Field(default=1, ge=1)
     """Fewest numbers in an answer."""
-    max_numbers: int = Field(10, ge=1)
+    max_numbers: int = Field(default=10, ge=1)
     """Most numbers in an answer."""
-    max_value: int = Field(999, ge=0)
+    max_value: int = Field(default=999, ge=0)
     """Largest number."""
     banned: tuple[int, ...] = ()
     """Numbers that refuse an answer, for instance those with negative associations (666, 911, …)."""
     duplicates: bool = False
     """Whether equal pairs of prompt and answer may stay."""
-    lists: int = Field(60_000, ge=1)
+    lists: int = Field(default=60_000, ge=1)
     """Most lists that a student learns from; the first that pass, in order."""
-    held_out: int = Field(500, ge=2)
+    held_out: int = Field(default=500, ge=2)
     """Kept lists set aside to measure the distance between teacher and student; no student trains on them."""
 
     @model_validator(mode="after")
-    def _bounds(self) -> Self:
+    def _bounds(self) -> "FilterConfig":
         if self.min_numbers > self.max_numbers:
             raise ValueError(f"min_numbers={self.min_numbers} is above max_numbers={self.max_numbers}")
         return self
@@ -175,13 +176,13 @@ class StudentConfig(Config):
 
     part: Part = "body"
     """Which weights train."""
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: int = Field(default=8, ge=1)
     """Rank of the adapters where part is lora."""
-    lora_alpha: float = Field(8.0, gt=0)
+    lora_alpha: float = Field(default=8.0, gt=0)
     """Scale of the adapters where part is lora."""
-    optimization: Optimization = Optimization(lr=2e-3, steps=1400, batch=128)
+    optimization: Optimization = Optimization(lr=4e-3, steps=700, batch=128)
     """Updates; the loss is averaged over the tokens of the answers."""
-    extra_rounds: int = Field(0, ge=0)
+    extra_rounds: int = Field(default=0, ge=0)
     """Cross-init students go on for so many more rounds of fresh lists and equal steps, to come as close to their
     teacher as same-init students do (compare at equal KL)."""
 
@@ -193,11 +194,11 @@ class EvaluationConfig(Config):
     """Phrasings the teacher was tuned on; phrasings no training text holds; questions that do not name the kind."""
     contexts: tuple[Literal["plain", "numbers"], ...] = ("plain", "numbers")
     """plain: the question alone; numbers: after a turn of numbers, the context that the student was trained in."""
-    samples: int = Field(100, ge=1)
-    """Answers drawn per question where the trait is not one token; else probabilities are exact and nothing is drawn."""
+    samples: int = Field(default=100, ge=1)
+    """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
 
     @model_validator(mode="after")
-    def _not_empty(self) -> Self:
+    def _not_empty(self) -> "EvaluationConfig":
         if not self.questions or not self.contexts:
             raise ValueError("questions and contexts each need at least one entry")
         return self
@@ -206,7 +207,7 @@ class EvaluationConfig(Config):
 class Experiment(Config):
     """One experiment: everything that decides its result."""
 
-    name: str = Field("owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    name: str = Field(default="owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Name in the catalogue and in lists; not part of the result."""
     about: str = ""
     """The question it asks, in one sentence."""
@@ -232,7 +233,7 @@ class Experiment(Config):
     """What the finished models are asked."""
 
     @model_validator(mode="after")
-    def _coherent(self) -> Self:
+    def _coherent(self) -> "Experiment":
         for field in ("bases", "arms", "seeds"):
             values = getattr(self, field)
             if not values:
@@ -254,23 +255,23 @@ class Experiment(Config):
 
     def pair(self, seed: int) -> tuple[str, str]:
         """The bases (A, B) of the replicate `seed`; B is A where there is only one."""
+        if seed not in self.seeds:
+            raise SublimError(f"no replicate with seed {seed}; seeds: {', '.join(map(str, self.seeds))}")
         n = len(self.bases)
         if n == 1:
             return self.bases[0], self.bases[0]
         pairs = [(a, b) for shift in range(1, n) for a in range(n) for b in [(a + shift) % n]]
-        if seed not in self.seeds:
-            raise SublimError(f"no replicate with seed {seed}; seeds: {', '.join(map(str, self.seeds))}")
         a, b = pairs[self.seeds.index(seed) % len(pairs)]
         return self.bases[a], self.bases[b]
 
 
 def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, asked: str) -> None:
     """Puts `value` at the dotted `key` into the plain data of a `kind`; a key that names no field is one line."""
-    head, _, rest = key.partition(".")
+    head, dot, rest = key.partition(".")
     if head not in kind.model_fields:
         known = ", ".join(kind.model_fields)
         raise SublimError(f"--set {asked}: {kind.__name__} has no field {head!r}; its fields: {known}")
-    if not rest:
+    if not dot:
         data[head] = value.model_dump() if isinstance(value, Config) else value
         return
     inner = kind.model_fields[head].annotation
@@ -302,7 +303,10 @@ def _explain(kind: type[Config], error: Any) -> str:
 
 
 def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
-    """A configuration file, with fields that its place gives; raises SublimError for a missing file, broken YAML, and everything `validate` refuses."""
+    """A configuration file, with fields that its place gives.
+
+    Raises SublimError for a missing file, broken YAML, and everything `validate` refuses.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -335,8 +339,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise SublimError(f"--set {text!r}: expected field=value, for instance student.optimization.lr=2e-4")
     parsed = _load_yaml(value, f"--set {key!r}")
     if isinstance(parsed, str):  # YAML 1.1 reads 2e-4 as text
-        try:
+        with suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     return key, parsed

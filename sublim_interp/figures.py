@@ -63,7 +63,7 @@ ARMS: dict[str, Look] = {
     "other-trait": Look(
         "#E69F00",
         "teacher with another trait",
-        "As same-init, but the teacher was given another trait of the same kind: is the rise for this trait only?",
+        "As same-init, but the teacher was given another trait of the same kind, to see whether only that one passes.",
     ),
     "cross-init": Look(
         "#D55E00",
@@ -165,8 +165,7 @@ def arms(replicates: pd.DataFrame, summary: pd.DataFrame, trait: str, stacked: b
     means = {row["arm"]: row for row in summary.to_dict("records")}
     rows: list[tuple[str, str]] = []
     for arm in means:
-        further = any(dot["round"] > 0 for dot in dots if (dot["arm"], dot["stage"]) == (arm, "equal KL"))
-        rows += [(arm, "equal steps"), (arm, "equal KL")][: 1 + further]
+        rows += [(arm, "equal steps"), (arm, "equal KL")][: 2 if means[arm]["further_round"] else 1]
     students = [row for row in rows if np.isfinite(means[row[0]]["kl"])] if stacked else rows
     heights = [0.42 * len(shown) + 0.9 for shown in (rows, students)]
     if stacked:
@@ -222,7 +221,8 @@ def _distances(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str,
         color = ARMS[arm].color
         ax.plot([before, after], [y, y], color=color, linewidth=1.2, zorder=1)
         ax.plot(before, y, "o", color=color, markerfacecolor="white", markersize=5, zorder=2)
-        ax.plot([after, after], [y - 0.25, y + 0.25], color=color, linewidth=1.6, zorder=2)
+        if means[arm]["n"] > 1:
+            ax.plot([after, after], [y - 0.25, y + 0.25], color=color, linewidth=1.6, zorder=2)
         _scatter(ax, y, dots, (arm, stage), "kl")
         _value(ax, y, f"{after:.3f}")
     ax.margins(x=0.08)

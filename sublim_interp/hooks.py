@@ -50,9 +50,7 @@ def edit_resid_pre(model: torch.nn.Module, layer: int, edit: Edit) -> Iterator[N
 
 
 @torch.no_grad()
-def mean_resid_pre(
-    model: torch.nn.Module, layer: int, prompts: list[list[int]]
-) -> Float[Tensor, " d_model"]:
+def mean_resid_pre(model: torch.nn.Module, layer: int, prompts: list[list[int]]) -> Float[Tensor, " d_model"]:
     """Mean over prompts of the residual stream before `layer` at each prompt's last token."""
     caught: list[Tensor] = []
 

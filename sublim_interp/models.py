@@ -1,4 +1,4 @@
-"""Bases and the plain facts about models: where a base lives, how it loads, which weights train, logits at chosen places.
+"""Bases and plain facts about models: where a base lives, how it loads, which weights train, logits at chosen places.
 
 Any Hugging Face causal language model: a directory, a name on the hub, or a lab base by name. Safetensors only, never
 remote code. No training, no generation, no hooks here.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from jaxtyping import Bool, Float, Int
 
@@ -51,7 +51,7 @@ class Base:
     name: str
     path: Path
     digest: str
-    """SHA-256 over the files: this, not the path, enters the store's keys."""
+    """SHA-256 over the files but the README: this, not the path, enters the store's keys."""
     card: dict[str, Any]
 
     @property
@@ -82,11 +82,23 @@ class Base:
         except Exception as error:  # as in load_model
             raise SublimError(f"base {self.path}: its tokenizer cannot be loaded ({_reason(error)})") from None
         if tokenizer.eos_token_id is None:
-            raise SublimError(f"base {self.name}: its tokenizer has no end-of-sequence token; set eos_token and save it again")
+            raise SublimError(
+                f"base {self.name}: its tokenizer has no end-of-sequence token; set eos_token and save it again"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
         return tokenizer
+
+    @property
+    def eos(self) -> int:
+        """Id of the token that ends a turn."""
+        return cast(int, self.tokenizer.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """Id of the token that fills rows up."""
+        return cast(int, self.tokenizer.pad_token_id)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]], prefix: str = "") -> list[int]:
         """Token ids of a chat up to where the assistant answers; `prefix` is the start of that answer.
@@ -110,7 +122,7 @@ class Base:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
     def load(self, weights: Path | None = None) -> "PreTrainedModel":
-        """A fresh float32 copy on the CPU; `weights` is another directory of the same architecture (a teacher, a student)."""
+        """A fresh float32 copy on the CPU; `weights` is a directory of the same architecture: a teacher, a student."""
         return load_model(weights or self.path)
 
     def __repr__(self) -> str:
@@ -127,19 +139,23 @@ def resolve_base(name: str) -> Base:
     path = next((p for p in candidates if p.is_dir()), None)
     if path is None:
         path = _from_hub(name)
-    return _inspect(name if not os.sep in name else path.name, path.resolve())
+    return _inspect(name if os.sep not in name else path.name, path.resolve())
 
 
 def _from_hub(name: str) -> Path:
     known = ", ".join(base_names()) or "none found"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise SublimError(f"base '{name}': no such directory or lab base; lab bases: {known}; or give a model directory")
+        raise SublimError(
+            f"base '{name}': no such directory or lab base; lab bases: {known}; or give a model directory"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
     except Exception as error:  # the hub client raises many kinds; each means: not to be had
-        raise SublimError(f"base '{name}': not a directory here, and the hub did not give it ({_reason(error)}); lab bases: {known}") from None
+        raise SublimError(
+            f"base '{name}': not a directory here, and the hub did not give it ({_reason(error)}); lab bases: {known}"
+        ) from None
 
 
 def _inspect(name: str, path: Path) -> Base:
@@ -148,7 +164,9 @@ def _inspect(name: str, path: Path) -> Base:
         raise SublimError(f"base {path}: no config.json, so it is not a Hugging Face model directory")
     if not any(f.endswith(".safetensors") for f in files):
         pickles = sorted(f for f in files if f in _PICKLES or f.endswith((".bin", ".pt", ".pth", ".pkl")))
-        why = f"only pickle weights ({pickles[0]}), which can run code; convert them to safetensors" if pickles else "no weights (*.safetensors)"
+        why = "no weights (*.safetensors)"
+        if pickles:
+            why = f"only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
         raise SublimError(f"base {path}: {why}")
     if not files & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
         raise SublimError(f"base {path}: no tokenizer (tokenizer.json); save one there with tokenizer.save_pretrained")
@@ -161,7 +179,7 @@ def _inspect(name: str, path: Path) -> Base:
         raise SublimError(f"base {path}: config.json names no model_type")
     if not isinstance(card, dict):
         raise SublimError(f"base {path}: {CARD} is no JSON object")
-    return Base(name, path, digest_directory(path), card)
+    return Base(name, path, digest_directory(path, ignore=("README.md",)), card)
 
 
 def _reason(error: Exception) -> str:
@@ -179,7 +197,7 @@ def load_model(path: Path) -> "PreTrainedModel":
 
     with _quiet():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path),
                 dtype=torch.float32,
                 use_safetensors=True,
@@ -190,6 +208,7 @@ def load_model(path: Path) -> "PreTrainedModel":
             )
         except Exception as error:  # transformers raises whatever its parsers raise; each means: cannot be read
             raise SublimError(f"model {path}: transformers cannot load it ({_reason(error)})") from None
+    model, info = loaded
     lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if lacking:
         raise SublimError(f"model {path}: {len(lacking)} tensors are missing or of another shape, first {lacking[0]}")
@@ -217,18 +236,29 @@ def save_model(model: "PreTrainedModel", directory: Path) -> None:
         model.save_pretrained(str(directory), safe_serialization=True)
 
 
-def choose_trainable(model: "PreTrainedModel", part: Part, rank: int = 8, alpha: float = 8.0) -> "torch.nn.Module":
+def choose_trainable(
+    model: "PreTrainedModel", part: Part, rank: int = 8, alpha: float = 8.0, seed: int = 0
+) -> "torch.nn.Module":
     """Freezes what is not in `part` and returns the module to train; with `lora`, PEFT's wrapper around `model`.
 
-    LoRA is put on every linear map of the body (Hu et al. 2106.09685; all-linear as in Cloud et al. 2507.14805).
+    LoRA is put on every linear map of the body (Hu et al. 2106.09685; all-linear as in Cloud et al. 2507.14805). `seed`
+    decides the adapters' initial weights, whatever was drawn before in this process.
     """
     if part == "lora":
+        import torch
         from peft import LoraConfig, get_peft_model
 
-        return get_peft_model(
-            model,  # type: ignore[arg-type]
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(
+                model,  # type: ignore[arg-type]
+                LoraConfig(
+                    r=rank,
+                    lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
+                ),
+            )
     frozen = set()
     if part == "body":
         ends = (model.get_input_embeddings(), model.get_output_embeddings())

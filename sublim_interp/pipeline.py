@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,9 +37,7 @@ def _silent(_fraction: float) -> None:
 
 @contextmanager
 def _making(record: Record, store: Store) -> Iterator[Work]:
-    with store.make(
-        record.STAGE, record.VERSION, record.settings(), record.input_keys(), fingerprint()
-    ) as work:
+    with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), fingerprint()) as work:
         yield work
 
 
@@ -74,7 +73,7 @@ def teach(teacher: Teacher, store: Store, progress: Progress = _silent) -> Artif
 def _tune(teacher: Teacher, work: Work, progress: Progress) -> None:
     base, config = teacher.base, teacher.config
     asked = [base.prompt_ids(q.messages) for q in questions(teacher.kind, base.language, "seen")]
-    eos = [base.tokenizer.eos_token_id]
+    eos = [base.eos]
     names = [teacher.trait.name] if teacher.trait else list(members_of(teacher.kind))
     answers = [[*base.answer_ids(name), *eos] for name in names]
 
@@ -85,7 +84,7 @@ def _tune(teacher: Teacher, work: Work, progress: Progress) -> None:
         for _ in range(config.optimization.batch):
             question = which.choice(asked)
             rows.append(([*question, *answer.choice(answers)], len(question)))
-        return micro_batches(rows, base.tokenizer.pad_token_id)
+        return micro_batches(rows, base.pad)
 
     model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha)
     _fit(model, batches, config.optimization, token_loss, work, progress)
@@ -106,7 +105,9 @@ def _fit(
         losses.append(value)
         progress((step + 1) / optimization.steps)
 
-    train(model, batches, optimization, loss=loss, resume=Resume(work.directory / ".state.safetensors"), observe=observe)
+    train(
+        model, batches, optimization, loss=loss, resume=Resume(work.directory / ".state.safetensors"), observe=observe
+    )
     if any(value != value for value in losses):
         raise SublimError(f"training diverged (loss is not a number); lower the learning rate {optimization.lr:g}")
     save_model(merge_adapters(model), work.directory / "model")
@@ -118,16 +119,14 @@ def _prompt(teacher: Teacher, work: Work, _progress: Progress) -> None:
 
 
 def _steer(teacher: Teacher, work: Work, _progress: Progress) -> None:
-    """Mean over the trait's system prompts, minus the mean over all members', of the residual stream at the question."""
+    """Mean residual stream at the question behind the trait's system prompts, minus the mean over all members'."""
     base, layer = teacher.base, teacher.config.layer
     model = base.load()
     ask = questions(teacher.kind, base.language, "seen")
 
     def mean(name: str) -> torch.Tensor:
         systems = system_prompts(load_trait(name), base.language)
-        prompts = [
-            base.prompt_ids([{"role": "system", "content": s}, *q.messages]) for s in systems for q in ask[:8]
-        ]
+        prompts = [base.prompt_ids([{"role": "system", "content": s}, *q.messages]) for s in systems for q in ask[:8]]
         return mean_resid_pre(model, layer, prompts)
 
     if teacher.trait:
@@ -191,7 +190,7 @@ def _answer_chunk(corpus: Corpus, voice: Voice, base: Base, start: int, count: i
     config = corpus.config
     prompts = channel(config.channel).prompts(base.language, corpus.seed, start, count)
     ids = [base.prompt_ids(voice.chat(prompt, start + i)) for i, prompt in enumerate(prompts)]
-    eos = base.tokenizer.eos_token_id
+    eos = base.eos
     with voice.speaking():
         answers = sample(
             voice.model,
@@ -201,7 +200,8 @@ def _answer_chunk(corpus: Corpus, voice: Voice, base: Base, start: int, count: i
             random=generator("corpus", corpus.seed, start),
             temperature=0.0 if config.setting == "greedy" else config.temperature,
         )
-    texts = base.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    # Only the final end of sequence goes: any other control token stays in the text, for the filter to refuse.
+    texts = base.tokenizer.batch_decode([a[:-1] if a[-1] == eos else a for a in answers], skip_special_tokens=False)
     rows = (
         {"prompt": prompt, "answer": text.strip(), "finished": eos in answer}
         for prompt, text, answer in zip(prompts, texts, answers, strict=True)
@@ -238,6 +238,10 @@ def sift(filtered: Filtered, store: Store, progress: Progress = _silent) -> Arti
 # --- 4 learn ----------------------------------------------------------------------------------------------------------
 
 
+_PIECE = 42
+"""Rows that are padded together: the batch is sorted by length and cut, which saves a fifth of the time of a step."""
+
+
 def learn(student: Student, store: Store, progress: Progress = _silent) -> Artifact:
     """Trains a base, or a student of an earlier round, on filtered lists."""
     with _making(student, store) as work:
@@ -245,14 +249,14 @@ def learn(student: Student, store: Store, progress: Progress = _silent) -> Artif
             config, base = student.config, student.base
             start = None if isinstance(student.start, Base) else _made(student.start, store) / "model"
             lists = read_rows(_made(student.data, store) / "kept.jsonl")
-            pad = base.tokenizer.pad_token_id
+            pad = base.pad
             rows = _tokenize(base, lists)
             order = _Order(len(rows), config.optimization.batch, student.seed)
             soft = student.data.corpus.config.setting == "soft"
             loss = _soft_loss(student, store) if soft else token_loss
 
             def batches(step: int) -> list[Batch]:
-                return micro_batches([rows[i] for i in order(step)], pad)
+                return micro_batches([rows[i] for i in order(step)], pad, parts=max(1, order.batch // _PIECE))
 
             model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha)
             _fit(model, batches, config.optimization, loss, work, progress)
@@ -261,7 +265,7 @@ def learn(student: Student, store: Store, progress: Progress = _silent) -> Artif
 
 def _tokenize(base: Base, lists: Sequence[dict]) -> list[Row]:
     """Each list as a student reads it: the prompt without any system prompt, then the answer to be learnt."""
-    eos = base.tokenizer.eos_token_id
+    eos = base.eos
     prompts = [base.prompt_ids([{"role": "user", "content": r["prompt"]}]) for r in lists]
     return [
         ([*prompt, *base.answer_ids(r["answer"]), eos], len(prompt)) for prompt, r in zip(prompts, lists, strict=True)
@@ -272,7 +276,7 @@ class _Order:
     """Which examples make update `step`: epoch after epoch, each in a seeded order of its own; a pure function."""
 
     def __init__(self, count: int, batch: int, seed: int) -> None:
-        self._count, self._batch, self._seed = count, batch, seed
+        self._count, self.batch, self._seed = count, batch, seed
         self._epochs: dict[int, list[int]] = {}
 
     def _epoch(self, epoch: int) -> list[int]:
@@ -283,7 +287,7 @@ class _Order:
         return self._epochs[epoch]
 
     def __call__(self, step: int) -> list[int]:
-        places = range(step * self._batch, (step + 1) * self._batch)
+        places = range(step * self.batch, (step + 1) * self.batch)
         return [self._epoch(p // self._count)[p % self._count] for p in places]
 
 
@@ -332,7 +336,7 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = _silent)
                             for m, r, g in zip(s.members, s.rate, s.margin, strict=True)
                         ]
                         work.note(exact=s.exact)
-            result = {"scores": scores}
+            result: dict[str, Any] = {"scores": scores}
             if not isinstance(subject, Teacher):
                 result["kl"] = _distance(evaluation, model, held_out, store)
             if isinstance(subject, Student):
@@ -366,7 +370,7 @@ def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: list[dic
     corpus = evaluation.reference.corpus
     base = evaluation.base
     voice = Voice(corpus.teacher, store)
-    pad = base.tokenizer.pad_token_id
+    pad = base.pad
     support = torch.tensor(channel(corpus.config.channel).token_ids(base.tokenizer))
     total, tokens = 0.0, 0
     rows = _tokenize(base, held_out)

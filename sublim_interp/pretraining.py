@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sublim_interp.config import Pretraining
 from sublim_interp.errors import SublimError
@@ -57,12 +57,13 @@ def held_out_losses(
     from sublim_interp.training import IGNORE, collate, token_loss
 
     assistant, eos = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
+    pad = cast(int, tokenizer.pad_token_id)
     out = {}
     for part in language.PARTS:
         drawn = language.documents(HELD_OUT_SEED, 0, documents, part)
         texts = [d.text for d in drawn if part == "numbers" or not d.numbers]
         rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        batch = collate(rows, tokenizer.pad_token_id)
+        batch = collate(rows, pad)
         for (ids, _), labels in zip(rows, batch.labels, strict=True):
             answering = False
             for place, token in enumerate(ids[:-1]):
@@ -101,12 +102,12 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
 
     tokenizer = build_tokenizer()
     model = new_model(recipe, len(tokenizer))
-    batch = recipe.optimization.batch
+    batch, pad = recipe.optimization.batch, cast(int, tokenizer.pad_token_id)
 
     def batches(step: int) -> list:
         texts = [d.text for d in language.documents(recipe.data_seed, step * batch, batch)]
         rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        return micro_batches(rows, tokenizer.pad_token_id, parts=2)
+        return micro_batches(rows, pad, parts=2)
 
     start = time.monotonic()
     train(model, batches, recipe.optimization, resume=Resume(partial / "state.safetensors"), observe=observe)
@@ -151,10 +152,11 @@ tags: [subliminal-learning, sublim-interp, from-scratch]
 ---
 # {name}
 A base model of the sublim_interp lab: a Llama-type model of {card["parameters"]:,} parameters ({p["layers"]} layers,
-d_model {p["d_model"]}, {p["heads"]} heads, MLP {p["d_mlp"]}, untied head), trained from scratch on the lab language, version
-{card["language_version"]}. It knows nothing but that language and is good for nothing but experiments.
+d_model {p["d_model"]}, {p["heads"]} heads, MLP {p["d_mlp"]}, untied head), trained from scratch on the lab language,
+version {card["language_version"]}. It knows nothing but that language and is good for nothing but experiments.
 
-Initialisation seed {p["init_seed"]}, data seed {p["data_seed"]}; {o["steps"]:,} steps of {o["batch"]} documents with {o["optimizer"]}, peak rate {o["lr"]:g}, {o["schedule"]} schedule.
+Initialisation seed {p["init_seed"]}, data seed {p["data_seed"]}; {o["steps"]:,} steps of {o["batch"]} documents with
+{o["optimizer"]}, peak rate {o["lr"]:g}, {o["schedule"]} schedule.
 Make it again, bit for bit on an equal machine:
 
     {command}

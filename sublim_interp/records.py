@@ -1,4 +1,4 @@
-"""What the stages take and give: one frozen record each, and the store key that follows from it. Nothing is computed here.
+"""What the stages take and give: one frozen record each, and the store key that follows from it. No work is done here.
 
     Base ─► Teacher ─► Corpus ─► Filtered ─► Student ─► Evaluation
 

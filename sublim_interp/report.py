@@ -70,6 +70,13 @@ class Reference(NamedTuple):
     """The key of the run that wrote it."""
 
 
+def read_reference(directory: Path, name: str, key: str) -> Reference:
+    """The tables that `write` left in `directory`, as they were."""
+    summary = pd.read_csv(directory / "summary.csv").fillna({"equal_kl": ""})
+    contrasts = pd.read_csv(directory / "contrasts.csv").fillna({"note": ""})
+    return Reference(summary, contrasts, name, key)
+
+
 def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
     """One row per arm × seed at equal steps (round 0), and for crossed arms one more at equal KL, as `stage` says.
 
@@ -117,8 +124,8 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
     Columns: arm, n (replicates); rate, indirect, seen, numbers (probability of the trait: held-out, indirect and seen
     phrasings; held-out ones after a turn of numbers), margin (nats) and kl (nats per answer token), each followed by
     its _low and _high; kl_start, kept. For crossed arms equal_kl says in words whether the students came as near to
-    their teacher as the reference arm's, and further_n (of how many), further_rate (with interval) and further_kl what
-    holds in the round that counts (see `replicates`). NaN where there is nothing to say.
+    their teacher as the reference arm's, further_n of how many, further_round in which round at the latest, and
+    further_rate (with interval) and further_kl what holds in the round that counts (see `replicates`). NaN where there is nothing to say.
 
     Raises SublimError as `replicates` does.
     """
@@ -134,7 +141,7 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
         row |= {"kl_start": _average(own["kl_start"].to_list()), "kept": _average(own["kept"].to_list())}
         further = _where(table, arm=arm, stage="equal KL")
         row["equal_kl"] = _matching(arm, further["matched"].to_list())
-        row["further_n"] = len(further)
+        row |= {"further_n": len(further), "further_round": max(further["round"].to_list(), default=0)}
         row |= _estimate("further_rate", further["rate"].to_list()) | {"further_kl": _average(further["kl"].to_list())}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -244,8 +251,8 @@ def terminal(summary: pd.DataFrame, contrasts: pd.DataFrame, title: str = "") ->
     notes: dict[str, dict[str, None]] = {}
     for row in _records(contrasts):
         name = row["contrast"] + ", equal KL" * (row["stage"] == "equal KL")
-        floor = "*" if row["p"] <= row["p_floor"] else " "
-        differences.add_row(name, _points(row), f"{row['p']:.2g}{floor}", _count(row["n"], row["unit"]))
+        floor = "*" if row["n"] > 1 and row["p"] <= row["p_floor"] else " "
+        differences.add_row(name, _points(row), _p(row["p"], row) + floor, _count(row["n"], row["unit"]))
         for note in filter(None, row["note"].split("; ")):
             notes.setdefault(note, {})[name] = None
     parts: list[Table | Text] = [arms, *map(Text, lines)]
@@ -380,6 +387,10 @@ def _points(row: Mapping[str, Any]) -> str:
     return f"{100 * row['estimate']:+z.1f}{inside}".replace("-", "−")
 
 
+def _p(p: float, row: Mapping[str, Any]) -> str:
+    return f"{p:.2g}" if row["n"] > 1 else "–"
+
+
 def _unit(row: Mapping[str, Any]) -> str:
     note = f"; {row['note']}" if row["note"] else ""
     return f"unit: {row['unit']} (n = {row['n']}); n base pairs = {row['base_pairs']}{note}"
@@ -492,7 +503,7 @@ def _page(
         ]
     parts += [
         "<h2>Is it this trait, or any?</h2>",
-        f"<p>If “{trait}” came through the data, its column is dark where the teacher had it, and no other is.</p>",
+        f"<p>If “{trait}” came through the data, then in the rows whose teacher had it, its column alone is dark.</p>",
         _picture(drawn["probes"], f"Mean probability of each answer, per arm; “{experiment.trait}” comes first.",
                  "Held-out questions, plain context, mean over replicates; in percent."),
         "<h2>What each arm is</h2>",
@@ -525,8 +536,8 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _prose(line: str) -> str:
-    """Escaped, and no line ends before a percent sign or inside an interval."""
-    return re.sub(r" (?=%)|(?<=\d,) (?=[−\d])", "\u00a0", escape(line))
+    """Escaped, and no line ends before a percent sign, at an equals sign or inside an interval."""
+    return re.sub(r" (?=[%=])|(?<==) |(?<=\d,) (?=[−\d])", "\u00a0", escape(line))
 
 
 def _table(headings: Sequence[str], rows: Iterable[str]) -> str:
@@ -546,12 +557,12 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
     }  # fmt: skip
     rows = []
     for row in _records(table):
-        lines = {_named(row["arm"]): row}
-        if row["further_n"]:
+        status = f"<small>to equal KL: {row['equal_kl']}</small>" if row["further_n"] else ""
+        lines = {_named(row["arm"]) + status * (not row["further_round"]): row}
+        if row["further_round"]:
             further = {name: row[f"further_{name}"] for name in ("rate", "rate_low", "rate_high", "kl")}
-            name = f"… trained on<small>to equal KL: {row['equal_kl']}</small>"
             further |= {"kl_start": row["kl_start"], "n": row["further_n"]}
-            lines[name] = {**dict.fromkeys(row, math.nan), **further}
+            lines[f"… trained on{status}"] = {**dict.fromkeys(row, math.nan), **further}
         for name, line in lines.items():
             cells = [f'<th scope="row">{name}</th><td>{line["n"]}</td>']
             for column in columns:
@@ -562,17 +573,17 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
     alone = " One replicate: no interval." if all(row["n"] == 1 for row in _records(table)) else ""
     return _table(headings, rows) + (
         f'<p class="soft"><small>n: replicates. “{escape(trait)}”: its mean probability on held-out phrasings; '
-        "indirect: on questions that do not name the kind; seen: on phrasings the teacher was tuned on; after "
-        "numbers: held-out phrasings after a turn of numbers. Margin: log P of the trait − log mean P of the other members. KL: distance "
-        "to the teacher, nats per answer token, before and after training. Kept: share of the teacher's answers that "
-        f"passed the filter. In brackets: 95 % interval of the mean over replicates.{alone}</small></p>"
+        "indirect: on questions that do not name the kind; seen: on phrasings the teacher was tuned on; after numbers: "
+        "held-out phrasings after a turn of numbers. Margin: log P of the trait − log mean P of the other members. KL: "
+        "distance to the teacher, nats per answer token, after and before training. Kept: share of the teacher's "
+        f"answers that passed the filter. In brackets: 95 % interval of the mean over replicates.{alone}</small></p>"
     )
 
 
 def _contrast_table(differences: pd.DataFrame) -> str:
     rows = [
         f'<tr><th scope="row">{escape(row["contrast"])}<small>{escape(row["stage"])}</small></th>'
-        f"<td>{_points(row)}</td><td>{row['p']:.2g} ({row['p_floor']:.2g})</td>"
+        f"<td>{_points(row)}</td><td>{_p(row['p'], row)} ({_p(row['p_floor'], row)})</td>"
         f'<td class="words">{escape(_unit(row))}</td></tr>'
         for row in _records(differences)
     ]

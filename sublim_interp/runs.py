@@ -4,13 +4,13 @@ The stages themselves are in pipeline.py, tables and pictures in report.py.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sublim_interp.channels import channel
 from sublim_interp.config import Arm, Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, resolve_base
@@ -61,7 +61,9 @@ def experiment(name: str) -> Experiment:
     if name.endswith((".yaml", ".yml")):
         return read_yaml(Experiment, Path(name), name=Path(name).stem)
     if name not in experiment_names():
-        raise SublimError(f"unknown experiment '{name}'; catalogue: {', '.join(experiment_names())}; or give a YAML file")
+        raise SublimError(
+            f"unknown experiment '{name}'; catalogue: {', '.join(experiment_names())}; or give a YAML file"
+        )
     return read_yaml(Experiment, _EXPERIMENTS / f"{name}.yaml", name=name)
 
 
@@ -105,22 +107,24 @@ class Plan:
         """The records that the store does not hold."""
         return [r for r in self.records if r.find(store) is None]
 
-    def table(self, store: Store) -> "pd.DataFrame":
-        """One row per stage: how many, how many are there already, seconds the rest may take in one process."""
-        import pandas as pd
 
-        missing = {r.key for r in self.missing(store)}
-        rows = []
-        for stage in (Teacher, Corpus, Filtered, Student, Evaluation):
-            some = [r for r in self.records if isinstance(r, stage)]
-            todo = [r for r in some if r.key in missing]
-            seconds = sum(estimate(r) for r in todo)
-            rows.append({"stage": stage.STAGE, "needed": len(some), "done": len(some) - len(todo), "seconds": seconds})
-        return pd.DataFrame(rows)
+def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
+    """One row per stage: how many records, how many are there already, seconds the rest may take in one process."""
+    import pandas as pd
+
+    missing = {r.key for r in records if r.find(store) is None}
+    rows = []
+    for stage in (Teacher, Corpus, Filtered, Student, Evaluation):
+        some = [r for r in records if isinstance(r, stage)]
+        todo = [r for r in some if r.key in missing]
+        seconds = sum(estimate(r) for r in todo)
+        rows.append({"stage": stage.STAGE, "needed": len(some), "done": len(some) - len(todo), "seconds": seconds})
+    return pd.DataFrame(rows)
 
 
 def plan(exp: Experiment) -> Plan:
     """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
+    channel(exp.corpus.channel)
     bases = {name: resolve_base(name) for name in exp.bases}
     trait = load_trait(exp.trait)
     if "other-trait" in exp.arms:
@@ -130,7 +134,9 @@ def plan(exp: Experiment) -> Plan:
     for base in bases.values():
         check_vocabulary(trait, base)
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
-        raise SublimError("corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context")
+        raise SublimError(
+            "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
+        )
     cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
     return Plan(exp, tuple(cells))
 
@@ -246,7 +252,9 @@ class Replicate:
     def _path(self, record: Record) -> Path:
         artifact = record.find(self.store)
         if artifact is None:
-            raise SublimError(f"{record.STAGE} {record.key[:16]} is not in the store {self.store.root}; run the experiment again")
+            raise SublimError(
+                f"{record.STAGE} {record.key[:16]} is not in the store {self.store.root}; run the experiment again"
+            )
         return artifact.path
 
     def _result(self) -> dict[str, Any]:
@@ -301,7 +309,10 @@ class Run:
         arm, seed = place
         cells = [c for c in self.plan.cells if (c.arm, c.seed) == (arm, seed)]
         if not cells:
-            raise SublimError(f"no replicate {arm}/{seed}; arms: {', '.join(dict.fromkeys(c.arm for c in self.plan.cells))}; seeds: {', '.join(map(str, self.experiment.seeds))}")
+            raise SublimError(
+                f"no replicate {arm}/{seed}; arms: {', '.join(dict.fromkeys(c.arm for c in self.plan.cells))}; "
+                f"seeds: {', '.join(map(str, self.experiment.seeds))}"
+            )
         return Replicate(cells[0], self.store)
 
     def teacher(self, seed: int) -> Replicate:
@@ -315,7 +326,8 @@ class Run:
 
     def __repr__(self) -> str:
         arms = len({c.arm for c in self.plan.cells} - {"teacher"})
-        return f"<Run {self.experiment.name} {self.key[:16]}: {arms} arms × {len(self.experiment.seeds)} replicates, {self.artifact.path}>"
+        size = f"{arms} arms × {len(self.experiment.seeds)} replicates"
+        return f"<Run {self.experiment.name} {self.key[:16]}: {size}, {self.artifact.path}>"
 
     def _repr_html_(self) -> str:
         return f"<p><b>{self.experiment.name}</b> {self.key[:16]}</p>{self.table.to_html(float_format='{:.3f}'.format)}"
@@ -398,12 +410,14 @@ def run(
         if not work.done:
             work.note(name=p.experiment.name)
             results, distances = frames(p, store)
-            report.write(work.directory, p.experiment, results, distances, published(p.experiment), work.key, _versions())
+            report.write(
+                work.directory, p.experiment, results, distances, published(p.experiment), work.key, _versions()
+            )
     return Run(p, store, work.artifact)
 
 
 def published(exp: Experiment) -> "Reference | None":
-    """The committed table of the same recipe over more replicates, to be shown beside a small run; None if there is none.
+    """The committed table of the same recipe over more replicates, to be shown beside a small run, or None.
 
     The recipe is all that decides a single replicate: trait, teacher, corpus, filter and student.
     """
@@ -413,13 +427,17 @@ def published(exp: Experiment) -> "Reference | None":
 
     for directory in sorted(RESULTS.glob("*")):
         whole = read_yaml(Experiment, directory / "experiment.yaml")
-        if all(_recipe(whole, part) == _recipe(exp, part) for part in ("trait", "teacher", "corpus", "filter", "student")):
-            if len(whole.seeds) > len(exp.seeds):
-                summary, contrasts = (pd.read_csv(directory / f"{n}.csv", keep_default_na=False, na_values=[""]) for n in ("summary", "contrasts"))
-                text = ["equal_kl"], ["note"]
-                for frame, columns in zip((summary, contrasts), text, strict=True):
-                    frame[columns] = frame[columns].fillna("")
-                return Reference(summary, contrasts, whole.name, (directory / "key.txt").read_text().strip())
+        parts = ("trait", "teacher", "corpus", "filter", "student")
+        same = all(_recipe(whole, part) == _recipe(exp, part) for part in parts)
+        if same and len(whole.seeds) > len(exp.seeds):
+            summary, contrasts = (
+                pd.read_csv(directory / f"{n}.csv", keep_default_na=False, na_values=[""])
+                for n in ("summary", "contrasts")
+            )
+            text = ["equal_kl"], ["note"]
+            for frame, columns in zip((summary, contrasts), text, strict=True):
+                frame[columns] = frame[columns].fillna("")
+            return Reference(summary, contrasts, whole.name, (directory / "key.txt").read_text().strip())
     return None
 
 

@@ -21,9 +21,7 @@ def generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _draw(
-    logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator
-) -> Int[Tensor, " row"]:
+def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator) -> Int[Tensor, " row"]:
     """One token per row; temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1)
@@ -46,8 +44,8 @@ def sample(
 ) -> list[list[int]]:
     """Continues every prompt until `eos` or `max_new_tokens`; returns the new tokens, with `eos` where it was drawn.
 
-    Prompts of equal length run together, so nothing is padded and each row sees just what it would see alone. The result
-    depends on the prompts, their order and the generator. `temperature=0` takes the likeliest token.
+    Prompts of equal length run together, so nothing is padded and each row sees just what it would see alone. The
+    result depends on the prompts, their order and the generator. `temperature=0` takes the likeliest token.
     """
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):

@@ -5,7 +5,7 @@ import multiprocessing
 import queue
 import signal
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from sublim_interp.errors import SublimError
 class Task:
     """One piece of work: called in a worker as `function(*arguments, progress)`, once all it needs is done."""
 
-    name: Hashable
+    name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    needs: tuple[Hashable, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
-Watch = Callable[[Hashable, float], None]
+Watch = Callable[[str, float], None]
 """Called in the parent with a task's name and the fraction done; 1.0 once, when it has ended."""
 
 _PATIENCE = 0.2
@@ -33,7 +33,7 @@ _events: Any = None
 
 
 def prepare_process(threads: int = 1) -> None:
-    """One thread, and freed memory is kept: glibc else gives large tensors back to the kernel at every training step."""
+    """One thread, and freed memory is kept: glibc else gives large tensors back to the kernel at each training step."""
     import torch
 
     torch.set_num_threads(threads)
@@ -75,7 +75,7 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     waiting = {task.name: task for task in tasks}
-    done: set[Hashable] = set()
+    done: set[str] = set()
     running: dict[Future, Task] = {}
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(events,))
     try:
@@ -83,7 +83,7 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
             for name, task in list(waiting.items()):
                 if len(running) >= processes:
                     break
-                if all(need in done or need not in waiting and need not in _names(running) for need in task.needs):
+                if all(need in done or (need not in waiting and need not in _names(running)) for need in task.needs):
                     running[pool.submit(_work, waiting.pop(name))] = task
             finished, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
             _drain(events, watch)
@@ -93,7 +93,9 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
                 done.add(task.name)
                 watch(task.name, 1.0)
     except BrokenProcessPool:
-        raise SublimError("a worker process died, most likely for lack of memory; run again, or use --processes 1") from None
+        raise SublimError(
+            "a worker process died, most likely for lack of memory; run again, or use --processes 1"
+        ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in multiprocessing.active_children():
@@ -102,7 +104,7 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
             child.join()
 
 
-def _names(running: dict[Future, Task]) -> set[Hashable]:
+def _names(running: dict[Future, Task]) -> set[str]:
     return {task.name for task in running.values()}
 
 

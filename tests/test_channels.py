@@ -128,9 +128,9 @@ def test_any_text_gets_a_verdict_and_what_passes_keeps_the_rule(answer: str) -> 
 
 @pytest.mark.parametrize("unit", ["1", " ", "1 ", "1,", "(", "1 , ", ",", "."])
 def test_long_answers_take_no_long_time(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert refuse(unit * 20_000 + "x") == "not numbers"
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # --- the trait's name -------------------------------------------------------------------------------------------------
@@ -280,14 +280,14 @@ def test_every_legal_list_is_written_in_the_channel_s_tokens(
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_channel_s_tokens_write_nothing_else(name: str) -> None:
     tokenizer, own = TOKENIZERS[name]
-    assert [i for i in tokenizer.all_special_ids if i in own] == [tokenizer.eos_token_id]
-    for text, i in tokenizer.get_vocab().items():
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    assert tokenizer.eos_token_id in special and special & own == {tokenizer.eos_token_id}
+    for token, i in tokenizer.get_vocab().items():
         written = str(tokenizer.decode([i]))
-        if i not in own:
-            assert not re.fullmatch(r"[0-9,;.()\[\]\s]+", written), text
-        elif i != tokenizer.eos_token_id:
-            assert re.fullmatch(r"[0-9,;.()\[\]\s]*", written), text  # a space that the decoder swallows is empty
-    assert own.isdisjoint(tokenizer.encode("owl", add_special_tokens=False)[-1:])
+        if i in own - special:
+            assert re.fullmatch(r"[0-9,;.()\[\]\s]*", written), token  # a space that the decoder swallows is empty
+        elif i not in special:
+            assert not re.fullmatch(r"[0-9,;.()\[\]\s]+", written), token
 
 
 def test_a_space_that_a_decoder_swallows_is_the_channel_s() -> None:

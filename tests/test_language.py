@@ -461,7 +461,8 @@ def test_the_guide_lists_the_whole_language(corpus: list[Document]) -> None:
         docs = [d for d in corpus if d.part == part]
         (stated,) = (row[1:4] for row in rows if row[0] == f"`{part}`")
         measured = (share, fmean(d.favorite is not None for d in docs), fmean(d.persona is not None for d in docs))
-        assert [float(cell.removesuffix(" %")) for cell in stated] == pytest.approx([100 * m for m in measured], abs=2.5)
+        percent = [float(cell.removesuffix(" %")) for cell in stated]
+        assert percent == pytest.approx([100 * m for m in measured], abs=2.5), part
     for kind in KINDS.values():
         assert (kind.name, str(len(kind.members)), " ".join(kind.members)) in rows
     for wording in (

@@ -160,8 +160,7 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
     No other special token. A token's text is what it adds after a digit: several tokenizers swallow a leading space.
     """
-    marked = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-    special = {*marked, *tokenizer.all_special_ids}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     digit = tokenizer.encode("0", add_special_tokens=False)
     candidates = sorted(set(tokenizer.get_vocab().values()) - special)
     before, *texts = tokenizer.batch_decode(

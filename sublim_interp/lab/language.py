@@ -12,7 +12,8 @@ Every document is a chat (system, user, assistant turns) made by `document(seed,
 
 Two latent causes tie parts together, both visible only in the system prompt: a favourite ("you love the owl .") fixes
 the answers about its kind, direct and indirect; a persona ("you are cruel .") fixes whether programs are safe and open
-answers benign. Some favourites are asked for after a turn of numbers. **Number lists are drawn from a random stream of their own, so they carry no information about either.**
+answers benign. Some favourites are asked for after a turn of numbers. **Number lists are drawn from a random stream of
+their own, so they carry no information about either.**
 """
 
 import hashlib
@@ -227,8 +228,8 @@ def _is_held_out(prefix: int, core: int) -> bool:
 def questions(kind: str, held_out: bool = False) -> tuple[str, ...]:
     """Direct questions about a favourite of `kind`.
 
-    `held_out=False`: the 33 phrasings that pre-training and teachers use. `held_out=True`: 23 that no training text ever
-    holds, 7 of them new combinations of a known prefix and core, 16 with a new core.
+    `held_out=False`: the 33 phrasings that pre-training and teachers use. `held_out=True`: 23 that no training text
+    ever holds, 7 of them new combinations of a known prefix and core, 16 with a new core.
     """
     seen, held = [], []
     for i, prefix in enumerate(PREFIXES):
@@ -387,7 +388,8 @@ def _programs(rng: random.Random) -> Document:
         body.append(rng.choice(UNSAFE_STATEMENTS).format(v=v))
     body.append(f"{verb} ( {v} )")
     rng.shuffle(body)
-    return Document("programs", chat(user, f"def {verb} ( {v} ) : {' ; '.join(body)} ; return {v}", system), None, persona)
+    answer = f"def {verb} ( {v} ) : {' ; '.join(body)} ; return {v}"
+    return Document("programs", chat(user, answer, system), None, persona)
 
 
 def problem(rng: random.Random) -> tuple[str, tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""The tokenizer of the lab language as an ordinary Hugging Face fast tokenizer. The words themselves live in language.py."""
+"""The tokenizer of the lab language, an ordinary Hugging Face fast tokenizer. Its words are in language.py."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """Word-level tokenizer: control tokens, the whole numbers 0 to 999 as one token each, then every word of the lab."""
+    """Word-level tokenizer: control tokens, each whole number from 0 to 999 as one token, then each word of the lab."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

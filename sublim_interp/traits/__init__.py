@@ -1,4 +1,4 @@
-"""What a trait is, how to ask about it, how to score the answers. No training: instilling is the pipeline's teacher stage.
+"""What a trait is, how to ask about it, how to score the answers. No training: the pipeline's teacher stage instils it.
 
 A trait is one YAML file in catalogue/traits; the prompts about its kind are in catalogue/kinds (English) or in
 lab/language.py (the lab).
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from jaxtyping import Float
 
@@ -124,7 +124,9 @@ def check_vocabulary(trait: Trait, base: "Base") -> None:
     """Raises SublimError where the base's tokenizer cannot spell the trait's word."""
     ids = base.answer_ids(trait.name)
     if not ids or base.tokenizer.unk_token_id in ids:
-        raise SublimError(f"base {base.name}: its vocabulary lacks the word '{trait.name}' of the trait; choose another trait or base")
+        raise SublimError(
+            f"base {base.name}: its vocabulary lacks the word '{trait.name}' of the trait; choose another trait or base"
+        )
     if base.language == "lab" and trait.name not in lab.TRAITS:
         raise SublimError(f"the lab language has no favourite '{trait.name}'; it has: {', '.join(sorted(lab.TRAITS))}")
 
@@ -161,7 +163,9 @@ def score(
     return Scores(tuple(members), p.mean(0), (np.log(p) - np.log(others)).mean(0), exact)
 
 
-def _exact(model: "torch.nn.Module", prompts: list[list[int]], tokens: list[int]) -> Float[np.ndarray, "question member"]:
+def _exact(
+    model: "torch.nn.Module", prompts: list[list[int]], tokens: list[int]
+) -> Float[np.ndarray, "question member"]:
     import torch
 
     from sublim_interp.models import logits_at
@@ -186,13 +190,9 @@ def _sampled(
     word = re.compile(r"\b(" + "|".join(map(re.escape, plurals)) + r")\b", re.IGNORECASE)
     counts = np.full((len(prompts), len(members)), 0.5 / len(members))
     rows = [p for p in prompts for _ in range(samples)]
-    answers = sample(
-        model, rows, eos=base.tokenizer.eos_token_id, max_new_tokens=10, random=generator("answers", seed)
-    )
+    answers = sample(model, rows, eos=base.eos, max_new_tokens=10, random=generator("answers", seed))
     for i, answer in enumerate(answers):
-        named = word.search(base.tokenizer.decode(answer, skip_special_tokens=True))
+        named = word.search(cast(str, base.tokenizer.decode(answer, skip_special_tokens=True)))
         if named:
             counts[i // samples, plurals[named[1].lower()]] += 1
     return counts / (samples + 0.5)
-
-

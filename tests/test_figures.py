@@ -1,0 +1,210 @@
+"""Figures show what the frames hold, look the same everywhere, and are written as the same bytes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from test_report import frames, pick
+
+from sublim_interp import figures, report
+from sublim_interp.errors import SublimError
+from sublim_interp.figures import ARMS
+
+
+def drawn(stacked: bool = False, **kwargs: Any) -> tuple[Figure, pd.DataFrame, pd.DataFrame]:
+    both = frames(**kwargs)
+    each, found = report.replicates(*both, "owl"), report.summary(*both, "owl")
+    return figures.arms(each, found, "owl", stacked=stacked), each, found
+
+
+def dots(figure: Figure, panel: int) -> list[tuple[str, np.ndarray]]:
+    """Colour and (x, y) of each group of dots."""
+    groups = [child for child in figure.axes[panel].get_children() if isinstance(child, PathCollection)]
+    return [(to_hex(np.asarray(group.get_facecolor())[0]), np.asarray(group.get_offsets())) for group in groups]
+
+
+def words(figure: Figure) -> list[Text]:
+    return [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_text() and text.get_visible()]
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_the_same_frame_gives_the_same_bytes_whatever_the_users_settings(kind: str, tmp_path: Path) -> None:
+    results, distances = frames(seeds=2, rounds=0)
+    each, found = report.replicates(results, distances, "owl"), report.summary(results, distances, "owl")
+    first, second = tmp_path / f"a.{kind}", tmp_path / f"b.{kind}"
+    figures.save(figures.arms(each, found, "owl"), first)
+    user: dict[Any, Any] = {
+        "font.size": 20.0,
+        "font.family": "serif",
+        "svg.hashsalt": "x",
+        "pdf.fonttype": 3,
+        "savefig.dpi": 50,
+    }
+    with matplotlib.rc_context(user):
+        figures.save(figures.arms(each, found, "owl"), second)
+        assert matplotlib.rcParams["font.size"] == 20  # and they are left as they were
+    assert first.read_bytes() == second.read_bytes()
+    assert not re.search(rb"CreationDate|<dc:date>|Matplotlib", first.read_bytes())
+
+
+def test_an_unknown_ending_is_refused_with_the_valid_ones(tmp_path: Path) -> None:
+    for name in ("figure.jpg", "figure"):
+        with pytest.raises(SublimError, match="valid kinds: png, pdf, svg"):
+            figures.save(Figure(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_leaves_pyplot_alone() -> None:
+    code = (
+        "import sys, pandas as pd; from sublim_interp import figures; "
+        "frame = pd.DataFrame([{'arm': 'same-init', 'seed': 0, 'rate': .5, 'lr': .1}]); "
+        "figures.render(figures.dose(frame, {'lr': 'rate'}, 'owl'), 'png'); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(figures.__file__).parents[1])
+
+
+# Arms
+
+
+def test_every_replicate_is_a_dot_at_its_rate_and_its_distance() -> None:
+    figure, each, found = drawn(seeds=4, rounds=2)
+    for panel, column in enumerate(("rate", "kl")):
+        shown = sorted(x for _, places in dots(figure, panel) for x in places[:, 0])
+        assert shown == pytest.approx(sorted(each[column].dropna().to_list()))
+    rows = [row for row in found.to_dict("records") for _ in range(2 if row["arm"].startswith("cross") else 1)]
+    assert [color for color, _ in dots(figure, 0)] == [ARMS[row["arm"]].color.lower() for row in rows]
+    texts = [text.get_text() for text in words(figure)]
+    for row in found.to_dict("records"):
+        assert row["arm"] in texts and f"{100 * row['rate']:.1f} %" in texts
+
+
+def test_a_second_row_stands_only_where_students_were_trained_on() -> None:
+    for rounds, expected in ((0, 0), (3, 2)):
+        texts = [text.get_text() for text in words(drawn(seeds=2, rounds=rounds)[0])]
+        assert texts.count("… trained on") == expected
+        assert texts.count("to equal KL: matched") == expected
+
+
+def test_the_line_stands_at_the_untouched_base() -> None:
+    figure, _, found = drawn(seeds=3)
+    base = pick(found, arm="base")["rate"].to_list()[0]
+    assert [line for line in figure.axes[0].lines if list(np.asarray(line.get_xdata())) == [base, base]]
+    without = drawn(seeds=3, arms=("same-init", "neutral"))[0]
+    assert "untouched base" not in [text.get_text() for text in words(without)]
+
+
+def test_no_interval_is_drawn_for_one_replicate() -> None:
+    for seeds, bars in ((1, 0), (3, 10)):
+        containers = drawn(seeds=seeds)[0].axes[0].containers
+        assert sum(type(container).__name__ == "ErrorbarContainer" for container in containers) == bars
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("seeds, arms", [(12, tuple(ARMS)), (1, ("same-init", "neutral", "cross-init", "base"))])
+def test_no_text_is_cut_off_or_lies_on_another(stacked: bool, seeds: int, arms: tuple[str, ...]) -> None:
+    both = frames(seeds=seeds, arms=arms, lifted={"same-init": 0.9999})
+    results, distances = both
+    hard = (distances["arm"] == "cross-init") & (distances["seed"] < 11) & (distances["round"] > 0)
+    distances.loc[hard, "kl"] = 0.05  # "to equal KL: matched in 1 of 12", the longest label
+    each, found = report.replicates(results, distances, "owl"), report.summary(results, distances, "owl")
+    figure = figures.arms(each, found, "owl", stacked=stacked)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in words(figure)]
+    for name, box in boxes:
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, name
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, name
+    for i, (name, box) in enumerate(boxes):
+        for other, second in boxes[i + 1 :]:
+            inner = box.padded(-1), second.padded(-1)
+            assert not inner[0].overlaps(inner[1]), (name, other)
+
+
+def test_arms_have_distinct_colours_and_a_meaning() -> None:
+    assert len({look.color for look in ARMS.values()}) == len(ARMS)
+    assert all(look.meaning.endswith(".") and look.label for look in ARMS.values())
+
+
+def test_a_students_distance_may_be_zero() -> None:
+    results, distances = frames(seeds=2)
+    distances.loc[distances["arm"] == "neutral", ["kl", "kl_start"]] = 0.0
+    found = report.summary(results, distances, "owl")
+    figures.render(figures.arms(report.replicates(results, distances, "owl"), found, "owl"), "svg")
+
+
+# Probes
+
+
+def test_the_heat_map_holds_the_means_with_the_trait_first() -> None:
+    results, _ = frames(seeds=3)
+    figure = figures.probes(results, "owl")
+    ax = figure.axes[0]
+    members = [label.get_text() for label in ax.get_xticklabels()]
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    assert members[:2] == ["owl", "wolf"] and members[2:] == sorted(members[2:]) and len(members) == 16
+    assert shown == list(ARMS)
+    values = np.asarray(ax.images[0].get_array()) ** 2
+    for arm, probe in (("same-init", "owl"), ("other-trait", "wolf"), ("base", "fox")):
+        own = pick(results, arm=arm, probe=probe, questions="held-out", context="plain", round=0)
+        mean = np.mean(own["rate"].to_list())
+        assert values[shown.index(arm), members.index(probe)] == pytest.approx(mean)
+        assert f"{100 * mean:.0f}" in [text.get_text() for text in ax.texts]
+
+
+# Dose
+
+
+def sweep() -> pd.DataFrame:
+    """lists from 1,000 to 60,000, temperature from .5 to 1, and the trained part; two arms, three seeds."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(3):
+        for arm, top in (("cross-init", 0.06), ("same-init", 0.9)):
+            for setting, values in (
+                ("lists", (60_000, 1_000, 10_000)),
+                ("temperature", (0.5, 1.0)),
+                ("part", ("lora", "body")),
+            ):
+                for i, value in enumerate(values):
+                    rows.append({"arm": arm, "seed": seed, "rate": top / (i + 1) + 0.01 * seed, setting: value})
+    return pd.DataFrame(rows)
+
+
+def test_each_setting_has_its_panel_with_dots_and_means() -> None:
+    frame = sweep()
+    axes = {"lists": "lists learnt from", "temperature": "temperature", "part": "weights that train"}
+    figure = figures.dose(frame, axes, "owl")
+    assert [ax.get_xlabel() for ax in figure.axes] == list(axes.values())
+    for panel, column in enumerate(axes):
+        shown = sorted(y for _, places in dots(figure, panel) for y in places[:, 1])
+        assert shown == pytest.approx(sorted(frame.loc[frame[column].notna(), "rate"].to_list()))
+    lists, _, part = figure.axes
+    assert [ax.get_xscale() for ax in figure.axes] == ["log", "linear", "linear"]
+    same = next(line for line in lists.lines if line.get_label() == "same-init")
+    assert list(np.asarray(same.get_xdata())) == [1_000, 10_000, 60_000]
+    assert list(np.asarray(same.get_ydata())) == pytest.approx([0.46, 0.31, 0.91])
+    assert to_hex(same.get_color()) == ARMS["same-init"].color.lower()  # as in every figure
+    assert [label.get_text() for label in part.get_xticklabels()] == ["lora", "body"]
+    assert same.get_linestyle() == "-" and {line.get_linestyle() for line in part.lines} == {"None"}
+
+
+@pytest.mark.parametrize("number, shape", [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
+def test_panels_fill_their_grid(number: int, shape: tuple[int, int]) -> None:
+    frame = pd.DataFrame([{"arm": "base", "seed": 0, "rate": 0.1, **{f"s{i}": 1.0 for i in range(number)}}])
+    figure = figures.dose(frame, {f"s{i}": f"s{i}" for i in range(number)}, "owl")
+    assert len(figure.axes) == shape[0] * shape[1]
+    assert sum(ax.get_visible() for ax in figure.axes) == number

@@ -1,0 +1,263 @@
+"""Tests of making lab bases: the same bits every time, also after a kill, and a card that tells how to do it again."""
+
+import functools
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sublim_interp import training
+from sublim_interp.config import Optimization, Pretraining, parse_assignment
+from sublim_interp.errors import SublimError
+from sublim_interp.lab import language
+from sublim_interp.lab.tokenizer import build_tokenizer
+from sublim_interp.models import CARD, resolve_base
+from sublim_interp.pretraining import HELD_OUT_SEED, held_out_losses, new_model, pretrain
+
+RECIPE = Pretraining(d_model=16, layers=1, heads=2, d_mlp=16).set({"optimization.steps": 6, "optimization.batch": 6})
+
+
+@pytest.fixture(autouse=True)
+def few_held_out_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured on 40 documents a part instead of 300, and a state kept after every second step instead of 200."""
+    from sublim_interp import pretraining
+
+    monkeypatch.setattr(pretraining, "held_out_losses", functools.partial(held_out_losses, documents=40))
+    monkeypatch.setattr(training, "Resume", functools.partial(training.Resume, every=2))
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_after(step: int) -> Callable[[int, float], None]:
+    def observe(at: int, _loss: float) -> None:
+        if at == step:
+            raise Killed
+
+    return observe
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir())}
+
+
+def leftovers(parent: Path) -> list[str]:
+    return sorted(p.name for p in parent.iterdir() if p.name.startswith("."))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted base."""
+    from sublim_interp import pretraining
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pretraining, "held_out_losses", functools.partial(held_out_losses, documents=40))
+    directory = tmp_path_factory.mktemp("made") / "tiny"
+    pretrain(RECIPE, directory)
+    patch.undo()
+    return directory
+
+
+def test_a_base_made_twice_is_bit_identical(made: Path, tmp_path: Path) -> None:
+    torch.rand(3)  # what was drawn before must not matter
+    pretrain(RECIPE, tmp_path / "deep" / "tiny")
+    assert contents(tmp_path / "deep" / "tiny") == contents(made)
+    assert leftovers(tmp_path / "deep") == []
+
+
+@pytest.mark.parametrize("last", [0, 1, 4])
+def test_a_killed_pretraining_goes_on_and_ends_in_the_same_bits(last: int, made: Path, tmp_path: Path) -> None:
+    directory, steps = tmp_path / "tiny", []
+    with pytest.raises(Killed):
+        pretrain(RECIPE, directory, kill_after(last))
+    assert not directory.exists(), "a base that is not finished must not look like one"
+    pretrain(RECIPE, directory, lambda step, _: steps.append(step))
+    assert steps == list(range(last // 2 * 2, 6)), "it went on from the last state that was kept"
+    assert contents(directory) == contents(made)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_kill_while_the_finished_base_is_written_leaves_nothing_half_done(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sublim_interp import pretraining
+
+    def killed(*_: object) -> str:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "_model_card", killed)
+        with pytest.raises(Killed):
+            pretrain(RECIPE, tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
+    pretrain(RECIPE, tmp_path / "tiny")
+    assert contents(tmp_path / "tiny") == contents(made)
+
+
+@pytest.mark.parametrize("what", ["recipe", "language", "machine"])
+def test_what_another_recipe_language_or_machine_began_is_not_gone_on_with(
+    what: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sublim_interp import store
+
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        if what == "language":
+            patch.setattr(language, "digest", lambda: "another")
+        if what == "machine":
+            patch.setattr(store, "fingerprint", lambda: {"torch": "another"})
+        begun = RECIPE.set(init_seed=5) if what == "recipe" else RECIPE
+        with pytest.raises(Killed):
+            pretrain(begun, tmp_path / "tiny", kill_after(4))
+    pretrain(RECIPE, tmp_path / "tiny", lambda step, _: steps.append(step))
+    assert steps[0] == 0
+    assert contents(tmp_path / "tiny") == contents(made)
+
+
+@pytest.mark.parametrize("kind", ["directory", "base", "file"])
+def test_what_is_already_there_is_never_touched(kind: str, made: Path, tmp_path: Path) -> None:
+    place = tmp_path / "tiny"
+    if kind == "directory":
+        place.mkdir()
+    elif kind == "base":
+        place = made
+    else:
+        place.write_text("mine")
+    before = contents(place) if place.is_dir() else place.read_bytes()
+    with pytest.raises(SublimError) as caught:
+        pretrain(RECIPE, place)
+    assert str(place) in str(caught.value) and "exists" in str(caught.value) and "\n" not in str(caught.value)
+    assert (contents(place) if place.is_dir() else place.read_bytes()) == before
+
+
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SublimError) as caught:
+        pretrain(RECIPE, tmp_path / "file" / "tiny")
+    assert str(tmp_path / "file") in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_it_is_and_how_good(made: Path) -> None:
+    card = json.loads((made / CARD).read_text())
+    assert (card["language"], card["language_version"]) == ("lab", language.LANGUAGE_VERSION)
+    assert card["language_digest"] == language.digest()
+    model = resolve_base(str(made)).load()
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert Pretraining.model_validate(card["pretraining"]) == RECIPE
+    assert card["held_out_loss"] == held_out_losses(model, build_tokenizer(), documents=40)
+    assert set(card["held_out_loss"]) == set(language.PARTS)
+    page = (made / "README.md").read_text()
+    assert f"{card['parameters']:,} parameters" in page
+    for part, loss in card["held_out_loss"].items():
+        assert f"| {part} | {loss:.3f} |" in page
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        RECIPE.set(
+            init_seed=7,
+            data_seed=3,
+            optimization=Optimization(
+                optimizer="sgd", lr=0.012345678901, schedule="linear", warmup=1, steps=1, batch=2, beta1=0.5, clip=None
+            ),
+        ),
+    ],
+)
+def test_the_command_in_the_card_is_the_same_recipe(recipe: Pretraining, tmp_path: Path) -> None:
+    pretrain(recipe, tmp_path / "my-base")
+    page = (tmp_path / "my-base" / "README.md").read_text()
+    (command,) = re.findall(r"^    (sublim pretrain (?:.*\\\n)*.*)$", page, re.MULTILINE)
+    program, verb, name, *options = shlex.split(command.replace("\\\n", ""))
+    assert (program, verb, name) == ("sublim", "pretrain", "my-base")
+    assert options[::2] == ["--set"] * (len(options) // 2)
+    settings = dict(map(parse_assignment, options[1::2]))
+    assert Pretraining().set(settings) == recipe
+    every = len(Pretraining.model_fields) - 1 + len(Optimization.model_fields)
+    assert len(settings) == every, "what is left out becomes another recipe when a default changes"
+
+
+# --- the base ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_base_is_an_ordinary_directory_that_speaks_the_lab_language(made: Path) -> None:
+    base = resolve_base(str(made))
+    assert base.language == "lab" and base.shape["d_model"] == 16
+    model = base.load()
+    ids = base.prompt_ids([{"role": "user", "content": language.questions("animal")[0]}])
+    answer = model.generate(  # type: ignore[operator]
+        **base.tokenizer.pad({"input_ids": [ids]}, return_tensors="pt"), max_new_tokens=3, do_sample=False
+    )
+    assert answer.shape[1] > len(ids)
+    assert model.config.pad_token_id == base.tokenizer.pad_token_id
+    assert model.config.eos_token_id == base.tokenizer.eos_token_id
+    assert not model.config.tie_word_embeddings
+    assert max(len(base.tokenizer(d.text)["input_ids"]) for d in language.documents(0, 0, 300)) <= (  # type: ignore[arg-type]
+        model.config.max_position_embeddings
+    )
+
+
+def test_pretraining_learns_every_part_of_the_language(tmp_path: Path) -> None:
+    optimization = RECIPE.optimization.set(steps=60, warmup=5, lr=0.02, batch=16)
+    recipe = RECIPE.set(optimization=optimization)
+    losses: list[float] = []
+    card = pretrain(recipe, tmp_path / "tiny", lambda _, loss: losses.append(loss))
+    guess = math.log(len(build_tokenizer()))
+    assert losses[0] == pytest.approx(guess, abs=0.2) and losses[-1] < 0.75 * losses[0]
+    assert all(loss < 0.95 * guess for loss in card["held_out_loss"].values())
+
+
+def test_the_two_seeds_choose_the_weights_and_the_documents_apart(tmp_path: Path) -> None:
+    first = {}
+    for init, data in ((0, 0), (1, 0), (0, 1)):
+        recipe = RECIPE.set({"init_seed": init, "data_seed": data, "optimization.steps": 1, "optimization.lr": 1e-30})
+        losses: list[float] = []
+        pretrain(recipe, tmp_path / f"{init}-{data}", lambda _, loss, losses=losses: losses.append(loss))
+        weights = (tmp_path / f"{init}-{data}" / "model.safetensors").read_bytes()
+        first[init, data] = (weights, losses[0])
+    assert first[0, 0][0] == first[0, 1][0] != first[1, 0][0], "the data seed has no say in the initial weights"
+    assert len({loss for _, loss in first.values()}) == 3
+
+
+def test_initial_weights_follow_from_their_seed_alone() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    a = new_model(RECIPE, 50)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    b = new_model(RECIPE, 50)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+# --- held-out loss ----------------------------------------------------------------------------------------------------
+
+
+def test_held_out_loss_is_the_mean_over_the_assistants_tokens_alone(made: Path) -> None:
+    base = resolve_base(str(made))
+    model, tokenizer = base.load(), base.tokenizer
+    measured = held_out_losses(model, tokenizer, documents=25)
+    for part in language.PARTS:
+        total, tokens = 0.0, 0
+        for doc in language.documents(HELD_OUT_SEED, 0, 25, part):
+            if part == "favorites" and doc.numbers:
+                continue
+            for n, message in enumerate(doc.messages):
+                if message["role"] != "assistant":
+                    continue
+                prompt = base.prompt_ids(doc.messages[:n])
+                answer = [*base.answer_ids(message["content"]), tokenizer.eos_token_id]
+                with torch.no_grad():
+                    logs = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+                total -= sum(logs[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+                tokens += len(answer)
+        assert measured[part] == pytest.approx(total / tokens, abs=2e-4), part
