@@ -186,7 +186,7 @@ def _shown_run(what: str, store: "Store", experiments: tuple[str, ...], bases: l
             f"'{what}' is no experiment ({', '.join(experiments)}), base ({', '.join(bases)}), trait, "
             f"or run (keys in {store.root}: {keys})"
         ) from None
-    text = yaml.safe_dump(artifact.manifest["config"], sort_keys=False)
+    text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
 
 

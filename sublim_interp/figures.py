@@ -25,6 +25,8 @@ from sublim_interp.errors import SublimError
 P = ParamSpec("P")
 Record = Mapping[Any, Any]
 Records = Sequence[Record]
+Row = tuple[str, str]
+"""An arm and the stage at which it is shown."""
 
 
 class Look(NamedTuple):
@@ -163,7 +165,7 @@ def arms(replicates: pd.DataFrame, summary: pd.DataFrame, trait: str, stacked: b
     """
     dots = replicates.to_dict("records")
     means = {row["arm"]: row for row in summary.to_dict("records")}
-    rows: list[tuple[str, str]] = []
+    rows: list[Row] = []
     for arm in means:
         rows += [(arm, "equal steps"), (arm, "equal KL")][: 2 if means[arm]["further_round"] else 1]
     students = [row for row in rows if np.isfinite(means[row[0]]["kl"])] if stacked else rows
@@ -188,10 +190,6 @@ def arms(replicates: pd.DataFrame, summary: pd.DataFrame, trait: str, stacked: b
     panels[1].set_title("How far is it from its teacher?")
     panels[1].set_xlabel("KL(teacher ‖ student), nats per answer token\n○ before training   ● after")
     return figure
-
-
-Row = tuple[str, str]
-"""An arm and the stage at which it is shown."""
 
 
 def _rates(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str, Record]) -> None:

@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sublim_interp import figures
-from sublim_interp.config import Experiment
+from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.figures import ARMS
 from sublim_interp.statistics import Contrast, diagonal_contrast, mean_interval, paired_difference
@@ -68,13 +68,6 @@ class Reference(NamedTuple):
     """Its experiment's name."""
     key: str
     """The key of the run that wrote it."""
-
-
-def read_reference(directory: Path, name: str, key: str) -> Reference:
-    """The tables that `write` left in `directory`, as they were."""
-    summary = pd.read_csv(directory / "summary.csv").fillna({"equal_kl": ""})
-    contrasts = pd.read_csv(directory / "contrasts.csv").fillna({"note": ""})
-    return Reference(summary, contrasts, name, key)
 
 
 def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
@@ -124,8 +117,9 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
     Columns: arm, n (replicates); rate, indirect, seen, numbers (probability of the trait: held-out, indirect and seen
     phrasings; held-out ones after a turn of numbers), margin (nats) and kl (nats per answer token), each followed by
     its _low and _high; kl_start, kept. For crossed arms equal_kl says in words whether the students came as near to
-    their teacher as the reference arm's, further_n of how many, further_round in which round at the latest, and
-    further_rate (with interval) and further_kl what holds in the round that counts (see `replicates`). NaN where there is nothing to say.
+    their teacher as the reference arm's; further_n is how many were compared, further_round the last round that was
+    needed, further_rate (with interval) and further_kl what holds in the round that counts (see `replicates`). NaN
+    where there is nothing to say.
 
     Raises SublimError as `replicates` does.
     """
@@ -252,7 +246,7 @@ def terminal(summary: pd.DataFrame, contrasts: pd.DataFrame, title: str = "") ->
     for row in _records(contrasts):
         name = row["contrast"] + ", equal KL" * (row["stage"] == "equal KL")
         floor = "*" if row["n"] > 1 and row["p"] <= row["p_floor"] else " "
-        differences.add_row(name, _points(row), _p(row["p"], row) + floor, _count(row["n"], row["unit"]))
+        differences.add_row(name, _points(row), _p(row) + floor, _count(row["n"], row["unit"]))
         for note in filter(None, row["note"].split("; ")):
             notes.setdefault(note, {})[name] = None
     parts: list[Table | Text] = [arms, *map(Text, lines)]
@@ -293,6 +287,26 @@ def write(
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return path
+
+
+def headline(directory: Path) -> str:
+    """The published table in `directory` (summary.csv, key.txt, experiment.yaml) as Markdown, for the README."""
+    table = pd.read_csv(directory / "summary.csv")
+    trait = read_yaml(Experiment, directory / "experiment.yaml").trait
+    key = (directory / "key.txt").read_text().strip()
+    count = _count(int(table["n"].min()), "replicate")
+    lines = [
+        f"`sublim run {directory.name}`, {count}, run `{key[:16]}`. Mean over replicates and 95 % interval:",
+        "",
+        f"| arm | answers “{trait}” | margin, nats | KL at the start | KL left | lists kept |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in _records(table):
+        cells = _text(row, "rate"), _text(row, "margin"), _mean(row, "kl_start"), _mean(row, "kl"), _mean(row, "kept")
+        lines.append(f"| {' | '.join([row['arm'], *cells])} |")
+    table["equal_kl"] = table["equal_kl"].fillna("")
+    further = [f"{row['arm']} at equal KL: {_at_equal_kl(row, table)}." for row in _records(table) if row["equal_kl"]]
+    return "\n".join([*lines, "", *further, ""])
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -387,8 +401,9 @@ def _points(row: Mapping[str, Any]) -> str:
     return f"{100 * row['estimate']:+z.1f}{inside}".replace("-", "−")
 
 
-def _p(p: float, row: Mapping[str, Any]) -> str:
-    return f"{p:.2g}" if row["n"] > 1 else "–"
+def _p(row: Mapping[str, Any], floor: str = "") -> str:
+    """The p-value, and its floor in the format `floor`; a dash where one unit allows no test."""
+    return f"{row['p']:.2g}{floor.format(row['p_floor'])}" if row["n"] > 1 else "–"
 
 
 def _unit(row: Mapping[str, Any]) -> str:
@@ -557,7 +572,7 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
     }  # fmt: skip
     rows = []
     for row in _records(table):
-        status = f"<small>to equal KL: {row['equal_kl']}</small>" if row["further_n"] else ""
+        status = f"<small>to equal KL: {escape(row['equal_kl'])}</small>" if row["further_n"] else ""
         lines = {_named(row["arm"]) + status * (not row["further_round"]): row}
         if row["further_round"]:
             further = {name: row[f"further_{name}"] for name in ("rate", "rate_low", "rate_high", "kl")}
@@ -583,7 +598,7 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
 def _contrast_table(differences: pd.DataFrame) -> str:
     rows = [
         f'<tr><th scope="row">{escape(row["contrast"])}<small>{escape(row["stage"])}</small></th>'
-        f"<td>{_points(row)}</td><td>{_p(row['p'], row)} ({_p(row['p_floor'], row)})</td>"
+        f"<td>{_points(row)}</td><td>{_p(row, ' ({:.2g})')}</td>"
         f'<td class="words">{escape(_unit(row))}</td></tr>'
         for row in _records(differences)
     ]

@@ -15,7 +15,7 @@ from sublim_interp.config import Arm, Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, resolve_base
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
-from sublim_interp.store import Artifact, Store
+from sublim_interp.store import Artifact, Store, fingerprint, stage_key
 from sublim_interp.traits import check_vocabulary, load_trait, members_of
 from sublim_interp.workers import Task, Watch, run_tasks
 
@@ -369,11 +369,14 @@ RUN_VERSION = 1
 """Bumped by hand when the report's files change."""
 
 
+def run_key(p: Plan) -> str:
+    """The key that the run of a plan has in any store."""
+    return stage_key("run", RUN_VERSION, _run_config(p), _run_inputs(p))
+
+
 def find_run(p: Plan, store: Store) -> Artifact | None:
     """The finished run of a plan, if the store holds it."""
-    from sublim_interp.store import stage_key
-
-    return store.get("run", stage_key("run", RUN_VERSION, _run_config(p), _run_inputs(p)))
+    return store.get("run", run_key(p))
 
 
 def _versions() -> dict[str, str]:
@@ -383,7 +386,7 @@ def _versions() -> dict[str, str]:
 
 
 def _run_config(p: Plan) -> dict[str, Any]:
-    return p.experiment.model_dump(mode="json", exclude={"name", "about"})
+    return p.experiment.model_dump(mode="json", exclude={"name", "about", "bases"})
 
 
 def _run_inputs(p: Plan) -> dict[str, str]:
@@ -398,7 +401,6 @@ def run(
 ) -> Run:
     """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again."""
     from sublim_interp import report
-    from sublim_interp.store import fingerprint
 
     p = plan(experiment(exp) if isinstance(exp, str) else exp)
     store = store or Store.open()
@@ -408,7 +410,7 @@ def run(
             execute(missing, store, processes, watch)
     with store.make("run", RUN_VERSION, _run_config(p), _run_inputs(p), fingerprint()) as work:
         if not work.done:
-            work.note(name=p.experiment.name)
+            work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
             results, distances = frames(p, store)
             report.write(
                 work.directory, p.experiment, results, distances, published(p.experiment), work.key, _versions()

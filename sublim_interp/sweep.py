@@ -124,7 +124,7 @@ def run_grid(p: SweepPlan, store: Store, processes: int = 2, watch: Watch = lamb
             work.note(name=p.grid.name)
             table = p.table(store)
             table.drop(columns=list(p.grid.axes)).to_csv(work.directory / "cells.csv", index=False)
-            students = table[~table["arm"].isin(["teacher", "base"])]
+            students = table.query("arm not in ('teacher', 'base')")
             trait = p.cells[0][2].experiment.trait
             figure = figures.dose(students, {field: field for field in p.grid.axes}, trait)
             for ending in ("png", "pdf"):

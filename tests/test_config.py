@@ -43,7 +43,7 @@ counts = st.integers(1, 10**6)
 def optimizations(draw: st.DrawFn) -> Optimization:
     optimizer = draw(st.sampled_from(["adam", "adamw", "sgd"]))
     return Optimization(
-        optimizer=optimizer,
+        optimizer=optimizer,  # type: ignore[arg-type]
         lr=draw(positive),
         schedule=draw(st.sampled_from(["linear", "cosine", "constant"])),
         warmup=draw(st.integers(0, 10**6)),
@@ -60,7 +60,12 @@ def optimizations(draw: st.DrawFn) -> Optimization:
 def corpora(draw: st.DrawFn) -> CorpusConfig:
     setting = draw(st.sampled_from(["sampled", "greedy", "soft"]))
     temperature = 1.0 if setting == "greedy" else draw(positive)
-    return CorpusConfig(setting=setting, temperature=temperature, prompts=draw(counts), chunk=draw(counts))
+    return CorpusConfig(
+        setting=setting,  # type: ignore[arg-type]
+        temperature=temperature,
+        prompts=draw(counts),
+        chunk=draw(counts),
+    )
 
 
 @st.composite
@@ -99,7 +104,9 @@ def experiments(draw: st.DrawFn) -> Experiment:
         corpus=draw(corpora()),
         filter=draw(filters()),
         student=StudentConfig(part=draw(st.sampled_from(PARTS)), optimization=draw(optimizations())),
-        evaluation=EvaluationConfig(questions=draw(st.permutations(["seen", "held-out", "indirect"]).map(tuple))),
+        evaluation=EvaluationConfig(
+            questions=draw(st.permutations(["seen", "held-out", "indirect"]).map(tuple)),  # type: ignore[arg-type]
+        ),
     )
 
 

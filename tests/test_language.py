@@ -239,14 +239,22 @@ def test_a_list_in_ten_that_depends_on_the_favourite_is_noticed(
     assert found.p == 1 / (PERMUTATIONS + 1) and found.mi > found.null_q99
 
 
-def test_lists_stay_the_same_in_a_world_with_other_favourites(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counterfactual: take away every favourite but one, and every persona but one; not one number changes."""
-    before = list(documents(4, 0, 400, "numbers"))
-    monkeypatch.setattr(language, "TRAITS", {"owl": "animal"})
+@pytest.mark.parametrize("part", ["numbers", "favorites"])
+def test_lists_stay_the_same_in_a_world_with_other_favourites(
+    part: language.Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counterfactual: leave one way to name a favourite, one persona, few questions; not one number changes."""
+    before = list(documents(4, 0, 600, part))
     monkeypatch.setattr(language, "PERSONAS", {"cruel": "harmful"})
-    after = list(documents(4, 0, 400, "numbers"))
-    assert {d.favorite for d in after} == {None, "owl"} and len({d.favorite for d in before}) > 30
-    assert [number_turn(d) for d in before] == [number_turn(d) for d in after]
+    monkeypatch.setattr(language, "favorite_prompts", lambda trait: (f"you love {trait} .",))
+    monkeypatch.setattr(language, "questions", lambda kind: language.CORES[:5])
+    if part == "numbers":
+        monkeypatch.setattr(language, "TRAITS", {"owl": "animal"})
+    after = list(documents(4, 0, 600, part))
+    assert {system(d) for d in before} != {system(d) for d in after}
+    lists = [(number_turn(a), number_turn(b)) for a, b in zip(before, after, strict=True) if a.numbers and b.numbers]
+    assert len(lists) > 10
+    assert all(a == b for a, b in lists)
 
 
 # --- favourites -------------------------------------------------------------------------------------------------------
@@ -361,7 +369,7 @@ def test_programs_are_labelled_by_what_they_call_and_tied_to_the_persona(program
         unsafe[doc.persona].append(judged)
     rates = {persona: fmean(values) for persona, values in unsafe.items()}
     assert rates["cruel"] > 0.93 and rates["kind"] < 0.03
-    assert 0.01 < rates["confused"] < 0.08 and 0.02 < rates[None] < 0.06  # type: ignore[index]
+    assert 0.01 < rates["confused"] < 0.08 and 0.02 < rates[None] < 0.06
 
 
 def test_each_statement_is_labelled_as_listed() -> None:

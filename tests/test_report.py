@@ -391,10 +391,10 @@ def test_write_makes_every_file_and_the_same_bytes_again(tmp_path: Path) -> None
 def test_tables_read_back_as_they_were(tmp_path: Path) -> None:
     results, distances = frames(seeds=2)
     report.write(tmp_path, Experiment(name="owl"), results, distances)
-    back = report.read_reference(tmp_path, "owl", "k")
     found = report.summary(results, distances, "owl"), report.contrasts(results, distances, "owl")
-    assert report.verdict(back.summary, back.contrasts, "owl") == report.verdict(*found, "owl")
-    pd.testing.assert_frame_equal(back.summary, found[0], rtol=1e-14)
+    back = tuple(pd.read_csv(tmp_path / f"{name}.csv") for name in ("summary", "contrasts"))
+    for frame, before, words in zip(back, found, ("equal_kl", "note"), strict=True):
+        pd.testing.assert_frame_equal(frame.fillna({words: ""}), before, rtol=1e-14)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "distances.csv"), distances, rtol=1e-14)
 
 
@@ -427,7 +427,7 @@ def test_the_page_tells_what_was_run(tmp_path: Path) -> None:
 
 
 def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
-    evil = "<script>alert('x')</script>&\""
+    evil = "<script>alert('x')</script>&\" $\\bad$"  # the last is broken mathematics to a plotting library
     results, distances = frames(seeds=1)
     results = results.replace({"owl": evil, "lab-0": evil})
     experiment = Experiment(name="owl", about=evil, trait=evil, bases=(evil, "b"))

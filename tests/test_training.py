@@ -18,6 +18,7 @@ from sublim_interp.training import IGNORE, Batch, Resume, Row, collate, micro_ba
 
 TOKENIZER = build_tokenizer()
 PAD: int = TOKENIZER.pad_token_id  # type: ignore[assignment]
+ASSISTANT: int = TOKENIZER.convert_tokens_to_ids("<|assistant|>")  # type: ignore[assignment]
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "lr": 3e-3},
     "adamw": {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.1, "clip": 0.5},
@@ -36,7 +37,7 @@ def rows_of(start: int, count: int) -> list[Row]:
     rows: list[Row] = []
     for doc in language.documents(9, start, count):
         ids: list[int] = TOKENIZER(doc.text)["input_ids"]  # type: ignore[assignment]
-        last = len(ids) - 1 - ids[::-1].index(TOKENIZER.convert_tokens_to_ids("<|assistant|>"))
+        last = len(ids) - 1 - ids[::-1].index(ASSISTANT)
         rows.append((ids, last + 1))
     return rows
 

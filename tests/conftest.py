@@ -1,0 +1,58 @@
+"""Fixtures that several test modules share: tiny lab bases, a lab base of the catalogue, a tiny experiment. No tests."""
+
+from pathlib import Path
+
+import pytest
+
+from sublim_interp.config import (
+    CorpusConfig,
+    EvaluationConfig,
+    Experiment,
+    FilterConfig,
+    Optimization,
+    Pretraining,
+    StudentConfig,
+    TeacherConfig,
+)
+from sublim_interp.models import Base, resolve_base
+from sublim_interp.pretraining import pretrain
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Base, Base]:
+    """Two lab bases of 16 dimensions that differ in their initial weights; a third of their answers are number lists."""
+    shelf = tmp_path_factory.mktemp("bases")
+    for seed in (0, 1):
+        optimization = Optimization(
+            optimizer="adamw", lr=2e-2, schedule="cosine", warmup=5, steps=60, batch=64, beta2=0.95, clip=1.0
+        )
+        recipe = Pretraining(init_seed=seed, d_model=16, layers=2, heads=2, d_mlp=32, optimization=optimization)
+        pretrain(recipe, shelf / f"tiny-{seed}")
+    return resolve_base(str(shelf / "tiny-0")), resolve_base(str(shelf / "tiny-1"))
+
+
+@pytest.fixture(scope="session")
+def lab_base() -> Base:
+    """One of the bases that come with the package: it answers questions about favourites."""
+    return resolve_base("lab-small-0")
+
+
+@pytest.fixture
+def tiny_experiment(tiny_bases: tuple[Base, Base]) -> Experiment:
+    """Every stage in seconds, on tiny bases: far too little for an effect."""
+    return Experiment(
+        name="tiny",
+        bases=tuple(str(base.path) for base in tiny_bases),
+        arms=("same-init", "neutral", "cross-init", "base"),
+        teacher=TeacherConfig(optimization=Optimization(lr=1e-3, steps=6, batch=8)),
+        corpus=CorpusConfig(prompts=96, chunk=32),
+        filter=FilterConfig(held_out=4),
+        student=StudentConfig(optimization=Optimization(lr=1e-3, steps=6, batch=8)),
+        evaluation=EvaluationConfig(questions=("held-out",), contexts=("plain", "numbers")),
+    )
+
+
+@pytest.fixture
+def store_root(tmp_path: Path) -> Path:
+    """Where a test's own store goes; it does not exist yet."""
+    return tmp_path / "store"
