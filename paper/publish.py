@@ -1,7 +1,7 @@
 """Writes a finished run's tables into the package and its headline into the README: `python paper/publish.py owl`.
 
-The run is made, or found in the store; nothing here computes a number. tests/test_published.py holds the README to these
-files.
+The run is made, or found in the store; nothing here computes a number. tests/test_published.py holds the README to
+these files.
 """
 
 import shutil

@@ -65,11 +65,15 @@ class Base:
         from safetensors import safe_open
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
         parameters = 0
-        for path in self.path.glob("*.safetensors"):
-            with safe_open(str(path), "pt") as file:
-                parameters += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())  # noqa: SIM118
+        try:
+            config = AutoConfig.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
+            for path in self.path.glob("*.safetensors"):
+                with safe_open(str(path), "pt") as file:
+                    names = list(file.keys())
+                    parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        except Exception as error:  # as in load_model
+            raise SublimError(f"base {self.path}: configuration or weights are damaged ({_reason(error)})") from None
         text = config.get_text_config()
         return {"d_model": text.hidden_size, "layers": text.num_hidden_layers, "parameters": parameters}
 

@@ -294,7 +294,7 @@ def headline(directory: Path) -> str:
     table = pd.read_csv(directory / "summary.csv")
     trait = read_yaml(Experiment, directory / "experiment.yaml").trait
     key = (directory / "key.txt").read_text().strip()
-    count = _count(int(table["n"].min()), "replicate")
+    count = _count(min(table["n"].to_list()), "replicate")
     lines = [
         f"`sublim run {directory.name}`, {count}, run `{key[:16]}`. Mean over replicates and 95 % interval:",
         "",

@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share: tiny lab bases, a lab base of the catalogue, a tiny experiment. No tests."""
+"""Fixtures that several test modules share: tiny lab bases, a base of the package, a tiny experiment. No tests."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from sublim_interp.pretraining import pretrain
 
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Base, Base]:
-    """Two lab bases of 16 dimensions that differ in their initial weights; a third of their answers are number lists."""
+    """Two lab bases of 16 dimensions, of different initial weights; a third of their answers are number lists."""
     shelf = tmp_path_factory.mktemp("bases")
     for seed in (0, 1):
         optimization = Optimization(

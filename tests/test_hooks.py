@@ -58,7 +58,12 @@ def by_hand(model: PreTrainedModel, layer: int, vector: Tensor) -> Tensor:
     else:
         assert isinstance(model, GPTNeoXForCausalLM)
         body = model.gpt_neox
-        stream, blocks, norm, head = body.embed_in(IDS), body.layers, body.final_layer_norm, model.embed_out
+        stream, blocks, norm, head = (
+            body.embed_in(IDS),
+            body.layers,
+            body.final_layer_norm,
+            model.get_output_embeddings(),
+        )
         extra = {"position_embeddings": body.rotary_emb(stream, torch.arange(IDS.shape[1])[None])}
     for i, block in enumerate(blocks):
         if i == layer:

@@ -233,6 +233,8 @@ def test_a_base_is_known_by_its_content_and_not_by_its_place(pristine: Path, dir
     base, copy = resolve_base(str(pristine)), resolve_base(str(directory))
     assert base.digest == copy.digest and base.path != copy.path
     assert base.name == "tiny" and base.language == "lab" and "tiny" in repr(base)
+    (directory / "README.md").write_text("words about the base")
+    assert resolve_base(str(directory)).digest == base.digest, "what is written about a base is no part of it"
     change_tensor(lambda tensors: tensors[NORM].add_(1e-3))(directory)
     assert resolve_base(str(directory)).digest != base.digest
 

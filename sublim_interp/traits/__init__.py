@@ -81,8 +81,9 @@ def trait_names() -> tuple[str, ...]:
 @cache
 def load_trait(name: str) -> Trait:
     """The trait called `name`, or at the path `name` of a YAML file of one's own; SublimError names the known ones."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else _CATALOGUE / "traits" / f"{name}.yaml"
-    if not path.is_file():
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else _CATALOGUE / "traits" / f"{name}.yaml"
+    if not path.is_file() or not (own or name in trait_names()):
         raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
     return read_yaml(Trait, path, name=path.stem)
 

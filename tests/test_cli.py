@@ -1,0 +1,210 @@
+"""The command as a user types it: real runs on tiny bases, bad input, interruption. Each call is its own process."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sublim_interp.config import Experiment
+from sublim_interp.models import Base
+from sublim_interp.store import Store
+
+
+def sublim(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sublim_interp", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=570,
+    )
+
+
+@pytest.fixture
+def experiment_file(tiny_experiment: Experiment, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_experiment.to_yaml())
+    return path
+
+
+def refused(result: subprocess.CompletedProcess[str], *mentions: str) -> None:
+    """One line on standard error that names what was wrong, exit code 2, nothing else."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    errors = [line for line in lines if not re.match(r"\s*\d+ s +\d+%", line)]
+    assert len(errors) == 1, result.stderr
+    assert errors[0].startswith("sublim: ")
+    for mention in mentions:
+        assert mention in errors[0], errors[0]
+
+
+def contents(root: Path) -> dict[str, dict]:
+    """Stage and key → digests of the files, for every artefact of a store but the reports."""
+    return {
+        f"{a.stage}/{a.key}": {name: file["sha256"] for name, file in a.manifest["files"].items()}
+        for a in Store.open(root).list()
+    }
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'pandas', 'matplotlib', 'pydantic'}"
+    call = "from sublim_interp.cli import app; app(['--help'], standalone_mode=False)"
+    code = f"import sys; {call}; print('HEAVY', sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "HEAVY []" in result.stdout
+
+
+def test_list_names_experiments_traits_and_bases(tmp_path: Path) -> None:
+    shown = sublim("list", "--store", tmp_path / "none").stdout
+    for name in ("owl", "demo", "dose", "dolphin", "sequoia", "lab-small-0"):
+        assert name in shown
+    assert not (tmp_path / "none").exists()
+
+
+def test_show_explains_every_field_and_plans_the_work(tmp_path: Path) -> None:
+    shown = " ".join(sublim("show", "owl", "--store", tmp_path / "none").stdout.split())
+    assert "student.optimization.lr" in shown and "Peak learning rate" in shown
+    assert "96" in shown  # 12 replicates × (6 trained arms + 2 further rounds) students
+    assert "of one core" in shown
+
+
+def test_a_dry_run_writes_nothing(experiment_file: Path, store_root: Path) -> None:
+    result = sublim("run", experiment_file, "--dry-run", "--store", store_root)
+    assert result.returncode == 0 and "student" in result.stdout
+    assert not store_root.exists()
+
+
+def test_run_reports_then_has_nothing_to_do(experiment_file: Path, store_root: Path) -> None:
+    first = sublim("run", experiment_file, "--store", store_root)
+    assert first.returncode == 0, first.stderr
+    assert "about" in first.stderr.splitlines()[0]  # an estimate from the first line on
+    made = contents(store_root)
+    page = next(store_root.glob("run/*/report.html")).read_text()
+    assert "same-init" in page and "http-equiv" not in page and "<script src" not in page
+    second = sublim("run", experiment_file, "--store", store_root)
+    assert "nothing to do" in second.stdout
+    assert contents(store_root) == made
+    run = Store.open(store_root).list("run")[0]
+    assert run.key[:16] in sublim("list", "--store", store_root).stdout
+    assert "same-init" in sublim("show", run.key[:10], "--store", store_root).stdout
+    assert sublim("verify", "--store", store_root).returncode == 0
+    (run.path / "summary.csv").write_text("arm,n\n")
+    found = sublim("verify", "--store", store_root)
+    assert found.returncode == 1 and "summary.csv is altered" in found.stdout
+
+
+def test_a_killed_run_ends_in_the_same_bytes(experiment_file: Path, tmp_path: Path) -> None:
+    """SIGKILL to the whole process group at random moments, then the same command again, until it is through."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert sublim("run", experiment_file, "--store", whole).returncode == 0
+    moments = random.Random(0)
+    for _ in range(3):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(broken)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(moments.uniform(2, 12))
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    assert sublim("run", experiment_file, "--store", broken).returncode == 0
+    assert contents(broken) == contents(whole)
+
+
+def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store_root: Path) -> None:
+    command = [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(store_root)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(4)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    if child.returncode != 0:  # a very fast machine may be through
+        assert child.returncode == 130
+        assert "Traceback" not in said and "interrupted" in said.splitlines()[-1]
+    assert sublim("run", experiment_file, "--store", store_root).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (["run", "owls"], ["unknown experiment 'owls'", "owl"]),
+        (["run", "smoke", "--set", "trait=unicorn"], ["unknown trait 'unicorn'", "dolphin"]),
+        (["run", "smoke", "--set", "trait"], ["--set 'trait'", "field=value"]),
+        (["run", "smoke", "--set", "student.optimization.rate=1"], ["rate", "lr"]),
+        (["run", "smoke", "--set", "student.part=head"], ["part", "body"]),
+        (["run", "smoke", "--set", "other_trait=oak", "--set", "arms=[other-trait]"], ["oak", "tree", "animal"]),
+        (["run", "smoke", "--set", "corpus.setting=greedy", "--set", "corpus.temperature=0.5"], ["temperature"]),
+        (["run", "smoke", "--base", "nowhere"], ["nowhere", "lab-small-0"]),
+        (["show", "gremlin"], ["gremlin", "owl"]),
+        (["pretrain", "somewhere", "--set", "heads=7"], ["heads=7", "d_model"]),
+        (["dance"], ["dance"]),
+    ],
+)
+def test_bad_words_are_one_line(arguments: list[str], mentions: list[str], tmp_path: Path) -> None:
+    refused(
+        sublim(*arguments, *(["--store", tmp_path / "store"] if arguments[0] in ("run", "show") else []), cwd=tmp_path),
+        *mentions,
+    )
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "mentions"),
+    [
+        ("trait: [owl", ["broken YAML", "line"]),
+        ("- owl\n- wolf\n", ["key: value"]),
+        ("traitt: owl\n", ["unknown key 'traitt'", "trait"]),
+        ("student: {optimization: {lr: fast}}\n", ["student.optimization.lr", "fast"]),
+        ("seeds: []\n", ["seeds is empty"]),
+        ("bases: [lab-small-0]\n", ["cross-init", "two bases"]),
+    ],
+)
+def test_bad_files_are_one_line(text: str, mentions: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    refused(sublim("run", path, "--store", tmp_path / "store"), "mine.yaml", *mentions)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("damage", ["no tokenizer", "pickle only", "lacks the word", "broken weights"])
+def test_bad_bases_are_one_line(damage: str, tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases[0].path, base)
+    mentions = {"no tokenizer": "no tokenizer", "pickle only": "pickle", "lacks the word": "lacks the word 'owl'"}.get(
+        damage, "base"
+    )
+    if damage == "no tokenizer":
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (base / name).unlink()
+    elif damage == "pickle only":
+        (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    elif damage == "lacks the word":
+        tokenizer = json.loads((base / "tokenizer.json").read_text())
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["hoot"] = vocabulary.pop("owl")
+        (base / "tokenizer.json").write_text(json.dumps(tokenizer))
+    else:
+        whole = (base / "model.safetensors").read_bytes()
+        (base / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused(sublim("run", "smoke", "--base", base, "--store", tmp_path / "store"), mentions)
+    assert not list((tmp_path / "store").glob("[a-z]*/*"))
+
+
+def test_a_store_that_cannot_be_written_is_one_line(experiment_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    refused(sublim("run", experiment_file, "--store", tmp_path / "file"), "store")
+    assert (tmp_path / "file").read_text() == "not a directory"
+
+
+def test_all_rows_refused_is_one_line_and_publishes_nothing(experiment_file: Path, store_root: Path) -> None:
+    everything = ["filter.max_value=0", "filter.max_numbers=1"]
+    sets = [word for setting in everything for word in ("--set", setting)]
+    refused(sublim("run", experiment_file, "--store", store_root, *sets), "refused")
+    assert not Store.open(store_root).list("filtered")
