@@ -51,19 +51,18 @@ BaseOption = Annotated[
 def main() -> None:
     """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except SublimError as error:
         _stop(f"sublim: {error}", 2)
     except KeyboardInterrupt:
         _stop("sublim: interrupted; what was finished is kept, the same command goes on from there", 130)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             _stop(f"sublim: {error.format_message()}", 2)  # type: ignore[attr-defined]
         if type(error).__name__ == "Abort":
             _stop("sublim: interrupted", 130)
         raise
+    sys.exit(code or 0)  # what typer.Exit carried
 
 
 def _stop(line: str, code: int) -> NoReturn:

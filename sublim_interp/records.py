@@ -66,8 +66,8 @@ class Teacher(Record):
     seed: int
 
     def settings(self) -> dict[str, Any]:
-        trait = self.trait.model_dump(mode="json") if self.trait else None
-        return {"trait": trait, "kind": self.kind, "seed": self.seed, **self.config.model_dump(mode="json")}
+        trait = self.trait.model_dump(mode="json") if self.trait else {"kind": self.kind}
+        return {"trait": trait, "seed": self.seed, **self.config.model_dump(mode="json")}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"base": self.base}

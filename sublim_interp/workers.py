@@ -2,8 +2,10 @@
 
 import ctypes
 import multiprocessing
+import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -50,7 +52,16 @@ def _start_worker(events: Any) -> None:
     global _events  # one per worker process, set once: a queue cannot travel with a task
     _events = events
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     prepare_process()
+
+
+def _die_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever; what it has is safe in the store."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(task: Task) -> None:

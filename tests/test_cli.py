@@ -119,6 +119,28 @@ def test_a_killed_run_ends_in_the_same_bytes(experiment_file: Path, tmp_path: Pa
     assert contents(broken) == contents(whole)
 
 
+def test_workers_go_when_their_parent_is_killed(experiment_file: Path, store_root: Path) -> None:
+    command = [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(store_root)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def alive() -> list[int]:
+        """Processes of the child's session."""
+        stats = (
+            path.read_text().rsplit(")", 1)[1].split() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()
+        )
+        return [int(fields[3]) for fields in stats if int(fields[3]) == child.pid and fields[0] != "Z"]
+
+    until = time.monotonic() + 60
+    while len(alive()) < 3 and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
+    child.kill()
+    child.wait()
+    until = time.monotonic() + 30
+    while alive() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not alive()
+
+
 def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store_root: Path) -> None:
     command = [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(store_root)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
