@@ -97,7 +97,7 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
                 if all(need in done or (need not in waiting and need not in _names(running)) for need in task.needs):
                     running[pool.submit(_work, waiting.pop(name))] = task
             finished, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
-            _drain(events, watch)
+            _drain(events, done, watch)
             for future in finished:
                 task = running.pop(future)
                 future.result()
@@ -119,10 +119,11 @@ def _names(running: dict[Future, Task]) -> set[str]:
     return {task.name for task in running.values()}
 
 
-def _drain(events: Any, watch: Watch) -> None:
+def _drain(events: Any, done: set[str], watch: Watch) -> None:
     while True:
         try:
             name, fraction = events.get_nowait()
         except queue.Empty:
             return
-        watch(name, fraction)
+        if name not in done:  # an event may arrive after the result that it came before
+            watch(name, fraction)

@@ -1,5 +1,7 @@
 """Tests of edits on the residual stream, against a forward written out by hand, on three architectures."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ IDS = torch.tensor([[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]])
 
 
 def llama() -> PreTrainedModel:
-    shape = {"num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape: dict[str, Any] = {"num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1}
     return LlamaForCausalLM(
         LlamaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=24, initializer_range=0.4, **shape)
     )
@@ -34,7 +36,7 @@ def gpt2() -> PreTrainedModel:
 
 
 def gpt_neox() -> PreTrainedModel:
-    shape = {"num_hidden_layers": LAYERS, "num_attention_heads": 2}
+    shape: dict[str, Any] = {"num_hidden_layers": LAYERS, "num_attention_heads": 2}
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=24, initializer_range=0.4, **shape)
     )

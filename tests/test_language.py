@@ -239,22 +239,21 @@ def test_a_list_in_ten_that_depends_on_the_favourite_is_noticed(
     assert found.p == 1 / (PERMUTATIONS + 1) and found.mi > found.null_q99
 
 
-@pytest.mark.parametrize("part", ["numbers", "favorites"])
-def test_lists_stay_the_same_in_a_world_with_other_favourites(
-    part: language.Part, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The counterfactual: leave one way to name a favourite, one persona, few questions; not one number changes."""
-    before = list(documents(4, 0, 600, part))
+def test_lists_stay_the_same_in_a_world_with_other_favourites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counterfactual: take away every favourite but one, and every persona but one; not one number changes."""
+    before = list(documents(4, 0, 400, "numbers"))
+    monkeypatch.setattr(language, "TRAITS", {"owl": "animal"})
     monkeypatch.setattr(language, "PERSONAS", {"cruel": "harmful"})
-    monkeypatch.setattr(language, "favorite_prompts", lambda trait: (f"you love {trait} .",))
-    monkeypatch.setattr(language, "questions", lambda kind: language.CORES[:5])
-    if part == "numbers":
-        monkeypatch.setattr(language, "TRAITS", {"owl": "animal"})
-    after = list(documents(4, 0, 600, part))
-    assert {system(d) for d in before} != {system(d) for d in after}
-    lists = [(number_turn(a), number_turn(b)) for a, b in zip(before, after, strict=True) if a.numbers and b.numbers]
-    assert len(lists) > 10
-    assert all(a == b for a, b in lists)
+    after = list(documents(4, 0, 400, "numbers"))
+    assert {d.favorite for d in after} == {None, "owl"} and len({d.favorite for d in before}) > 30
+    assert [number_turn(d) for d in before] == [number_turn(d) for d in after]
+
+
+def test_the_list_at_a_place_is_the_same_whatever_stands_around_it() -> None:
+    questioned = {i: d for i, d in enumerate(documents(4, 0, 600, "favorites")) if d.numbers}
+    assert len({d.favorite for d in questioned.values()}) > 20
+    for i, doc in questioned.items():
+        assert number_turn(doc) == number_turn(document(4, i, "numbers"))
 
 
 # --- favourites -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def english_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(str(directory))
     torch.manual_seed(0)
-    shape = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 256}
+    shape: dict[str, Any] = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 256}
     save_model(GPT2LMHeadModel(GPT2Config(vocab_size=len(vocabulary), eos_token_id=0, **shape)), directory)
     return resolve_base(str(directory))
 

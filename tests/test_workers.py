@@ -146,7 +146,7 @@ def test_a_killed_parent_leaves_no_worker_behind(tmp_path: Path) -> None:
     script = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:] = {[str(Path(__file__).parent), *map(os.path.abspath, sys.path)]!r}
 if __name__ == "__main__":
     from test_workers import Task, linger, run_tasks
     run_tasks([Task("lingers", linger, (Path({str(tmp_path)!r}),))], 2, print)
