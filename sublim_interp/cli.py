@@ -295,7 +295,7 @@ def _run_grid(
 
 def _cells(p: "SweepPlan", store: "Store") -> "RenderableType":
     """Mean rate and distance of every cell and arm."""
-    title = f"{p.grid.name}: how often “{p.cells[0][2].experiment.trait}” is the answer, mean over replicates"
+    title = f"{p.grid.name}: how often “{p.cells[0][2].named.trait}” is the answer, mean over replicates"
     table = _table(title, "field", "value", "arm", "n", "rate", "KL left", "KL at start", right=("n", "rate"))
     cells = p.table(store)
     cells = cells[cells["arm"] != "teacher"]
@@ -310,7 +310,8 @@ def _show_result(finished: "Run") -> None:
     from sublim_interp.runs import published
 
     exp = finished.experiment
-    _print(report.terminal(finished.table, finished.contrasts, f"{exp.name}: how often “{exp.trait}” is the answer"))
+    title = f"{exp.name}: how often “{finished.plan.named.trait}” is the answer"
+    _print(report.terminal(finished.table, finished.contrasts, title))
     whole = published(exp)
     if whole:
         title = f"for comparison, the committed run {whole.name} {whole.key[:16]} of this recipe, all its replicates"

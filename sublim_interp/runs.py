@@ -89,6 +89,13 @@ class Plan:
     cells: tuple[Cell, ...]
 
     @cached_property
+    def named(self) -> Experiment:
+        """The experiment with its traits by name, also where a file of one's own holds them."""
+        exp = self.experiment
+        used = ["trait", "other_trait"] if "other-trait" in exp.arms else ["trait"]
+        return exp.model_copy(update={field: load_trait(getattr(exp, field)).name for field in used})
+
+    @cached_property
     def records(self) -> tuple[Record, ...]:
         """Every record once, in an order in which they can be made: breadth first, so that no worker waits long."""
         unique: dict[str, Record] = {}
@@ -127,12 +134,15 @@ def plan(exp: Experiment) -> Plan:
     channel(exp.corpus.channel)
     bases = {name: resolve_base(name) for name in exp.bases}
     trait = load_trait(exp.trait)
+    traits = [trait]
     if "other-trait" in exp.arms:
         other = load_trait(exp.other_trait)
         if other.kind != trait.kind:
             raise SublimError(f"other_trait {other.name} is a {other.kind}, but trait {trait.name} is a {trait.kind}")
+        traits.append(other)
     for base in bases.values():
-        check_vocabulary(trait, base)
+        for named in traits:
+            check_vocabulary(named, base)
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
@@ -181,12 +191,12 @@ def estimate(record: Record) -> float:
         tokens = record.config.prompts * (12 + 0.6 * record.config.max_new_tokens)
         return 1 + 2 * record.teacher.base.shape["parameters"] * tokens / _FLOPS
     if isinstance(record, Teacher) and record.config.kind != "tuned":
-        return 2
+        return 2.0
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
         tokens = o.steps * o.batch * (23 if isinstance(record, Student) else 14)
         return 1 + o.steps * 0.01 + 5 * base.shape["parameters"] * tokens / _FLOPS
-    return 2
+    return 2.0
 
 
 def _make_in_worker(record: Record, root: Path, progress: Callable[[float], None]) -> None:
@@ -296,14 +306,14 @@ class Run:
         """One row per arm, with intervals over replicates."""
         from sublim_interp.report import summary
 
-        return summary(self.results, self.distances, self.experiment.trait)
+        return summary(self.results, self.distances, self.plan.named.trait)
 
     @cached_property
     def contrasts(self) -> "pd.DataFrame":
         """Differences between arms, paired over replicates, and the 2 × 2 diagonal contrast."""
         from sublim_interp.report import contrasts
 
-        return contrasts(self.results, self.distances, self.experiment.trait)
+        return contrasts(self.results, self.distances, self.plan.named.trait)
 
     def __getitem__(self, place: tuple[str, int]) -> Replicate:
         arm, seed = place
@@ -386,7 +396,7 @@ def _versions() -> dict[str, str]:
 
 
 def _run_config(p: Plan) -> dict[str, Any]:
-    return p.experiment.model_dump(mode="json", exclude={"name", "about", "bases"})
+    return p.named.model_dump(mode="json", exclude={"name", "about", "bases"})
 
 
 def _run_inputs(p: Plan) -> dict[str, str]:
@@ -412,9 +422,7 @@ def run(
         if not work.done:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
             results, distances = frames(p, store)
-            report.write(
-                work.directory, p.experiment, results, distances, published(p.experiment), work.key, _versions()
-            )
+            report.write(work.directory, p.named, results, distances, published(p.experiment), work.key, _versions())
     return Run(p, store, work.artifact)
 
 

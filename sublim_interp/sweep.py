@@ -84,7 +84,7 @@ class SweepPlan:
 
         parts = []
         for field, value, p in self.cells:
-            each = replicates(*frames(p, store), p.experiment.trait)
+            each = replicates(*frames(p, store), p.named.trait)
             parts.append(
                 each.loc[each["stage"] == "equal steps"].assign(field=field, value=str(value), **{field: value})
             )
@@ -125,7 +125,7 @@ def run_grid(p: SweepPlan, store: Store, processes: int = 2, watch: Watch = lamb
             table = p.table(store)
             table.drop(columns=list(p.grid.axes)).to_csv(work.directory / "cells.csv", index=False)
             students = table.query("arm not in ('teacher', 'base')")
-            trait = p.cells[0][2].experiment.trait
+            trait = p.cells[0][2].named.trait
             figure = figures.dose(students, {field: field for field in p.grid.axes}, trait)
             for ending in ("png", "pdf"):
                 figures.save(figure, work.directory / f"dose.{ending}")

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -140,26 +139,6 @@ def test_an_interrupted_parent_stops_its_workers(tmp_path: Path) -> None:
         run_tasks([Task("lingers", linger, (tmp_path,))], 1, interrupt)
     pid = int((tmp_path / "lingers").read_text())
     wait_for(lambda: not alive(pid), "the worker to be stopped")
-
-
-def test_a_killed_parent_leaves_no_worker_behind(tmp_path: Path) -> None:
-    script = f"""
-import sys
-from pathlib import Path
-sys.path[:] = {[str(Path(__file__).parent), *map(os.path.abspath, sys.path)]!r}
-if __name__ == "__main__":
-    from test_workers import Task, linger, run_tasks
-    run_tasks([Task("lingers", linger, (Path({str(tmp_path)!r}),))], 2, print)
-"""
-    (tmp_path / "parent.py").write_text(script)
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], stdout=subprocess.DEVNULL)
-    try:
-        started = tmp_path / "lingers"
-        wait_for(lambda: started.exists() and started.read_text(), "the worker to start")
-    finally:
-        parent.kill()
-        parent.wait()
-    wait_for(lambda: not alive(int(started.read_text())), "the worker to end with its parent")
 
 
 def test_a_prepared_process_has_the_threads_it_was_given() -> None:
