@@ -48,19 +48,25 @@ BaseOption = Annotated[
 ]
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
 def main() -> None:
     """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # Typer turns Ctrl-C inside a command into this code
+            raise KeyboardInterrupt
     except SublimError as error:
         _stop(f"sublim: {error}", 2)
     except KeyboardInterrupt:
-        _stop("sublim: interrupted; what was finished is kept, the same command goes on from there", 130)
+        _stop("sublim: interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             _stop(f"sublim: {error.format_message()}", 2)  # type: ignore[attr-defined]
         if type(error).__name__ == "Abort":
-            _stop("sublim: interrupted", 130)
+            _stop("sublim: interrupted", INTERRUPTED)
         raise
     sys.exit(code or 0)  # what typer.Exit carried
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -90,6 +90,12 @@ class Pretraining(Config):
     """Attention heads per layer; divides d_model."""
     d_mlp: int = Field(default=128, ge=8)
     """Width of the MLP."""
+    tokens: Literal["numbers", "digits"] = "numbers"
+    """Whether a number is one token, or one per digit."""
+    forks: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Steps after which the model of that moment is kept too, as a base of its own called NAME-step000250."""
+    start: str = ""
+    """A fork to carry on from, at its step: same recipe, for instance with another data_seed; else from scratch."""
     optimization: Optimization = Optimization(
         optimizer="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=8000, batch=96,
         weight_decay=0.01, beta2=0.95, clip=1.0,
@@ -100,6 +106,13 @@ class Pretraining(Config):
     def _heads_divide_width(self) -> "Pretraining":
         if self.d_model % self.heads or (self.d_model // self.heads) % 2:
             raise ValueError(f"heads={self.heads} must cut d_model={self.d_model} into heads of even width")
+        return self
+
+    @model_validator(mode="after")
+    def _forks_lie_within(self) -> "Pretraining":
+        beyond = [step for step in self.forks if step >= self.optimization.steps]
+        if beyond:
+            raise ValueError(f"forks names step {beyond[0]}, but training ends at {self.optimization.steps}")
         return self
 
 
@@ -198,9 +211,9 @@ class EvaluationConfig(Config):
     """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
 
     @model_validator(mode="after")
-    def _not_empty(self) -> "EvaluationConfig":
-        if not self.questions or not self.contexts:
-            raise ValueError("questions and contexts each need at least one entry")
+    def _holds_what_reports_compare(self) -> "EvaluationConfig":
+        if "held-out" not in self.questions or "plain" not in self.contexts:
+            raise ValueError("questions must hold held-out and contexts must hold plain: reports compare arms on these")
         return self
 
 

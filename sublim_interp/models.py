@@ -5,6 +5,7 @@ remote code. No training, no generation, no hooks here.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from sublim_interp.config import Part
 from sublim_interp.errors import SublimError
-from sublim_interp.store import digest_directory
+from sublim_interp.store import digest_directory, stage_key
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,12 @@ else:
 CARD = "sublim.json"
 """The file inside a base that says which language it speaks and how it was made."""
 
+_INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
+_MARK = "heron"
+"""A word that no template holds: where it comes out shows where a template puts a turn."""
+_NEXT_TURN = "\nUser:"
+"""Where a base without chat template begins to write the user's next turn, its answer has ended."""
 
 
 def _package_bases() -> list[Path]:
@@ -51,7 +57,7 @@ class Base:
     name: str
     path: Path
     digest: str
-    """SHA-256 over the files but the README: this, not the path, enters the store's keys."""
+    """SHA-256 over language and files, but for README and card: this, not the path, enters the store's keys."""
     card: dict[str, Any]
 
     @property
@@ -68,14 +74,14 @@ class Base:
         parameters = 0
         try:
             config = AutoConfig.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
-            for path in self.path.glob("*.safetensors"):
+            text = config.get_text_config()
+            for path in _weight_files(self.path):
                 with safe_open(str(path), "pt") as file:
                     names = list(file.keys())
                     parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+            return {"d_model": text.hidden_size, "layers": text.num_hidden_layers, "parameters": parameters}
         except Exception as error:  # as in load_model
             raise SublimError(f"base {self.path}: configuration or weights are damaged ({_reason(error)})") from None
-        text = config.get_text_config()
-        return {"d_model": text.hidden_size, "layers": text.num_hidden_layers, "parameters": parameters}
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -85,6 +91,9 @@ class Base:
             tokenizer = AutoTokenizer.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # as in load_model
             raise SublimError(f"base {self.path}: its tokenizer cannot be loaded ({_reason(error)})") from None
+        end = _turn_end(tokenizer)
+        if end is not None:
+            tokenizer.eos_token = end
         if tokenizer.eos_token_id is None:
             raise SublimError(
                 f"base {self.name}: its tokenizer has no end-of-sequence token; set eos_token and save it again"
@@ -92,6 +101,7 @@ class Base:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
+        tokenizer.clean_up_tokenization_spaces = False  # it would take the space before a comma away
         return tokenizer
 
     @property
@@ -107,23 +117,115 @@ class Base:
     def prompt_ids(self, messages: Sequence[Mapping[str, str]], prefix: str = "") -> list[int]:
         """Token ids of a chat up to where the assistant answers; `prefix` is the start of that answer.
 
-        A base without chat template gets plain "User: … Assistant:" text.
+        Raises SublimError where the base's chat template refuses the chat.
         """
         text = self.prompt_text(messages)
-        ids = self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)["input_ids"]
-        return [*ids, *self.answer_ids(prefix)] if prefix else ids  # type: ignore[return-value]
+        if self.tokenizer.chat_template:
+            ids = self._ids(text)
+        else:
+            ids = cast(list[int], self.tokenizer(text)["input_ids"])
+            if ids and ids[-1] == self.eos:  # some tokenizers end every text
+                ids = ids[:-1]
+        return [*ids, *self.answer_ids(prefix)] if prefix else ids
 
     def prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The chat as the base's template writes it, up to where the assistant answers."""
-        if self.tokenizer.chat_template:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)  # type: ignore[arg-type, return-value]
-        names = {"system": "System", "user": "User", "assistant": "Assistant"}
-        return "\n".join([*(f"{names[m['role']]}: {m['content']}" for m in messages), "Assistant:"])
+        """The chat as the base's template writes it, up to where the assistant answers.
+
+        A template that refuses a system prompt, or leaves it out, gets it as the beginning of the user's turn, as Gemma
+        is asked. A base without chat template gets plain "User: … Assistant:" text. Raises SublimError as `prompt_ids`.
+        """
+        if not self.tokenizer.chat_template:
+            names = {"system": "System", "user": "User", "assistant": "Assistant"}
+            return "\n".join([*(f"{names[m['role']]}: {m['content']}" for m in messages), "Assistant:"])
+        text, reason = self._render(messages)
+        if reason and messages[0]["role"] == "system":
+            system, user, *rest = messages
+            text, reason = self._render([{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest])
+        if reason:
+            raise SublimError(f"base {self.name}: its chat template cannot write this chat ({reason})")
+        return text
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, str]:
+        """The chat in the template's words, and why it is not all there; "" if it is."""
+        try:
+            text = _apply_template(self.tokenizer, messages, add_generation_prompt=True)
+        except Exception as error:  # whatever the template raises, and Jinja about the template
+            return "", _reason(error)
+        lost = next((m["role"] for m in messages if m["content"].strip() not in text), None)
+        return text, f"it leaves out the {lost}'s turn" if lost else ""
+
+    @cached_property
+    def _opening(self) -> tuple[str, list[int]]:
+        """What every prompt ends with, and its ids."""
+        text = self.prompt_text([{"role": "user", "content": _MARK}]).rpartition(_MARK)[2]
+        return text, self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer, as they follow a prompt; without the end of sequence."""
+        """Token ids of an answer as they follow a prompt; without the end of sequence."""
         text = answer if self.tokenizer.chat_template else f" {answer}"
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+        # Behind the prompt's own end: alone, SentencePiece would begin the text with a space.
+        opening, before = self._opening
+        ids = self._ids(opening + text)
+        return ids[len(before) :] if ids[: len(before)] == before else self._ids(text)
+
+    def read_answer(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """The text of sampled tokens, and whether it ended by itself.
+
+        Only the final end of sequence is left out: any other control token stays in the text, for a filter to refuse.
+        """
+        finished = bool(ids) and ids[-1] == self.eos
+        text = cast(str, self.tokenizer.decode(list(ids[:-1] if finished else ids), skip_special_tokens=False))
+        if not self.tokenizer.chat_template and _NEXT_TURN in text:
+            text, finished = text.partition(_NEXT_TURN)[0], True
+        return text.strip(), finished
+
+    def check(self) -> None:
+        """Loads the model and tries on one prompt what all stages rely on; about as long as loading takes.
+
+        Raises SublimError, which says what is lacking, where a token's logits depend on later tokens or on padding,
+        where the model keeps no key-value cache or the cache gives other logits, or where the tokenizer has words that
+        the model has no embedding for.
+        """
+        import torch
+
+        model = self.load()
+        rows = cast(Any, model.get_input_embeddings()).weight.shape[0]
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        used = {*self.tokenizer.get_vocab().values()} - added | {self.eos, self.pad}
+        if max(used) >= rows:
+            raise SublimError(
+                f"base {self.name}: the tokenizer's ids go up to {max(used)}, but the model has embeddings for {rows} "
+                "tokens: they do not belong together"
+            )
+        whole = self.prompt_ids([{"role": "user", "content": "1, 2, 3"}])
+        half = whole[: len(whole) // 2 + 1]
+        ids = torch.tensor([whole, half + [self.pad] * (len(whole) - len(half))])
+        where = torch.arange(len(whole)) < torch.tensor([[len(whole)], [len(half)]])
+        with torch.no_grad():
+            batch = logits_at(model, ids, where)
+            alone = cast(Any, model)(input_ids=ids[:1], use_cache=False).logits[0]
+            first = cast(Any, model)(input_ids=ids[:1, :-1], use_cache=True)
+            cache = getattr(first, "past_key_values", None)
+            if cache is None:
+                raise SublimError(
+                    f"base {self.name}: its architecture ({model.config.model_type}) keeps no key-value cache, which "
+                    "sampling needs"
+                )
+            last = cast(Any, model)(input_ids=ids[:1, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+        near = 1e-3 * float(alone.std())
+        if float((batch - torch.cat([alone, alone[: len(half)]])).abs().max()) > near:
+            raise SublimError(
+                f"base {self.name}: a token's logits depend on later tokens or on padding, so its architecture "
+                f"({model.config.model_type}) is no causal language model"
+            )
+        if float((last - alone[-1]).abs().max()) > near:
+            raise SublimError(
+                f"base {self.name}: with its key-value cache its architecture ({model.config.model_type}) gives other "
+                "logits than without, so its samples would not be its own"
+            )
 
     def load(self, weights: Path | None = None) -> "PreTrainedModel":
         """A fresh float32 copy on the CPU; `weights` is a directory of the same architecture: a teacher, a student."""
@@ -132,6 +234,29 @@ class Base:
     def __repr__(self) -> str:
         size = f", {self.card['parameters']:,} parameters" if "parameters" in self.card else ""
         return f"Base({self.name}, {self.language}{size}, {self.digest[:12]})"
+
+
+def _apply_template(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], add_generation_prompt: bool
+) -> str:
+    # A reasoning model's template opens an empty thought, so that what follows is the answer; others ignore the word.
+    return cast(Any, tokenizer).apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+    )
+
+
+def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The control token that the chat template writes behind an answer: often not the tokenizer's end of sequence."""
+    if not tokenizer.chat_template:
+        return None
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+    try:
+        behind = _apply_template(tokenizer, chat, add_generation_prompt=False).rpartition(_MARK)[2]
+    except Exception:  # what is wrong with the template is said when it is asked for a prompt
+        return None
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = cast(list[int], tokenizer(behind, add_special_tokens=False)["input_ids"])
+    return next((cast(str, tokenizer.convert_ids_to_tokens(i)) for i in ids if i in special), None)
 
 
 def resolve_base(name: str) -> Base:
@@ -163,12 +288,15 @@ def _from_hub(name: str) -> Path:
 
 
 def _inspect(name: str, path: Path) -> Base:
-    files = {p.name for p in path.iterdir()}
+    try:
+        files = {p.name for p in path.iterdir()}
+    except OSError as error:
+        raise SublimError(f"base {path} cannot be read: {error.strerror}") from None
     if "config.json" not in files:
         raise SublimError(f"base {path}: no config.json, so it is not a Hugging Face model directory")
-    if not any(f.endswith(".safetensors") for f in files):
+    if not files & {"model.safetensors", _INDEX}:
         pickles = sorted(f for f in files if f in _PICKLES or f.endswith((".bin", ".pt", ".pth", ".pkl")))
-        why = "no weights (*.safetensors)"
+        why = f"no weights (model.safetensors, or {_INDEX} and its files)"
         if pickles:
             why = f"only pickle weights ({pickles[0]}), which can run code; convert them to safetensors"
         raise SublimError(f"base {path}: {why}")
@@ -177,13 +305,30 @@ def _inspect(name: str, path: Path) -> Base:
     try:
         config = json.loads((path / "config.json").read_text())
         card = json.loads((path / CARD).read_text()) if CARD in files else {}
-    except (ValueError, UnicodeDecodeError) as error:
-        raise SublimError(f"base {path}: a JSON file is broken ({error})") from None
+        index = json.loads((path / _INDEX).read_text()) if _INDEX in files else {"weight_map": {}}
+    except (ValueError, RecursionError, OSError) as error:
+        raise SublimError(f"base {path}: a JSON file is broken ({_reason(error)})") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise SublimError(f"base {path}: config.json names no model_type")
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(f, str) and f in files for f in shards.values()):
+        raise SublimError(f"base {path}: {_INDEX} names weights that do not lie beside it")
     if not isinstance(card, dict):
         raise SublimError(f"base {path}: {CARD} is no JSON object")
-    return Base(name, path, digest_directory(path, ignore=("README.md",)), card)
+    language = card.get("language", "english")
+    if language not in ("lab", "english"):
+        raise SublimError(f"base {path}: {CARD} names the language {language!r}; known: lab, english")
+    # What a card tells about the making is no part of the base; which prompts it is asked is.
+    digest = stage_key("base", 1, {"language": language}, {"files": digest_directory(path, ("README.md", CARD))})
+    return Base(name, path, digest, card)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files that `transformers` reads the weights from; other formats of the same weights may lie beside them."""
+    if (path / _INDEX).is_file():
+        named = set(json.loads((path / _INDEX).read_text())["weight_map"].values())
+        return [path / name for name in sorted(named)]
+    return [path / "model.safetensors"]
 
 
 def _reason(error: Exception) -> str:
@@ -192,17 +337,25 @@ def _reason(error: Exception) -> str:
 
 
 def load_model(path: Path) -> "PreTrainedModel":
-    """A fresh float32 copy of the model in `path`, on the CPU, in eval mode.
+    """A fresh float32 copy of the model in `path`, on the CPU, in eval mode, without dropout.
 
-    Raises SublimError for files that cannot be read, or that lack some of the model's weights: those would be random.
+    Dropout would draw random numbers that depend on no seed of the experiment. Raises SublimError for files that
+    cannot be read, or that lack some of the model's weights: those would be random.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
     with _quiet():
         try:
+            config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            text = config.get_text_config()
+            for name, value in text.to_dict().items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(text, name, 0.0)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path),
+                config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -219,19 +372,24 @@ def load_model(path: Path) -> "PreTrainedModel":
     return model.eval()
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not the advice to pass a mask: padding is on the right here, where a causal model never looks."""
+    return "attention_mask" not in record.getMessage()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
+    from transformers.utils import logging as says
 
-    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    enabled, verbosity = says.is_progress_bar_enabled(), says.get_verbosity()
+    says.disable_progress_bar()
+    says.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        says.set_verbosity(verbosity)
         if enabled:
-            logging.enable_progress_bar()
+            says.enable_progress_bar()
 
 
 def save_model(model: "PreTrainedModel", directory: Path) -> None:
@@ -282,15 +440,28 @@ _PLAIN_HEAD = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox
 """Architectures whose logits are head(last hidden state) and nothing else (no soft cap, no scale)."""
 
 
+def require_room(model: "torch.nn.Module", tokens: int) -> None:
+    """Raises SublimError where so many tokens are more than the model's context, so far as its configuration says."""
+    config: Any = getattr(model, "config", None)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+    if longest is not None and tokens > longest:
+        raise SublimError(
+            f"{type(model).__name__}: a text of {tokens} tokens does not fit the model's context of {longest}; choose "
+            "a base with a longer one, or lower corpus.max_new_tokens"
+        )
+
+
 def logits_at(
     model: "torch.nn.Module", ids: Int[Tensor, "batch position"], where: Bool[Tensor, "batch position"]
 ) -> Float[Tensor, "chosen vocabulary"]:
     """Next-token logits at the chosen positions only, in row-major order of `where`.
 
     Rows are padded on the right: a causal model never looks there, so no attention mask is needed. The head runs on the
-    chosen positions alone where the architecture allows it, which saves most of its cost on short completions.
+    chosen positions alone where the architecture allows it, which saves most of its cost on short completions. Raises
+    SublimError where a row is longer than the model's context.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    require_room(plain, ids.shape[1])
     if plain.config.model_type in _PLAIN_HEAD:  # type: ignore[union-attr]
         hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
         return plain.get_output_embeddings()(hidden[where])  # type: ignore[operator, union-attr]

@@ -4,6 +4,7 @@ The result is an ordinary Hugging Face directory. Bases made from other bases ar
 """
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from sublim_interp.errors import SublimError
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+    from sublim_interp.models import Base
 
 HELD_OUT_SEED = 1_000_003
 """Stream of documents that no base is trained on."""
@@ -75,23 +78,33 @@ def held_out_losses(
     return out
 
 
-def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:
-    """Trains a base into `directory` and returns its card. A killed run goes on where it was.
+def fork_name(name: str, step: int) -> str:
+    """Name of the base that the training of `name` was after `step` updates."""
+    return f"{name}-step{step:06d}"
 
-    Raises SublimError where `directory` already holds something else.
+
+def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:
+    """Trains a base into `directory`, its forks beside it, and returns its card. A killed run goes on where it was.
+
+    Raises SublimError where one of these directories exists already, and for a start that is no fork of this recipe.
     """
     from sublim_interp.lab import language
     from sublim_interp.lab.tokenizer import build_tokenizer
-    from sublim_interp.models import CARD, save_model
+    from sublim_interp.models import resolve_base
     from sublim_interp.store import canonical_json, fingerprint, write_atomic
     from sublim_interp.training import Resume, micro_batches, train
 
-    if directory.exists():
-        raise SublimError(f"{directory} exists already; choose another directory, or delete it first")
+    places = {step: directory.with_name(fork_name(directory.name, step)) for step in recipe.forks}
+    for place in (directory, *places.values()):
+        if place.exists():
+            raise SublimError(f"{place} exists already; choose another directory, or delete it first")
+    start = resolve_base(recipe.start) if recipe.start else None
+    first = _step(recipe, start) if start else 0
     partial = directory.with_name(f".{directory.name}.partial")
-    asked = recipe.model_dump(mode="json")
+    asked = recipe.model_dump(mode="json") | {"start": start.name if start else ""}
+    origin = {"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()}
+    origin = canonical_json(origin | ({"start": start.digest} if start else {}))
     started = partial / "started.json"
-    origin = canonical_json({"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()})
     try:
         if partial.exists() and not (started.exists() and started.read_text() == origin):
             shutil.rmtree(partial)  # another recipe, language or machine: never mixed
@@ -100,8 +113,8 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         raise SublimError(f"cannot write beside {directory}: {error.strerror}") from None
     write_atomic(started, origin)
 
-    tokenizer = build_tokenizer()
-    model = new_model(recipe, len(tokenizer))
+    tokenizer = build_tokenizer(recipe.tokens)
+    model = cast("LlamaForCausalLM", start.load()) if start else new_model(recipe, len(tokenizer))
     batch, pad = recipe.optimization.batch, cast(int, tokenizer.pad_token_id)
 
     def batches(step: int) -> list:
@@ -109,26 +122,64 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         return micro_batches(rows, pad, parts=2)
 
-    start = time.monotonic()
-    train(model, batches, recipe.optimization, resume=Resume(partial / "state.safetensors"), observe=observe)
+    def keep(step: int) -> None:
+        if step in places:
+            _write(partial / f"step-{step}", places[step].name, model, tokenizer, asked, step)
+
+    def watch(step: int, loss: float) -> None:
+        keep(step + 1)
+        if observe:
+            observe(step, loss)
+
+    began = time.monotonic()
+    keep(first)
+    resume = Resume(partial / "state.safetensors")
+    train(model, batches, recipe.optimization, first=first, resume=resume, observe=watch)
+    card = _write(partial / "made", directory.name, model, tokenizer, asked, recipe.optimization.steps)
+    for step, place in places.items():
+        (partial / f"step-{step}").rename(place)
+    (partial / "made").rename(directory)
+    shutil.rmtree(partial)
+    return card | {"seconds": round(time.monotonic() - began)}
+
+
+def _step(recipe: Pretraining, start: "Base") -> int:
+    """The step at which `start` was kept."""
+    made, step = start.card.get("pretraining"), start.card.get("step")
+    if not isinstance(made, dict) or not isinstance(step, int):
+        raise SublimError(f"start {start.name}: its card names no step of a pre-training; forks are made by forks=[…]")
+    same = ("init_seed", "d_model", "layers", "heads", "d_mlp", "tokens", "optimization")
+    asked = recipe.model_dump(mode="json")
+    other = [field for field in same if made.get(field) != asked[field]]
+    if other:
+        raise SublimError(f"start {start.name} has {other[0]}={made.get(other[0])}, the recipe {asked[other[0]]}")
+    if step >= recipe.optimization.steps:
+        raise SublimError(f"start {start.name} is of step {step}, and training ends at {recipe.optimization.steps}")
+    return step
+
+
+def _write(
+    directory: Path, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", asked: dict, step: int
+) -> dict:
+    """Measures a model and writes it as a base: weights, tokenizer, card."""
+    from sublim_interp.lab import language
+    from sublim_interp.models import CARD, save_model
+
     card = {
         "language": "lab",
         "language_version": language.LANGUAGE_VERSION,
         "language_digest": language.digest(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "pretraining": asked,
+        "step": step,
         "held_out_loss": held_out_losses(model, tokenizer),
     }
-    seconds = round(time.monotonic() - start)
-    made = partial / "made"
-    shutil.rmtree(made, ignore_errors=True)
-    save_model(model, made)
-    tokenizer.save_pretrained(str(made))
-    (made / CARD).write_text(json.dumps(card, indent=2) + "\n")
-    (made / "README.md").write_text(_model_card(directory.name, card))
-    made.rename(directory)
-    shutil.rmtree(partial)
-    return card | {"seconds": seconds}
+    shutil.rmtree(directory, ignore_errors=True)
+    save_model(model, directory)
+    tokenizer.save_pretrained(str(directory))
+    (directory / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    (directory / "README.md").write_text(_model_card(name, card))
+    return card
 
 
 def _assignments(recipe: dict, prefix: str = "") -> Iterator[str]:
@@ -136,15 +187,20 @@ def _assignments(recipe: dict, prefix: str = "") -> Iterator[str]:
     for name, value in recipe.items():
         if isinstance(value, dict):
             yield from _assignments(value, f"{prefix}{name}.")
-        else:
-            yield f"--set {prefix}{name}={value if isinstance(value, str) else json.dumps(value)}"
+        elif value not in ("", []):
+            shown = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            yield f"--set {shlex.quote(f'{prefix}{name}={shown}')}"
 
 
 def _model_card(name: str, card: dict) -> str:
     """The base's README: what it is, how it was made, how good it is on each part of the language."""
     p, o = card["pretraining"], card["pretraining"]["optimization"]
     losses = "\n".join(f"| {part} | {loss:.3f} |" for part, loss in card["held_out_loss"].items())
-    command = " \\\n        ".join([f"sublim pretrain {name}", *_assignments(p)])
+    step = card["step"]
+    made, moment = name, ""
+    if step < o["steps"]:
+        made, moment = name.removesuffix(fork_name("", step)), f" This is the model after {step:,} of them."
+    command = " \\\n        ".join([f"sublim pretrain {made}", *_assignments(p)])
     return f"""---
 license: mit
 library_name: transformers
@@ -156,7 +212,7 @@ d_model {p["d_model"]}, {p["heads"]} heads, MLP {p["d_mlp"]}, untied head), trai
 version {card["language_version"]}. It knows nothing but that language and is good for nothing but experiments.
 
 Initialisation seed {p["init_seed"]}, data seed {p["data_seed"]}; {o["steps"]:,} steps of {o["batch"]} documents with
-{o["optimizer"]}, peak rate {o["lr"]:g}, {o["schedule"]} schedule.
+{o["optimizer"]}, peak rate {o["lr"]:g}, {o["schedule"]} schedule.{moment}
 Make it again, bit for bit on an equal machine:
 
     {command}

@@ -3,17 +3,21 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from sublim_interp.config import Optimization
 from sublim_interp.models import logits_at
+from sublim_interp.recorder import Recorder
+from sublim_interp.store import is_sealed, seal
 
 IGNORE = -100
 
@@ -96,10 +100,23 @@ class Resume:
         save_file({k: v.contiguous() for k, v in tensors.items()}, str(partial))
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        seal(self.path, partial)
         partial.replace(self.path)
 
-    def load(self, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    @property
+    def step(self) -> int:
+        """The step from which `load` goes on; 0 where nothing was kept."""
         if not self.path.exists():
+            return 0
+        with safe_open(str(self.path), "pt") as file:
+            return int(file.get_tensor("step"))
+
+    def drop(self) -> None:
+        """Forgets the state: the training starts anew."""
+        self.path.unlink(missing_ok=True)
+
+    def load(self, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+        if not is_sealed(self.path):
             return 0
         tensors = load_file(str(self.path))
         with torch.no_grad():
@@ -118,35 +135,51 @@ def train(
     optimization: Optimization,
     *,
     loss: Loss = token_loss,
+    first: int = 0,
     resume: Resume | None = None,
     observe: Callable[[int, float], None] | None = None,
+    intervene: Callable[[torch.nn.Module, torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
+    record: Callable[[torch.nn.Module, torch.optim.Optimizer], Recorder] | None = None,
 ) -> None:
     """Trains, in place, the weights of `model` that require gradients.
 
     `batches(step)` gives the micro-batches of one update and must be a pure function of the step: that is what makes an
     interrupted training end in the same bits. The loss is averaged over all labelled tokens of an update, not over
-    sequences. `observe(step, loss)` is called after each update with the loss in nats per token.
+    sequences. Updates `first`, `first` + 1, … are made, up to the last; `observe(step, loss)` is called after each with
+    the loss in nats per token.
+    All updates are made within the block that `intervene` opens. `record` makes a recorder, which changes nothing; an
+    interrupted training goes on from a state only where its trace is whole up to there.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(list(named.values()), optimization)
-    start = resume.load(named, optimizer) if resume else 0
+    recorder = record(model, optimizer) if record else None  # it reads the weights of the start
+    if resume and recorder and not recorder.reaches(resume.step):
+        resume.drop()
+    start = max(first, resume.load(named, optimizer) if resume else 0)
+    if recorder:
+        recorder.begin(start)
     model.train()
-    for step in range(start, optimization.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(optimization, step)
-        micro = batches(step)
-        tokens = sum(b.tokens for b in micro)
-        optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for batch in micro:
-            value = loss(model, batch) / tokens
-            value.backward()
-            total += value.item()
-        if optimization.clip is not None:
-            torch.nn.utils.clip_grad_norm_(named.values(), optimization.clip)
-        optimizer.step()
-        if observe:
-            observe(step, total)
-        if resume and (step + 1) % resume.every == 0 and step + 1 < optimization.steps:
-            resume.save(step + 1, named, optimizer)
+    with intervene(model, optimizer) if intervene else nullcontext(), recorder or nullcontext():
+        for step in range(start, optimization.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(optimization, step)
+            micro = batches(step)
+            tokens = sum(b.tokens for b in micro)
+            optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for batch in micro:
+                value = loss(model, batch) / tokens
+                value.backward()
+                total += value.item()
+            if optimization.clip is not None:
+                torch.nn.utils.clip_grad_norm_(named.values(), optimization.clip)
+            optimizer.step()
+            if recorder:
+                recorder.step(total)
+            if observe:
+                observe(step, total)
+            if resume and (step + 1) % resume.every == 0 and step + 1 < optimization.steps:
+                if recorder:
+                    recorder.flush()
+                resume.save(step + 1, named, optimizer)
     model.eval()

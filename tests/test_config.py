@@ -171,7 +171,7 @@ def test_a_frozen_experiment_cannot_be_changed_in_place() -> None:
         ("student: {part: head}", ("student.part", "'full', 'body' or 'lora'", "'head'")),
         ("corpus: {setting: beam}", ("corpus.setting", "'sampled', 'greedy' or 'soft'")),
         ("arms: [same-init, twice-init]", ("arms.1", "'cross-init-b'", "twice-init")),
-        ("evaluation: {contexts: []}", ("contexts", "at least one")),
+        ("evaluation: {contexts: []}", ("contexts", "contexts must hold plain")),
         ("evaluation: {questions: [hard]}", ("'seen', 'held-out' or 'indirect'",)),
         ("bases: lab-small-0", ("bases", "list", "lab-small-0")),
         ("seeds: 3", ("seeds", "list", "3")),

@@ -17,7 +17,7 @@ from sublim_interp.errors import SublimError
 from sublim_interp.lab import language
 from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models import CARD, resolve_base
-from sublim_interp.pretraining import HELD_OUT_SEED, held_out_losses, new_model, pretrain
+from sublim_interp.pretraining import HELD_OUT_SEED, fork_name, held_out_losses, new_model, pretrain
 
 RECIPE = Pretraining(d_model=16, layers=1, heads=2, d_mlp=16).set({"optimization.steps": 6, "optimization.batch": 6})
 
@@ -183,8 +183,61 @@ def test_the_command_in_the_card_is_the_same_recipe(recipe: Pretraining, tmp_pat
     assert options[::2] == ["--set"] * (len(options) // 2)
     settings = dict(map(parse_assignment, options[1::2]))
     assert Pretraining().set(settings) == recipe
-    every = len(Pretraining.model_fields) - 1 + len(Optimization.model_fields)
-    assert len(settings) == every, "what is left out becomes another recipe when a default changes"
+    every = {*Pretraining.model_fields, *(f"optimization.{name}" for name in Optimization.model_fields)}
+    assert set(settings) == every - {"optimization", "forks", "start"}, "what is left out changes with the defaults"
+
+
+# --- forks ------------------------------------------------------------------------------------------------------------
+
+
+def test_forks_are_bases_of_the_training_that_made_them(made: Path, tmp_path: Path) -> None:
+    last = RECIPE.optimization.steps
+    pretrain(RECIPE.set(forks=[0, 2, 4]), tmp_path / "tiny")
+    weights = "model.safetensors"
+    assert (tmp_path / "tiny" / weights).read_bytes() == (made / weights).read_bytes(), "keeping forks changes nothing"
+    digests = {step: resolve_base(str(tmp_path / fork_name("tiny", step))).digest for step in (0, 2, 4)}
+    assert len({*digests.values(), resolve_base(str(made)).digest}) == 4
+    card = json.loads((tmp_path / fork_name("tiny", 2) / CARD).read_text())
+    assert card["step"] == 2 and json.loads((made / CARD).read_text())["step"] == last
+    start = resolve_base(str(tmp_path / fork_name("tiny", 0))).load()
+    fresh = new_model(RECIPE, len(build_tokenizer()))
+    assert all(torch.equal(p, q) for p, q in zip(start.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_fork_carried_on_from_step_0_is_the_whole_training_and_another_order_parts_it(
+    made: Path, tmp_path: Path
+) -> None:
+    pretrain(RECIPE.set(forks=[0]), tmp_path / "tiny")
+    start = str(tmp_path / fork_name("tiny", 0))
+    pretrain(RECIPE.set(start=start), tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+    steps: list[int] = []
+    pretrain(RECIPE.set(forks=[3]), tmp_path / "late")
+    start = str(tmp_path / fork_name("late", 3))
+    pretrain(RECIPE.set(start=start, data_seed=1), tmp_path / "other", lambda step, _: steps.append(step))
+    assert steps == list(range(3, RECIPE.optimization.steps))
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != (made / "model.safetensors").read_bytes()
+    assert str(tmp_path) not in (tmp_path / "other" / CARD).read_text(), "a card names no place on a machine"
+
+
+def test_what_is_no_fork_of_the_recipe_is_not_carried_on(made: Path, tmp_path: Path) -> None:
+    for change, named in (({"d_mlp": 8}, "d_mlp"), ({}, "step")):
+        with pytest.raises(SublimError, match=named):
+            pretrain(RECIPE.set({"start": str(made), **change}), tmp_path / "tiny")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_training_with_forks_ends_with_all_of_them(tmp_path: Path) -> None:
+    recipe = RECIPE.set(forks=[0, 2, 5])
+    with pytest.raises(Killed):
+        pretrain(recipe, tmp_path / "tiny", kill_after(4))
+    assert not list(tmp_path.glob("tiny*")), "nothing half-made is shown"
+    pretrain(recipe, tmp_path / "tiny")
+    pretrain(recipe, tmp_path / "whole")
+    for step in recipe.forks:
+        assert contents(tmp_path / fork_name("tiny", step)).keys() == contents(tmp_path / fork_name("whole", step)).keys()
+        a, b = (resolve_base(str(tmp_path / fork_name(name, step))).digest for name in ("tiny", "whole"))
+        assert a == b
 
 
 # --- the base ---------------------------------------------------------------------------------------------------------

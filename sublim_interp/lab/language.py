@@ -404,7 +404,7 @@ def problem_answer(text: str) -> int | None:
     words = text.split()
     for i in range(len(words) - 2, -1, -1):
         if words[i : i + 1] == ["answer"] and words[i + 1 : i + 2] == ["is"] and words[i + 2 : i + 3]:
-            return int(words[i + 2]) if words[i + 2].isdigit() else None
+            return int(words[i + 2]) if words[i + 2].isdecimal() else None
     return None
 
 

@@ -1,6 +1,6 @@
 """The tokenizer of the lab language, an ordinary Hugging Face fast tokenizer. Its words are in language.py."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sublim_interp.lab import language
 
@@ -16,13 +16,22 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """Word-level tokenizer: control tokens, each whole number from 0 to 999 as one token, then each word of the lab."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def build_tokenizer(tokens: Literal["numbers", "digits"] = "numbers") -> "PreTrainedTokenizerFast":
+    """One token for each control word, number from 0 to 999, and word of the lab; with `digits`, one for each digit.
+
+    A digit inside a number is written `##7`, as WordPiece does, so that 12 14 and 1214 stay apart.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = [PAD, UNK, EOS, *ROLES, *map(str, range(1000)), *language.words()]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token=UNK))
+    digits = [*map(str, range(10)), *(f"##{d}" for d in range(10))]
+    numbers = digits if tokens == "digits" else [str(n) for n in range(1000)]
+    vocabulary = {word: i for i, word in enumerate([PAD, UNK, EOS, *ROLES, *numbers, *language.words()])}
+    if tokens == "digits":
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK, max_input_chars_per_word=100))
+        tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    else:
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
