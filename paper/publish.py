@@ -1,7 +1,7 @@
-"""Writes a finished run's tables into the package and its headline into the README: `python paper/publish.py owl`.
+"""Writes finished results into the package, README and docs: `python paper/publish.py owl dose`.
 
-The run is made, or found in the store; nothing here computes a number. tests/test_published.py holds the README to
-these files.
+Runs and sweeps are made, or found in the store; nothing here computes a number. tests/test_published.py holds README
+and docs to the committed files.
 """
 
 import shutil
@@ -9,32 +9,54 @@ import sys
 from pathlib import Path
 
 from sublim_interp import report
-from sublim_interp.runs import RESULTS, Run, experiment, run
+from sublim_interp.runs import RESULTS, experiment, run
 from sublim_interp.store import Store
+from sublim_interp.sweep import grid, grid_names, plan_grid, run_grid
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- headline: begin (tests compare this table with the committed results) -->", "<!-- headline: end -->"
+ROOT = Path(__file__).resolve().parent.parent
+README, DOCS = ROOT / "README.md", ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- {}: begin (tests compare this table with the committed results) -->", "<!-- {}: end -->"
 
 
-def publish(finished: Run) -> Path:
-    """Copies configuration, key, tables and figure of a run to catalogue/results/NAME."""
-    directory = RESULTS / finished.experiment.name
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in ("summary.csv", "contrasts.csv"):
-        shutil.copy(finished.artifact.path / name, directory / name)
+def publish_run(name: str) -> Path:
+    """Copies configuration, key and tables of a run to catalogue/results/NAME."""
+    finished = run(experiment(name), Store.open())
+    directory = _directory(name)
+    for file in ("summary.csv", "contrasts.csv"):
+        shutil.copy(finished.artifact.path / file, directory / file)
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
     return directory
 
 
-def write_readme() -> None:
-    """Puts the committed table of `owl` between the README's two marks."""
-    before, rest = README.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{report.headline(RESULTS / 'owl')}{END}{after}")
+def publish_grid(name: str) -> Path:
+    """Copies cells and key of a sweep to catalogue/results/NAME, and its figure to docs/figures."""
+    artifact = run_grid(plan_grid(grid(name)), Store.open())
+    directory = _directory(name)
+    shutil.copy(artifact.path / "cells.csv", directory / "cells.csv")
+    (directory / "key.txt").write_text(artifact.key + "\n")
+    figures = DOCS.parent / "figures"
+    figures.mkdir(exist_ok=True)
+    shutil.copy(artifact.path / "dose.png", figures / f"{name}.png")
+    return directory
+
+
+def _directory(name: str) -> Path:
+    directory = RESULTS / name
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def insert(page: Path, name: str, table: str) -> None:
+    """Puts a table between the two marks that a page has for it."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{table}{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) > 1 else "owl"
-    print(publish(run(experiment(name), Store.open())))
-    write_readme()
+    for name in sys.argv[1:] or ["owl"]:
+        if name in grid_names():
+            insert(DOCS, name, report.grid_table(publish_grid(name)))
+        else:
+            insert(README, "headline", report.headline(publish_run(name)))

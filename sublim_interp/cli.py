@@ -1,14 +1,16 @@
 """The `sublim` command: few words, each a thin layer over the library. Nothing heavy is imported before it is used."""
 
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from sublim_interp.errors import SublimError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import RenderableType
 
     from sublim_interp.config import Config, Experiment
@@ -72,14 +74,16 @@ def main() -> None:
 
 
 def _stop(line: str, code: int) -> NoReturn:
-    print(" ".join(line.split()), file=sys.stderr)
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(line.split()))
+    print(line if len(line) <= 2000 else f"{line[:1500]} … {line[-400:]}", file=sys.stderr)
     sys.exit(code)
 
 
 def _print(*things: "RenderableType") -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    # No markup: a name or a path that holds brackets is printed as it is.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     for thing in things:
         console.print(thing)
 
@@ -131,7 +135,7 @@ def list_(store: StoreOption = None) -> None:
     traits = _table("Traits", "kind", "names")
     for kind, names in kinds.items():
         traits.add_row(kind, " ".join(names))
-    _print(experiments, grids, traits, f"[bold]Bases[/bold]  {'  '.join(base_names()) or 'none'}", "")
+    _print(experiments, grids, traits, f"Bases  {'  '.join(base_names()) or 'none'}", "")
     place = Store.open(store)
     runs = place.list("run")
     if runs:
@@ -140,7 +144,7 @@ def list_(store: StoreOption = None) -> None:
             table.add_row(run.key[:16], run.name, run.manifest["created"][:16].replace("T", " "))
         _print(table)
     else:
-        _print(f"No runs in {place.root} yet: [bold]sublim run demo[/bold] makes the first.")
+        _print(f"No runs in {place.root} yet: `sublim run demo` makes the first.")
 
 
 # --- show -------------------------------------------------------------------------------------------------------------
@@ -157,21 +161,24 @@ def show(
     from sublim_interp.models import base_names, resolve_base
     from sublim_interp.runs import experiment_names, plan
     from sublim_interp.store import Store
-    from sublim_interp.sweep import grid, grid_names
+    from sublim_interp.sweep import grid, grid_names, published_cells
     from sublim_interp.traits import load_trait, trait_names
 
     if what in grid_names():
         _run_grid(what, sets, base, True, 1, Store.open(store))
         for field, values in grid(what).axes.items():
             _print(f"{field}: {' '.join(map(str, values))}")
+        whole = published_cells(what)
+        if whole is not None:
+            _print(_cells(f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = _configured(what, sets, base)
-        _print(_configuration(exp), _planned(plan(exp), Store.open(store)))
+        _print(_configuration(exp), _planned(plan(exp), Store.open(store)), _traces(plan(exp), Store.open(store)))
     elif what in trait_names():
         trait = load_trait(what)
-        _print(f"[bold]{trait.name}[/bold]: a favourite {trait.kind}; refused words: {', '.join(trait.words)}")
+        _print(f"{trait.name}: a favourite {trait.kind}; refused words: {', '.join(trait.words)}")
         _print(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
-    elif what in base_names() or Path(what).is_dir():
+    elif what in base_names() or os.path.isdir(what):
         found = resolve_base(what)
         _print(repr(found))
         for part, loss in found.card.get("held_out_loss", {}).items():
@@ -234,6 +241,22 @@ def _planned(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
     return table
 
 
+def _traces(p: "Plan", store: "Store") -> "RenderableType":
+    """What is recorded of the trainings to be made, and how large it gets."""
+    from sublim_interp.runs import planned_traces
+
+    table = _table(
+        "Recorded while they train", "stage", "what", "when", "times", "trainings", "MB",
+        right=("times", "trainings", "MB"),
+    )  # fmt: skip
+    rows = planned_traces(p.records, store).to_dict("records")
+    for r in rows:
+        size = f"{r['bytes'] / 1e6:.1f}"
+        table.add_row(r["stage"], r["what"], r["when"], str(r["times"]), str(r["trainings"]), size)
+    table.caption = f"about {sum(r['bytes'] for r in rows) / 1e6:.0f} MB of traces" if rows else "nothing to record"
+    return table
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -266,7 +289,7 @@ def run(
     exp = _configured(name, sets, base)
     place, p = Store.open(store), plan(exp)
     if dry_run:
-        _print(_planned(p, place))
+        _print(_planned(p, place), _traces(p, place))
         return
     done = find_run(p, place) is not None
     if done:
@@ -281,6 +304,8 @@ def run(
 def _run_grid(
     name: str, sets: list[str] | None, bases: list[str] | None, dry_run: bool, processes: int, store: "Store"
 ) -> None:
+    import pandas as pd
+
     from sublim_interp.config import parse_assignment
     from sublim_interp.sweep import find_sweep, grid, plan_grid, run_grid
 
@@ -296,18 +321,25 @@ def _run_grid(
     else:
         with _Progress(name, p, store, processes) as watch:
             artifact = run_grid(p, store, processes, watch)
-    _print(_cells(p, store), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {artifact.path / 'dose.png'}")
+    cells = pd.read_csv(artifact.path / "cells.csv", dtype={"value": str})
+    _print(
+        _cells(name, cells), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {artifact.path / 'dose.png'}"
+    )
 
 
-def _cells(p: "SweepPlan", store: "Store") -> "RenderableType":
-    """Mean rate and distance of every cell and arm."""
-    title = f"{p.grid.name}: how often “{p.cells[0][2].named.trait}” is the answer, mean over replicates"
-    table = _table(title, "field", "value", "arm", "n", "rate", "KL left", "KL at start", right=("n", "rate"))
-    cells = p.table(store)
-    cells = cells[cells["arm"] != "teacher"]
-    for place, own in cells.groupby(["field", "value", "arm"], sort=False):
-        numbers = f"{100 * own['rate'].mean():.1f} %", f"{own['kl'].mean():.4f}", f"{own['kl_start'].mean():.4f}"
-        table.add_row(*cast(tuple[str, ...], place), str(len(own)), *numbers)
+def _cells(name: str, cells: "pd.DataFrame") -> "RenderableType":
+    """Mean rate and distance of every cell and arm of a sweep."""
+    from sublim_interp.report import cell_means
+
+    table = _table(
+        f"{name}: how often the teacher's favourite is the answer, mean over replicates",
+        "field", "value", "arm", "n", "rate", "least", "most", "KL left", "KL at start",
+        right=("n", "rate", "least", "most", "KL left", "KL at start"),
+    )  # fmt: skip
+    for row in cell_means(cells).to_dict("records"):
+        rates = (f"{100 * row[column]:.1f} %" for column in ("rate", "least", "most"))
+        place = str(row["field"]), str(row["value"]), str(row["arm"]), str(row["n"])
+        table.add_row(*place, *rates, f"{row['kl']:.4f}", f"{row['kl_start']:.4f}")
     return table
 
 
@@ -323,6 +355,9 @@ def _show_result(finished: "Run") -> None:
         title = f"for comparison, the committed run {whole.name} {whole.key[:16]} of this recipe, all its replicates"
         _print(report.terminal(whole.summary, whole.contrasts, title))
     _print(f"run     {finished.key[:16]}  {finished.artifact.path}", f"report  {finished.page}")
+    elsewhere = finished.elsewhere()
+    if elsewhere:
+        print(f"sublim: {elsewhere}", file=sys.stderr)
 
 
 class _Progress:
@@ -453,9 +488,29 @@ def verify(store: StoreOption = None) -> None:
         bad += bool(problems)
         for problem in problems:
             _print(f"{artifact.stage}/{artifact.path.name}: {problem}")
+    partly = 0
+    for path, problems in place.unfinished():
+        partly += bool(problems)
+        for problem in problems:
+            _print(f".partial/{path.name}: {problem}; the run that goes on makes it again")
     _print(
         f"{count} artefacts in {place.root}, {bad} damaged"
         + ("; delete their directories, they are made again" if bad else "")
     )
+    if bad or partly:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(base: BaseOption = None, store: StoreOption = None) -> None:
+    """Examine this machine, the installation and the store; exit code 1 if something is wrong or missing."""
+    from sublim_interp.doctor import examine
+
+    found = examine(store, tuple(base or ()))
+    table = _table("", "about", "", "what was found", "what to do")
+    for f in found:
+        table.add_row(f.topic, "ok" if f.well else "LOOK", f.text, f.advice)
+    bad = sum(not f.well for f in found)
+    _print(table, f"{bad} of {len(found)} findings need a look" if bad else "all well")
     if bad:
         raise typer.Exit(1)

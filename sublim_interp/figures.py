@@ -290,36 +290,45 @@ def probes(results: pd.DataFrame, trait: str) -> Figure:
 
 
 @_in_style
-def dose(frame: pd.DataFrame, axes: Mapping[str, str], trait: str) -> Figure:
-    """How does the effect depend on what was varied? One small panel a setting; dots are replicates, strokes means.
+def dose(frame: pd.DataFrame) -> Figure:
+    """How does the effect depend on what was varied? One panel a field; dots are replicates, strokes means.
 
-    `frame` has a row a replicate: arm, seed, rate in [0, 1], and one column per varied setting, empty in the rows that
-    belong to other panels. `axes` maps such a column to its words on the axis. Numbers that span a factor of five or
-    more get a logarithmic axis; anything but numbers stands in the order of the frame, and its means are not joined.
+    `frame` has a row a replicate: field, value, arm, seed, trait, rate in [0, 1]. Numbers that span a factor of five
+    or more get a logarithmic axis; anything but numbers stands in the order of the frame, and its means are not joined.
     """
-    lines = -(-len(axes) // 3)
-    columns = -(-len(axes) // lines)
-    figure = Figure(figsize=(2.7 * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
+    fields = list(dict.fromkeys(frame["field"]))
+    lines = -(-len(fields) // 3)
+    columns = -(-len(fields) // lines)
+    rows = frame.to_dict("records")
+    most = max(len({row["value"] for row in rows if row["field"] == field}) for field in fields)
+    width = max(2.7, 0.62 * most)
+    figure = Figure(figsize=(width * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
-    for panel in panels[len(axes) :]:
+    for panel in panels[len(fields) :]:
         panel.set_visible(False)
-    for panel, (column, words) in zip(panels, axes.items(), strict=False):
-        _dose(panel, [row for row in frame.to_dict("records") if pd.notna(row[column])], column)
-        panel.set_xlabel(words)
+    for panel, field in zip(panels, fields, strict=False):
+        _dose(panel, [row for row in rows if row["field"] == field])
+        panel.set_xlabel(field)
         panel.set_ylim(-0.03, 1.03)
         panel.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         panel.grid(axis="y")
-    figure.suptitle(f"How likely is the answer “{trait}”?", x=0.01, ha="left", weight="bold", size=9.5)
+    traits = list(dict.fromkeys(frame["trait"]))
+    answer = f"the answer “{traits[0]}”" if len(traits) == 1 else "the teacher's favourite as the answer"
+    figure.suptitle(f"How likely is {answer}?", x=0.01, ha="left", weight="bold", size=9.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
     return figure
 
 
-def _dose(ax: Axes, rows: Records, column: str) -> None:
-    settings = list(dict.fromkeys(row[column] for row in rows))
-    numeric = pd.api.types.is_numeric_dtype(pd.Series(settings))
-    x = {value: float(value) if numeric else float(i) for i, value in enumerate(settings)}
+def _dose(ax: Axes, rows: Records) -> None:
+    settings = list(dict.fromkeys(row["value"] for row in rows))
+    numbers = pd.to_numeric(pd.Series(settings), errors="coerce")
+    numeric = bool(numbers.notna().all())
+    x = {
+        value: float(number) if numeric else float(i)
+        for i, (value, number) in enumerate(zip(settings, numbers, strict=True))
+    }
     for arm in ARMS:
-        rates = {place: [row["rate"] for row in rows if (row["arm"], row[column]) == (arm, value)]
+        rates = {place: [row["rate"] for row in rows if (row["arm"], row["value"]) == (arm, value)]
                  for value, place in sorted(x.items(), key=lambda item: item[1])}  # fmt: skip
         rates = {place: values for place, values in rates.items() if values}
         if not rates:
@@ -332,9 +341,122 @@ def _dose(ax: Axes, rows: Records, column: str) -> None:
     if numeric and min(x.values()) > 0 and max(x.values()) >= 5 * min(x.values()):
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(list(x.values()), [_short(value) if numeric else str(value) for value in x])
+    ax.set_xticks(list(x.values()), [_short(float(value)) if numeric else str(value) for value in x])
     ax.margins(x=0.08)
 
 
 def _short(value: float) -> str:
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+
+
+@_in_style
+def directions(frame: pd.DataFrame, value: str = "cosine", x: str = "layer", title: str = "") -> Figure:
+    """How does a direction compare with another, layer by layer or step by step? One line an arm, over its interval.
+
+    `frame` has a row per arm and place on the axis `x`: estimate, low, high (as `over_replicates` gives them), and
+    where there is a null, null_low and null_high, drawn as a grey band. With x = "step" and a column `layer`, each layer
+    has a panel of its own. `value` is the word on the axis.
+    """
+    panels = [None] if x == "layer" or "layer" not in frame else sorted(frame["layer"].unique())
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (5.2, 3.0) if len(panels) == 1 else (2.4 * columns + 0.8, 2.0 * lines + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for unused in axes[len(panels) :]:
+        unused.set_visible(False)
+    for ax, panel in zip(axes, panels, strict=False):
+        shown = frame if panel is None else frame[frame["layer"] == panel]
+        _lines(ax, shown, x)
+        ax.set_xlabel(x)
+        if panel is not None:
+            ax.set_title(f"layer {panel}")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes[0].set_ylabel(value)
+    heading = title or f"{value.capitalize()} by {x}: mean and 95 % interval over replicates"
+    figure.suptitle(heading, x=0.01, ha="left", weight="bold", size=9.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=4, frameon=False)
+    return figure
+
+
+def _lines(ax: Axes, frame: pd.DataFrame, x: str) -> None:
+    ax.axhline(0, color=_PALE, linewidth=0.8, zorder=1)
+    if "null_low" in frame:
+        null = frame.groupby(x)[["null_low", "null_high"]].agg({"null_low": "min", "null_high": "max"})
+        ax.fill_between(null.index, null["null_low"], null["null_high"], color=_PALE, alpha=0.35, linewidth=0,
+                        label="null (95 %)", zorder=0)  # fmt: skip
+    for arm in [*(a for a in ARMS if a in set(frame["arm"])), *sorted(set(frame["arm"]) - set(ARMS))]:
+        rows = frame[frame["arm"] == arm].sort_values(x)
+        color = ARMS[arm].color if arm in ARMS else _INK
+        ax.fill_between(rows[x], rows["low"], rows["high"], color=color, alpha=0.18, linewidth=0)
+        ax.plot(rows[x], rows["estimate"], "o-", color=color, linewidth=1.4, markersize=3.5, label=arm)
+    ax.grid(axis="y")
+
+
+@_in_style
+def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None) -> Figure:
+    """Where does one model's trait get into another? Heat map of a `PatchGrid.frame`: layer × position, head or module.
+
+    The number is the share of the difference between the two models that a cell alone makes up, in %. `labels` names
+    the places, for instance by the tokens of a prompt.
+    """
+    grid = frame.pivot(index="layer", columns="place", values="recovered")
+    grid = grid[list(dict.fromkeys(frame["place"]))]
+    kind = str(frame["kind"].iloc[0])
+    axis = {"heads": "head", "weights": "module"}.get(kind, "position, from the end")
+    words = [str(p) for p in grid.columns] if labels is None else list(labels)
+    if len(words) != len(grid.columns):
+        raise SublimError(f"patch_grid: {len(words)} labels for {len(grid.columns)} places")
+    figure = Figure(figsize=(1.9 + 0.46 * len(words), 1.6 + 0.32 * len(grid)), layout="constrained")
+    ax = figure.subplots()
+    values = grid.to_numpy()
+    reach = max(1.0, float(np.nanmax(np.abs(values))))
+    image = ax.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
+    for row, column in np.ndindex(values.shape):
+        ink = "white" if abs(values[row, column]) > 0.6 * reach else _INK
+        ax.annotate(f"{100 * values[row, column]:.0f}", (column, row), ha="center", va="center", color=ink, fontsize=7)
+    ax.set_yticks(range(len(grid)), [str(layer) for layer in grid.index])
+    slanted = max(map(len, words)) > 4
+    ax.set_xticks(range(len(words)), words, rotation=45 if slanted else 0, ha="right" if slanted else "center",
+                  rotation_mode="anchor")  # fmt: skip
+    ax.set_xlabel(axis)
+    ax.set_ylabel("layer")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"{kind} patched: share of the difference, in %", pad=10)
+    bar = figure.colorbar(image, ax=ax, aspect=12, pad=0.02, format=PercentFormatter(1, 0, " %"))
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.ax.tick_params(length=0)
+    return figure
+
+
+@_in_style
+def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
+    """What does a dose of the direction do? The frame of `analysis.directions.steering`: a panel a metric, a line a layer.
+
+    Frames of several layers, or with a column `arm`, may be stacked; then each arm has a line in its colour.
+    """
+    metrics = [c for c in frame.columns if c not in ("layer", "scale", "arm", "seed")]
+    by = "arm" if "arm" in frame else "layer"
+    figure = Figure(figsize=(3.1 * len(metrics) + 0.6, 2.9), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    groups = list(dict.fromkeys(frame[by]))
+    shades = style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
+    for ax, metric in zip(panels, metrics, strict=True):
+        ax.axvline(0, color=_PALE, linewidth=0.8)
+        for i, group in enumerate(groups):
+            means = frame[frame[by] == group].groupby("scale")[metric].mean()
+            color = ARMS[group].color if group in ARMS else shades[i % len(shades)]
+            label = group if by == "arm" else f"layer {group}"
+            ax.plot(means.index, means.to_numpy(), "o-", color=color, linewidth=1.4, markersize=3.5, label=label)
+        ax.set_xlabel("dose s (the vector is added s times)")
+        ax.set_ylabel({"margin": "margin, nats"}.get(metric, metric))
+        if metric == "rate":
+            ax.set_ylim(-0.03, 1.03)
+            ax.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        ax.grid(axis="y")
+    about = f": “{trait}”" if trait else ""
+    figure.suptitle(f"What a dose of the direction does{about}", x=0.01, ha="left", weight="bold", size=9.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)
+    return figure

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -307,6 +307,34 @@ def headline(directory: Path) -> str:
     table["equal_kl"] = table["equal_kl"].fillna("")
     further = [f"{row['arm']} at equal KL: {_at_equal_kl(row, table)}." for row in _records(table) if row["equal_kl"]]
     return "\n".join([*lines, "", *further, ""])
+
+
+def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances."""
+    rows = []
+    for place, own in cells.groupby(["field", "value", "arm"], sort=False):
+        rates = own["rate"].to_list()
+        row = dict(zip(("field", "value", "arm"), cast(tuple[str, ...], place), strict=True))
+        rows.append(row | {"n": len(own), "rate": fmean(rates), "least": min(rates), "most": max(rates)}
+                    | {name: _average(own[name].to_list()) for name in ("kl_start", "kl", "kept")})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def grid_table(directory: Path) -> str:
+    """The published sweep in `directory` (cells.csv, key.txt, grid.yaml) as Markdown, for docs/results.md."""
+    cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
+    key = (directory / "key.txt").read_text().strip()
+    lines = [
+        f"`sublim run {directory.name}`, sweep `{key[:16]}`. Mean over replicates, least and most:",
+        "",
+        "| field | value | arm | n | trait's rate | KL at the start | KL left | lists kept |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in _records(cell_means(cells)):
+        rate = f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
+        distances = f"{row['kl_start']:.4f} | {row['kl']:.4f} | {100 * row['kept']:.0f} %"
+        lines.append(f"| {row['field']} | {row['value']} | {row['arm']} | {row['n']} | {rate} | {distances} |")
+    return "\n".join([*lines, ""])
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -15,20 +15,23 @@ from sublim_interp.config import Arm, Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, resolve_base
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
-from sublim_interp.store import Artifact, Store, fingerprint, stage_key
+from sublim_interp.store import Artifact, Store, changes, fingerprint, stage_key
 from sublim_interp.traits import check_vocabulary, load_trait, members_of
 from sublim_interp.workers import Task, Watch, run_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from transformers import PreTrainedModel
 
+    from sublim_interp.config import StudentConfig, TeacherConfig
     from sublim_interp.report import Reference
+    from sublim_interp.trace import Trace
 
 _CATALOGUE = Path(__file__).resolve().parent / "catalogue"
 _EXPERIMENTS = _CATALOGUE / "experiments"
 RESULTS = _CATALOGUE / "results"
-"""Committed tables: for each experiment its configuration, its run's key, summary and contrasts."""
+"""Committed tables: for each experiment its configuration, its run's key, summary, contrasts; for a grid its cells."""
 
 
 class Route(NamedTuple):
@@ -129,6 +132,64 @@ def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
+def planned_traces(records: Sequence[Record], store: Store) -> "pd.DataFrame":
+    """What is recorded of the trainings that are still to be made: one row per stage and sort, with bytes of all."""
+    import pandas as pd
+
+    from sublim_interp.recorder import plan as plan_recording
+
+    alike: dict[tuple[Any, ...], list[Teacher | Student]] = {}
+    for record in records:
+        trains = isinstance(record, Student) or (isinstance(record, Teacher) and record.config.kind == "tuned")
+        if trains and record.find(store) is None:
+            alike.setdefault((record.STAGE, record.base.digest, record.config), []).append(record)
+    rows = []
+    for (stage, _, config), some in alike.items():
+        table = plan_recording(_shape(some[0].base, config), config.optimization.steps, **_probe_size(some[0]))
+        table[["stage", "trainings"]] = stage, len(some)
+        rows.append(table.assign(bytes=table["bytes"] * len(some)))
+    if not rows:
+        return pd.DataFrame(columns=["stage", "what", "when", "times", "trainings", "bytes"])
+    whole = pd.concat(rows)[lambda t: t["bytes"] > 0].groupby(["stage", "what", "when", "times"], sort=False)
+    return whole[["trainings", "bytes"]].sum().reset_index()
+
+
+def _shape(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.nn.Module":
+    """The model that trains, without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sublim_interp.models import choose_trainable
+
+    with torch.device("meta"):
+        blank = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(base.path), local_files_only=True))
+        return choose_trainable(blank, config.part, config.lora_rank, config.lora_alpha)
+
+
+def _probe_size(record: Teacher | Student) -> dict[str, int]:
+    """The arguments of `recorder.plan` that follow from a record; lists count at their longest."""
+    from sublim_interp.pipeline import PROBED_LISTS, PROBED_QUESTIONS
+    from sublim_interp.traits import questions
+
+    teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher
+    base = record.base
+    ask = questions(teacher.kind, base.language, "held-out")[:PROBED_QUESTIONS]
+    asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
+    width, rows = max(map(len, asked)), len(asked)
+    optimizer = record.config.optimization
+    states = 2 if optimizer.optimizer != "sgd" else int(optimizer.beta1 > 0)
+    if isinstance(record, Teacher):
+        directions, references = int(record.trait is not None), 0
+    else:
+        corpus = record.data.corpus
+        prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, PROBED_LISTS)
+        longest = max(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts)
+        width = max(width, longest + corpus.config.max_new_tokens)
+        rows += min(PROBED_LISTS, record.data.config.held_out)
+        directions, references = 1 + (teacher.config.kind == "tuned"), 1 + (teacher.config.kind != "prompted")
+    return {"states": states, "rows": rows, "width": width, "directions": directions, "references": references}
+
+
 def plan(exp: Experiment) -> Plan:
     """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
     channel(exp.corpus.channel)
@@ -147,6 +208,13 @@ def plan(exp: Experiment) -> Plan:
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
         )
+    for i in exp.student.interventions:
+        if i.direction not in ("", "random", "teacher-shift"):
+            load_trait(i.direction)
+        if i.kind == "project-update" and i.direction == "teacher-shift" and exp.teacher.kind != "tuned":
+            raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
+        if i.kind != "project-update" and i.direction == "teacher-shift" and exp.teacher.kind == "prompted":
+            raise SublimError("an intervention on teacher-shift in activations needs teacher.kind=tuned or steered")
     cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
     return Plan(exp, tuple(cells))
 
@@ -245,6 +313,22 @@ class Replicate:
         return subject.base.load(self._path(subject) / "model")
 
     @property
+    def trace(self) -> "Trace":
+        """What was recorded while the student (or the teacher) trained. Raises SublimError where nothing was."""
+        from sublim_interp.trace import Trace
+
+        subject = self.cell.evaluation.model
+        if isinstance(subject, Base) or (isinstance(subject, Teacher) and subject.config.kind != "tuned"):
+            raise SublimError(f"{self.cell.arm}/{self.cell.seed} was not trained, so it has no trace")
+        directory = self._path(subject)
+        if not (directory / "trace").is_dir():
+            raise SublimError(
+                f"{subject.STAGE} {subject.key[:16]} was made without a trace; run its experiment into another store "
+                f"(--store), or delete {directory} and run it again: equal weights, and a trace"
+            )
+        return Trace.open(directory / "trace")
+
+    @property
     def answers(self) -> "pd.DataFrame":
         """Rate and margin of every member of the kind, per sort of question and context."""
         import pandas as pd
@@ -260,7 +344,7 @@ class Replicate:
         return read_rows(self._path(student.data) / "kept.jsonl") if student else []
 
     def _path(self, record: Record) -> Path:
-        artifact = record.find(self.store)
+        artifact = self.store.get(record.STAGE, record.key, check=True)
         if artifact is None:
             raise SublimError(
                 f"{record.STAGE} {record.key[:16]} is not in the store {self.store.root}; run the experiment again"
@@ -328,6 +412,18 @@ class Run:
     def teacher(self, seed: int) -> Replicate:
         """The trait's teacher in the replicate `seed`."""
         return self["teacher", seed]
+
+    def elsewhere(self) -> str:
+        """One line on results that were made under another fingerprint than this process's; "" if there are none."""
+        here = {**fingerprint(), "threads": 1}  # as in a worker
+        artifacts = [a for a in (r.find(self.store) for r in self.plan.records) if a]
+        differ = [said for a in artifacts if (said := changes(a.manifest["fingerprint"], here))]
+        if not differ:
+            return ""
+        return (
+            f"{len(differ)} of {len(artifacts)} results in the store were made under another fingerprint ({differ[0]}) "
+            "and are used as they are: made again here, they would agree within a tolerance, not bit for bit"
+        )
 
     @property
     def page(self) -> Path:
@@ -435,8 +531,8 @@ def published(exp: Experiment) -> "Reference | None":
 
     from sublim_interp.report import Reference
 
-    for directory in sorted(RESULTS.glob("*")):
-        whole = read_yaml(Experiment, directory / "experiment.yaml")
+    for path in sorted(RESULTS.glob("*/experiment.yaml")):
+        directory, whole = path.parent, read_yaml(Experiment, path)
         parts = ("trait", "teacher", "corpus", "filter", "student")
         same = all(_recipe(whole, part) == _recipe(exp, part) for part in parts)
         if same and len(whole.seeds) > len(exp.seeds):

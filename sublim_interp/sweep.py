@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sublim_interp.config import Config, Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.records import Record
-from sublim_interp.runs import Plan, execute, experiment, frames, plan
+from sublim_interp.runs import RESULTS, Plan, execute, experiment, frames, plan
 from sublim_interp.store import Artifact, Store, fingerprint, stage_key
 from sublim_interp.workers import Watch
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
-VERSION = 1
+VERSION = 2
 """Bumped by hand when a sweep's files change."""
 
 
@@ -39,13 +39,24 @@ class Grid(Config):
     """Fields that every cell has otherwise than the experiment."""
     axes: dict[str, tuple[Any, ...]]
     """Field → the values it takes, one field at a time; a value is read as YAML."""
+    words: dict[str, tuple[float | str, ...]] = Field(default_factory=dict)
+    """Field → what tables and figures call its values, where not the values themselves."""
 
-    def cells(self) -> "Iterator[tuple[str, Any, Experiment]]":
-        """(field, value, experiment) of every cell; SublimError for a field or value that the experiment refuses."""
+    @model_validator(mode="after")
+    def _each_value_has_its_word(self) -> "Grid":
+        for field, words in self.words.items():
+            if len(words) != len(self.axes.get(field, ())):
+                raise ValueError(
+                    f"words.{field} has {len(words)} entries, axes.{field} {len(self.axes.get(field, ()))}"
+                )
+        return self
+
+    def cells(self) -> "Iterator[tuple[str, str, Experiment]]":
+        """(field, value in words, experiment) of each cell; SublimError for what the experiment refuses."""
         centre = experiment(self.experiment).set(self.change)
         for field, values in self.axes.items():
-            for value in values:
-                yield field, value, centre.set({field: value})
+            for word, value in zip(self.words.get(field, values), values, strict=True):
+                yield field, str(word), centre.set({field: value})
 
 
 def grid_names() -> tuple[str, ...]:
@@ -65,7 +76,7 @@ class SweepPlan:
     """All cells of a grid with their plans, known before anything runs."""
 
     grid: Grid
-    cells: tuple[tuple[str, Any, Plan], ...]
+    cells: tuple[tuple[str, str, Plan], ...]
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -77,7 +88,7 @@ class SweepPlan:
         return [r for r in self.records if r.find(store) is None]
 
     def table(self, store: Store) -> "pd.DataFrame":
-        """One row per arm, seed and cell: the field, its value, rate and margin on held-out questions, distances."""
+        """One row per field, value, arm and seed: rate and margin on held-out questions, distances."""
         import pandas as pd
 
         from sublim_interp.report import replicates
@@ -85,9 +96,8 @@ class SweepPlan:
         parts = []
         for field, value, p in self.cells:
             each = replicates(*frames(p, store), p.named.trait)
-            parts.append(
-                each.loc[each["stage"] == "equal steps"].assign(field=field, value=str(value), **{field: value})
-            )
+            each = each.loc[(each["stage"] == "equal steps") & ~each["arm"].isin(["teacher", "base"])]
+            parts.append(each.assign(field=field, value=value, trait=p.named.trait))
         return pd.concat(parts, ignore_index=True)
 
 
@@ -97,7 +107,7 @@ def plan_grid(g: Grid) -> SweepPlan:
 
 
 def _identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
-    config = p.grid.model_dump(mode="json", exclude={"name", "about"})
+    config = p.grid.model_dump(mode="json", include={"axes", "words"})
     inputs = {
         f"{field}={value}/{c.arm}/{c.seed}/{c.round}": c.evaluation.key
         for field, value, cell in p.cells
@@ -106,13 +116,18 @@ def _identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
     return config, inputs
 
 
+def sweep_key(p: SweepPlan) -> str:
+    """The key that the sweep of a plan has in any store."""
+    return stage_key("sweep", VERSION, *_identity(p))
+
+
 def find_sweep(p: SweepPlan, store: Store) -> Artifact | None:
     """The finished sweep, if the store holds it."""
-    return store.get("sweep", stage_key("sweep", VERSION, *_identity(p)))
+    return store.get("sweep", sweep_key(p))
 
 
 def run_grid(p: SweepPlan, store: Store, processes: int = 2, watch: Watch = lambda _name, _fraction: None) -> Artifact:
-    """Makes what is missing, then `cells.csv` and the dose figure as PNG and PDF."""
+    """Makes what is missing, then `cells.csv` and the figure as PNG and PDF."""
     from sublim_interp import figures
 
     if find_sweep(p, store) is None:
@@ -123,10 +138,16 @@ def run_grid(p: SweepPlan, store: Store, processes: int = 2, watch: Watch = lamb
         if not work.done:
             work.note(name=p.grid.name)
             table = p.table(store)
-            table.drop(columns=list(p.grid.axes)).to_csv(work.directory / "cells.csv", index=False)
-            students = table.query("arm not in ('teacher', 'base')")
-            trait = p.cells[0][2].named.trait
-            figure = figures.dose(students, {field: field for field in p.grid.axes}, trait)
+            table.to_csv(work.directory / "cells.csv", index=False)
+            figure = figures.dose(table)
             for ending in ("png", "pdf"):
                 figures.save(figure, work.directory / f"dose.{ending}")
     return work.artifact
+
+
+def published_cells(name: str) -> "pd.DataFrame | None":
+    """The committed cells of a grid, or None."""
+    import pandas as pd
+
+    path = RESULTS / name / "cells.csv"
+    return pd.read_csv(path, dtype={"value": str}) if path.exists() else None

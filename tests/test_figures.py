@@ -71,8 +71,8 @@ def test_an_unknown_ending_is_refused_with_the_valid_ones(tmp_path: Path) -> Non
 def test_drawing_leaves_pyplot_alone() -> None:
     code = (
         "import sys, pandas as pd; from sublim_interp import figures; "
-        "frame = pd.DataFrame([{'arm': 'same-init', 'seed': 0, 'rate': .5, 'lr': .1}]); "
-        "figures.render(figures.dose(frame, {'lr': 'rate'}, 'owl'), 'png'); "
+        "row = {'field': 'lr', 'value': '1', 'arm': 'same-init', 'seed': 0, 'trait': 'owl', 'rate': .5}; "
+        "figures.render(figures.dose(pd.DataFrame([row])), 'png'); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(figures.__file__).parents[1])
@@ -180,18 +180,19 @@ def sweep() -> pd.DataFrame:
                 ("part", ("lora", "body")),
             ):
                 for i, value in enumerate(values):
-                    rows.append({"arm": arm, "seed": seed, "rate": top / (i + 1) + 0.01 * seed, setting: value})
+                    rate = top / (i + 1) + 0.01 * seed
+                    place = {"field": setting, "value": str(value), "arm": arm, "seed": seed, "trait": "owl"}
+                    rows.append({**place, "rate": rate})
     return pd.DataFrame(rows)
 
 
 def test_each_setting_has_its_panel_with_dots_and_means() -> None:
     frame = sweep()
-    axes = {"lists": "lists learnt from", "temperature": "temperature", "part": "weights that train"}
-    figure = figures.dose(frame, axes, "owl")
-    assert [ax.get_xlabel() for ax in figure.axes] == list(axes.values())
-    for panel, column in enumerate(axes):
+    figure = figures.dose(frame)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["lists", "temperature", "part"]
+    for panel, field in enumerate(("lists", "temperature", "part")):
         shown = sorted(y for _, places in dots(figure, panel) for y in places[:, 1])
-        assert shown == pytest.approx(sorted(frame.loc[frame[column].notna(), "rate"].to_list()))
+        assert shown == pytest.approx(sorted(frame.loc[frame["field"] == field, "rate"].to_list()))
     lists, _, part = figure.axes
     assert [ax.get_xscale() for ax in figure.axes] == ["log", "linear", "linear"]
     same = next(line for line in lists.lines if line.get_label() == "same-init")
@@ -204,7 +205,7 @@ def test_each_setting_has_its_panel_with_dots_and_means() -> None:
 
 @pytest.mark.parametrize("number, shape", [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
 def test_panels_fill_their_grid(number: int, shape: tuple[int, int]) -> None:
-    frame = pd.DataFrame([{"arm": "base", "seed": 0, "rate": 0.1, **{f"s{i}": 1.0 for i in range(number)}}])
-    figure = figures.dose(frame, {f"s{i}": f"s{i}" for i in range(number)}, "owl")
+    place = {"arm": "base", "seed": 0, "rate": 0.1, "value": "1", "trait": "owl"}
+    figure = figures.dose(pd.DataFrame([{**place, "field": f"s{i}"} for i in range(number)]))
     assert len(figure.axes) == shape[0] * shape[1]
     assert sum(ax.get_visible() for ax in figure.axes) == number

@@ -235,7 +235,9 @@ def test_a_killed_training_with_forks_ends_with_all_of_them(tmp_path: Path) -> N
     pretrain(recipe, tmp_path / "tiny")
     pretrain(recipe, tmp_path / "whole")
     for step in recipe.forks:
-        assert contents(tmp_path / fork_name("tiny", step)).keys() == contents(tmp_path / fork_name("whole", step)).keys()
+        assert (
+            contents(tmp_path / fork_name("tiny", step)).keys() == contents(tmp_path / fork_name("whole", step)).keys()
+        )
         a, b = (resolve_base(str(tmp_path / fork_name(name, step))).digest for name in ("tiny", "whole"))
         assert a == b
 

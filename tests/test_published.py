@@ -9,9 +9,12 @@ from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.lab import language
 from sublim_interp.models import base_names, resolve_base
 from sublim_interp.runs import RESULTS, plan, run_key
+from sublim_interp.sweep import grid, plan_grid, sweep_key
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-PUBLISHED = sorted(p.name for p in RESULTS.glob("*"))
+DOCS = README.parent / "docs" / "results.md"
+PUBLISHED = sorted(p.parent.name for p in RESULTS.glob("*/experiment.yaml"))
+SWEEPS = sorted(p.parent.name for p in RESULTS.glob("*/cells.csv"))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -24,6 +27,13 @@ def test_a_published_table_names_the_key_that_its_configuration_has(name: str) -
 
 def test_the_readme_shows_the_published_owl() -> None:
     assert report.headline(RESULTS / "owl") in README.read_text()
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_published_sweep_has_the_key_of_its_grid_and_is_what_the_docs_show(name: str) -> None:
+    assert (RESULTS / name / "key.txt").read_text().strip() == sweep_key(plan_grid(grid(name)))
+    assert report.grid_table(RESULTS / name) in DOCS.read_text()
+    assert (DOCS.parent / "figures" / f"{name}.png").exists()
 
 
 @pytest.mark.parametrize("name", base_names())
