@@ -346,7 +346,7 @@ def _dose(ax: Axes, rows: Records) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+    return f"{value / 1000:.3g}k" if value >= 1000 else f"{value:g}"
 
 
 @_in_style

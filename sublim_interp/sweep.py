@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
-VERSION = 2
+VERSION = 3
 """Bumped by hand when a sweep's files change."""
 
 
