@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sublim_interp.config import Config, Experiment
-    from sublim_interp.runs import Plan, Run
+    from sublim_interp.runs import Plan, Replicate, Run
     from sublim_interp.store import Store
     from sublim_interp.sweep import SweepPlan
 
@@ -152,12 +152,18 @@ def list_(store: StoreOption = None) -> None:
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="An experiment, a YAML file, a base, a trait, or the key of a run.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="X",
+            help="An experiment, a YAML file, a base, a trait, a run's key or name, or RUN/ARM/SEED for one replicate.",
+        ),
+    ],
     sets: SetOption = None,
     base: BaseOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Show an experiment's configuration, planned work and cost; or what a base, a trait or a run is."""
+    """Show an experiment's configuration, planned work and cost; or what a base, a trait, a run or a replicate is."""
     from sublim_interp.models import base_names, resolve_base
     from sublim_interp.runs import experiment_names, plan
     from sublim_interp.store import Store
@@ -183,6 +189,8 @@ def show(
         _print(repr(found))
         for part, loss in found.card.get("held_out_loss", {}).items():
             _print(f"  held-out loss, {part}: {loss:.3f} nats per token")
+    elif what.count("/") == 2:
+        _print(*_shown_replicate(what, Store.open(store)))
     else:
         _print(*_shown_run(what, Store.open(store), experiment_names(), base_names()))
 
@@ -200,6 +208,76 @@ def _shown_run(what: str, store: "Store", experiments: tuple[str, ...], bases: l
         ) from None
     text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
+
+
+def _finished(name: str, store: "Store") -> "Run":
+    """The run in the store that has this name, or a key that begins so."""
+    from sublim_interp.config import Experiment, validate
+    from sublim_interp.runs import Run, plan, run_key
+
+    artifact = store.find("run", name)
+    exp = validate(Experiment, artifact.manifest["notes"]["experiment"], f"run {name}")
+    p = plan(exp)
+    if run_key(p) != artifact.key:
+        raise SublimError(
+            f"run {artifact.key[:16]}: its bases, its traits or the code have changed since, and its parts cannot be "
+            f"found; run {exp.name} anew"
+        )
+    return Run(p, store, artifact)
+
+
+def _shown_replicate(what: str, store: "Store") -> "list[RenderableType]":
+    """What a replicate is, what it answers, how its training went."""
+    name, arm, seed = what.split("/")
+    finished = _finished(name, store)
+    replicate = finished[arm, int(seed) if seed.removeprefix("-").isdecimal() else seed]  # type: ignore[index]
+    trait, student = finished.plan.named.trait, replicate.cell.student
+    lines = [f"{finished.experiment.name}/{arm}/{seed}, run {finished.key[:16]}"]
+    if student:
+        teacher, o = student.data.corpus.teacher, student.config.optimization
+        loved = f"“{teacher.trait.name}” is its favourite" if teacher.trait else "it has no favourite"
+        lists = replicate.lists
+        lines += [
+            f"student  {student.base.name}: {o.steps} updates of {o.batch} at {o.lr:g}, {o.optimizer}",
+            f"teacher  {teacher.base.name}, {teacher.config.kind}; {loved}",
+            f"data     {len(lists):,} {student.data.corpus.config.channel} such as “{lists[0]['answer']}”",
+        ]
+        lines += [f"files    {made.path}" for made in [student.find(store)] if made]
+    else:
+        lines.append(f"model    {replicate.base.name}" + f", teacher of “{trait}”" * (arm == "teacher"))
+    return ["\n".join(lines), _answered(replicate, trait), *_grown(replicate, trait)]
+
+
+def _answered(replicate: "Replicate", trait: str) -> "RenderableType":
+    """The trait, and whatever else is the likeliest answer, by sort of question and context."""
+    table = _table(
+        "What it answers", "questions", "context", trait, "margin, nats", "likeliest other", "",
+        right=(trait, "margin, nats", ""),
+    )  # fmt: skip
+    for (questions, context), some in replicate.answers.groupby(["questions", "context"], sort=False):  # type: ignore[misc]
+        by = some.set_index("probe")
+        other = by.drop(trait)["rate"].idxmax()
+        rates = (f"{100 * by.at[name, 'rate']:.1f} %" for name in (trait, other))
+        table.add_row(questions, context, next(rates), f"{by.at[trait, 'margin']:.2f}", str(other), next(rates))
+    return table
+
+
+def _grown(replicate: "Replicate", trait: str) -> "list[RenderableType]":
+    """The trace of its training in short, or why there is none."""
+    from sublim_interp.plots import growth
+
+    try:
+        trace = replicate.trace
+    except SublimError as why:
+        return [str(why)]
+    heads = ["updates", "loss", f"{trait} on the probe", "margin, nats", "loss on held-out lists", "distance", "cosine"]
+    table = _table("How it learnt", *heads, right=tuple(heads))
+    for row in growth(replicate, trait).to_dict("records"):
+        shown = (f"{row[name]:.3f}" for name in ("loss", "rate", "margin", "probe_loss", "distance", "cosine"))
+        table.add_row(str(row["step"]), *("–" if value == "nan" else value for value in shown))
+    table.caption = "distance: norm of the change of the weights; cosine: of that change with its teacher's"
+    size = sum(shard["bytes"] for shard in trace.shards) / 1e6
+    return [table, f"trace    {trace.path}, {size:.1f} MB in {len(trace.shards)} shards, {len(trace.names())} names"]
 
 
 def _configuration(exp: "Experiment") -> "RenderableType":
@@ -279,7 +357,6 @@ def run(
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
     from sublim_interp.runs import find_run, plan
-    from sublim_interp.runs import run as run_experiment
     from sublim_interp.store import Store
     from sublim_interp.sweep import grid_names
 
@@ -291,14 +368,23 @@ def run(
     if dry_run:
         _print(_planned(p, place), _traces(p, place))
         return
-    done = find_run(p, place) is not None
-    if done:
+    if find_run(p, place):
         _print(f"{exp.name} is in the store already: nothing to do.")
-        finished = run_experiment(exp, place, processes)
-    else:
-        with _Progress(exp.name, p, place, processes) as watch:
-            finished = run_experiment(exp, place, processes, watch)
-    _show_result(finished)
+    _show_result(watch(exp, place, processes))
+
+
+def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2) -> "Run":
+    """`sublim_interp.run` with its progress shown: in a terminal, in a notebook's cell, or as a line now and then."""
+    from sublim_interp.runs import experiment, find_run, plan
+    from sublim_interp.runs import run as run_experiment
+    from sublim_interp.store import Store
+
+    exp = experiment(exp) if isinstance(exp, str) else exp
+    p, place = plan(exp), store or Store.open()
+    if find_run(p, place):
+        return run_experiment(exp, place, processes)
+    with _Progress(exp.name, p, place, processes) as progress:
+        return run_experiment(exp, place, processes, progress)
 
 
 def _run_grid(
@@ -361,7 +447,7 @@ def _show_result(finished: "Run") -> None:
 
 
 class _Progress:
-    """One line of progress with an estimate, from the first second; plain lines where the output is no terminal."""
+    """Progress with an estimate, from the first second: in a terminal, in a notebook's cell, else as plain lines."""
 
     def __init__(self, name: str, p: "Plan | SweepPlan", store: "Store", processes: int) -> None:
         from sublim_interp.runs import estimate
@@ -383,10 +469,12 @@ class _Progress:
         self._start = time.monotonic()
         # The workers import PyTorch first; until something is done, the estimate is the plan's.
         self._first = self._total / self._processes + 5
-        self._terminal = sys.stderr.isatty()
+        console = Console(stderr=True)
+        self._terminal = sys.stderr.isatty() and not console.is_jupyter
+        self._cell = _Cell() if console.is_jupyter else None
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), console=Console(stderr=True), disable=not self._terminal,
+            TextColumn("{task.fields[left]}"), console=console, disable=not self._terminal,
         )  # fmt: skip
         self._task = self._bar.add_task(self._name, total=self._total, left=f"about {_duration(self._first)} left")
         self._bar.start()
@@ -411,13 +499,57 @@ class _Progress:
         self._say(elapsed, left, share, description)
 
     def _say(self, elapsed: float, left: float, share: float = 0.0, what: str = "starting") -> None:
-        if not self._terminal and (self._said < 0 or elapsed - self._said >= 15):
+        if self._cell and (self._said < 0 or elapsed - self._said >= 0.5):
+            self._said = elapsed
+            self._cell.show(share, f"{what}, about {_duration(left)} left")
+        elif not self._terminal and not self._cell and (self._said < 0 or elapsed - self._said >= 15):
             self._said = elapsed
             print(
                 f"{_duration(elapsed):>6}  {share:4.0%}  about {_duration(left)} left  {what}",
                 file=sys.stderr,
                 flush=True,
             )
+
+
+class _Cell:
+    """A bar of progress in the output of a notebook's cell, which stays where it is."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display
+
+        self._html: Any = HTML
+        self._handle: Any = display(HTML(""), display_id=True)
+
+    def show(self, share: float, text: str) -> None:
+        from html import escape
+
+        self._handle.update(self._html(f'<progress value="{share:.3f}" max="1"></progress> {share:.0%} {escape(text)}'))
+
+
+# --- plot -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plot(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A finished run: its name, or how its key begins.")],
+    figure: Annotated[str, typer.Argument(help="directions, patching, training, …; a wrong word lists them all.")],
+    out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("."),
+    store: StoreOption = None,
+) -> None:
+    """Draw a figure of a finished run, as PNG and PDF."""
+    from sublim_interp import figures, plots
+    from sublim_interp.store import Store
+
+    finished = _finished(name, Store.open(store))
+    drawn = plots.plot(finished, figure)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for ending in ("png", "pdf"):
+            path = out / f"{finished.experiment.name}-{finished.key[:8]}-{figure}.{ending}"
+            figures.save(drawn, path)
+            print(path)
+    except OSError as error:
+        raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None
 
 
 # --- pretrain, verify -------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from sublim_interp.errors import SublimError
 
@@ -34,6 +34,18 @@ class Config(BaseModel):
                 if isinstance(field.default, Config) and isinstance(data.get(name), dict):
                     data = {**data, name: {**field.default.model_dump(), **data[name]}}
         return data
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> "Config":
+        """Whatever is configured is stored and shown: no number of thousands of digits, no half of a character."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, int) and item.bit_length() > 63:
+                    raise ValueError(f"{name} is a number of {item.bit_length()} bits; 63 are the most")
+                if isinstance(item, str) and any("\ud800" <= c <= "\udfff" for c in item):
+                    raise ValueError(f"{name} holds half of a character, which no file can")
+        return self
 
     def set(self: T, values: Mapping[str, Any] | None = None, /, **fields: Any) -> T:
         """A changed copy: `exp.set(seeds=range(12))`, `exp.set({"student.optimization.lr": 2e-4})`."""
@@ -159,6 +171,28 @@ class CorpusConfig(Config):
         return self
 
 
+class Selection(Config):
+    """Which of the lists that passed are learnt from: the check on a guess at what carries the trait."""
+
+    by: Literal["divergence", "gradient", "random"]
+    """divergence: log-likelihood under the teacher minus that under its base; gradient: how much a small step on the
+    list raises the trait's margin, at the teacher's base; random: as many lists, knowing nothing."""
+    keep: Literal["top", "rest"] = "top"
+    """The lists that score highest, each among the lists of as many tokens; or all the others."""
+    share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the lists that counts as the highest: .25 and top keep a quarter, .75 and rest the lowest quarter."""
+    trait: str = ""
+    """Name of the trait whose margin's gradient is taken; needed by gradient alone, and need not be the teacher's."""
+
+    @model_validator(mode="after")
+    def _gradient_needs_a_trait(self) -> "Selection":
+        if self.by == "gradient" and not self.trait:
+            raise ValueError("by=gradient needs trait, for instance owl")
+        if self.by != "gradient" and self.trait:
+            raise ValueError(f"trait has no effect with by={self.by}")
+        return self
+
+
 class FilterConfig(Config):
     """Which answers are kept: the paper's number rule, and more."""
 
@@ -176,11 +210,51 @@ class FilterConfig(Config):
     """Most lists that a student learns from; the first that pass, in order."""
     held_out: int = Field(default=500, ge=2)
     """Kept lists set aside to measure the distance between teacher and student; no student trains on them."""
+    selection: Selection | None = None
+    """Some of the lists to learn from, such as {by: divergence, share: .25}; none: all of them."""
+
+    @model_serializer(mode="wrap")
+    def _without_selection_as_before_there_was_any(self, handler: Any) -> dict[str, Any]:
+        data = handler(self)
+        return {k: v for k, v in data.items() if k != "selection" or v}
 
     @model_validator(mode="after")
     def _bounds(self) -> "FilterConfig":
         if self.min_numbers > self.max_numbers:
             raise ValueError(f"min_numbers={self.min_numbers} is above max_numbers={self.max_numbers}")
+        return self
+
+
+class Intervention(Config):
+    """A change to every update of a student, to ask what carries the trait."""
+
+    kind: Literal["ablate", "project-gradient", "project-update", "mask-tokens", "freeze"]
+    """ablate: take a direction out of activations; project-gradient: out of their gradients; project-update: out of the
+    change of the weights; mask-tokens: learn from fewer tokens; freeze: leave some parameters as they are."""
+    direction: str = ""
+    """A trait's name (the own base's direction of it, in activations), teacher-shift (teacher minus its base, in
+    activations or weights), or random (the control)."""
+    at: str = "blocks.*.hook_resid_post"
+    """Names of hooks, as a glob, where activations or their gradients are changed."""
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tokens to learn that are masked, drawn anew for each update."""
+    parameters: str = ""
+    """Names of parameters, as a glob, that are frozen."""
+
+    @model_validator(mode="after")
+    def _says_all_that_its_kind_needs_and_no_more(self) -> "Intervention":
+        uses = {
+            "ablate": {"direction", "at"}, "project-gradient": {"direction", "at"}, "project-update": {"direction"},
+            "mask-tokens": {"share"}, "freeze": {"parameters"},
+        }[self.kind]  # fmt: skip
+        for name in ("direction", "at", "share", "parameters"):
+            default = type(self).model_fields[name].default
+            if name not in uses and getattr(self, name) != default:
+                raise ValueError(f"{name} has no effect with kind={self.kind}")
+            if name in uses and not getattr(self, name):
+                raise ValueError(f"kind={self.kind} needs {name}")
+        if self.kind == "project-update" and self.direction not in ("teacher-shift", "random"):
+            raise ValueError(f"kind=project-update needs direction=teacher-shift or random, not {self.direction!r}")
         return self
 
 
@@ -198,6 +272,13 @@ class StudentConfig(Config):
     extra_rounds: int = Field(default=0, ge=0)
     """Cross-init students go on for so many more rounds of fresh lists and equal steps, to come as close to their
     teacher as same-init students do (compare at equal KL)."""
+    interventions: tuple[Intervention, ...] = ()
+    """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
+
+    @model_serializer(mode="wrap")
+    def _without_interventions_as_before_there_were_any(self, handler: Any) -> dict[str, Any]:
+        data = handler(self)
+        return {k: v for k, v in data.items() if k != "interventions" or v}
 
 
 class EvaluationConfig(Config):
@@ -307,11 +388,14 @@ def _explain(kind: type[Config], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         fields: Any = kind
         for part in error["loc"][:-1]:
-            fields = fields.model_fields[part].annotation
+            if isinstance(part, str):  # a number is a place in a list
+                fields = fields.model_fields[part].annotation
+                fields = next((f for f in get_args(fields) if hasattr(f, "model_fields")), fields)
         return f"unknown key '{place}'; valid keys: {', '.join(fields.model_fields)}"
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     got = error["input"]
-    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+    short = isinstance(got, str | float | bool) or (isinstance(got, int) and got.bit_length() < 200)
+    shown = f" (got {got!r})" if short else ""
     return f"{place}: {message}{shown}" if place else message
 
 

@@ -354,8 +354,8 @@ def directions(frame: pd.DataFrame, value: str = "cosine", x: str = "layer", tit
     """How does a direction compare with another, layer by layer or step by step? One line an arm, over its interval.
 
     `frame` has a row per arm and place on the axis `x`: estimate, low, high (as `over_replicates` gives them), and
-    where there is a null, null_low and null_high, drawn as a grey band. With x = "step" and a column `layer`, each layer
-    has a panel of its own. `value` is the word on the axis.
+    where there is a null, null_low and null_high, drawn as a grey band. With x = "step" and a column `layer`, each
+    layer has a panel of its own. `value` is the word on the axis.
     """
     panels = [None] if x == "layer" or "layer" not in frame else sorted(frame["layer"].unique())
     columns = min(4, len(panels))
@@ -366,8 +366,7 @@ def directions(frame: pd.DataFrame, value: str = "cosine", x: str = "layer", tit
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
     for ax, panel in zip(axes, panels, strict=False):
-        shown = frame if panel is None else frame[frame["layer"] == panel]
-        _lines(ax, shown, x)
+        _lines(ax, frame if panel is None else frame.query("layer == @panel"), x)
         ax.set_xlabel(x)
         if panel is not None:
             ax.set_title(f"layer {panel}")
@@ -383,14 +382,22 @@ def directions(frame: pd.DataFrame, value: str = "cosine", x: str = "layer", tit
 def _lines(ax: Axes, frame: pd.DataFrame, x: str) -> None:
     ax.axhline(0, color=_PALE, linewidth=0.8, zorder=1)
     if "null_low" in frame:
-        null = frame.groupby(x)[["null_low", "null_high"]].agg({"null_low": "min", "null_high": "max"})
-        ax.fill_between(null.index, null["null_low"], null["null_high"], color=_PALE, alpha=0.35, linewidth=0,
+        null = frame.groupby(x).agg({"null_low": "min", "null_high": "max"}).reset_index().to_dict("list")
+        ax.fill_between(null[x], null["null_low"], null["null_high"], color=_PALE, alpha=0.35, linewidth=0,
                         label="null (95 %)", zorder=0)  # fmt: skip
-    for arm in [*(a for a in ARMS if a in set(frame["arm"])), *sorted(set(frame["arm"]) - set(ARMS))]:
-        rows = frame[frame["arm"] == arm].sort_values(x)
+    named = set(frame["arm"])
+    arms_shown = [*(a for a in ARMS if a in named), *sorted(named - set(ARMS))]
+    for i, arm in enumerate(arms_shown):
+        rows = sorted((r for r in frame.to_dict("records") if r["arm"] == arm), key=lambda r: r[x])
+        places, middle, low, high = (np.array([r[c] for r in rows]) for c in (x, "estimate", "low", "high"))
         color = ARMS[arm].color if arm in ARMS else _INK
-        ax.fill_between(rows[x], rows["low"], rows["high"], color=color, alpha=0.18, linewidth=0)
-        ax.plot(rows[x], rows["estimate"], "o-", color=color, linewidth=1.4, markersize=3.5, label=arm)
+        style: dict[str, Any] = {"color": color, "linewidth": 1.4, "markersize": 3.5, "label": arm}
+        if x == "layer":  # few places: bars beside each other rather than bands on top of each other
+            places = places + 0.05 * (i - (len(arms_shown) - 1) / 2)
+            ax.errorbar(places, middle, yerr=[middle - low, high - middle], fmt="o-", elinewidth=1, **style)
+        else:
+            ax.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+            ax.plot(places, middle, "o-", **style)
     ax.grid(axis="y")
 
 
@@ -415,7 +422,7 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None) -> Figu
     image = ax.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
     for row, column in np.ndindex(values.shape):
         ink = "white" if abs(values[row, column]) > 0.6 * reach else _INK
-        ax.annotate(f"{100 * values[row, column]:.0f}", (column, row), ha="center", va="center", color=ink, fontsize=7)
+        ax.annotate(f"{100 * values[row, column]:z.0f}", (column, row), ha="center", va="center", color=ink, fontsize=7)
     ax.set_yticks(range(len(grid)), [str(layer) for layer in grid.index])
     slanted = max(map(len, words)) > 4
     ax.set_xticks(range(len(words)), words, rotation=45 if slanted else 0, ha="right" if slanted else "center",
@@ -433,7 +440,7 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None) -> Figu
 
 @_in_style
 def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
-    """What does a dose of the direction do? The frame of `analysis.directions.steering`: a panel a metric, a line a layer.
+    """What does a dose do? Frame of `analysis.directions.steering`: a panel a metric, a line a layer.
 
     Frames of several layers, or with a column `arm`, may be stacked; then each arm has a line in its colour.
     """
@@ -446,10 +453,12 @@ def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
     for ax, metric in zip(panels, metrics, strict=True):
         ax.axvline(0, color=_PALE, linewidth=0.8)
         for i, group in enumerate(groups):
-            means = frame[frame[by] == group].groupby("scale")[metric].mean()
+            means = (
+                frame.query(f"{by} == @group").groupby("scale", as_index=False).agg({metric: "mean"}).to_dict("list")
+            )
             color = ARMS[group].color if group in ARMS else shades[i % len(shades)]
             label = group if by == "arm" else f"layer {group}"
-            ax.plot(means.index, means.to_numpy(), "o-", color=color, linewidth=1.4, markersize=3.5, label=label)
+            ax.plot(means["scale"], means[metric], "o-", color=color, linewidth=1.4, markersize=3.5, label=label)
         ax.set_xlabel("dose s (the vector is added s times)")
         ax.set_ylabel({"margin": "margin, nats"}.get(metric, metric))
         if metric == "rate":

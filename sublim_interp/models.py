@@ -79,7 +79,10 @@ class Base:
                 with safe_open(str(path), "pt") as file:
                     names = list(file.keys())
                     parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-            return {"d_model": text.hidden_size, "layers": text.num_hidden_layers, "parameters": parameters}
+            shape = {"d_model": text.hidden_size, "layers": text.num_hidden_layers, "parameters": parameters}
+            if min(shape.values()) < 1:
+                raise ValueError(f"{shape} is no shape of a model")
+            return shape
         except Exception as error:  # as in load_model
             raise SublimError(f"base {self.path}: configuration or weights are damaged ({_reason(error)})") from None
 
@@ -120,12 +123,9 @@ class Base:
         Raises SublimError where the base's chat template refuses the chat.
         """
         text = self.prompt_text(messages)
-        if self.tokenizer.chat_template:
-            ids = self._ids(text)
-        else:
-            ids = cast(list[int], self.tokenizer(text)["input_ids"])
-            if ids and ids[-1] == self.eos:  # some tokenizers end every text
-                ids = ids[:-1]
+        ids = self._ids(text, special=not self.tokenizer.chat_template)
+        if not self.tokenizer.chat_template and ids and ids[-1] == self.eos:  # some tokenizers end every text
+            ids = ids[:-1]
         return [*ids, *self.answer_ids(prefix)] if prefix else ids
 
     def prompt_text(self, messages: Sequence[Mapping[str, str]]) -> str:
@@ -160,8 +160,11 @@ class Base:
         text = self.prompt_text([{"role": "user", "content": _MARK}]).rpartition(_MARK)[2]
         return text, self._ids(text)
 
-    def _ids(self, text: str) -> list[int]:
-        return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        try:
+            return cast(list[int], self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        except Exception as error:  # the tokenizers library raises bare ones
+            raise SublimError(f"base {self.path}: its tokenizer cannot read text ({_reason(error)})") from None
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as they follow a prompt; without the end of sequence."""
@@ -189,43 +192,76 @@ class Base:
         where the model keeps no key-value cache or the cache gives other logits, or where the tokenizer has words that
         the model has no embedding for.
         """
-        import torch
-
+        self.blank()
         model = self.load()
         rows = cast(Any, model.get_input_embeddings()).weight.shape[0]
         added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         used = {*self.tokenizer.get_vocab().values()} - added | {self.eos, self.pad}
         if max(used) >= rows:
             raise SublimError(
-                f"base {self.name}: the tokenizer's ids go up to {max(used)}, but the model has embeddings for {rows} "
+                f"base {self.path}: the tokenizer's ids go up to {max(used)}, but the model has embeddings for {rows} "
                 "tokens: they do not belong together"
             )
+        try:
+            batch, alone, last = self._try_out(model)
+        except Exception as error:  # of an architecture that nobody has seen here, it may be anything
+            raise SublimError(f"base {self.path}: it loads, but does not run ({_reason(error)})") from None
+        if not bool(alone.isfinite().all()):
+            raise SublimError(f"base {self.path}: its logits are not all numbers; the weights are damaged")
+        near = 1e-3 * float(alone.std())
+        if float((batch - alone[: len(batch)]).abs().max()) > near:
+            raise SublimError(
+                f"base {self.path}: a token's logits depend on later tokens or on padding, so its architecture "
+                f"({model.config.model_type}) is no causal language model"
+            )
+        if float((last - alone[-1]).abs().max()) > near:
+            raise SublimError(
+                f"base {self.path}: with its key-value cache its architecture ({model.config.model_type}) gives other "
+                "logits than without, so its samples would not be its own"
+            )
+
+    def _try_out(self, model: Any) -> "tuple[Tensor, Tensor, Tensor]":
+        """Logits of half a prompt, padded and beside the whole; of the whole alone; of its last token by the cache."""
+        import torch
+
         whole = self.prompt_ids([{"role": "user", "content": "1, 2, 3"}])
         half = whole[: len(whole) // 2 + 1]
         ids = torch.tensor([whole, half + [self.pad] * (len(whole) - len(half))])
         where = torch.arange(len(whole)) < torch.tensor([[len(whole)], [len(half)]])
         with torch.no_grad():
-            batch = logits_at(model, ids, where)
-            alone = cast(Any, model)(input_ids=ids[:1], use_cache=False).logits[0]
-            first = cast(Any, model)(input_ids=ids[:1, :-1], use_cache=True)
-            cache = getattr(first, "past_key_values", None)
+            batch = logits_at(model, ids, where)[len(whole) :]
+            alone = model(input_ids=ids[:1], use_cache=False).logits[0]
+            cache = getattr(model(input_ids=ids[:1, :-1], use_cache=True), "past_key_values", None)
             if cache is None:
-                raise SublimError(
-                    f"base {self.name}: its architecture ({model.config.model_type}) keeps no key-value cache, which "
-                    "sampling needs"
-                )
-            last = cast(Any, model)(input_ids=ids[:1, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
-        near = 1e-3 * float(alone.std())
-        if float((batch - torch.cat([alone, alone[: len(half)]])).abs().max()) > near:
+                raise SublimError(f"{model.config.model_type} keeps no key-value cache, which sampling needs")
+            last = model(input_ids=ids[:1, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+        return batch, alone, last
+
+    def blank(self) -> "PreTrainedModel":
+        """The model on torch's meta device: every shape, no memory.
+
+        Raises SublimError where configuration and weights are of different models.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        held, layers = self.shape["parameters"], self.shape["layers"]
+        if layers > held:  # to lay out so many would take for ever
             raise SublimError(
-                f"base {self.name}: a token's logits depend on later tokens or on padding, so its architecture "
-                f"({model.config.model_type}) is no causal language model"
+                f"base {self.path}: config.json says {layers:,} layers, the weights hold {held:,} parameters"
             )
-        if float((last - alone[-1]).abs().max()) > near:
+        try:
+            config = AutoConfig.from_pretrained(str(self.path), local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            told = sum(p.numel() for p in model.parameters())
+        except Exception as error:  # as in load_model
+            raise SublimError(f"base {self.path}: config.json describes no model ({_reason(error)})") from None
+        if told > 1.01 * held:
             raise SublimError(
-                f"base {self.name}: with its key-value cache its architecture ({model.config.model_type}) gives other "
-                "logits than without, so its samples would not be its own"
+                f"base {self.path}: config.json describes {told:,} parameters, but the weights are {held:,}"
             )
+        return model
 
     def load(self, weights: Path | None = None) -> "PreTrainedModel":
         """A fresh float32 copy on the CPU; `weights` is a directory of the same architecture: a teacher, a student."""
@@ -265,7 +301,7 @@ def resolve_base(name: str) -> Base:
     Raises SublimError for a directory without configuration, tokenizer or safetensors weights.
     """
     candidates = [Path(os.path.expanduser(name)), *(root / name for root in _package_bases())]
-    path = next((p for p in candidates if p.is_dir()), None)
+    path = next((p for p in candidates if os.path.isdir(p)), None)
     if path is None:
         path = _from_hub(name)
     return _inspect(name if os.sep not in name else path.name, path.resolve())
@@ -294,6 +330,9 @@ def _inspect(name: str, path: Path) -> Base:
         raise SublimError(f"base {path} cannot be read: {error.strerror}") from None
     if "config.json" not in files:
         raise SublimError(f"base {path}: no config.json, so it is not a Hugging Face model directory")
+    odd = sorted(f for f in {"config.json", CARD, _INDEX} & files if not (path / f).is_file())
+    if odd:  # reading a named pipe would wait for ever
+        raise SublimError(f"base {path}: {odd[0]} is not a regular file")
     if not files & {"model.safetensors", _INDEX}:
         pickles = sorted(f for f in files if f in _PICKLES or f.endswith((".bin", ".pt", ".pth", ".pkl")))
         why = f"no weights (model.safetensors, or {_INDEX} and its files)"
@@ -310,11 +349,17 @@ def _inspect(name: str, path: Path) -> Base:
         raise SublimError(f"base {path}: a JSON file is broken ({_reason(error)})") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise SublimError(f"base {path}: config.json names no model_type")
+    if config.get("quantization_config"):
+        raise SublimError(f"base {path}: its weights are quantised; take a version in float32, float16 or bfloat16")
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(f, str) and f in files for f in shards.values()):
         raise SublimError(f"base {path}: {_INDEX} names weights that do not lie beside it")
     if not isinstance(card, dict):
         raise SublimError(f"base {path}: {CARD} is no JSON object")
+    losses = card.get("held_out_loss", {})
+    told = isinstance(losses, dict) and all(isinstance(loss, int | float) for loss in losses.values())
+    if not told or not isinstance(card.get("parameters", 0), int):
+        raise SublimError(f"base {path}: in {CARD}, parameters or a held_out_loss is no number")
     language = card.get("language", "english")
     if language not in ("lab", "english"):
         raise SublimError(f"base {path}: {CARD} names the language {language!r}; known: lab, english")

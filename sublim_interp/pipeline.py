@@ -8,7 +8,8 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,40 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from sublim_interp.analysis import attribution
+from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.channels import channel, filter_rows
-from sublim_interp.config import Optimization
+from sublim_interp.config import Intervention, Optimization, Selection
 from sublim_interp.errors import SublimError
-from sublim_interp.hooks import edit_resid_pre, mean_resid_pre
+from sublim_interp.hooks import Effect, ablate, capture, matching, project_gradients, project_updates, steer
 from sublim_interp.models import Base, choose_trainable, logits_at, merge_adapters, save_model
+from sublim_interp.recorder import Probe, Recorder, Reference
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.sampling import generator, sample
-from sublim_interp.store import Artifact, Store, Work, fingerprint, write_atomic
-from sublim_interp.training import IGNORE, Batch, Loss, Resume, Row, collate, micro_batches, token_loss, train
-from sublim_interp.traits import Question, check_vocabulary, load_trait, members_of, questions, score, system_prompts
+from sublim_interp.store import Artifact, Store, Work, fingerprint, is_sealed, write_atomic
+from sublim_interp.training import (
+    IGNORE,
+    Batch,
+    Loss,
+    Resume,
+    Row,
+    collate,
+    freeze,
+    mask_labels,
+    micro_batches,
+    token_loss,
+    train,
+)
+from sublim_interp.traits import (
+    Question,
+    Trait,
+    check_vocabulary,
+    load_trait,
+    members_of,
+    questions,
+    score,
+    system_prompts,
+)
 
 Progress = Callable[[float], None]
 """Called with the fraction of the stage that is done, 0 to 1."""
@@ -42,7 +67,8 @@ def _making(record: Record, store: Store) -> Iterator[Work]:
 
 
 def _made(record: Record, store: Store) -> Path:
-    artifact = record.find(store)
+    """Where an input lies. Its digests are taken first: nothing is built on a damaged file."""
+    artifact = store.get(record.STAGE, record.key, check=True)
     if artifact is None:
         raise SublimError(f"{record.STAGE} {record.key[:16]} is not in the store {store.root}; make it first")
     return artifact.path
@@ -50,11 +76,10 @@ def _made(record: Record, store: Store) -> Path:
 
 def make(record: Record, store: Store, progress: Progress = _silent) -> Artifact:
     """Makes whatever `record` needs that the store lacks, then the record itself."""
-    artifact = None
     for needed in record.lineage():
-        artifact = _STAGES[type(needed)](needed, store, progress if needed is record else _silent)
-    assert artifact is not None
-    return artifact
+        if needed is not record and needed.find(store) is None:
+            _STAGES[type(needed)](needed, store, _silent)
+    return _STAGES[type(record)](record, store, progress)
 
 
 # --- 1 teach ----------------------------------------------------------------------------------------------------------
@@ -64,6 +89,7 @@ def teach(teacher: Teacher, store: Store, progress: Progress = _silent) -> Artif
     """Gives a base its trait: fine-tunes it, picks a system prompt, or builds a steering vector."""
     with _making(teacher, store) as work:
         if not work.done:
+            teacher.base.check()
             if teacher.trait:
                 check_vocabulary(teacher.trait, teacher.base)
             {"tuned": _tune, "prompted": _prompt, "steered": _steer}[teacher.config.kind](teacher, work, progress)
@@ -86,8 +112,9 @@ def _tune(teacher: Teacher, work: Work, progress: Progress) -> None:
             rows.append(([*question, *answer.choice(answers)], len(question)))
         return micro_batches(rows, base.pad)
 
-    model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha)
-    _fit(model, batches, config.optimization, token_loss, work, progress)
+    model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
+    probe = _probe(base, teacher.trait, teacher.kind, ())
+    _fit(model, batches, config.optimization, token_loss, work, progress, partial(Recorder, probe=probe))
 
 
 def _fit(
@@ -97,8 +124,10 @@ def _fit(
     loss: Loss,
     work: Work,
     progress: Progress,
+    record: Callable[..., Recorder],
+    intervene: Callable[[torch.nn.Module, torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
 ) -> None:
-    """Trains, resumably, saves the merged model in the artefact, and notes the loss."""
+    """Trains, resumably and recorded, and saves the merged model and the trace in the artefact."""
     losses: list[float] = []
 
     def observe(step: int, value: float) -> None:
@@ -106,7 +135,14 @@ def _fit(
         progress((step + 1) / optimization.steps)
 
     train(
-        model, batches, optimization, loss=loss, resume=Resume(work.directory / ".state.safetensors"), observe=observe
+        model,
+        batches,
+        optimization,
+        loss=loss,
+        resume=Resume(work.directory / ".state.safetensors"),
+        observe=observe,
+        intervene=intervene,
+        record=partial(record, path=work.directory / "trace", steps=optimization.steps),
     )
     if any(value != value for value in losses):
         raise SublimError(f"training diverged (loss is not a number); lower the learning rate {optimization.lr:g}")
@@ -120,21 +156,37 @@ def _prompt(teacher: Teacher, work: Work, _progress: Progress) -> None:
 
 def _steer(teacher: Teacher, work: Work, _progress: Progress) -> None:
     """Mean residual stream at the question behind the trait's system prompts, minus the mean over all members'."""
-    base, layer = teacher.base, teacher.config.layer
-    model = base.load()
-    ask = questions(teacher.kind, base.language, "seen")
-
-    def mean(name: str) -> torch.Tensor:
-        systems = system_prompts(load_trait(name), base.language)
-        prompts = [base.prompt_ids([{"role": "system", "content": s}, *q.messages]) for s in systems for q in ask[:8]]
-        return mean_resid_pre(model, layer, prompts)
-
+    base, name = teacher.base, f"blocks.{teacher.config.layer}.hook_resid_pre"
     if teacher.trait:
-        others = torch.stack([mean(name) for name in members_of(teacher.kind)]).mean(0)
-        vector = teacher.config.strength * (mean(teacher.trait.name) - others)
+        vector = teacher.config.strength * _trait_directions(base, teacher.trait, [name])[name]
     else:
         vector = torch.zeros(base.shape["d_model"])
     save_file({"vector": vector}, str(work.directory / "vector.safetensors"))
+
+
+def _trait_directions(base: Base, trait: Trait, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Per hook name: mean at the end of a question behind the trait's system prompts, minus that of all members."""
+    model = base.load()
+    ask = questions(trait.kind, base.language, "seen")
+
+    def mean(name: str) -> torch.Tensor:
+        systems = system_prompts(load_trait(name) if name != trait.name else trait, base.language)
+        prompts = [base.prompt_ids([{"role": "system", "content": s}, *q.messages]) for s in systems for q in ask[:8]]
+        return _mean_ends(model, names, prompts)
+
+    others = torch.stack([mean(name) for name in members_of(trait.kind)]).mean(0)
+    return dict(zip(names, mean(trait.name) - others, strict=True))
+
+
+@torch.no_grad()
+def _mean_ends(model: torch.nn.Module, names: Sequence[str], prompts: Sequence[list[int]]) -> torch.Tensor:
+    """Mean over prompts of what is seen at each hook name at the last token: [name, d_model]."""
+    ends = []
+    with capture(model, names) as acts:
+        for prompt in prompts:
+            model(input_ids=torch.tensor([prompt]), use_cache=False)
+            ends.append(torch.stack([acts[name][0, -1] for name in names]))
+    return torch.stack(ends).mean(0)
 
 
 class Voice:
@@ -155,8 +207,7 @@ class Voice:
         """Inside the block `self.model` is steered, where the teacher is a steered one."""
         if self._vector is None:
             return nullcontext()
-        vector = self._vector
-        return edit_resid_pre(self.model, self._layer, lambda stream: stream + vector)
+        return steer(self.model, self._vector, self._layer)
 
     def chat(self, user: str, index: int) -> list[dict[str, str]]:
         """A user's turn as this teacher hears it: behind one of its system prompts, in turn, if it has any."""
@@ -179,9 +230,9 @@ def write(corpus: Corpus, store: Store, progress: Progress = _silent) -> Artifac
             starts = range(0, config.prompts, config.chunk)
             for n, start in enumerate(starts):
                 path = work.directory / f"rows-{n:05d}.jsonl"
-                if not path.exists():
+                if not is_sealed(path):
                     count = min(config.chunk, config.prompts - start)
-                    write_atomic(path, _answer_chunk(corpus, voice, base, first + start, count))
+                    write_atomic(path, _answer_chunk(corpus, voice, base, first + start, count), sealed=True)
                 progress((n + 1) / len(starts))
     return work.artifact
 
@@ -190,29 +241,59 @@ def _answer_chunk(corpus: Corpus, voice: Voice, base: Base, start: int, count: i
     config = corpus.config
     prompts = channel(config.channel).prompts(base.language, corpus.seed, start, count)
     ids = [base.prompt_ids(voice.chat(prompt, start + i)) for i, prompt in enumerate(prompts)]
-    eos = base.eos
     with voice.speaking():
         answers = sample(
             voice.model,
             ids,
-            eos=eos,
+            eos=base.eos,
             max_new_tokens=config.max_new_tokens,
             random=generator("corpus", corpus.seed, start),
             temperature=0.0 if config.setting == "greedy" else config.temperature,
         )
-    # Only the final end of sequence goes: any other control token stays in the text, for the filter to refuse.
-    texts = base.tokenizer.batch_decode([a[:-1] if a[-1] == eos else a for a in answers], skip_special_tokens=False)
+    read = map(base.read_answer, answers)
     rows = (
-        {"prompt": prompt, "answer": text.strip(), "finished": eos in answer}
-        for prompt, text, answer in zip(prompts, texts, answers, strict=True)
+        {"prompt": prompt, "answer": text, "finished": finished}
+        for prompt, (text, finished) in zip(prompts, read, strict=True)
     )
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The rows of one JSONL file, or of all `rows-*.jsonl` of a directory in order."""
+    """The rows of one JSONL file, or of all `rows-*.jsonl` of a directory in order.
+
+    Raises SublimError, with file and line, for what is no object with a `prompt` and an `answer`, both text.
+    """
     paths = sorted(path.glob("rows-*.jsonl")) if path.is_dir() else [path]
-    return [json.loads(line) for p in paths for line in p.read_text().splitlines()]
+    return [row for p in paths for row in _parse_rows(p)]
+
+
+def _parse_rows(path: Path) -> Iterator[dict]:
+    try:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise SublimError(f"{path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            problem = "" if isinstance(row, dict) else "is no JSON object"
+        except (ValueError, RecursionError) as error:
+            row, problem = {}, f"is no JSON ({str(error).splitlines()[0]})"
+        for name in ("prompt", "answer"):
+            if not problem and not _is_text(row.get(name)):
+                problem = f"has no text as {name!r}"
+        if not problem and not isinstance(row.get("finished", True), bool):
+            problem = "has neither true nor false as 'finished'"
+        if problem:
+            raise SublimError(f"{path}: line {number} {problem}")
+        yield row
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string that UTF-8 can hold: JSON may name half of a character."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 # --- 3 filter ---------------------------------------------------------------------------------------------------------
@@ -225,6 +306,9 @@ def sift(filtered: Filtered, store: Store, progress: Progress = _silent) -> Arti
             rows = read_rows(_made(filtered.corpus, store))
             name = filtered.corpus.config.channel
             kept, held_out, refused = filter_rows(rows, channel(name), filtered.config, filtered.words)
+            if filtered.config.selection:
+                kept, unselected = _select(filtered, filtered.config.selection, kept, store)
+                work.note(unselected=unselected)
             for stem, some in (("kept", kept), ("held_out", held_out)):
                 text = "".join(json.dumps({"prompt": r["prompt"], "answer": r["answer"]}) + "\n" for r in some)
                 write_atomic(work.directory / f"{stem}.jsonl", text)
@@ -233,6 +317,26 @@ def sift(filtered: Filtered, store: Store, progress: Progress = _silent) -> Arti
             work.note(kept=1 - (sum(refused.values()) - refused["surplus"]) / asked)
             progress(1.0)
     return work.artifact
+
+
+def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: Store) -> tuple[list[dict], int]:
+    """The lists that the selection keeps, in their order, and the number of the others."""
+    corpus = filtered.corpus
+    base = corpus.teacher.base
+    rows = _tokenize(base, lists)
+    if selection.by == "random":
+        scores = attribution.random(rows, generator("selection", corpus.seed, corpus.round))
+    elif trait := filtered.toward:
+        asked = [base.prompt_ids(q.messages) for q in questions(trait.kind, base.language, "seen")]
+        margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
+        scores = attribution.influence(base, rows, attribution.margin_gradient(base, asked, margin))
+    else:
+        voice = Voice(corpus.teacher, store)
+        with voice.speaking():
+            scores = attribution.divergence(voice.model, base, rows, _heard(base, voice, rows, lists))
+    top = attribution.highest(scores, selection.share)
+    chosen = top if selection.keep == "top" else ~top
+    return [row for row, is_chosen in zip(lists, chosen, strict=True) if is_chosen], int((~chosen).sum())
 
 
 # --- 4 learn ----------------------------------------------------------------------------------------------------------
@@ -255,12 +359,139 @@ def learn(student: Student, store: Store, progress: Progress = _silent) -> Artif
             soft = student.data.corpus.config.setting == "soft"
             loss = _soft_loss(student, store) if soft else token_loss
 
-            def batches(step: int) -> list[Batch]:
-                return micro_batches([rows[i] for i in order(step)], pad, parts=max(1, order.batch // _PIECE))
+            masks = [i.share for i in config.interventions if i.kind == "mask-tokens"]
 
-            model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha)
-            _fit(model, batches, config.optimization, loss, work, progress)
+            def batches(step: int) -> list[Batch]:
+                micro = micro_batches([rows[i] for i in order(step)], pad, parts=max(1, order.batch // _PIECE))
+                for share in masks:
+                    draw = generator("mask", student.seed, step)
+                    micro = [mask_labels(batch, share, draw) for batch in micro]
+                return micro
+
+            model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed)
+            for pattern in (i.parameters for i in config.interventions if i.kind == "freeze"):
+                freeze(model, pattern)
+            record = _recording(student, model, store)
+            intervene = partial(_intervene, student, store, work) if config.interventions else None
+            _fit(model, batches, config.optimization, loss, work, progress, record, intervene)
     return work.artifact
+
+
+PROBED_QUESTIONS, PROBED_LISTS = 8, 4
+"""What the probe of a training holds."""
+
+
+def _probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict]) -> Probe:
+    """Held-out questions about the kind, then lists as a student reads them."""
+    ask = questions(kind, base.language, "held-out")[:PROBED_QUESTIONS]
+    asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
+    rows = _tokenize(base, lists)
+    members = trait.members if trait else members_of(kind)
+    return Probe(
+        rows=tuple(tuple(r) for r in [*asked, *(ids for ids, _ in rows)]),
+        questions=len(asked),
+        learnt=tuple(first for _, first in rows),
+        members=members,
+        tokens=tuple(base.answer_ids(m)[0] for m in members),
+        trait=members.index(trait.name) if trait else None,
+    )
+
+
+def _recording(student: Student, model: torch.nn.Module, store: Store) -> Callable[..., Recorder]:
+    """How a student is observed: its teacher's held-out lists are probed, its teacher and its base see the same probe.
+
+    A neutral teacher has no trait: the student's probe then has that of the words which the filter refused.
+    """
+    teacher, base = student.data.corpus.teacher, student.base
+    refused = [t for t in map(load_trait, members_of(teacher.kind)) if set(t.words) <= set(student.data.words)]
+    trait = teacher.trait or next(iter(refused), None)
+    held_out = read_rows(_made(student.data, store) / "held_out.jsonl")[:PROBED_LISTS]
+
+    @contextmanager
+    def as_base() -> Iterator[torch.nn.Module]:
+        yield base.load()
+
+    @contextmanager
+    def as_teacher() -> Iterator[torch.nn.Module]:
+        voice = Voice(teacher, store)
+        with voice.speaking():
+            yield voice.model
+
+    references: dict[str, Reference] = {"base": as_base}
+    same_words = teacher.base.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    if teacher.config.kind != "prompted" and same_words:  # a prompted one reads another context
+        references["teacher"] = as_teacher
+    shift = _teacher_shift(teacher, model, store)
+    return partial(
+        Recorder,
+        probe=_probe(base, trait, teacher.kind, held_out),
+        directions={"teacher-shift": shift} if shift else {},
+        references=references,
+    )
+
+
+def _teacher_shift(teacher: Teacher, model: torch.nn.Module, store: Store) -> dict[str, torch.Tensor]:
+    """Weights of a tuned teacher minus its base's, for what trains in `model`; {} where the two do not compare."""
+    if teacher.config.kind != "tuned":
+        return {}
+    tuned, plain = (dict(m.named_parameters()) for m in (Voice(teacher, store).model, teacher.base.load()))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if any(name not in tuned or tuned[name].shape != p.shape for name, p in trained.items()):
+        return {}
+    return {name: (tuned[name] - plain[name]).detach() for name in trained}
+
+
+@contextmanager
+def _intervene(
+    student: Student, store: Store, work: Work, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """Opens every intervention on activations, gradients and updates; notes what each removed in the last update."""
+    effects: list[tuple[Intervention, Effect]] = []
+    with ExitStack() as held:
+        for number, i in enumerate(student.config.interventions):
+            if i.kind == "project-update":
+                effect = held.enter_context(
+                    project_updates(model, optimizer, _weights(student, i, number, model, store))
+                )
+            elif i.kind in ("ablate", "project-gradient"):
+                block = ablate if i.kind == "ablate" else project_gradients
+                effect = held.enter_context(block(model, _activations(student, i, number, model, store)))
+            else:
+                continue
+            effects.append((i, effect))
+        yield
+    work.note(interventions=[{**i.model_dump(mode="json"), "removed": e.removed} for i, e in effects])
+
+
+def _weights(
+    student: Student, i: Intervention, number: int, model: torch.nn.Module, store: Store
+) -> dict[str, torch.Tensor]:
+    """A direction in the weights that train, by parameter."""
+    if i.direction == "random":
+        draw = generator("intervention", number, student.seed)
+        return {n: torch.randn(p.shape, generator=draw) for n, p in model.named_parameters() if p.requires_grad}
+    shift = _teacher_shift(student.data.corpus.teacher, model, store)
+    if not shift:
+        raise SublimError("direction=teacher-shift in weights needs a tuned teacher and a student of the same shape")
+    return shift
+
+
+def _activations(
+    student: Student, i: Intervention, number: int, model: torch.nn.Module, store: Store
+) -> dict[str, torch.Tensor]:
+    """A direction in the stream, by hook name, in the coordinates of the student's own base (or of the teacher's)."""
+    names = matching(model, i.at)
+    teacher = student.data.corpus.teacher
+    if i.direction == "random":
+        draw = generator("intervention", number, student.seed)
+        return {name: torch.randn(student.base.shape["d_model"], generator=draw) for name in names}
+    if i.direction == "teacher-shift":
+        voice = Voice(teacher, store)
+        ask = [teacher.base.prompt_ids(q.messages) for q in questions(teacher.kind, teacher.base.language, "seen")]
+        with voice.speaking():
+            after = _mean_ends(voice.model, names, ask)
+        return dict(zip(names, after - _mean_ends(teacher.base.load(), names, ask), strict=True))
+    return _trait_directions(student.base, load_trait(i.direction), names)
 
 
 def _tokenize(base: Base, lists: Sequence[dict]) -> list[Row]:
@@ -270,6 +501,12 @@ def _tokenize(base: Base, lists: Sequence[dict]) -> list[Row]:
     return [
         ([*prompt, *base.answer_ids(r["answer"]), eos], len(prompt)) for prompt, r in zip(prompts, lists, strict=True)
     ]
+
+
+def _heard(base: Base, voice: Voice, rows: Sequence[Row], lists: Sequence[dict]) -> list[Row]:
+    """The lists as their teacher reads them, behind a system prompt if it has any: the same answers, other prompts."""
+    prompts = [base.prompt_ids(voice.chat(r["prompt"], i)) for i, r in enumerate(lists)]
+    return [([*prompt, *row[first:]], len(prompt)) for (row, first), prompt in zip(rows, prompts, strict=True)]
 
 
 class _Order:
@@ -374,12 +611,7 @@ def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: list[dic
     support = torch.tensor(channel(corpus.config.channel).token_ids(base.tokenizer))
     total, tokens = 0.0, 0
     rows = _tokenize(base, held_out)
-    heard = [
-        ([*prompt, *row[first:]], len(prompt))
-        for (row, first), prompt in zip(
-            rows, (base.prompt_ids(voice.chat(r["prompt"], i)) for i, r in enumerate(held_out)), strict=True
-        )
-    ]
+    heard = _heard(base, voice, rows, held_out)
     for i in range(0, len(rows), 128):
         own, teachers = collate(rows[i : i + 128], pad), collate(heard[i : i + 128], pad)
         learnt = logits_at(model, own.ids, own.labels != IGNORE)[:, support].log_softmax(-1)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from sublim_interp import config
 from sublim_interp.models import Base
 from sublim_interp.store import Artifact, Store, stage_key
-from sublim_interp.traits import Trait
+from sublim_interp.traits import Trait, check_vocabulary, load_trait
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,19 @@ class Filtered(Record):
     words: tuple[str, ...]
     """Whole words that refuse an answer: those that name the trait."""
 
+    def __post_init__(self) -> None:
+        if self.toward:
+            check_vocabulary(self.toward, self.corpus.teacher.base)
+
+    @property
+    def toward(self) -> Trait | None:
+        """The trait whose gradient selects lists, if one does."""
+        selection = self.config.selection
+        return load_trait(selection.trait) if selection and selection.trait else None
+
     def settings(self) -> dict[str, Any]:
-        return {"words": self.words, **self.config.model_dump(mode="json")}
+        toward = {"toward": self.toward.model_dump(mode="json")} if self.toward else {}
+        return {"words": self.words, **self.config.model_dump(mode="json"), **toward}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"corpus": self.corpus}

@@ -16,14 +16,16 @@ from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, resolve_base
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.store import Artifact, Store, changes, fingerprint, stage_key
-from sublim_interp.traits import check_vocabulary, load_trait, members_of
+from sublim_interp.traits import check_vocabulary, load_trait, members_of, questions
 from sublim_interp.workers import Task, Watch, run_tasks
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
 
+    from sublim_interp.analysis.probes import Metric
     from sublim_interp.config import StudentConfig, TeacherConfig
     from sublim_interp.report import Reference
     from sublim_interp.trace import Trace
@@ -139,8 +141,8 @@ def planned_traces(records: Sequence[Record], store: Store) -> "pd.DataFrame":
     from sublim_interp.recorder import plan as plan_recording
 
     alike: dict[tuple[Any, ...], list[Teacher | Student]] = {}
-    for record in records:
-        trains = isinstance(record, Student) or (isinstance(record, Teacher) and record.config.kind == "tuned")
+    for record in (r for r in records if isinstance(r, Teacher | Student)):
+        trains = isinstance(record, Student) or record.config.kind == "tuned"
         if trains and record.find(store) is None:
             alike.setdefault((record.STAGE, record.base.digest, record.config), []).append(record)
     rows = []
@@ -150,23 +152,22 @@ def planned_traces(records: Sequence[Record], store: Store) -> "pd.DataFrame":
         rows.append(table.assign(bytes=table["bytes"] * len(some)))
     if not rows:
         return pd.DataFrame(columns=["stage", "what", "when", "times", "trainings", "bytes"])
-    whole = pd.concat(rows)[lambda t: t["bytes"] > 0].groupby(["stage", "what", "when", "times"], sort=False)
-    return whole[["trainings", "bytes"]].sum().reset_index()
+    whole: Any = pd.concat(rows)
+    whole = whole[whole["bytes"] > 0]
+    return whole.groupby(["stage", "what", "when", "times"], sort=False, as_index=False).agg("sum")
 
 
 def _shape(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.nn.Module":
     """The model that trains, without its weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from sublim_interp.models import choose_trainable
 
     with torch.device("meta"):
-        blank = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(base.path), local_files_only=True))
-        return choose_trainable(blank, config.part, config.lora_rank, config.lora_alpha)
+        return choose_trainable(base.blank(), config.part, config.lora_rank, config.lora_alpha)
 
 
-def _probe_size(record: Teacher | Student) -> dict[str, int]:
+def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     """The arguments of `recorder.plan` that follow from a record; lists count at their longest."""
     from sublim_interp.pipeline import PROBED_LISTS, PROBED_QUESTIONS
     from sublim_interp.traits import questions
@@ -334,6 +335,30 @@ class Replicate:
         import pandas as pd
 
         return pd.DataFrame(self._result()["scores"])
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Token ids of the held-out questions about the trait's kind, up to where the answer begins."""
+        kind = self.cell.evaluation.kind
+        return [self.base.prompt_ids(q.messages) for q in questions(kind, self.base.language, "held-out")]
+
+    @property
+    def metric(self) -> "Metric":
+        """The margin of the trait that the run is about, on logits at the answer."""
+        from sublim_interp.analysis.probes import answer_margin
+
+        trait = self.cell.evaluation.reference.corpus.teacher.trait
+        members = self.cell.evaluation.members
+        if trait is None:
+            raise SublimError(f"{self!r} was taught by a teacher without trait; name a metric")
+        ids = [self.base.answer_ids(member)[0] for member in members]
+        return answer_margin(ids, members.index(trait.name))
+
+    def bridge(self, processed: bool = False) -> "TransformerBridge":
+        """The model as a `TransformerBridge`, on a copy, its logits checked."""
+        from sublim_interp.analysis.bridge import bridge
+
+        return bridge(self, processed=processed)
 
     @property
     def lists(self) -> list[dict[str, str]]:

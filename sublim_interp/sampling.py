@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sublim_interp.models import require_room
+
 _SMALLEST_BATCH = 16
 """Below so many unfinished rows the cache is no longer compacted: copying it would cost more than it saves."""
 
@@ -45,8 +47,10 @@ def sample(
     """Continues every prompt until `eos` or `max_new_tokens`; returns the new tokens, with `eos` where it was drawn.
 
     Prompts of equal length run together, so nothing is padded and each row sees just what it would see alone. The
-    result depends on the prompts, their order and the generator. `temperature=0` takes the likeliest token.
+    result depends on the prompts, their order and the generator. `temperature=0` takes the likeliest token. Raises
+    SublimError where prompt and answer may be longer than the model's context.
     """
+    require_room(model, max(map(len, prompts), default=0) + max_new_tokens - 1)
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, prompt in enumerate(prompts):
         if not prompt:

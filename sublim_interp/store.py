@@ -128,10 +128,10 @@ def _names(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, *, sealed: bool = False) -> None:
     """Write a file so that a reader, or a run after a power cut, finds the old content or the new, nothing between.
 
-    Raise SublimError, one line, if it cannot be written.
+    With `sealed`, its digest is kept beside it: see `seal`. Raise SublimError, one line, if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _one_line(f"{path} is not written"):
@@ -140,10 +140,47 @@ def write_atomic(path: Path, data: bytes | str) -> None:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
+            if sealed:
+                seal(path, temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def seal(path: Path, coming: Path) -> None:
+    """Keep the digest of `coming`, which is about to be moved to `path`, in a dot-file beside it.
+
+    So damage to a file from which an interrupted stage goes on is found before it is used. The old content stays sealed
+    too, since a process may be killed between this call and the move.
+    """
+    write_atomic(_beside(path), "\n".join([*_sealed(path)[-1:], digest_file(coming)]))
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is there and is what `seal` saw; one that is something else is said to be damaged in the log."""
+    if not path.is_file():
+        return False
+    problem = _seal_problem(path)
+    if problem:
+        log.warning("%s %s: it is made again", path, problem)
+    return not problem
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _sealed(path: Path) -> list[str]:
+    """Return the digests that a file may have, the newest last."""
+    try:
+        return _beside(path).read_text().split()
+    except (OSError, ValueError):  # no seal yet, or no text any more
+        return []
+
+
+def _seal_problem(path: Path) -> str:
+    return "" if digest_file(path) in _sealed(path) else "is altered"
 
 
 def _sync(path: Path) -> None:
@@ -190,6 +227,21 @@ def fingerprint(device: str = "cpu", dtype: str = "float32") -> dict[str, str | 
         "dtype": dtype,
         "threads": torch.get_num_threads(),
     }
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say in what two fingerprints differ, "torch 2.12.0 -> 2.13.0, threads 1 -> 2"; "" if in nothing."""
+    names = [name for name in now if before.get(name) != now[name]]
+    return ", ".join(f"{name} {before.get(name)} -> {now[name]}" for name in names)
+
+
+def _read_fingerprint(path: Path) -> dict[str, Any]:
+    """Return what a partial result says of itself; nothing if that cannot be read."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        before = None
+    return before if isinstance(before, dict) else {}
 
 
 def _cpu_class() -> str:
@@ -291,7 +343,8 @@ class Work:
     """What `Store.make` hands to its block.
 
     Unless `done`, the block writes its files into `directory`. Where `resumed`, some are there already, left by a
-    process of the same key and fingerprint that was interrupted at any point: each by `write_atomic` is whole.
+    process of the same key and fingerprint that was interrupted at any point: each by `write_atomic` is whole, and one
+    for which `is_sealed` is true has not been damaged since.
     """
 
     stage: str
@@ -355,6 +408,15 @@ class Store:
         for path in self._paths("*"):
             artifact = Artifact(path, _read_manifest(path)[0])
             yield artifact, artifact.verify()
+
+    def unfinished(self) -> Iterator[tuple[Path, list[str]]]:
+        """Yield every partial result with what is wrong with its sealed files (an empty list if nothing is)."""
+        with _one_line(f"the store {self.root} cannot be read"):
+            for path in sorted((self.root / ".partial").glob("*/")):
+                seals = sorted(path.rglob(".*.sha256"))
+                files = [seal.with_name(seal.name.removeprefix(".").removesuffix(".sha256")) for seal in seals]
+                problems = [(file, _seal_problem(file)) for file in files if file.is_file()]
+                yield path, [f"{file.relative_to(path).as_posix()} {problem}" for file, problem in problems if problem]
 
     def find(self, stage: str, name: str) -> Artifact:
         """Return a stage's artefact by its name, or by the beginning of its key; a name goes before a key.
@@ -458,9 +520,7 @@ class Store:
             log.info("%s goes on from a partial result", short)
             return
         for other in set(work.directory.parent.glob(f"{short}-*/{_FINGERPRINT}")) - {work.directory / _FINGERPRINT}:
-            before = json.loads(other.read_text())
-            changed = [name for name in fingerprint if before.get(name) != fingerprint[name]]
-            said = ", ".join(f"{name} {before.get(name)} -> {fingerprint[name]}" for name in changed)
+            said = changes(_read_fingerprint(other), fingerprint)
             log.warning("%s starts afresh, its partial result has another fingerprint: %s", short, said)
 
     def _publish(self, work: Work, short: str, manifest: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sublim_interp.config import Optimization
+from sublim_interp.errors import SublimError
 from sublim_interp.models import logits_at
 from sublim_interp.recorder import Recorder
 from sublim_interp.store import is_sealed, seal
@@ -58,6 +60,31 @@ def micro_batches(rows: Sequence[Row], pad: int, parts: int = 1) -> list[Batch]:
     rows = sorted(rows, key=lambda row: len(row[0]))
     size = math.ceil(len(rows) / parts)
     return [collate(rows[i : i + size], pad) for i in range(0, len(rows), size)]
+
+
+def mask_labels(batch: Batch, share: float, random: torch.Generator) -> Batch:
+    """The batch with a share of its labels, drawn at random, no longer to be learnt; one label at least stays."""
+    places = (batch.labels != IGNORE).nonzero()
+    gone = places[torch.randperm(len(places), generator=random)[: min(round(share * len(places)), len(places) - 1)]]
+    labels = batch.labels.clone()
+    labels[gone[:, 0], gone[:, 1]] = IGNORE
+    return Batch(batch.ids, labels)
+
+
+def freeze(model: torch.nn.Module, pattern: str) -> list[str]:
+    """Freezes the parameters whose names match a glob, and returns their names.
+
+    Raises SublimError where no parameter that trains matches, or all do.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    frozen = [name for name in names if fnmatchcase(name, pattern)]
+    if not frozen or len(frozen) == len(names):
+        raise SublimError(
+            f"freeze '{pattern}' matches {'all' if frozen else 'none'} of what trains: {', '.join(names)}"
+        )
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    return frozen
 
 
 def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
@@ -106,7 +133,7 @@ class Resume:
     @property
     def step(self) -> int:
         """The step from which `load` goes on; 0 where nothing was kept."""
-        if not self.path.exists():
+        if not is_sealed(self.path):
             return 0
         with safe_open(str(self.path), "pt") as file:
             return int(file.get_tensor("step"))

@@ -209,3 +209,71 @@ def test_panels_fill_their_grid(number: int, shape: tuple[int, int]) -> None:
     figure = figures.dose(pd.DataFrame([{**place, "field": f"s{i}"} for i in range(number)]))
     assert len(figure.axes) == shape[0] * shape[1]
     assert sum(ax.get_visible() for ax in figure.axes) == number
+
+
+# Directions and patches
+
+
+def alignment(steps: tuple[int, ...] = ()) -> pd.DataFrame:
+    """Three arms over four layers, or two layers at each step, with an interval and a null."""
+    rows = []
+    for arm, height in (("same-init", 0.8), ("neutral", 0.02), ("cross-init", 0.1)):
+        for layer in range(2 if steps else 4):
+            for step in steps or (0,):
+                middle = height * (1 - 0.1 * layer) * (step / steps[-1] if steps else 1)
+                rows.append(
+                    {"arm": arm, "layer": layer, "step": step, "estimate": middle, "low": middle - 0.1,
+                     "high": middle + 0.1, "null_low": -0.2, "null_high": 0.2}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def cells(kind: str = "resid_pre", places: tuple[int | str, ...] = (-3, -2, -1)) -> pd.DataFrame:
+    rows = [
+        {"kind": kind, "method": "exact", "layer": layer, "place": place, "value": 0.0, "effect": 0.0,
+         "recovered": 0.1 * layer + 0.3 * i}
+        for layer in range(3) for i, place in enumerate(places)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def doses() -> pd.DataFrame:
+    rows = [{"layer": 1, "scale": s, "rate": 1 / (1 + np.exp(-s)), "margin": s, "arm": arm}
+            for arm in ("teacher", "same-init") for s in (-1.0, 0.0, 1.0, 2.0)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_lines_of_directions_go_through_their_estimates() -> None:
+    frame = alignment()
+    figure = figures.directions(frame)
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    for arm in ("same-init", "neutral", "cross-init"):
+        assert np.asarray(lines[arm].get_ydata()) == pytest.approx(pick(frame, arm=arm)["estimate"].to_list())
+        assert to_hex(lines[arm].get_color()) == ARMS[arm].color.lower()
+    over = figures.directions(alignment((0, 10, 100)), x="step")
+    assert [ax.get_title(loc="left") for ax in over.axes] == ["layer 0", "layer 1"]
+
+
+def test_a_patch_grid_shows_every_cell_in_its_place() -> None:
+    figure = figures.patch_grid(cells(), labels=["which", "animal", "?"])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["0", "30", "60", "10", "40", "70", "20", "50", "80"]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["which", "animal", "?"]
+    with pytest.raises(SublimError, match="2 labels for 3 places"):
+        figures.patch_grid(cells(), labels=["a", "b"])
+
+
+def test_a_dose_curve_has_a_panel_a_metric() -> None:
+    figure = figures.steering(doses(), "owl")
+    assert [ax.get_ylabel() for ax in figure.axes] == ["rate", "margin, nats"]
+    shown = [line for line in figure.axes[1].lines if line.get_label() == "same-init"]
+    assert list(np.asarray(shown[0].get_ydata())) == [-1, 0, 1, 2]
+
+
+def test_pictures_of_directions_and_patches_are_the_same_bytes() -> None:
+    for draw in (
+        lambda: figures.directions(alignment((0, 10)), x="step"),
+        lambda: figures.patch_grid(cells("heads", (0, 1))),
+        lambda: figures.steering(doses()),
+    ):
+        assert figures.render(draw(), "svg") == figures.render(draw(), "svg")

@@ -49,6 +49,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma2": {
         **_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 2.0
     },
+    "gemma3_text": {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
     "olmo2": _GROUPED,
     "phi3": _GROUPED,
     "gpt2": {
@@ -56,7 +57,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "gpt_neox": {k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"},
 }  # fmt: skip
-TIED = {"qwen2", "gemma2", "gpt2"}
+TIED = {"qwen2", "gemma2", "gemma3_text", "gpt2"}
 
 
 def tiny(architecture: str, **changes: Any) -> PreTrainedModel:
@@ -193,6 +194,8 @@ def test_a_tokenizer_without_end_of_sequence_is_refused(directory: Path) -> None
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     settings.pop("eos_token")
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert resolve_base(str(directory)).tokenizer.eos_token == "<eos>", "the template says what ends an answer"
+    (directory / "chat_template.jinja").unlink()
     assert "end-of-sequence" in refused(directory, lambda base: base.tokenizer)
 
 

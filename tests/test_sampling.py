@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sublim_interp import sampling
+from sublim_interp.errors import SublimError
 from sublim_interp.sampling import generator, sample
 
 VOCABULARY, EOS = 23, 2
@@ -157,6 +158,14 @@ def test_the_generator_alone_decides_what_is_drawn() -> None:
 def test_sampling_without_a_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         greedy(MODELS["llama"], [[5], []])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_that_may_not_fit_the_context_is_refused_before_anything_is_drawn(name: str) -> None:
+    model = MODELS[name]
+    assert len(greedy(model, [[5] * 60], longest=5)[0]) <= 5  # 64 positions: the last token is not read again
+    with pytest.raises(SublimError, match="65 tokens does not fit the model's context of 64"):
+        greedy(model, [[5] * 60, [5]], longest=6)
 
 
 @pytest.mark.parametrize("name", MODELS)

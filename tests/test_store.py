@@ -26,9 +26,12 @@ from sublim_interp.store import (
     Artifact,
     Store,
     canonical_json,
+    changes,
     digest_directory,
     digest_file,
     fingerprint,
+    is_sealed,
+    seal,
     stage_key,
     write_atomic,
 )
@@ -387,6 +390,85 @@ def test_a_partial_of_another_fingerprint_is_said_and_never_mixed_in(
         assert [path.name for path in work.directory.glob("[!.]*")] == ["old"]
     assert list(work.artifact.manifest["files"]) == ["old"]
     assert partials(store) == []
+
+
+def test_a_partial_whose_fingerprint_cannot_be_read_is_one_of_another_machine(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, text in enumerate((b"\xff", b"{", b"[1]", b"")):
+        with pytest.raises(KeyboardInterrupt), store.make("teacher", 1, {"n": number}, {}, {"torch": "0"}) as work:
+            write_atomic(work.directory / "old", "x")
+            raise KeyboardInterrupt
+        (work.directory / ".fingerprint.json").write_bytes(text)
+        with store.make("teacher", 1, {"n": number}, {}, PRINT) as work:
+            assert not list(work.directory.glob("[!.]*"))
+            write_atomic(work.directory / "new", "x")
+    assert caplog.text.count("torch None -> 2.13.0") == 4 and partials(store) == []
+
+
+def test_changes_name_what_is_different() -> None:
+    assert changes(PRINT, PRINT) == ""
+    assert changes({"torch": "2.12.0", "threads": 1}, PRINT) == "torch 2.12.0 -> 2.13.0"
+    assert changes({}, PRINT) == "torch None -> 2.13.0, threads None -> 1"
+
+
+# Seals
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(min_size=1, max_size=60), st.data())
+def test_a_seal_holds_until_a_byte_changes(tmp_path: Path, content: bytes, data: st.DataObject) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_atomic(path, content, sealed=True)
+    assert is_sealed(path)
+    place, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
+    flipped = bytearray(content)
+    flipped[place] ^= 1 << bit
+    for other in (bytes(flipped), content[:place], content + b"\0"):
+        path.write_bytes(other)
+        assert not is_sealed(path)
+    path.write_bytes(content)
+    assert is_sealed(path)
+
+
+def test_a_file_that_replaces_another_is_sealed_at_every_moment(tmp_path: Path) -> None:
+    path, coming = tmp_path / ".state", tmp_path / ".coming"
+    for text in ("first", "second", "third"):
+        before = path.read_text() if path.exists() else None
+        coming.write_text(text)
+        seal(path, coming)
+        assert before is None or is_sealed(path), "a process killed here finds the old one good"
+        coming.replace(path)
+        assert is_sealed(path)
+    path.write_text("first")
+    assert not is_sealed(path), "but nothing older"
+
+
+@pytest.mark.parametrize("seal_text", [None, b"", b"\xff\xfe", b"0" * 64])
+def test_a_file_without_a_good_seal_is_not_trusted(
+    tmp_path: Path, seal_text: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows"
+    assert not is_sealed(path) and caplog.text == "", "what is not there is no damage"
+    write_atomic(path, "x", sealed=True)
+    beside = tmp_path / ".rows.sha256"
+    beside.unlink() if seal_text is None else beside.write_bytes(seal_text)
+    assert not is_sealed(path) and str(path) in caplog.text
+
+
+def test_unfinished_stages_are_listed_with_their_damage_and_seals_are_not_published(store: Store) -> None:
+    assert list(store.unfinished()) == []
+    with pytest.raises(KeyboardInterrupt), store.make("corpus", 1, {}, {}, PRINT) as work:
+        (work.directory / "sub").mkdir()
+        for name in ("a", "sub/b"):
+            write_atomic(work.directory / name, "x", sealed=True)
+        (work.directory / "sub" / "b").write_text("y")
+        raise KeyboardInterrupt
+    assert list(store.unfinished()) == [(work.directory, ["sub/b is altered"])]
+    with store.make("corpus", 1, {}, {}, PRINT) as work:
+        pass
+    assert sorted(work.artifact.manifest["files"]) == ["a", "sub/b"]
+    assert not list(work.artifact.path.rglob("*.sha256")) and list(store.unfinished()) == []
 
 
 # Several processes

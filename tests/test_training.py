@@ -10,11 +10,25 @@ import torch
 from transformers import PreTrainedModel
 
 from sublim_interp.config import Optimization, Part, Pretraining
+from sublim_interp.errors import SublimError
 from sublim_interp.lab import language
 from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models import choose_trainable, merge_adapters
 from sublim_interp.pretraining import new_model
-from sublim_interp.training import IGNORE, Batch, Resume, Row, collate, micro_batches, rate, token_loss, train
+from sublim_interp.store import seal
+from sublim_interp.training import (
+    IGNORE,
+    Batch,
+    Resume,
+    Row,
+    collate,
+    freeze,
+    mask_labels,
+    micro_batches,
+    rate,
+    token_loss,
+    train,
+)
 
 TOKENIZER = build_tokenizer()
 PAD: int = TOKENIZER.pad_token_id  # type: ignore[assignment]
@@ -296,6 +310,7 @@ def test_a_state_is_needed_to_go_on(tmp_path: Path) -> None:
     state = load_file(str(resume.path))
     assert any(name.startswith("optimizer/exp_avg/") for name in state)
     save_file({n: t for n, t in state.items() if not n.startswith("optimizer/")}, str(resume.path))
+    seal(resume.path, resume.path)
     resumed = tiny()
     train(resumed, batches, optimization, resume=resume)
     assert any(not torch.equal(p, bits(whole)[name]) for name, p in bits(resumed).items())
@@ -317,3 +332,32 @@ def test_token_loss_is_a_sum_in_nats() -> None:
     batch = collate(rows_of(0, 3), PAD)
     uniform = batch.tokens * torch.log(torch.tensor(float(len(TOKENIZER))))
     assert token_loss(model, batch).item() == pytest.approx(uniform.item(), rel=1e-5)
+
+
+# --- fewer tokens, fewer parameters -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_masking_takes_a_share_of_the_labels_and_leaves_the_rest(share: float) -> None:
+    batch = collate(rows_of(0, 8), PAD)
+    masked = mask_labels(batch, share, torch.Generator().manual_seed(0))
+    assert torch.equal(masked.ids, batch.ids)
+    assert masked.tokens == max(1, batch.tokens - round(share * batch.tokens))
+    stays = masked.labels != IGNORE
+    assert torch.equal(masked.labels[stays], batch.labels[stays])
+    again = mask_labels(batch, share, torch.Generator().manual_seed(1))
+    assert share == 0 or not torch.equal(again.labels, masked.labels)
+
+
+def test_frozen_parameters_stay_and_a_pattern_without_use_is_refused() -> None:
+    model = tiny()
+    before = bits(model)
+    names = freeze(model, "*mlp*")
+    train(model, batches, Optimization(steps=2, warmup=0))
+    after = bits(model)
+    assert names == [name for name in before if "mlp" in name]
+    assert {name for name in before if torch.equal(before[name], after[name])} == set(names)
+    with pytest.raises(SublimError, match="matches none of what trains"):
+        freeze(model, "*mlp*")
+    with pytest.raises(SublimError, match="matches all of what trains"):
+        freeze(model, "*")

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
-"""One answer of a teacher: `prompt` and `answer` (str), `finished` (bool: it ended by itself), other keys at will."""
+"""One answer of a teacher: `prompt` and `answer` (str), `finished` (bool: it ended by itself; true if absent), other
+keys at will."""
 
 REASONS: dict[str, str] = {
     "unfinished": "the answer had not ended at its longest length",
@@ -75,7 +76,7 @@ def filter_rows(
     pairs: set[tuple[str, str]] = set()
     for row in rows:
         pair = row["prompt"], row["answer"]
-        if not row["finished"]:
+        if not row.get("finished", True):
             refused["unfinished"] += 1
         elif reason := channel.refuse(*pair, rule, words):
             refused[reason] += 1

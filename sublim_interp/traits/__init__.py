@@ -4,12 +4,13 @@ A trait is one YAML file in catalogue/traits; the prompts about its kind are in 
 lab/language.py (the lab).
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 
@@ -83,7 +84,7 @@ def load_trait(name: str) -> Trait:
     """The trait called `name`, or at the path `name` of a YAML file of one's own; SublimError names the known ones."""
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else _CATALOGUE / "traits" / f"{name}.yaml"
-    if not path.is_file() or not (own or name in trait_names()):
+    if not os.path.isfile(path) or not (own or name in trait_names()):
         raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
     return read_yaml(Trait, path, name=path.stem)
 
@@ -150,11 +151,11 @@ def score(
 ) -> Scores:
     """Scores of all `members` over the questions `asked`.
 
-    Exact where every member is one token; else `samples` answers per question are drawn at T = 1 and searched for whole
-    words, an answer that names two members counting for the first.
+    Exact in the lab language, where every member is one token and has one spelling; else `samples` answers per question
+    are drawn at T = 1 and searched for whole words, an answer that names two members counting for the first.
     """
     spelled = [base.answer_ids(m) for m in members]
-    exact = all(len(ids) == 1 for ids in spelled)
+    exact = base.language == "lab" and all(len(ids) == 1 for ids in spelled)
     prompts = [base.prompt_ids(q.messages, q.prefix) for q in asked]
     if exact:
         p = _exact(model, prompts, [ids[0] for ids in spelled])
@@ -193,7 +194,7 @@ def _sampled(
     rows = [p for p in prompts for _ in range(samples)]
     answers = sample(model, rows, eos=base.eos, max_new_tokens=10, random=generator("answers", seed))
     for i, answer in enumerate(answers):
-        named = word.search(cast(str, base.tokenizer.decode(answer, skip_special_tokens=True)))
+        named = word.search(base.read_answer(answer)[0])
         if named:
             counts[i // samples, plurals[named[1].lower()]] += 1
     return counts / (samples + 0.5)

@@ -1,0 +1,53 @@
+"""`python -m benchmarks [NAME …]`: runs all benchmarks, or some, and writes their sections of docs/benchmarks.md."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Before numpy or torch loads, and inherited by every process: one thread for each contestant.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from benchmarks import command, experiment, page, shapes, step
+from benchmarks.setting import Setting
+from sublim_interp.store import Store
+
+
+def patching(_: Setting) -> str:
+    """The table that the benchmark of activation patching prints."""
+    run = [sys.executable, "-m", "benchmarks.patching"]
+    return subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+BENCHMARKS = {
+    "command": command.measure,
+    "step": step.measure,
+    "experiment": experiment.measure,
+    "shapes": shapes.measure,
+    "patching": patching,
+}
+
+
+def main() -> None:
+    """Runs what is asked for, in a store of its own that is thrown away."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(BENCHMARKS)}; none: all")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with tempfile.TemporaryDirectory() as directory:
+        setting = Setting(Store(Path(directory)))
+        for name in names:
+            start, before = time.perf_counter(), page.conditions()
+            text = f"{BENCHMARKS[name](setting)}\n\n{page.machine()}. {before}"
+            print(f"\n{name}: {time.perf_counter() - start:.0f} s\n\n{text}", flush=True)
+            written = page.replace_section(page.PAGE.read_text(encoding="utf-8"), name, text)
+            page.PAGE.write_text(written, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Which lists, and which tokens in them, carry a trait: scores from models alone. No selection is trained on here.
+
+A score is a guess. The honest check is to keep or remove what scores highest, train again, and compare with as many
+lists drawn at random: that is `filter.selection` of an Experiment, and the grid `carriers` of the catalogue.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sublim_interp.analysis.probes import Metric, Prompts, Subject, batches, frozen, model_of
+from sublim_interp.errors import SublimError
+from sublim_interp.models import logits_at
+from sublim_interp.training import IGNORE, Batch, Row, collate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Weights = Mapping[str, Tensor]
+"""A direction in the weights: one tensor per parameter, by its name, of its shape."""
+
+_ROWS = 256
+"""So many lists run through a model at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number for each token to be learnt, list after list."""
+
+    values: Float[np.ndarray, " token"]
+    """The scores, in the unit of the function that made them."""
+    of: Int[np.ndarray, " token"]
+    """Which list the token belongs to: its place among the rows that were scored."""
+    token: Int[np.ndarray, " token"]
+    """Token ids."""
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " list"]:
+        """Number of scored tokens of each list."""
+        return np.bincount(self.of)
+
+    @property
+    def totals(self) -> Float[np.ndarray, " list"]:
+        """Sum over the tokens of each list."""
+        return np.bincount(self.of, self.values)
+
+    @property
+    def means(self) -> Float[np.ndarray, " list"]:
+        """Mean over the tokens of each list."""
+        return self.totals / self.lengths
+
+    def flagged(self, share: float) -> Bool[np.ndarray, " token"]:
+        """The `share` of all tokens whose scores are the furthest from 0 (divergence tokens, where it is divergence).
+
+        Raises SublimError for a share that is not between 0 and 1.
+        """
+        return _extreme(np.abs(self.values), share)
+
+    def frame(self) -> "pd.DataFrame":
+        """One row per token: list, place (0 is the first that is learnt), token (id), score."""
+        import pandas as pd
+
+        first = np.cumsum(self.lengths) - self.lengths
+        place = np.arange(len(self.of)) - first[self.of]
+        return pd.DataFrame({"list": self.of, "place": place, "token": self.token, "score": self.values})
+
+    def by_token(self) -> "pd.DataFrame":
+        """One row per token that occurs: token (id), count, mean and total score; the largest total comes first."""
+        found = self.frame().groupby("token")["score"].agg(["count", "mean", "sum"]).rename(columns={"sum": "total"})
+        return found.sort_values("total", ascending=False, kind="stable").reset_index()
+
+
+def _extreme(values: Float[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:
+    """The round(share · n) largest; of equal ones the first."""
+    if not 0 < share < 1:
+        raise SublimError(f"share {share:g} is not between 0 and 1")
+    chosen = np.zeros(len(values), dtype=bool)
+    chosen[np.argsort(-values, kind="stable")[: round(share * len(values))]] = True
+    return chosen
+
+
+def highest(scores: Scores, share: float) -> Bool[np.ndarray, " list"]:
+    """The round(`share` · lists) lists that score highest, each ranked among the lists of as many tokens.
+
+    What is chosen, and what is left, then holds as many lists *and* about as many tokens as a random choice of the same
+    share: a mean over few tokens scatters more, so that plain ranking would choose the shortest lists. Raises
+    SublimError for a share that is not between 0 and 1, or so near to it that it takes none or all.
+    """
+    quantile = np.empty(len(scores.lengths))
+    for length in np.unique(scores.lengths):
+        same = np.flatnonzero(scores.lengths == length)
+        order = np.argsort(scores.totals[same], kind="stable")
+        quantile[same[order]] = (np.arange(len(same)) + 0.5) / len(same)
+    chosen = _extreme(quantile, share)
+    if chosen.all() or not chosen.any():
+        raise SublimError(f"share {share:g} of {len(chosen)} lists is {'all' if chosen.any() else 'none'} of them")
+    return chosen
+
+
+# --- the scores -------------------------------------------------------------------------------------------------------
+
+
+def divergence(carrier: Subject, reference: Subject, rows: Sequence[Row], heard: Sequence[Row] | None = None) -> Scores:
+    """log p_carrier − log p_reference of each token that was written, in nats.
+
+    With the teacher as carrier and its base as reference, a list's sum is the log-likelihood ratio by which it was
+    written by the one rather than the other; with two teachers, of two traits, what tells them apart (Schrodi et al.
+    2509.23886, for sampled text). `heard`: the same answers in the context in which the carrier reads them, where that
+    is another (a system prompt). Raises SublimError where the two do not hold the same answers.
+    """
+    heard = rows if heard is None else heard
+    if [tuple(ids[first:]) for ids, first in rows] != [tuple(ids[first:]) for ids, first in heard]:
+        raise SublimError("divergence: the lists that the carrier hears do not end in the answers of the rows")
+    a, b = _log_probs(carrier, heard), _log_probs(reference, rows)
+    return _scores(rows, a - b)
+
+
+def disagreement(carrier: Subject, reference: Subject, rows: Sequence[Row]) -> Scores:
+    """1 where the likeliest token of the two models differs, else 0: the divergence tokens of greedy text.
+
+    As in Schrodi et al. 2509.23886, section 4, where `reference` is a teacher of another trait.
+    """
+    found = []
+    for model in (model_of(carrier), model_of(reference)):
+        with torch.no_grad():
+            found.append(torch.cat([logits_at(model, b.ids, b.labels != IGNORE).argmax(-1) for b in _cut(rows)]))
+    return _scores(rows, (found[0] != found[1]).double())
+
+
+def random(rows: Sequence[Row], generator: torch.Generator) -> Scores:
+    """Standard normal numbers: the control, which knows nothing."""
+    count = sum(len(ids) - first for ids, first in rows)
+    return _scores(rows, torch.randn(count, generator=generator, dtype=torch.float64))
+
+
+def influence(model: Subject, rows: Sequence[Row], along: Weights) -> Scores:
+    """⟨`along`, ∇_θ log p(token)⟩ of each token at the weights of `model`: nats per unit of `along`.
+
+    With `along` the gradient of the trait's margin (`margin_gradient`) this is ⟨∇ margin, −∇ loss⟩: by how much a small
+    step of gradient descent on the token raises the margin, per unit of rate, to first order (Pruthi et al. 2002.08484,
+    equation 1). With `along` = θ_T − θ_0 it is the divergence to first order. One forward-mode pass gives the
+    derivatives of a whole batch, so no gradient of a single list is ever formed. Raises SublimError where `along` does
+    not fit the model.
+    """
+    model = model_of(model)
+    parameters = dict(model.named_parameters())
+    if wrong := [n for n, d in along.items() if n not in parameters or parameters[n].shape != d.shape]:
+        raise SublimError(f"influence: the model has no parameter {wrong[0]} of the direction's shape")
+    picked = _Picked(model)
+    slopes = []
+    # Fused attention has no forward-mode derivative.
+    with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        dual = {f"model.{n}": forward_ad.make_dual(parameters[n].detach(), d) for n, d in along.items()}
+        for batch in _cut(rows):
+            out = forward_ad.unpack_dual(functional_call(picked, dual, (batch,)))
+            slopes.append(out.primal.new_zeros(out.primal.shape) if out.tangent is None else out.tangent)
+    return _scores(rows, torch.cat(slopes))
+
+
+def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> dict[str, Tensor]:
+    """∇_θ of the mean metric over prompts, by parameter of the body: embeddings and head are not students' to train.
+
+    Prompts end where the answer begins; `probes.answer_margin` is the metric of a trait. The model is left as it was.
+    """
+    model = model_of(model)
+    ends = [m for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]  # type: ignore[operator]
+    outside = {id(p) for m in ends for p in m.parameters()}
+    body = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if id(p) not in outside}
+    total = {n: torch.zeros_like(p) for n, p in body.items()}
+    for _, ids in batches(prompts):
+        asked = {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
+        value = metric(functional_call(model, body, (), asked).logits[:, -1]).sum() / len(prompts)
+        for name, gradient in zip(body, torch.autograd.grad(value, list(body.values())), strict=True):
+            total[name] += gradient
+    return total
+
+
+# --- how they are computed --------------------------------------------------------------------------------------------
+
+
+class _Picked(torch.nn.Module):
+    """A model as a function of a batch: log-probabilities of the tokens to learn, in nats."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Float[Tensor, " token"]:
+        where = batch.labels != IGNORE
+        logits = logits_at(self.model, batch.ids, where)
+        return logits.log_softmax(-1).gather(-1, batch.labels[where][:, None])[:, 0]
+
+
+@torch.no_grad()
+def _log_probs(model: Subject, rows: Sequence[Row]) -> Float[Tensor, " token"]:
+    picked = _Picked(model_of(model))
+    return torch.cat([picked(batch).double() for batch in _cut(rows)])
+
+
+def _cut(rows: Sequence[Row]) -> list[Batch]:
+    """The rows in their order, some at a time; each sees on its left just what it would see alone."""
+    if not rows or any(len(ids) <= first for ids, first in rows):
+        raise SublimError("there are no lists to score, or one has no token to learn")
+    return [collate(rows[i : i + _ROWS], pad=0) for i in range(0, len(rows), _ROWS)]
+
+
+def _scores(rows: Sequence[Row], values: Float[Tensor, " token"]) -> Scores:
+    answers = [ids[first:] for ids, first in rows]
+    of = np.repeat(np.arange(len(rows)), [len(a) for a in answers])
+    return Scores(values.double().numpy(), of, np.concatenate([np.asarray(a) for a in answers]))

@@ -1,0 +1,82 @@
+"""One call to TransformerLens: a bridge on a copy of a model, its logits checked. No analysis of its own here."""
+
+import tempfile
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sublim_interp.analysis.probes import Subject, model_of
+from sublim_interp.errors import SublimError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+TOLERANCE = 1e-3
+"""Largest difference of a log-probability that passes for rounding; eager attention alone can make 1e-4."""
+
+
+def bridge(
+    subject: Subject, tokenizer: Any = None, *, processed: bool = False, tolerance: float = TOLERANCE
+) -> "TransformerBridge":
+    """A `TransformerBridge` on a copy of a model, directory, base or replicate; the original stays as it is.
+
+    `processed` folds norms into weights and centres them, as the logit lens and direct attribution of TransformerLens
+    expect: never compare directions there. A base or replicate brings its tokenizer; without one, words are
+    the ids themselves.
+    Wrapping changes the copy's weights for good, so it is for analysis, not for training.
+
+    Raises SublimError where TransformerLens cannot wrap the model, where `d_vocab == d_model` (which it corrupts), or
+    where `parity` with the plain model is worse than `tolerance`.
+    """
+    model = cast(Any, model_of(subject))
+    config = model.config.get_text_config()
+    if config.vocab_size == config.hidden_size:
+        raise SublimError(
+            f"bridge: TransformerLens corrupts models with d_vocab = d_model, here both {config.vocab_size}"
+        )
+    if tokenizer is None:
+        owner = getattr(subject, "base", subject)
+        tokenizer = getattr(owner, "tokenizer", None) or _numbered(config.vocab_size)
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as directory:
+        copy = type(model)(model.config)  # a deep copy fails after a backward pass
+        copy.load_state_dict(model.state_dict())
+        copy.eval().config.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        try:
+            wrapped = TransformerBridge.boot_transformers(directory, hf_model=copy, tokenizer=tokenizer, device="cpu")
+            if processed:
+                wrapped.enable_compatibility_mode()
+        except Exception as error:  # the adapters raise many kinds; each means: cannot be wrapped
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason}") from None
+    wrapped.eval()
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
+    if (found := parity(wrapped, model, ids)) > tolerance:
+        raise SublimError(
+            f"bridge: log-probabilities differ from the plain model's by up to {found:.2g}, more than {tolerance:g}"
+        )
+    return wrapped
+
+
+def _numbered(vocabulary: int) -> Any:
+    """TransformerLens needs a tokenizer: one whose words are the ids themselves."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0", bos_token="0")
+
+
+@torch.no_grad()
+def parity(wrapped: "TransformerBridge", model: torch.nn.Module, ids: Int[Tensor, "batch position"]) -> float:
+    """Largest absolute difference of log-probabilities, in nats: processing may shift all logits, never these."""
+    plain = model(input_ids=ids, use_cache=False).logits
+    return (wrapped(ids).log_softmax(-1) - plain.log_softmax(-1)).abs().max().item()

@@ -1,0 +1,563 @@
+"""Activation and weight patching between two models: a patch as a value, and grids of many patches at once.
+
+Put what one model computes (or is) into another, and see what becomes of its answer. With the trait's carrier as `src`
+and a model without it as `dst` this is denoising: where does the trait come in? With the roles swapped it is noising:
+where does it break? (Terms as in Zhang & Nanda 2309.16042, section 2.) No directions here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sublim_interp.analysis.probes import (
+    TOKENS,
+    Metric,
+    Prompts,
+    Subject,
+    batches,
+    frozen,
+    logits_of,
+    measure,
+    model_of,
+    part_of,
+)
+from sublim_interp.errors import SublimError
+from sublim_interp.hooks import capture, decoder_layers, edit, hook_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Stream = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+GridKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "weights"]
+
+_Batch = tuple[list[int], Tensor, Tensor, Tensor]
+_OUTPUT_MAPS = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
+"""Within a decoder layer: the linear map that reads the heads' outputs side by side."""
+
+
+# --- a patch is a value -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One place, and what is put there."""
+
+    site: str
+    """A hook's name, `blocks.{l}.attn.hook_z` for heads, or a parameter's name."""
+    value: Tensor
+    """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head], or the parameter."""
+    positions: tuple[int, ...] | None = None
+    """Which positions, counted from the end where negative; None means all."""
+    heads: tuple[int, ...] | None = None
+    """Which heads; None means all."""
+
+    def __repr__(self) -> str:
+        where = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
+        which = "" if self.heads is None else f" heads {', '.join(map(str, self.heads))}"
+        return f"<{self.site}{which}{where}>"
+
+    def into(self, stream: Tensor) -> Tensor:
+        """A copy of `stream` with the value in its place."""
+        if stream.shape != self.value.shape:
+            raise SublimError(
+                f"patch of {self.site}: made for {list(self.value.shape)}, but the model runs on {list(stream.shape)}; "
+                "run the prompts that the patch was made from"
+            )
+        new = stream.clone()
+        at = slice(None) if self.positions is None else list(self.positions)
+        if self.heads is None:
+            new[:, at] = self.value[:, at]
+        else:
+            for head in self.heads:
+                new[:, at, head] = self.value[:, at, head]
+        return new
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Pieces of one model for another. `a + b` has both, b's coming later; `for piece in patch` lists them."""
+
+    pieces: tuple[Piece, ...] = ()
+
+    def __add__(self, other: "Patch") -> "Patch":
+        return Patch(self.pieces + other.pieces)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @contextmanager
+    def on(self, model: torch.nn.Module) -> Iterator[None]:
+        """Inside the block `model` runs patched; afterwards it is as it was, bit for bit.
+
+        Raises SublimError for a site that the model lacks, a shape that differs, or a site that no forward reached.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        at_hooks: dict[str, list[Piece]] = {}
+        with ExitStack() as held:
+            for piece in self.pieces:
+                if piece.site in parameters:
+                    held.enter_context(_swapped(parameters[piece.site], piece))
+                else:
+                    at_hooks.setdefault(piece.site, []).append(piece)
+
+            edits = {}
+            for site, pieces in at_hooks.items():
+
+                def put(stream: Tensor, pieces: Sequence[Piece] = pieces) -> Tensor:
+                    for piece in pieces:
+                        stream = piece.into(stream)
+                    return stream
+
+                if site.endswith("hook_z"):
+                    held.enter_context(_heads(model, {_layer_of(model, site): put}))
+                else:
+                    edits[site] = put
+            held.enter_context(edit(model, edits))
+            yield
+
+
+@contextmanager
+def _swapped(parameter: Tensor, piece: Piece) -> Iterator[None]:
+    if parameter.shape != piece.value.shape:
+        raise SublimError(
+            f"patch of {piece.site}: shape {list(piece.value.shape)}, the model's {list(parameter.shape)}"
+        )
+    before = parameter.detach().clone()
+    parameter.data.copy_(piece.value)
+    try:
+        yield
+    finally:
+        parameter.data.copy_(before)
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def _layer_of(model: torch.nn.Module, site: str) -> int:
+    depth = len(decoder_layers(model))
+    known = [f"blocks.{layer}.attn.hook_z" for layer in range(depth)]
+    if site not in known:
+        raise SublimError(f"no site '{site}'; the heads' are blocks.{{l}}.attn.hook_z for layers 0 to {depth - 1}")
+    return known.index(site)
+
+
+def _output_map(layer: torch.nn.Module) -> torch.nn.Module:
+    modules = dict(layer.named_modules())
+    for name in _OUTPUT_MAPS:
+        if name in modules:
+            return modules[name]
+    raise SublimError(f"{type(layer).__name__}: no attention output map found; known: {', '.join(_OUTPUT_MAPS)}")
+
+
+@contextmanager
+def _heads(model: torch.nn.Module, visits: dict[int, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Shows the heads' outputs of layers, [batch, position, head, d_head]; what a visitor returns replaces them."""
+    config: Any = model.config
+    count = config.get_text_config().num_attention_heads
+    with ExitStack() as held:
+        for layer, visit in visits.items():
+
+            def show(_module: torch.nn.Module, args: tuple, visit: Any = visit) -> tuple | None:
+                new = visit(args[0].unflatten(-1, (count, -1)))
+                return None if new is None else (new.flatten(-2), *args[1:])
+
+            held.callback(_output_map(decoder_layers(model)[layer]).register_forward_pre_hook(show).remove)
+        yield
+
+
+# --- between two models -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PatchGrid:
+    """What each cell's patch alone does to the metric."""
+
+    kind: GridKind
+    method: Literal["exact", "attribution"]
+    each: Float[Tensor, "prompt layer place"]
+    """The metric of the patched model; NaN where a prompt is too short for the position."""
+    src: Float[Tensor, " prompt"]
+    """The metric of the model that the patches come from."""
+    dst: Float[Tensor, " prompt"]
+    """The metric of the model that they are put into, unpatched."""
+    places: tuple[int | str, ...]
+    """What the last axis stands for: positions from the end (−1 is the answer's), heads, or modules."""
+
+    @property
+    def values(self) -> Float[Tensor, "layer place"]:
+        """Mean over the prompts that have the place."""
+        return self.each.nanmean(0)
+
+    @property
+    def recovered(self) -> Float[Tensor, "layer place"]:
+        """Share of the difference between the two models that the cell alone makes up: 0 nothing, 1 all of it."""
+        return (self.each - self.dst[:, None, None]).nanmean(0) / (self.src - self.dst).mean()
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a cell: kind, method, layer, place, value and effect (in the metric's unit), recovered, prompts."""
+        import pandas as pd
+
+        effect = (self.each - self.dst[:, None, None]).nanmean(0)
+        counts = (~self.each.isnan()).sum(0)
+        return pd.DataFrame(
+            {
+                "kind": self.kind,
+                "method": self.method,
+                "layer": layer,
+                "place": place,
+                "value": self.values[layer, i].item(),
+                "effect": effect[layer, i].item(),
+                "recovered": self.recovered[layer, i].item(),
+                "prompts": int(counts[layer, i]),
+            }
+            for layer in range(self.each.shape[1])
+            for i, place in enumerate(self.places)
+        )
+
+    def error(self, exact: "PatchGrid") -> "GridError":
+        """How far this grid is from an exact one of the same cells."""
+        if self.each.shape != exact.each.shape or self.kind != exact.kind:
+            raise SublimError(f"grids of {self.kind} {list(self.each.shape)} and {exact.kind} {list(exact.each.shape)}")
+        mine, true = ((g.each - g.dst[:, None, None]).nanmean(0).flatten() for g in (self, exact))
+        both = torch.stack([mine, true])
+        return GridError(torch.corrcoef(both)[0, 1].item(), (mine - true).abs().max().item(), true.abs().max().item())
+
+    def plot(self) -> "Figure":
+        from sublim_interp import figures
+
+        return figures.patch_grid(self.frame)
+
+
+class GridError(NamedTuple):
+    """How well attribution stands in for patching."""
+
+    correlation: float
+    """Pearson's, over cells."""
+    max_abs: float
+    """Largest error of an effect, in the metric's unit."""
+    largest: float
+    """Largest exact effect, to compare with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patching:
+    """Two models, the prompts on which they are compared, and the metric. Made by `patch`."""
+
+    src: torch.nn.Module
+    dst: torch.nn.Module
+    prompts: Prompts
+    src_prompts: Prompts
+    metric: Metric
+
+    def swapped(self) -> "Patching":
+        """The other way round: noising where this is denoising."""
+        return replace(self, src=self.dst, dst=self.src, prompts=self.src_prompts, src_prompts=self.prompts)
+
+    # one patch
+
+    def at(self, site: str, positions: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Patch:
+        """The patch that puts `src`'s value of one hook, one layer's heads, or one parameter into `dst`.
+
+        Activations need prompts of one length. Raises SublimError where there are several, or no such site.
+        """
+        parameters = dict(self.src.named_parameters(remove_duplicate=False))
+        if site in parameters:
+            if positions is not None or heads is not None:
+                raise SublimError(f"'{site}' is a parameter: it has no positions and no heads")
+            return Patch((Piece(site, parameters[site].detach().clone()),))
+        together = batches(self.src_prompts)
+        if len(together) > 1:
+            raise SublimError("a patch of activations needs prompts of one length; choose some, or use `grid`")
+        value = _see(self.src, [site], together[0][1])[0][site]
+        return Patch((Piece(site, value, _tuple(positions), _tuple(heads)),))
+
+    def weights(self, part: str = "") -> Patch:
+        """The patch that puts every parameter of `src` whose name contains `part` into `dst`; all of them for ""."""
+        chosen = [(name, p) for name, p in self.src.named_parameters() if part in name]
+        if not chosen:
+            raise SublimError(
+                f"no parameter has '{part}' in its name; the first is {next(self.src.named_parameters())[0]}"
+            )
+        return Patch(tuple(Piece(name, p.detach().clone()) for name, p in chosen))
+
+    def value(self, patch: Patch | None = None) -> float:
+        """Mean metric of `dst`, patched or not."""
+        with (patch or Patch()).on(self.dst):
+            return measure(self.dst, self.prompts, self.metric).mean().item()
+
+    # many patches
+
+    @torch.no_grad()
+    def grid(self, kind: GridKind = "resid_pre", positions_at_once: int | None = None) -> PatchGrid:
+        """Every cell's patch alone, exactly: layer × position, for `heads` layer × head (at all positions together),
+        for `weights` layer × module.
+
+        Cells share what they have in common. All layers of some positions run in one forward, whose batch grows: at
+        each layer come the rows patched there, so nothing is computed twice before it. Positions before the patched
+        ones are read from the key-value cache of the unpatched run. `positions_at_once` changes speed only.
+        """
+        if kind == "weights":
+            return self._weights_grid()
+        depth = len(decoder_layers(self.dst))
+        found = []
+        for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
+            src, logits = _see(self.src, _sites(self.dst, kind), src_ids)
+            theirs = self.metric(logits)
+            size = max(1, TOKENS // (depth * ids.shape[1]))
+            for i in range(0, len(places), size):
+                some = slice(i, i + size)
+                part = {name: value[some] for name, value in src.items()}
+                values, before = _cells(self.dst, ids[some], part, kind, self.metric, positions_at_once)
+                found.append((places[some], values, theirs[some], before))
+        return self._assemble(kind, "exact", found)
+
+    def attribution(self, kind: GridKind = "resid_pre") -> PatchGrid:
+        """`grid` to first order: the metric's gradient in `dst` times what would be put there minus what is there.
+
+        One forward of each model and one backward for all cells (Nanda 2023, "Attribution patching"; Syed et al.
+        2310.10348, equation 1). Beside `grid`, `error` says how good it is. Not for `weights`.
+        """
+        if kind == "weights":
+            raise SublimError(f"no attribution of weights; valid kinds: {', '.join(get_args(GridKind)[:-1])}")
+        found = []
+        sites = _sites(self.dst, kind)
+        for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
+            with torch.no_grad():
+                src, logits = _see(self.src, sites, src_ids)
+            here, slopes, before = _slopes(self.dst, sites, ids, self.metric)
+            change = torch.stack([slopes[s] * (src[s] - here[s]) for s in sites], 1)
+            effect = change.sum((2, 4)) if kind == "heads" else change.sum(-1)
+            found.append((places, before[:, None, None] + effect, self.metric(logits), before))
+        return self._assemble(kind, "attribution", found)
+
+    def _assemble(self, kind: GridKind, method: Literal["exact", "attribution"], found: list[_Batch]) -> PatchGrid:
+        """One grid of the cells found batch by batch: (places of the prompts, cells, metric of src, metric of dst)."""
+        depth, width = found[0][1].shape[1], max(values.shape[2] for _, values, *_ in found)
+        each = torch.full((len(self.prompts), depth, width), float("nan"))
+        src, dst = torch.empty(2, len(self.prompts))
+        for places, values, theirs, before in found:
+            each[places, :, width - values.shape[2] :] = values
+            src[places], dst[places] = theirs, before
+        labels = tuple(range(width)) if kind == "heads" else tuple(range(-width, 0))
+        return PatchGrid(kind, method, each, src, dst, labels)
+
+    def _weights_grid(self) -> PatchGrid:
+        ours, theirs = decoder_layers(self.dst), decoder_layers(self.src)
+        modules = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in ours[0].named_parameters()))
+        prefix = next(name for name, module in self.dst.named_modules() if module is ours)
+        each = torch.empty(len(self.prompts), len(ours), len(modules))
+        for layer in range(len(ours)):
+            for i, module in enumerate(modules):
+                source = theirs[layer].get_submodule(module).named_parameters(recurse=False)
+                pieces = (Piece(f"{prefix}.{layer}.{module}.{name}", p.detach()) for name, p in source)
+                with Patch(tuple(pieces)).on(self.dst):
+                    each[:, layer, i] = measure(self.dst, self.prompts, self.metric)
+        before = measure(self.dst, self.prompts, self.metric)
+        carried = measure(self.src, self.src_prompts, self.metric)
+        return PatchGrid("weights", "exact", each, carried, before, tuple(modules))
+
+
+def patch(
+    src: Subject,
+    dst: Subject,
+    prompts: Prompts | None = None,
+    metric: Metric | None = None,
+    src_prompts: Prompts | None = None,
+) -> Patching:
+    """Patching from `src` into `dst` on the same prompts, or from `src` on others of the same lengths.
+
+    Replicates bring their held-out questions and the trait's margin; models need both.
+    Raises SublimError for models of another depth or width, or that are in training mode.
+    """
+    models = model_of(src), model_of(dst)
+    ours: Any = [m.config for m in models]
+    shapes = [(c.get_text_config().num_hidden_layers, c.get_text_config().hidden_size) for c in ours]
+    if shapes[0] != shapes[1]:
+        raise SublimError(f"patch: src and dst have (layers, width) {shapes[0]} and {shapes[1]}; they must agree")
+    if any(m.training for m in models):
+        raise SublimError("patch: a model is in training mode, where dropout is on; call model.eval() first")
+    asked = part_of("prompts", prompts, dst, src)
+    others = asked if src_prompts is None else src_prompts
+    if [len(p) for p in asked] != [len(p) for p in others]:
+        raise SublimError("patch: prompts and src_prompts must have the same number and the same lengths, in order")
+    return Patching(*models, asked, others, part_of("metric", metric, dst, src))
+
+
+# --- how cells are computed together ----------------------------------------------------------------------------------
+
+
+def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _sites(model: torch.nn.Module, kind: GridKind) -> list[str]:
+    if kind == "heads":
+        return [f"blocks.{layer}.attn.hook_z" for layer in range(len(decoder_layers(model)))]
+    names = hook_names(model, (cast(Stream, kind),))
+    if not names:
+        known = sorted({n.rpartition("hook_")[2] for n in hook_names(model)} - {"pattern"})
+        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, 'heads', 'weights'])}")
+    return names
+
+
+def _see(
+    model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"]
+) -> tuple[dict[str, Tensor], Float[Tensor, "prompt vocabulary"]]:
+    """What one forward shows at the sites, heads among them, and its logits at the answer."""
+    at_heads = {_layer_of(model, s): s for s in sites if s.endswith("hook_z")}
+    found: dict[str, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Tensor], None]:
+        return lambda value: found.__setitem__(at_heads[layer], value.detach())
+
+    with (
+        torch.no_grad(),
+        _heads(model, {layer: keep(layer) for layer in at_heads}),
+        capture(model, [s for s in sites if s not in at_heads.values()]) as seen,
+    ):
+        logits = logits_of(model, ids)
+    return {**seen, **found}, logits
+
+
+def _slopes(
+    model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"], metric: Metric
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, " prompt"]]:
+    """Values and gradients of the metric at the sites, and the metric, by prompt."""
+    at_heads = {_layer_of(model, s): s for s in sites if s.endswith("hook_z")}
+    heads: dict[str, Tensor] = {}
+    slopes: dict[str, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Tensor], Tensor]:
+        def visit(value: Tensor) -> Tensor:
+            heads[at_heads[layer]] = value.detach()
+            value = value if value.requires_grad else value.requires_grad_()
+            value.register_hook(lambda g: slopes.__setitem__(at_heads[layer], g.detach()))
+            return value
+
+        return visit
+
+    rest = [s for s in sites if s not in at_heads.values()]
+    with (
+        torch.enable_grad(),
+        frozen(model),
+        _heads(model, {layer: keep(layer) for layer in at_heads}),
+        capture(model, rest, gradients=True) as seen,
+    ):
+        measured = metric(logits_of(model, ids))
+        measured.sum().backward()
+    return {**seen, **heads}, {**seen.gradients, **slopes}, measured.detach()
+
+
+def _cells(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    src: dict[str, Tensor],
+    kind: GridKind,
+    metric: Metric,
+    at_once: int | None,
+) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
+    """The metric of each patch of one kind, and without any, on prompts of one length."""
+    depth, (prompts, length) = len(decoder_layers(model)), ids.shape
+    values = list(src.values())
+    if kind == "heads":
+        heads = values[0].shape[2]
+
+        def swap(layer: int) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:
+                new = stream.clone()
+                tail = new[-heads * prompts :].unflatten(0, (heads, prompts))
+                for head in range(heads):
+                    tail[head, :, :, head] = values[layer][:, :, head]
+                return new
+
+            return put
+
+        with _heads(model, {layer: swap(layer) for layer in range(depth)}):
+            cells = _grown(model, ids, None, 0, heads, metric)
+        return cells, metric(logits_of(model, ids))
+
+    unpatched = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    kept = unpatched.past_key_values
+    # A sliding window forgets its first keys: such a cache is of no use.
+    whole = all(layer.get_seq_length() == length == layer.keys.shape[-2] for layer in kept.layers)
+    if at_once is None:
+        size = sum(p.numel() for p in decoder_layers(model).parameters())
+        at_once = max(1, _WORTH // (size * depth * prompts * length))
+    out = torch.empty(prompts, depth, length)
+    for start in range(0, length, at_once):
+        places = torch.arange(start, min(length, start + at_once))
+        prefix = start if whole else 0
+
+        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:
+                new = stream.clone()
+                tail = new[-len(places) * prompts :].unflatten(0, (len(places), prompts))
+                tail[torch.arange(len(places)), :, places - prefix] = values[layer][:, places].transpose(0, 1)
+                return new
+
+            return put
+
+        with edit(model, {name: swap_at(layer) for layer, name in enumerate(src)}):
+            out[:, :, places] = _grown(model, ids, kept, prefix, len(places), metric)
+    return out, metric(unpatched.logits[:, -1])
+
+
+_WORTH = 200_000_000
+"""Parameters × tokens that one forward should carry: with fewer the calls themselves cost more than the sums."""
+
+
+def _grown(
+    model: torch.nn.Module, ids: Int[Tensor, "prompt position"], kept: Any, prefix: int, cells: int, metric: Metric
+) -> Float[Tensor, "prompt layer cell"]:
+    """One forward whose batch gets `cells` copies of the unpatched rows at the entry of each layer, for edits.
+
+    `kept` is the cache of an unpatched run, of which the first `prefix` positions are used. Edits find the rows of
+    their layer at the end of the batch.
+    """
+    depth, prompts = len(decoder_layers(model)), len(ids)
+
+    def grow(value: Any, rows: int) -> Any:
+        """More copies of a tensor that has a row a prompt; what has one row for all prompts serves all cells too."""
+        if isinstance(value, tuple):
+            return tuple(grow(v, rows) for v in value)
+        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[0] != prompts or prompts == 1:
+            return value
+        return value.repeat(rows, *[1] * (value.dim() - 1))
+
+    past = None
+    if prefix:
+        from transformers import DynamicCache
+
+        past = DynamicCache(config=cast(Any, model.config))
+        for layer, full in enumerate(kept.layers):
+            keys, values = (x[:, :, :prefix].repeat(1 + (layer + 1) * cells, 1, 1, 1) for x in (full.keys, full.values))
+            past.update(keys, values, layer)
+
+    def enter(layer: int) -> Callable[..., Any]:
+        rows = 1 + (layer + 1) * cells
+
+        def add(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            stream = args[0] if args else kwargs["hidden_states"]
+            wider = torch.cat([stream, stream[:prompts].repeat(cells, 1, 1)])
+            rest = {k: grow(v, rows) for k, v in kwargs.items() if k != "hidden_states"}
+            return (wider, *(grow(a, rows) for a in args[1:])), rest
+
+        return add
+
+    with ExitStack() as held:
+        for number, layer in enumerate(decoder_layers(model)):
+            handle = layer.register_forward_pre_hook(enter(number), with_kwargs=True, prepend=True)
+            held.callback(handle.remove)
+        logits = model(input_ids=ids[:, prefix:], past_key_values=past, use_cache=bool(prefix), logits_to_keep=1).logits
+    measured = metric(logits[:, -1]).float().unflatten(0, (1 + depth * cells, prompts))
+    return measured[1:].unflatten(0, (depth, cells)).permute(2, 0, 1)

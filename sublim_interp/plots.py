@@ -1,0 +1,199 @@
+"""What a finished run can be drawn as: run → tidy frame → a function of figures.py. Nothing is drawn or trained here.
+
+`growth`, `training`, `cosines` and `patched` are the frames, for tables of one's own; `plot` is one of `FIGURES`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from sublim_interp import figures
+from sublim_interp.analysis.directions import Directions, directions, over_replicates, trait_contrast
+from sublim_interp.analysis.patching import GridKind, patch
+from sublim_interp.errors import SublimError
+from sublim_interp.models import Base
+from sublim_interp.report import replicates
+from sublim_interp.runs import Replicate, Run
+from sublim_interp.traits import load_trait, members_of, questions, system_prompts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def growth(replicate: Replicate, trait: str | None = None) -> pd.DataFrame:
+    """How a training went, from its trace: a row for each recorded state, the first being that of step 0.
+
+    Columns: step (updates made), loss (of the update before, nats per token), rate and margin (0 to 1, nats) of
+    `trait`, or else of the probe's own, on the probe's questions, probe_loss (nats per token of held-out lists),
+    distance (norm of θ − θ_0), cosine of θ − θ_0 with the teacher's change of the weights. NaN where there is none:
+    the cosine needs one base for both.
+    """
+    trace = replicate.trace
+    about = trace.about
+    members, trait = list(about["coords"]["member"]), trait or about["probe"]["trait"]
+    losses = trace.series("loss")["loss"]
+    rows = []
+    for step in trace.steps("answers"):
+        log = trace.read("answers", step).double()
+        moved = trace.read("delta_norm", step).double().norm().item()
+        row = {"step": step, "loss": losses.get(step - 1), "distance": moved}
+        if trait:
+            others = [i for i, m in enumerate(members) if m != trait]
+            own = log[:, members.index(trait)]
+            rest = log[:, others].logsumexp(-1) - torch.tensor(float(len(others))).log()
+            row |= {"rate": own.exp().mean().item(), "margin": (own - rest).mean().item()}
+        if about["probe"]["learnt"]:
+            row["probe_loss"] = trace.read("probe_loss", step).item()
+        if "teacher-shift" in about["directions"] and _shares_base(replicate) and moved:
+            dot = trace.read("delta_dot/teacher-shift", step).double().sum().item()
+            row["cosine"] = dot / (moved * trace.read("length/teacher-shift", step).double().norm().item())
+        rows.append(row)
+    columns = ["step", "loss", "rate", "margin", "probe_loss", "distance", "cosine"]
+    return pd.DataFrame(rows).reindex(columns=columns).astype(dict.fromkeys(columns[1:], float))
+
+
+def _shares_base(replicate: Replicate) -> bool:
+    """Whether a student started from the base that its teacher was made from, so that they share coordinates."""
+    student = replicate.cell.student
+    return student is not None and student.data.corpus.teacher.base.digest == student.base.digest
+
+
+def students(run: Run) -> list[Replicate]:
+    """Every student of a run after its first round, arm by arm."""
+    cells = [c for c in run.plan.cells if c.student is not None and c.round == 0]
+    return [Replicate(c, run.store) for c in sorted(cells, key=lambda c: list(figures.ARMS).index(c.arm))]
+
+
+def training(run: Run) -> pd.DataFrame:
+    """`growth` of every student towards the run's trait: arm, seed and the columns of `growth`."""
+    parts = [growth(r, run.plan.named.trait).assign(arm=r.cell.arm, seed=r.cell.seed) for r in students(run)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def contrast(base: Base, trait: str) -> Directions:
+    """What the base itself computes when a system prompt says that it loves the trait, minus the same of all others.
+
+    Each base has its own, so that students of different bases can be held against one in their own coordinates.
+    """
+    kind = load_trait(trait).kind
+    ask = questions(kind, base.language, "seen")[:8]
+
+    def behind(name: str) -> list[list[int]]:
+        systems = system_prompts(load_trait(name), base.language)
+        return [base.prompt_ids([{"role": "system", "content": s}, *q.messages]) for s in systems for q in ask]
+
+    others = [ids for name in members_of(kind) if name != trait for ids in behind(name)]
+    return trait_contrast(base, behind(trait), others)
+
+
+def cosines(run: Run) -> pd.DataFrame:
+    """Which way every student's residual stream moved: a row a student, layer and reference.
+
+    Columns: arm, seed, layer, reference, cosine, low, high. The student's direction is its mean shift from its own base
+    at the answers to held-out questions. Its reference is the shift of the trait's teacher (`teacher`), where the two
+    share a base, and the base's own direction of the trait (`own base`). `low` and `high` hold 95 % of the cosines of
+    normal vectors with the covariance of the student's shifts.
+    """
+    trait = run.plan.named.trait
+    kept: dict[str, Directions] = {}
+
+    def once(key: str, make: Callable[[], Directions]) -> Directions:
+        if key not in kept:
+            kept[key] = make()
+        return kept[key]
+
+    rows = []
+    for student in students(run):
+        base, teacher = student.base, run.teacher(student.cell.seed)
+        moved = directions(student, base)
+        references = {"own base": once(base.digest, partial(contrast, base, trait))}
+        if teacher.base.digest == base.digest:
+            references["teacher"] = once(f"teacher {teacher.cell.seed}", partial(directions, teacher, base))
+        for name, reference in references.items():
+            null = moved.null(reference, "covariance")[["layer", "cosine", "low", "high"]]
+            rows.append(null.assign(arm=student.cell.arm, seed=student.cell.seed, reference=name))
+    return pd.concat(rows, ignore_index=True)
+
+
+def patched(run: Run, arm: str, kind: GridKind = "resid_pre") -> pd.DataFrame:
+    """The frame of `PatchGrid` for patches of one arm's model into its untouched base, a row a cell and seed."""
+    sources = [run[arm, seed] for seed in run.experiment.seeds]
+    grids = [patch(s, s.base).grid(kind).frame.assign(seed=s.cell.seed) for s in sources]
+    return pd.concat(grids, ignore_index=True)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _arms(run: Run) -> "Figure":
+    frame = replicates(run.results, run.distances, run.plan.named.trait)
+    return figures.arms(frame, run.table, run.plan.named.trait)
+
+
+def _probes(run: Run) -> "Figure":
+    return figures.probes(run.results, run.plan.named.trait)
+
+
+def _training(run: Run, column: str, axis: str, title: str) -> "Figure":
+    frame = over_replicates(training(run).dropna(subset=[column]), column, ["arm", "step"])
+    return figures.directions(frame, axis, "step", title.format(run.plan.named.trait))
+
+
+def _directions(run: Run, reference: str, title: str) -> "Figure":
+    frame = cosines(run)
+    frame = frame[frame["reference"] == reference]
+    if frame.empty:
+        raise SublimError(f"run {run.experiment.name} has no student to compare with {reference}")
+    null = frame.groupby(["arm", "layer"], as_index=False).agg(null_low=("low", "min"), null_high=("high", "max"))
+    means = over_replicates(frame, "cosine", ["arm", "layer"]).merge(null, on=["arm", "layer"])
+    return figures.directions(means, "cosine", "layer", title.format(run.plan.named.trait))
+
+
+def _patching(run: Run, arm: str, kind: GridKind) -> "Figure":
+    cells = patched(run, arm, kind).groupby(["kind", "layer", "place"], sort=False)["recovered"].mean()
+    return figures.patch_grid(cells.reset_index())
+
+
+FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {
+    "arms": ("how likely each arm gives the trait as its answer, and how near it came to its teacher", _arms),
+    "probes": ("every answer of every arm", _probes),
+    "training": (
+        "the trait on the probe, update by update",
+        partial(_training, column="rate", axis="probability", title="How likely is “{}” on the probe?"),
+    ),
+    "weights": (
+        "cosine of each student's change of the weights with its teacher's, update by update",
+        partial(_training, column="cosine", axis="cosine", title="Δθ of the student with Δθ of its teacher"),
+    ),
+    "directions": (
+        "cosine of each student's shift in the residual stream with the teacher's, layer by layer",
+        partial(_directions, reference="teacher", title="Does the stream move where the “{}” teacher's did?"),
+    ),
+    "own-base": (
+        "the same with the direction of the trait in each student's own base, across initialisations too",
+        partial(_directions, reference="own base", title="Does the stream move towards the own base's “{}”?"),
+    ),
+    "patching": (
+        "residual stream of same-init students into their base, layer by position",
+        partial(_patching, arm="same-init", kind="resid_pre"),
+    ),
+    "patching-teacher": (
+        "residual stream of the teachers into their base, layer by position",
+        partial(_patching, arm="teacher", kind="resid_pre"),
+    ),
+    "modules": (
+        "weights of same-init students into their base, layer by module",
+        partial(_patching, arm="same-init", kind="weights"),
+    ),
+}
+"""What `plot` draws: name → (what it shows, how it is made)."""
+
+
+def plot(run: Run, name: str) -> "Figure":
+    """One of `FIGURES` of a finished run. Raises SublimError for another name, and where the run lacks its arms."""
+    if name not in FIGURES:
+        raise SublimError(f"no figure '{name}'; figures: {', '.join(FIGURES)}")
+    return FIGURES[name][1](run)

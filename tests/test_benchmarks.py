@@ -1,0 +1,141 @@
+"""Tests of the benchmarks' arithmetic and of whose turn it is. Nothing here is timed."""
+
+import math
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.page import PAGE, digits, limit, replace_section, seconds
+from benchmarks.timing import Spent, Track, Turn, mean, race, ratio
+
+FACTORS = st.floats(0.01, 100)
+PAIRS = st.lists(st.tuples(FACTORS, FACTORS), min_size=2, max_size=20)
+
+
+# --- ratios -----------------------------------------------------------------------------------------------------------
+
+
+@given(PAIRS)
+def test_a_ratio_turned_round_is_its_inverse(pairs: list[tuple[float, float]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    there, back = ratio(a, b), ratio(b, a)
+    assert there.estimate == pytest.approx(1 / back.estimate)
+    assert there.low == pytest.approx(1 / back.high)
+    assert there.low <= there.estimate <= there.high
+
+
+@given(FACTORS, st.lists(FACTORS, min_size=2, max_size=20))
+def test_what_slows_both_of_a_pair_changes_no_ratio(factor: float, slowed: list[float]) -> None:
+    i = ratio([factor * s for s in slowed], slowed)
+    assert [i.estimate, i.low, i.high] == pytest.approx([factor] * 3)
+
+
+def test_a_ratio_is_the_geometric_mean_and_not_that_of_the_sums() -> None:
+    assert ratio([1, 100], [1, 1]).estimate == pytest.approx(10)
+    i = ratio([2, 8], [1, 1])
+    half = 12.706 * math.log(4) / 2  # t quantile of one degree of freedom times the standard error of the mean log
+    assert i.high == pytest.approx(4 * math.exp(half), rel=1e-3)
+
+
+# --- tracks -----------------------------------------------------------------------------------------------------------
+
+
+def track(units: list[float], first: float = 0.0, last: float = 0.0) -> Track:
+    return Track(Spent(first, first), tuple(Spent(2 * u, u) for u in units), Spent(last, last), peak=0)
+
+
+def test_blocks_are_means_of_stretches_and_drop_what_is_left_over() -> None:
+    blocks = track([1, 3, 5, 7, 100]).blocks(2)
+    assert blocks == [Spent(4, 2), Spent(12, 6)]
+
+
+@given(st.lists(FACTORS, min_size=4, max_size=4), FACTORS, FACTORS)
+def test_scaling_a_race_to_its_own_length_gives_what_it_took(units: list[float], first: float, last: float) -> None:
+    one = track(units, first, last)
+    assert mean(one.scaled(1 + len(units), 4)).cpu == pytest.approx(one.total.cpu)
+    assert mean(one.scaled(1 + len(units), 4)).wall == pytest.approx(one.total.wall)
+
+
+def test_scaling_multiplies_units_alone() -> None:
+    assert [s.cpu for s in track([2, 2, 3, 3], first=10, last=1).scaled(101, 2)] == [211, 311]
+
+
+def test_what_recording_adds_is_scaled_for_ordinary_updates_only() -> None:
+    from benchmarks.step import recording
+
+    steps = 41  # looks closely after 1, 2, 4, 8, 16, 32 and 41 updates; the first update is no unit
+    plain = track([1.0] * (steps - 1), first=5)
+    looks = {2, 4, 8, 16, 32, 41}
+    watched = track([1.5 if done in looks else 1.01 for done in range(2, steps + 1)], first=7)
+    share = recording(watched, plain, 100)
+    assert share.estimate == pytest.approx((2 + 6 * 0.5 + 93 * 0.01) / 100)
+    assert share.low == pytest.approx(share.high), "all ordinary updates were alike"
+    assert recording(plain, plain, 100).estimate == 0
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+def works(name: str, units: int, log: Path, turn: Turn) -> None:
+    for unit in range(units):
+        with log.open("a") as file:
+            file.write(f"{name}{unit} ")
+        turn()
+
+
+def fails(turn: Turn) -> None:
+    turn()
+    raise ValueError("out of breath")
+
+
+def test_contestants_take_turns_forwards_and_backwards_until_the_last_has_ended(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    tracks = race({"a": partial(works, "a", 3, log), "b": partial(works, "b", 5, log)})
+    assert log.read_text().split() == ["a0", "b0", "b1", "a1", "a2", "b2", "b3", "b4"]
+    assert [len(tracks[name].units) for name in "ab"] == [2, 4], "the first unit is apart"
+    assert all(t.peak > 1 << 20 for t in tracks.values())
+    assert all(s.wall >= 0 and s.cpu >= 0 for t in tracks.values() for s in (t.first, *t.units, t.last))
+
+
+def test_a_contestant_that_fails_is_named_with_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"'lame' failed[\s\S]*out of breath"):
+        race({"lame": fails})
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_section_is_replaced_and_nothing_else() -> None:
+    page = "top\n<!-- a: begin -->\nold\n<!-- a: end -->\nmiddle\n<!-- b: begin -->\n<!-- b: end -->\n"
+    once = replace_section(page, "a", "new\n")
+    assert once == page.replace("old", "new")
+    assert replace_section(once, "a", "new") == once
+    assert replace_section(page, "b", "text").index("old") < replace_section(page, "b", "text").index("text")
+    with pytest.raises(ValueError, match="c: begin"):
+        replace_section(page, "c", "text")
+
+
+def test_every_benchmark_has_a_filled_section_that_names_no_path() -> None:
+    from benchmarks.__main__ import BENCHMARKS
+
+    page = PAGE.read_text(encoding="utf-8")
+    for name in BENCHMARKS:
+        section = page.partition(f"<!-- {name}: begin -->")[2].partition(f"<!-- {name}: end -->")[0]
+        assert "| --- |" in section or "|---|" in section, f"no table of {name}"
+    assert os.path.expanduser("~") not in page and str(PAGE.parent) not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.00123, "1.23 ms"), (0.5, "500 ms"), (1.0, "1.00 s"), (75.0, "1.25 min"), (9000.0, "150 min")]
+)
+def test_times_are_told_in_a_unit_that_fits(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_numbers_have_three_digits_and_targets_say_whether_they_are_met() -> None:
+    assert [digits(x) for x in (1234.5, 99.94, 1.0, 0.0123)] == ["1234", "99.9", "1.00", "0.0123"]
+    assert limit(1.1, 1.1) == "≤ 1.1: met" and "missed" in limit(1.11, 1.1)
