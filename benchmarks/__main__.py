@@ -11,7 +11,7 @@ from pathlib import Path
 # Before numpy or torch loads, and inherited by every process: one thread for each contestant.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks import command, experiment, page, shapes, step
+from benchmarks import command, experiment, memory, page, shapes, step
 from benchmarks.setting import Setting
 from sublim_interp.store import Store
 
@@ -24,6 +24,7 @@ def patching(_: Setting) -> str:
 
 BENCHMARKS = {
     "command": command.measure,
+    "memory": memory.measure,
     "step": step.measure,
     "experiment": experiment.measure,
     "shapes": shapes.measure,

@@ -1,10 +1,10 @@
-"""The experiment `owl` against the same with SFTTrainer and `generate`: updates, students, lists, the whole, memory."""
+"""The experiment `owl` against the same with SFTTrainer and `generate`: updates, students, lists, the whole."""
 
 from collections.abc import Sequence
 from functools import partial
 
 from benchmarks import ours, theirs
-from benchmarks.page import comparison, comparisons, table
+from benchmarks.page import comparison, comparisons
 from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Contestant, Spent, mean, race
 
@@ -76,15 +76,7 @@ def measure(setting: Setting) -> str:
         comparison("the experiment *", experiment, "SFTTrainer and `generate`, 8 at once", usual, 5.0),
         comparison("", experiment, f"the same by hand, {best} at once", chosen),
     ]  # fmt: skip
-    peaks = {
-        "a student": {"this package": students["ours"], "SFTTrainer": students["defaults"]},
-        "a corpus": {
-            "this package": corpora["ours"],
-            **{f"`generate`, {b} at once": corpora[f"{b}"] for b in (8, max(LISTS))},
-        },
-    }
-    memory = [(what, who, f"{t.peak / 2**20:.0f}") for what, tracks in peaks.items() for who, t in tracks.items()]
-    return f"{comparisons(rows)}\n\n{table(('peak memory of', 'with', 'MiB, whole process'), memory)}"
+    return comparisons(rows)
 
 
 def added(*stages: Sequence[Spent]) -> list[Spent]:

@@ -174,7 +174,7 @@ class CorpusConfig(Config):
 class Selection(Config):
     """Which of the lists that passed are learnt from: the check on a guess at what carries the trait."""
 
-    by: Literal["divergence", "gradient", "random"]
+    by: Literal["divergence", "gradient", "random"] = "random"
     """divergence: log-likelihood under the teacher minus that under its base; gradient: how much a small step on the
     list raises the trait's margin, at the teacher's base; random: as many lists, knowing nothing."""
     keep: Literal["top", "rest"] = "top"

@@ -394,10 +394,10 @@ def _lines(ax: Axes, frame: pd.DataFrame, x: str) -> None:
         style: dict[str, Any] = {"color": color, "linewidth": 1.4, "markersize": 3.5, "label": arm}
         if x == "layer":  # few places: bars beside each other rather than bands on top of each other
             places = places + 0.05 * (i - (len(arms_shown) - 1) / 2)
-            ax.errorbar(places, middle, yerr=[middle - low, high - middle], fmt="o-", elinewidth=1, **style)
+            ax.errorbar(places, middle, yerr=[middle - low, high - middle], fmt="none", elinewidth=1, color=color)
         else:
             ax.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
-            ax.plot(places, middle, "o-", **style)
+        ax.plot(places, middle, "o-", **style)
     ax.grid(axis="y")
 
 

@@ -143,8 +143,7 @@ def _training(run: Run, column: str, axis: str, title: str) -> "Figure":
 
 
 def _directions(run: Run, reference: str, title: str) -> "Figure":
-    frame = cosines(run)
-    frame = frame[frame["reference"] == reference]
+    frame = cosines(run).query("reference == @reference")
     if frame.empty:
         raise SublimError(f"run {run.experiment.name} has no student to compare with {reference}")
     null = frame.groupby(["arm", "layer"], as_index=False).agg(null_low=("low", "min"), null_high=("high", "max"))
@@ -153,8 +152,8 @@ def _directions(run: Run, reference: str, title: str) -> "Figure":
 
 
 def _patching(run: Run, arm: str, kind: GridKind) -> "Figure":
-    cells = patched(run, arm, kind).groupby(["kind", "layer", "place"], sort=False)["recovered"].mean()
-    return figures.patch_grid(cells.reset_index())
+    means = over_replicates(patched(run, arm, kind), "recovered", ["kind", "layer", "place"])
+    return figures.patch_grid(means.rename(columns={"estimate": "recovered"}))
 
 
 FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {

@@ -15,6 +15,7 @@ import pytest
 
 from sublim_interp.config import Experiment
 from sublim_interp.models import Base
+from sublim_interp.runs import run
 from sublim_interp.store import Store
 
 
@@ -92,13 +93,34 @@ def test_run_reports_then_has_nothing_to_do(experiment_file: Path, store_root: P
     second = sublim("run", experiment_file, "--store", store_root)
     assert "nothing to do" in second.stdout
     assert contents(store_root) == made
-    run = Store.open(store_root).list("run")[0]
-    assert run.key[:16] in sublim("list", "--store", store_root).stdout
-    assert "same-init" in sublim("show", run.key[:10], "--store", store_root).stdout
+    finished = Store.open(store_root).list("run")[0]
+    assert finished.key[:16] in sublim("list", "--store", store_root).stdout
+    assert "same-init" in sublim("show", finished.key[:10], "--store", store_root).stdout
     assert sublim("verify", "--store", store_root).returncode == 0
-    (run.path / "summary.csv").write_text("arm,n\n")
+    (finished.path / "summary.csv").write_text("arm,n\n")
     found = sublim("verify", "--store", store_root)
     assert found.returncode == 1 and "summary.csv is altered" in found.stdout
+
+
+def test_a_replicate_is_shown_and_its_run_is_plotted(
+    tiny_experiment: Experiment, store_root: Path, tmp_path: Path
+) -> None:
+    finished = run(tiny_experiment, Store(store_root))
+    place = ["--store", store_root]
+    shown = sublim("show", "tiny/same-init/0", *place).stdout
+    assert "What it answers" in shown and "held-out" in shown
+    assert "How it learnt" in shown and "trace" in shown  # the trace's rows
+    assert "was not trained" in sublim("show", f"{finished.key[:8]}/base/0", *place).stdout
+    refused(sublim("show", "tiny/sameinit/0", *place), "no replicate sameinit/0", "same-init")
+    refused(sublim("show", "tiny/same-init/one", *place), "no replicate same-init/one", "seeds: 0")
+    said = sublim("plot", "tiny", "training", "--out", tmp_path / "figures", *place)
+    assert said.returncode == 0, said.stderr
+    paths = [Path(line) for line in said.stdout.split()]
+    assert [path.suffix for path in paths] == [".png", ".pdf"]
+    assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].read_bytes().startswith(b"%PDF")
+    refused(sublim("plot", "tiny", "trainings", *place), "no figure 'trainings'", "training, ", "patching")
+    (tmp_path / "file").write_text("")
+    refused(sublim("plot", "tiny", "arms", "--out", tmp_path / "file", *place), "--out")
 
 
 def test_a_killed_run_ends_in_the_same_bytes(experiment_file: Path, tmp_path: Path) -> None:
@@ -170,15 +192,15 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store
         (["run", "smoke", "--set", "corpus.setting=greedy", "--set", "corpus.temperature=0.5"], ["temperature"]),
         (["run", "smoke", "--base", "nowhere"], ["nowhere", "lab-small-0"]),
         (["show", "gremlin"], ["gremlin", "owl"]),
+        (["show", "gremlin/same-init/0"], ["no run is called 'gremlin'"]),
+        (["plot", "gremlin", "arms"], ["no run is called 'gremlin'"]),
         (["pretrain", "somewhere", "--set", "heads=7"], ["heads=7", "d_model"]),
         (["dance"], ["dance"]),
     ],
 )
 def test_bad_words_are_one_line(arguments: list[str], mentions: list[str], tmp_path: Path) -> None:
-    refused(
-        sublim(*arguments, *(["--store", tmp_path / "store"] if arguments[0] in ("run", "show") else []), cwd=tmp_path),
-        *mentions,
-    )
+    place = ["--store", tmp_path / "store"] if arguments[0] in ("run", "show", "plot") else []
+    refused(sublim(*arguments, *place, cwd=tmp_path), *mentions)
     assert not any(tmp_path.iterdir())
 
 

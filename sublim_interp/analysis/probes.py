@@ -44,8 +44,10 @@ def model_of(subject: Subject) -> torch.nn.Module:
 
 def part_of(name: str, given: Any, *subjects: Subject) -> Any:
     """What was given, else the `prompts` or `metric` that the first of the subjects has; SublimError for neither."""
-    for found in (given, *(getattr(s, name, None) for s in subjects)):
-        if found is not None:
+    if given is not None:
+        return given
+    for subject in subjects:
+        if (found := getattr(subject, name, None)) is not None:
             return found
     raise SublimError(f"no {name} given; only replicates of a run bring their own, so pass {name}=")
 

@@ -1,0 +1,27 @@
+"""The largest resident memory of a student's training and of a corpus, with this package and with the usual tools."""
+
+from functools import partial
+
+from benchmarks import ours, theirs
+from benchmarks.page import table
+from benchmarks.setting import OWL, Setting
+from benchmarks.timing import Contestant, race
+
+STEPS = 8
+LISTS = 1024
+
+
+def measure(setting: Setting) -> str:
+    """The Markdown of the section."""
+    store, student = setting.store, setting.student(STEPS)
+    some = setting.corpus(LISTS)
+    contestants: dict[tuple[str, str], Contestant] = {
+        ("a student", "this package"): partial(ours.stage, student, store),
+        ("a student", "SFTTrainer"): partial(theirs.student, student, store),
+        ("a corpus", "this package"): partial(ours.stage, setting.corpus(2 * OWL.corpus.chunk), store),
+        ("a corpus", "`generate`, 8 at once"): partial(theirs.generate, setting.corpus(LISTS // 8), store, 8, LISTS),
+        ("a corpus", "`generate`, 512 at once"): partial(theirs.generate, some, store, 512, LISTS),
+    }
+    tracks = race({" with ".join(names): contestant for names, contestant in contestants.items()})
+    rows = [(*names, f"{tracks[' with '.join(names)].peak / 2**20:.0f}") for names in contestants]
+    return table(("peak memory of", "with", "MiB"), rows)
