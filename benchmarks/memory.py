@@ -8,20 +8,21 @@ from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Contestant, race
 
 STEPS = 8
-LISTS = 1024
+LISTS = {8: 128, 512: 1024}
+"""Batches of `generate`, and how many lists it answers."""
 
 
 def measure(setting: Setting) -> str:
     """The Markdown of the section."""
     store, student = setting.store, setting.student(STEPS)
-    some = setting.corpus(LISTS)
     contestants: dict[tuple[str, str], Contestant] = {
         ("a student", "this package"): partial(ours.stage, student, store),
         ("a student", "SFTTrainer"): partial(theirs.student, student, store),
-        ("a corpus", "this package"): partial(ours.stage, setting.corpus(2 * OWL.corpus.chunk), store),
-        ("a corpus", "`generate`, 8 at once"): partial(theirs.generate, setting.corpus(LISTS // 8), store, 8, LISTS),
-        ("a corpus", "`generate`, 512 at once"): partial(theirs.generate, some, store, 512, LISTS),
+        ("a corpus", "this package"): partial(ours.stage, setting.corpus(OWL.corpus.chunk), store),
     }
+    for batch, lists in LISTS.items():
+        generate = partial(theirs.generate, setting.corpus(lists), store, batch, lists)
+        contestants["a corpus", f"`generate`, {batch} at once"] = generate
     tracks = race({" with ".join(names): contestant for names, contestant in contestants.items()})
     rows = [(*names, f"{tracks[' with '.join(names)].peak / 2**20:.0f}") for names in contestants]
     return table(("peak memory of", "with", "MiB"), rows)

@@ -38,7 +38,7 @@ class Spent:
 Turn = Callable[[], None]
 """Ends a unit of work and waits for the next turn."""
 Contestant = Callable[[Turn], None]
-"""Does its work unit by unit. It is sent to another process, so it is a function of a module or a `partial` of one."""
+"""Does its work, of one unit or more. It is sent to another process: a function of a module, or a `partial` of one."""
 
 
 @dataclass(frozen=True)

@@ -321,11 +321,11 @@ def dose(frame: pd.DataFrame) -> Figure:
 
 def _dose(ax: Axes, rows: Records) -> None:
     settings = list(dict.fromkeys(row["value"] for row in rows))
-    numbers = pd.to_numeric(pd.Series(settings), errors="coerce")
-    numeric = bool(numbers.notna().all())
+    numbers = [_as_number(value) for value in settings]
+    numeric = None not in numbers
     x = {
-        value: float(number) if numeric else float(i)
-        for i, (value, number) in enumerate(zip(settings, numbers, strict=True))
+        value: float(i if n is None or not numeric else n)
+        for i, (value, n) in enumerate(zip(settings, numbers, strict=True))
     }
     for arm in ARMS:
         rates = {place: [row["rate"] for row in rows if (row["arm"], row["value"]) == (arm, value)]
@@ -343,6 +343,13 @@ def _dose(ax: Axes, rows: Records) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(list(x.values()), [_short(float(value)) if numeric else str(value) for value in x])
     ax.margins(x=0.08)
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _short(value: float) -> str:
