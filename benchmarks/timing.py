@@ -90,10 +90,12 @@ def race(contestants: Mapping[str, Contestant]) -> dict[str, Track]:
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as held:
         pipes: dict[str, Connection] = {}
+        processes = []
         for name, contestant in contestants.items():
             pipes[name], other = context.Pipe()
             process = context.Process(target=_run, args=(other, contestant), daemon=True)
             process.start()
+            processes.append(process)
             held.callback(process.join)
             held.callback(process.terminate)
         for name in contestants:
@@ -110,6 +112,8 @@ def race(contestants: Mapping[str, Contestant]) -> dict[str, Track]:
                     peaks[name] = peak
                     order.remove(name)
             order.reverse()
+        for process in processes:
+            process.join()
     return {n: Track(first, tuple(units), last, peaks[n]) for n, (first, *units, last) in spent.items()}
 
 

@@ -341,7 +341,7 @@ def _dose(ax: Axes, rows: Records) -> None:
     if numeric and min(x.values()) > 0 and max(x.values()) >= 5 * min(x.values()):
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(list(x.values()), [_short(float(value)) if numeric else str(value) for value in x])
+    ax.set_xticks(list(x.values()), [_short(float(value)) if numeric else value.replace(" ", "\n") for value in x])
     ax.margins(x=0.08)
 
 

@@ -15,12 +15,16 @@ from sublim_interp.runs import Run, run
 from sublim_interp.store import Store
 
 
-@pytest.fixture
-def finished(tiny_experiment: Experiment, store_root: Path) -> Run:
-    return run(tiny_experiment, Store(store_root))
+def test_frames_and_figures_of_one_run(tiny_experiment: Experiment, store_root: Path) -> None:
+    finished = run(tiny_experiment, Store(store_root))
+    frames_agree_with_the_models(finished)
+    for name in FIGURES:
+        assert isinstance(plot(finished, name), matplotlib.figure.Figure)
+    with pytest.raises(SublimError, match=r"no figure 'direction'; figures: arms, .*patching"):
+        plot(finished, "direction")
 
 
-def test_frames_agree_with_the_models_that_they_are_about(finished: Run) -> None:
+def frames_agree_with_the_models(finished: Run) -> None:
     student = finished["same-init", 0]
     grown = growth(student)
     assert list(grown["step"]) == [0, 1, 2, 4, 6]
@@ -52,10 +56,3 @@ def test_frames_agree_with_the_models_that_they_are_about(finished: Run) -> None
     # Embeddings are not trained: before layer 0 nothing can come through.
     cells = patched(finished, "same-init").to_dict("records")
     assert max(abs(cell["effect"]) for cell in cells if cell["layer"] == 0) < 1e-5
-
-
-def test_every_figure_is_drawn_and_a_wrong_word_names_them_all(finished: Run) -> None:
-    for name in FIGURES:
-        assert isinstance(plot(finished, name), matplotlib.figure.Figure)
-    with pytest.raises(SublimError, match=r"no figure 'direction'; figures: arms, .*patching"):
-        plot(finished, "direction")
