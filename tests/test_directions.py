@@ -131,7 +131,7 @@ def test_bases_are_not_mixed_up_unless_asked() -> None:
     with pytest.raises(SublimError, match="different bases"):
         w_a.cosine(w_b)
     with pytest.raises(SublimError, match="different bases"):
-        w_a + w_b
+        _ = w_a + w_b
     with pytest.raises(SublimError, match="equal hooks"):
         a.cosine(directions(build("llama", 10), build("llama", 0), PROMPTS, kind="mlp_out"))
 

@@ -75,7 +75,10 @@ class Scores:
 
     def by_token(self) -> "pd.DataFrame":
         """One row per token that occurs: token (id), count, mean and total score; the largest total comes first."""
-        found = self.frame().groupby("token")["score"].agg(["count", "mean", "sum"]).rename(columns={"sum": "total"})
+        import pandas as pd
+
+        groups = self.frame().groupby("token")["score"]
+        found = pd.DataFrame({"count": groups.count(), "mean": groups.mean(), "total": groups.sum()})
         return found.sort_values("total", ascending=False, kind="stable").reset_index()
 
 
