@@ -39,7 +39,7 @@ class Grid(Config):
     """Fields that every cell has otherwise than the experiment."""
     axes: dict[str, tuple[Any, ...]]
     """Field → the values it takes, one field at a time; a value is read as YAML."""
-    words: dict[str, tuple[float | str, ...]] = Field(default_factory=dict)
+    words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""
 
     @model_validator(mode="after")
