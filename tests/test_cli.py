@@ -166,7 +166,10 @@ def test_workers_go_when_their_parent_is_killed(experiment_file: Path, store_roo
 @pytest.mark.parametrize("patience", [0.0, 6.0])
 def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store_root: Path, patience: float) -> None:
     command = [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(store_root)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     assert child.stderr is not None
     assert "left" in child.stderr.readline()  # progress is shown: the work has begun
     time.sleep(patience)
