@@ -187,7 +187,7 @@ def other_value(kind: Any, value: Any) -> Any:
                 return (Intervention(kind="mask-tokens", share=0.5),)
             return value[:-1] if value else (666,)
         case None:
-            return Selection(by="gradient") if "Selection" in str(kind) else 1.0
+            return Selection(by="random", share=0.5) if "Selection" in str(kind) else 1.0
     return value + "x"
 
 
