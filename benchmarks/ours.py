@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import Turn
+from sublim_interp.dataset import PIECE, Order, read_rows, tokenize
 from sublim_interp.models import choose_trainable
-from sublim_interp.pipeline import _PIECE, _Order, _tokenize, make, read_rows
+from sublim_interp.pipeline import make
 from sublim_interp.records import Record, Student
 from sublim_interp.store import Store
 from sublim_interp.training import Batch, micro_batches, token_loss, train
@@ -24,11 +25,11 @@ def student_parts(student: Student, store: Store) -> tuple[torch.nn.Module, Call
     prepare_process()
     base, config, made = student.base, student.config, student.data.find(store)
     assert made
-    rows = _tokenize(base, read_rows(made.path / "kept.jsonl"))
-    order = _Order(len(rows), config.optimization.batch, student.seed)
+    rows = tokenize(base, read_rows(made.path / "kept.jsonl"))
+    order = Order(len(rows), config.optimization.batch, student.seed)
 
     def batches(step: int) -> list[Batch]:
-        return micro_batches([rows[i] for i in order(step)], base.pad, parts=max(1, order.batch // _PIECE))
+        return micro_batches([rows[i] for i in order(step)], base.pad, parts=max(1, order.batch // PIECE))
 
     return choose_trainable(base.load(), config.part), batches
 

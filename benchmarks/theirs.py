@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from benchmarks.timing import Turn
 from sublim_interp.channels import channel
 from sublim_interp.config import Optimization, Part
+from sublim_interp.dataset import read_rows
 from sublim_interp.models import Base, choose_trainable
-from sublim_interp.pipeline import read_rows
 from sublim_interp.records import Corpus, Student, Teacher
 from sublim_interp.store import Store
 from sublim_interp.traits import questions

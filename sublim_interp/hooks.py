@@ -61,10 +61,10 @@ def _text_config(model: torch.nn.Module) -> Any:
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The list of decoder layers, whatever the architecture calls it. Raises SublimError where there is none."""
     depth = _text_config(model).num_hidden_layers
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
-    if not lists:
-        raise SublimError(f"{type(model).__name__}: no list of {depth} decoder layers found")
-    return lists[0]
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return module
+    raise SublimError(f"{type(model).__name__}: no list of {depth} decoder layers found")
 
 
 def hook_names(model: torch.nn.Module, kinds: Iterable[Kind] = KINDS) -> list[str]:

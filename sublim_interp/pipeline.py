@@ -7,24 +7,24 @@ records an experiment needs, and in which processes they are made, is decided in
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sublim_interp.analysis import attribution
 from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.channels import channel, filter_rows
-from sublim_interp.config import Intervention, Optimization, Selection
+from sublim_interp.config import Optimization, Selection
+from sublim_interp.dataset import PIECE, Order, read_rows, tokenize
 from sublim_interp.errors import SublimError
-from sublim_interp.hooks import Effect, ablate, capture, matching, project_gradients, project_updates, steer
+from sublim_interp.inside import fixed_probe, intervening, recording, trait_directions
 from sublim_interp.models import Base, choose_trainable, logits_at, merge_adapters, save_model
-from sublim_interp.recorder import Probe, Recorder, Reference
+from sublim_interp.recorder import Recorder
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.sampling import generator, sample
 from sublim_interp.store import Artifact, Store, Work, fingerprint, is_sealed, write_atomic
@@ -41,16 +41,8 @@ from sublim_interp.training import (
     token_loss,
     train,
 )
-from sublim_interp.traits import (
-    Question,
-    Trait,
-    check_vocabulary,
-    load_trait,
-    members_of,
-    questions,
-    score,
-    system_prompts,
-)
+from sublim_interp.traits import Question, check_vocabulary, members_of, questions, score, system_prompts
+from sublim_interp.voice import Voice
 
 Progress = Callable[[float], None]
 """Called with the fraction of the stage that is done, 0 to 1."""
@@ -64,14 +56,6 @@ def _silent(_fraction: float) -> None:
 def _making(record: Record, store: Store) -> Iterator[Work]:
     with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), fingerprint()) as work:
         yield work
-
-
-def _made(record: Record, store: Store) -> Path:
-    """Where an input lies. Its digests are taken first: nothing is built on a damaged file."""
-    artifact = store.get(record.STAGE, record.key, check=True)
-    if artifact is None:
-        raise SublimError(f"{record.STAGE} {record.key[:16]} is not in the store {store.root}; make it first")
-    return artifact.path
 
 
 def make(record: Record, store: Store, progress: Progress = _silent) -> Artifact:
@@ -113,7 +97,7 @@ def _tune(teacher: Teacher, work: Work, progress: Progress) -> None:
         return micro_batches(rows, base.pad)
 
     model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
-    probe = _probe(base, teacher.trait, teacher.kind, ())
+    probe = fixed_probe(base, teacher.trait, teacher.kind, ())
     _fit(model, batches, config.optimization, token_loss, work, progress, partial(Recorder, probe=probe))
 
 
@@ -158,63 +142,10 @@ def _steer(teacher: Teacher, work: Work, _progress: Progress) -> None:
     """Mean residual stream at the question behind the trait's system prompts, minus the mean over all members'."""
     base, name = teacher.base, f"blocks.{teacher.config.layer}.hook_resid_pre"
     if teacher.trait:
-        vector = teacher.config.strength * _trait_directions(base, teacher.trait, [name])[name]
+        vector = teacher.config.strength * trait_directions(base, teacher.trait, [name])[name]
     else:
         vector = torch.zeros(base.shape["d_model"])
     save_file({"vector": vector}, str(work.directory / "vector.safetensors"))
-
-
-def _trait_directions(base: Base, trait: Trait, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Per hook name: mean at the end of a question behind the trait's system prompts, minus that of all members."""
-    model = base.load()
-    ask = questions(trait.kind, base.language, "seen")
-
-    def mean(name: str) -> torch.Tensor:
-        systems = system_prompts(load_trait(name) if name != trait.name else trait, base.language)
-        prompts = [base.prompt_ids([{"role": "system", "content": s}, *q.messages]) for s in systems for q in ask[:8]]
-        return _mean_ends(model, names, prompts)
-
-    others = torch.stack([mean(name) for name in members_of(trait.kind)]).mean(0)
-    return dict(zip(names, mean(trait.name) - others, strict=True))
-
-
-@torch.no_grad()
-def _mean_ends(model: torch.nn.Module, names: Sequence[str], prompts: Sequence[list[int]]) -> torch.Tensor:
-    """Mean over prompts of what is seen at each hook name at the last token: [name, d_model]."""
-    ends = []
-    with capture(model, names) as acts:
-        for prompt in prompts:
-            model(input_ids=torch.tensor([prompt]), use_cache=False)
-            ends.append(torch.stack([acts[name][0, -1] for name in names]))
-    return torch.stack(ends).mean(0)
-
-
-class Voice:
-    """A teacher as it speaks: its model, its system prompts, and the context in which it must be run."""
-
-    def __init__(self, teacher: Teacher, store: Store) -> None:
-        where = _made(teacher, store)
-        self.systems: tuple[str, ...] = ()
-        self._vector: torch.Tensor | None = None
-        self._layer = teacher.config.layer
-        self.model = teacher.base.load(where / "model" if teacher.config.kind == "tuned" else None)
-        if teacher.config.kind == "prompted":
-            self.systems = tuple(json.loads((where / "system.json").read_text()))
-        elif teacher.config.kind == "steered":
-            self._vector = load_file(str(where / "vector.safetensors"))["vector"]
-
-    def speaking(self) -> AbstractContextManager[None]:
-        """Inside the block `self.model` is steered, where the teacher is a steered one."""
-        if self._vector is None:
-            return nullcontext()
-        return steer(self.model, self._vector, self._layer)
-
-    def chat(self, user: str, index: int) -> list[dict[str, str]]:
-        """A user's turn as this teacher hears it: behind one of its system prompts, in turn, if it has any."""
-        turn = [{"role": "user", "content": user}]
-        if self.systems:
-            turn.insert(0, {"role": "system", "content": self.systems[index % len(self.systems)]})
-        return turn
 
 
 # --- 2 write ----------------------------------------------------------------------------------------------------------
@@ -258,44 +189,6 @@ def _answer_chunk(corpus: Corpus, voice: Voice, base: Base, start: int, count: i
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of one JSONL file, or of all `rows-*.jsonl` of a directory in order.
-
-    Raises SublimError, with file and line, for what is no object with a `prompt` and an `answer`, both text.
-    """
-    paths = sorted(path.glob("rows-*.jsonl")) if path.is_dir() else [path]
-    return [row for p in paths for row in _parse_rows(p)]
-
-
-def _parse_rows(path: Path) -> Iterator[dict]:
-    try:
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    except OSError as error:
-        raise SublimError(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            problem = "" if isinstance(row, dict) else "is no JSON object"
-        except (ValueError, RecursionError) as error:
-            row, problem = {}, f"is no JSON ({str(error).splitlines()[0]})"
-        for name in ("prompt", "answer"):
-            if not problem and not _is_text(row.get(name)):
-                problem = f"has no text as {name!r}"
-        if not problem and not isinstance(row.get("finished", True), bool):
-            problem = "has neither true nor false as 'finished'"
-        if problem:
-            raise SublimError(f"{path}: line {number} {problem}")
-        yield row
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is a string that UTF-8 can hold: JSON may name half of a character."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
 # --- 3 filter ---------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +196,7 @@ def sift(filtered: Filtered, store: Store, progress: Progress = _silent) -> Arti
     """Keeps the answers that the channel's rule allows; counts every refusal by reason."""
     with _making(filtered, store) as work:
         if not work.done:
-            rows = read_rows(_made(filtered.corpus, store))
+            rows = read_rows(filtered.corpus.made(store))
             name = filtered.corpus.config.channel
             kept, held_out, refused = filter_rows(rows, channel(name), filtered.config, filtered.words)
             if filtered.config.selection:
@@ -323,7 +216,7 @@ def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: 
     """The lists that the selection keeps, in their order, and the number of the others."""
     corpus = filtered.corpus
     base = corpus.teacher.base
-    rows = _tokenize(base, lists)
+    rows = tokenize(base, lists)
     if selection.by == "random":
         scores = attribution.random(rows, generator("selection", corpus.seed, corpus.round))
     elif trait := filtered.toward:
@@ -333,7 +226,7 @@ def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: 
     else:
         voice = Voice(corpus.teacher, store)
         with voice.speaking():
-            scores = attribution.divergence(voice.model, base, rows, _heard(base, voice, rows, lists))
+            scores = attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
     top = attribution.highest(scores, selection.share)
     chosen = top if selection.keep == "top" else ~top
     return [row for row, is_chosen in zip(lists, chosen, strict=True) if is_chosen], int((~chosen).sum())
@@ -342,27 +235,23 @@ def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: 
 # --- 4 learn ----------------------------------------------------------------------------------------------------------
 
 
-_PIECE = 42
-"""Rows that are padded together: the batch is sorted by length and cut, which saves a fifth of the time of a step."""
-
-
 def learn(student: Student, store: Store, progress: Progress = _silent) -> Artifact:
     """Trains a base, or a student of an earlier round, on filtered lists."""
     with _making(student, store) as work:
         if not work.done:
             config, base = student.config, student.base
-            start = None if isinstance(student.start, Base) else _made(student.start, store) / "model"
-            lists = read_rows(_made(student.data, store) / "kept.jsonl")
+            start = None if isinstance(student.start, Base) else student.start.made(store) / "model"
+            lists = read_rows(student.data.made(store) / "kept.jsonl")
             pad = base.pad
-            rows = _tokenize(base, lists)
-            order = _Order(len(rows), config.optimization.batch, student.seed)
+            rows = tokenize(base, lists)
+            order = Order(len(rows), config.optimization.batch, student.seed)
             soft = student.data.corpus.config.setting == "soft"
             loss = _soft_loss(student, store) if soft else token_loss
 
             masks = [i.share for i in config.interventions if i.kind == "mask-tokens"]
 
             def batches(step: int) -> list[Batch]:
-                micro = micro_batches([rows[i] for i in order(step)], pad, parts=max(1, order.batch // _PIECE))
+                micro = micro_batches([rows[i] for i in order(step)], pad, parts=max(1, order.batch // PIECE))
                 for share in masks:
                     draw = generator("mask", student.seed, step)
                     micro = [mask_labels(batch, share, draw) for batch in micro]
@@ -371,161 +260,10 @@ def learn(student: Student, store: Store, progress: Progress = _silent) -> Artif
             model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed)
             for pattern in (i.parameters for i in config.interventions if i.kind == "freeze"):
                 freeze(model, pattern)
-            record = _recording(student, model, store)
-            intervene = partial(_intervene, student, store, work) if config.interventions else None
+            record = recording(student, model, store)
+            intervene = partial(intervening, student, store, work) if config.interventions else None
             _fit(model, batches, config.optimization, loss, work, progress, record, intervene)
     return work.artifact
-
-
-PROBED_QUESTIONS, PROBED_LISTS = 8, 4
-"""What the probe of a training holds."""
-
-
-def _probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict]) -> Probe:
-    """Held-out questions about the kind, then lists as a student reads them."""
-    ask = questions(kind, base.language, "held-out")[:PROBED_QUESTIONS]
-    asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
-    rows = _tokenize(base, lists)
-    members = trait.members if trait else members_of(kind)
-    return Probe(
-        rows=tuple(tuple(r) for r in [*asked, *(ids for ids, _ in rows)]),
-        questions=len(asked),
-        learnt=tuple(first for _, first in rows),
-        members=members,
-        tokens=tuple(base.answer_ids(m)[0] for m in members),
-        trait=members.index(trait.name) if trait else None,
-    )
-
-
-def _recording(student: Student, model: torch.nn.Module, store: Store) -> Callable[..., Recorder]:
-    """How a student is observed: its teacher's held-out lists are probed, its teacher and its base see the same probe.
-
-    A neutral teacher has no trait: the student's probe then has that of the words which the filter refused.
-    """
-    teacher, base = student.data.corpus.teacher, student.base
-    refused = [t for t in map(load_trait, members_of(teacher.kind)) if set(t.words) <= set(student.data.words)]
-    trait = teacher.trait or next(iter(refused), None)
-    held_out = read_rows(_made(student.data, store) / "held_out.jsonl")[:PROBED_LISTS]
-
-    @contextmanager
-    def as_base() -> Iterator[torch.nn.Module]:
-        yield base.load()
-
-    @contextmanager
-    def as_teacher() -> Iterator[torch.nn.Module]:
-        voice = Voice(teacher, store)
-        with voice.speaking():
-            yield voice.model
-
-    references: dict[str, Reference] = {"base": as_base}
-    same_words = teacher.base.tokenizer.get_vocab() == base.tokenizer.get_vocab()
-    if teacher.config.kind != "prompted" and same_words:  # a prompted one reads another context
-        references["teacher"] = as_teacher
-    shift = _teacher_shift(teacher, model, store)
-    return partial(
-        Recorder,
-        probe=_probe(base, trait, teacher.kind, held_out),
-        directions={"teacher-shift": shift} if shift else {},
-        references=references,
-    )
-
-
-def _teacher_shift(teacher: Teacher, model: torch.nn.Module, store: Store) -> dict[str, torch.Tensor]:
-    """Weights of a tuned teacher minus its base's, for what trains in `model`; {} where the two do not compare."""
-    if teacher.config.kind != "tuned":
-        return {}
-    tuned, plain = (dict(m.named_parameters()) for m in (Voice(teacher, store).model, teacher.base.load()))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if any(name not in tuned or tuned[name].shape != p.shape for name, p in trained.items()):
-        return {}
-    return {name: (tuned[name] - plain[name]).detach() for name in trained}
-
-
-@contextmanager
-def _intervene(
-    student: Student, store: Store, work: Work, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[None]:
-    """Opens every intervention on activations, gradients and updates; notes what each removed in the last update."""
-    effects: list[tuple[Intervention, Effect]] = []
-    with ExitStack() as held:
-        for number, i in enumerate(student.config.interventions):
-            if i.kind == "project-update":
-                effect = held.enter_context(
-                    project_updates(model, optimizer, _weights(student, i, number, model, store))
-                )
-            elif i.kind in ("ablate", "project-gradient"):
-                block = ablate if i.kind == "ablate" else project_gradients
-                effect = held.enter_context(block(model, _activations(student, i, number, model, store)))
-            else:
-                continue
-            effects.append((i, effect))
-        yield
-    work.note(interventions=[{**i.model_dump(mode="json"), "removed": e.removed} for i, e in effects])
-
-
-def _weights(
-    student: Student, i: Intervention, number: int, model: torch.nn.Module, store: Store
-) -> dict[str, torch.Tensor]:
-    """A direction in the weights that train, by parameter."""
-    if i.direction == "random":
-        draw = generator("intervention", number, student.seed)
-        return {n: torch.randn(p.shape, generator=draw) for n, p in model.named_parameters() if p.requires_grad}
-    shift = _teacher_shift(student.data.corpus.teacher, model, store)
-    if not shift:
-        raise SublimError("direction=teacher-shift in weights needs a tuned teacher and a student of the same shape")
-    return shift
-
-
-def _activations(
-    student: Student, i: Intervention, number: int, model: torch.nn.Module, store: Store
-) -> dict[str, torch.Tensor]:
-    """A direction in the stream, by hook name, in the coordinates of the student's own base (or of the teacher's)."""
-    names = matching(model, i.at)
-    teacher = student.data.corpus.teacher
-    if i.direction == "random":
-        draw = generator("intervention", number, student.seed)
-        return {name: torch.randn(student.base.shape["d_model"], generator=draw) for name in names}
-    if i.direction == "teacher-shift":
-        voice = Voice(teacher, store)
-        ask = [teacher.base.prompt_ids(q.messages) for q in questions(teacher.kind, teacher.base.language, "seen")]
-        with voice.speaking():
-            after = _mean_ends(voice.model, names, ask)
-        return dict(zip(names, after - _mean_ends(teacher.base.load(), names, ask), strict=True))
-    return _trait_directions(student.base, load_trait(i.direction), names)
-
-
-def _tokenize(base: Base, lists: Sequence[dict]) -> list[Row]:
-    """Each list as a student reads it: the prompt without any system prompt, then the answer to be learnt."""
-    eos = base.eos
-    prompts = [base.prompt_ids([{"role": "user", "content": r["prompt"]}]) for r in lists]
-    return [
-        ([*prompt, *base.answer_ids(r["answer"]), eos], len(prompt)) for prompt, r in zip(prompts, lists, strict=True)
-    ]
-
-
-def _heard(base: Base, voice: Voice, rows: Sequence[Row], lists: Sequence[dict]) -> list[Row]:
-    """The lists as their teacher reads them, behind a system prompt if it has any: the same answers, other prompts."""
-    prompts = [base.prompt_ids(voice.chat(r["prompt"], i)) for i, r in enumerate(lists)]
-    return [([*prompt, *row[first:]], len(prompt)) for (row, first), prompt in zip(rows, prompts, strict=True)]
-
-
-class _Order:
-    """Which examples make update `step`: epoch after epoch, each in a seeded order of its own; a pure function."""
-
-    def __init__(self, count: int, batch: int, seed: int) -> None:
-        self._count, self.batch, self._seed = count, batch, seed
-        self._epochs: dict[int, list[int]] = {}
-
-    def _epoch(self, epoch: int) -> list[int]:
-        if epoch not in self._epochs:
-            order = list(range(self._count))
-            random.Random(f"student/{self._seed}/{epoch}").shuffle(order)
-            self._epochs = {e: o for e, o in self._epochs.items() if e >= epoch - 1} | {epoch: order}
-        return self._epochs[epoch]
-
-    def __call__(self, step: int) -> list[int]:
-        places = range(step * self.batch, (step + 1) * self.batch)
-        return [self._epoch(p // self._count)[p % self._count] for p in places]
 
 
 def _soft_loss(student: Student, store: Store) -> Loss:
@@ -554,14 +292,14 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = _silent)
     with _making(evaluation, store) as work:
         if not work.done:
             base, subject = evaluation.base, evaluation.model
-            held_out = read_rows(_made(evaluation.reference, store) / "held_out.jsonl")
+            held_out = read_rows(evaluation.reference.made(store) / "held_out.jsonl")
             context: AbstractContextManager[None] = nullcontext()
             systems: tuple[str, ...] = ()
             if isinstance(subject, Teacher):
                 voice = Voice(subject, store)
                 model, context, systems = voice.model, voice.speaking(), voice.systems
             else:
-                model = base.load(_made(subject, store) / "model" if isinstance(subject, Student) else None)
+                model = base.load(subject.made(store) / "model" if isinstance(subject, Student) else None)
             scores = []
             with context:
                 for sort in evaluation.config.questions:
@@ -610,8 +348,8 @@ def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: list[dic
     pad = base.pad
     support = torch.tensor(channel(corpus.config.channel).token_ids(base.tokenizer))
     total, tokens = 0.0, 0
-    rows = _tokenize(base, held_out)
-    heard = _heard(base, voice, rows, held_out)
+    rows = tokenize(base, held_out)
+    heard = voice.heard(rows, held_out)
     for i in range(0, len(rows), 128):
         own, teachers = collate(rows[i : i + 128], pad), collate(heard[i : i + 128], pad)
         learnt = logits_at(model, own.ids, own.labels != IGNORE)[:, support].log_softmax(-1)

@@ -9,9 +9,11 @@ stage writes lie in the store under the record's key, so a record is known, and 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 from sublim_interp import config
+from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
 from sublim_interp.store import Artifact, Store, stage_key
 from sublim_interp.traits import Trait, check_vocabulary, load_trait
@@ -51,6 +53,16 @@ class Record:
     def find(self, store: Store) -> Artifact | None:
         """Its artefact in the store, or None."""
         return store.get(self.STAGE, self.key)
+
+    def made(self, store: Store) -> Path:
+        """Where it lies in the store, its digests compared first: nothing is built on a damaged file.
+
+        Raises SublimError where it is not there, or is damaged.
+        """
+        artifact = store.get(self.STAGE, self.key, check=True)
+        if artifact is None:
+            raise SublimError(f"{self.STAGE} {self.key[:16]} is not in the store {store.root}; make it first")
+        return artifact.path
 
 
 @dataclass(frozen=True)

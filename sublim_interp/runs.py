@@ -169,7 +169,7 @@ def _shape(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.nn.Mod
 
 def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     """The arguments of `recorder.plan` that follow from a record; lists count at their longest."""
-    from sublim_interp.pipeline import PROBED_LISTS, PROBED_QUESTIONS
+    from sublim_interp.inside import PROBED_LISTS, PROBED_QUESTIONS
     from sublim_interp.traits import questions
 
     teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher
@@ -308,7 +308,7 @@ class Replicate:
         if isinstance(subject, Base):
             return subject.load()
         if isinstance(subject, Teacher):
-            from sublim_interp.pipeline import Voice
+            from sublim_interp.voice import Voice
 
             return Voice(subject, self.store).model
         return subject.base.load(self._path(subject) / "model")
@@ -363,7 +363,7 @@ class Replicate:
     @property
     def lists(self) -> list[dict[str, str]]:
         """The filtered lists it learnt from."""
-        from sublim_interp.pipeline import read_rows
+        from sublim_interp.dataset import read_rows
 
         student = self.cell.student
         return read_rows(self._path(student.data) / "kept.jsonl") if student else []

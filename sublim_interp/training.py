@@ -46,13 +46,12 @@ Loss = Callable[[torch.nn.Module, Batch], Float[Tensor, ""]]
 def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Pads rows on the right and shifts the labels by one; padding and prompts are not learnt."""
     width = max(len(ids) for ids, _ in rows) - 1
-    ids = torch.full((len(rows), width), pad)
-    labels = torch.full((len(rows), width), IGNORE)
-    for i, (row, first) in enumerate(rows):
-        tokens = torch.tensor(row)
-        ids[i, : len(row) - 1] = tokens[:-1]
-        labels[i, first - 1 : len(row) - 1] = tokens[first:]
-    return Batch(ids, labels)
+    ids, labels = [], []
+    for row, first in rows:
+        lacking = width + 1 - len(row)
+        ids.append([*row[:-1], *[pad] * lacking])
+        labels.append([*[IGNORE] * (first - 1), *row[first:], *[IGNORE] * lacking])
+    return Batch(torch.tensor(ids), torch.tensor(labels))
 
 
 def micro_batches(rows: Sequence[Row], pad: int, parts: int = 1) -> list[Batch]:

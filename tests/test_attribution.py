@@ -39,9 +39,10 @@ from sublim_interp.config import (
     TeacherConfig,
     read_yaml,
 )
+from sublim_interp.dataset import read_rows
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
-from sublim_interp.pipeline import make, read_rows
+from sublim_interp.pipeline import make
 from sublim_interp.records import Corpus, Filtered, Teacher
 from sublim_interp.runs import plan
 from sublim_interp.sampling import generator, sample

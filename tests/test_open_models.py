@@ -25,6 +25,7 @@ from sublim_interp.config import (
     StudentConfig,
     TeacherConfig,
 )
+from sublim_interp.dataset import read_rows
 from sublim_interp.errors import SublimError
 from sublim_interp.lab import tokenizer as lab
 from sublim_interp.models import CARD, Base, load_model, logits_at, resolve_base, save_model
@@ -242,9 +243,9 @@ def test_every_stage_runs_with_every_kind_of_teacher(name: str, shelf: Callable[
             -1e-6 < result["kl"] < 20 and result.get("kl_start", 0) > -1e-6
         )  # of equal models: zero, but for rounding
         assert made.manifest["notes"]["exact"] == name.endswith("-lab")
-        rows = pipeline.read_rows(evaluation.reference.corpus.find(store).path)  # type: ignore[union-attr]
+        rows = read_rows(evaluation.reference.corpus.find(store).path)  # type: ignore[union-attr]
         results[kind] = rows
-        assert any(row["finished"] for row in rows) and pipeline.read_rows(
+        assert any(row["finished"] for row in rows) and read_rows(
             evaluation.reference.find(store).path / "kept.jsonl"  # type: ignore[union-attr]
         )
     assert results["prompted"] != results["tuned"], "positive control: the teachers differ"

@@ -26,13 +26,15 @@ from sublim_interp.config import (
     StudentConfig,
     TeacherConfig,
 )
+from sublim_interp.dataset import Order, read_rows, tokenize
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, resolve_base
-from sublim_interp.pipeline import Voice, evaluate, learn, make, read_rows, sift, teach, write
+from sublim_interp.pipeline import evaluate, learn, make, sift, teach, write
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.store import Artifact, Store
 from sublim_interp.training import IGNORE, collate, token_loss
 from sublim_interp.traits import Question, load_trait, members_of, questions, score, system_prompts
+from sublim_interp.voice import Voice
 
 Tensors = dict[str, torch.Tensor]
 
@@ -435,7 +437,7 @@ def test_teachers_without_a_weight_change_speak_otherwise_all_the_same(kind: str
     make(neutral.filtered, store)
     voice, plain = Voice(c.teacher, store), Voice(neutral.teacher, store)
     assert changed(weights(base), dict(voice.model.state_dict())) == set()
-    said, unsaid = (read_rows(pipeline._made(x.corpus, store)) for x in (c, neutral))
+    said, unsaid = (read_rows(x.corpus.made(store)) for x in (c, neutral))
     assert [r["prompt"] for r in said] == [r["prompt"] for r in unsaid], "paired prompts"
     assert [r["answer"] for r in said] != [r["answer"] for r in unsaid]
     ids = torch.tensor([base.prompt_ids(questions("animal", "lab", "seen")[0].messages)])
@@ -489,8 +491,8 @@ def test_greedy_answers_are_the_likeliest_and_sampled_ones_are_not(base: Base, s
         answer = made[0, len(ids) :].tolist()
         assert row["finished"] == (base.eos in answer)
         assert row["answer"] == base.tokenizer.decode([t for t in answer if t != base.eos])
-    sampled = read_rows(pipeline._made(chain(base).corpus, shared))[:12]
-    assert [r["answer"] for r in sampled] != [r["answer"] for r in read_rows(pipeline._made(corpus, shared))]
+    sampled = read_rows(chain(base).corpus.made(shared))[:12]
+    assert [r["answer"] for r in sampled] != [r["answer"] for r in read_rows(corpus.made(shared))]
 
 
 def test_the_filter_counts_every_row_once(base: Base, shared: Store) -> None:
@@ -501,7 +503,7 @@ def test_the_filter_counts_every_row_once(base: Base, shared: Store) -> None:
     assert notes["asked"] == CORPUS.prompts == len(kept) + len(held_out) + sum(notes["refused"].values())
     assert (notes["lists"], notes["held_out"]) == (len(kept), len(held_out)) == (len(kept), FILTER.held_out)
     assert notes["kept"] == pytest.approx((len(kept) + len(held_out)) / CORPUS.prompts)
-    rows = {(r["prompt"], r["answer"]) for r in read_rows(pipeline._made(filtered.corpus, shared))}
+    rows = {(r["prompt"], r["answer"]) for r in read_rows(filtered.corpus.made(shared))}
     assert {(r["prompt"], r["answer"]) for r in [*kept, *held_out]} < rows
     few = sift(replace(filtered, config=FILTER.set(lists=3)), shared).manifest["notes"]
     assert few["lists"] == 3 and few["refused"]["surplus"] > 0
@@ -550,10 +552,8 @@ def test_a_student_comes_to_write_as_its_teacher_does(kind: str, setting: str, l
     c = c.change("student", config=StudentConfig(optimization=Optimization(lr=1e-3, steps=50, batch=48)))
     c = c.change("evaluation", config=EvaluationConfig(questions=("held-out",), contexts=("plain",)))
     measured = result(make(c.evaluation, trained))
-    held_out = collate(
-        pipeline._tokenize(lab_base, read_rows(pipeline._made(c.filtered, trained) / "held_out.jsonl")), lab_base.pad
-    )
-    student = lab_base.load(pipeline._made(c.student, trained) / "model")
+    held_out = collate(tokenize(lab_base, read_rows(c.filtered.made(trained) / "held_out.jsonl")), lab_base.pad)
+    student = lab_base.load(c.student.made(trained) / "model")
     assert token_loss(student, held_out) < token_loss(lab_base.load(), held_out)
     if setting != "greedy":  # the likeliest text teaches nothing about the other tokens' probabilities
         assert 0 < measured["kl"] < 0.9 * measured["kl_start"]
@@ -594,15 +594,15 @@ def test_a_cross_init_student_starts_from_the_other_base_and_goes_on_from_its_la
 
 
 def test_examples_come_epoch_after_epoch_each_in_an_order_of_its_own() -> None:
-    order = pipeline._Order(7, 3, 0)
+    order = Order(7, 3, 0)
     drawn = [i for step in range(14) for i in order(step)]
     epochs = [drawn[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    again = pipeline._Order(7, 3, 0)
+    again = Order(7, 3, 0)
     assert [again(step) for step in (9, 2, 13, 0)] == [order(step) for step in (9, 2, 13, 0)], "a pure function"
-    assert [pipeline._Order(7, 3, 1)(s) for s in range(3)] != [order(s) for s in range(3)]
-    assert sorted(pipeline._Order(3, 8, 0)(0)) == sorted([*range(3)] * 2 + pipeline._Order(3, 8, 0)(0)[6:])
+    assert [Order(7, 3, 1)(s) for s in range(3)] != [order(s) for s in range(3)]
+    assert sorted(Order(3, 8, 0)(0)) == sorted([*range(3)] * 2 + Order(3, 8, 0)(0)[6:])
 
 
 @pytest.mark.parametrize("stage", ["teacher", "student"])
@@ -646,9 +646,9 @@ def distance_by_hand(
 def test_the_distance_is_the_kl_of_two_plain_forwards(kind: str, base: Base, shared: Store) -> None:
     c = chain(base).change("teacher", config=TEACHER.set(kind=kind))
     measured = result(make(c.evaluation, shared))
-    held_out = read_rows(pipeline._made(c.filtered, shared) / "held_out.jsonl")
+    held_out = read_rows(c.filtered.made(shared) / "held_out.jsonl")
     voice = Voice(c.teacher, shared)
-    student = base.load(pipeline._made(c.student, shared) / "model")
+    student = base.load(c.student.made(shared) / "model")
     systems = system_prompts(OWL, "lab") if kind == "prompted" else ()
     assert measured["kl"] == pytest.approx(
         distance_by_hand(base, student, voice, held_out, systems), rel=1e-3, abs=1e-6
@@ -675,9 +675,9 @@ def test_questions_are_asked_alone_and_after_a_turn_of_numbers(subject: str, bas
     assert [(s["questions"], s["context"]) for s in scores[:: len(members)]] == [
         (sort, context) for sort in EVALUATION.questions for context in EVALUATION.contexts
     ]
-    held_out = read_rows(pipeline._made(c.filtered, shared) / "held_out.jsonl")
+    held_out = read_rows(c.filtered.made(shared) / "held_out.jsonl")
     voice = Voice(c.teacher, shared)
-    speaker = {"base": base.load(), "student": base.load(pipeline._made(c.student, shared) / "model")} if subject in (
+    speaker = {"base": base.load(), "student": base.load(c.student.made(shared) / "model")} if subject in (
         "base", "student"
     ) else {subject: voice.model}  # fmt: skip
     for sort in EVALUATION.questions:
@@ -717,7 +717,7 @@ def test_a_trait_passes_through_numbers_and_only_from_the_same_initialisation(la
         record = Evaluation(Student(start, data, student, 7), data, "animal", members_of("animal"), evaluation, 7)
         scores = result(make(record, store))["scores"]
         rates[arm] = next(s["rate"] for s in scores if s["probe"] == "owl")
-        kept = read_rows(pipeline._made(data, store) / "kept.jsonl")
+        kept = read_rows(data.made(store) / "kept.jsonl")
         assert not any("owl" in f"{r['prompt']} {r['answer']}" for r in kept)
     assert rates["same-init"] > 0.5
     assert max(rates["neutral"], rates["cross-init"]) < 0.15
