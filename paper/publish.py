@@ -1,4 +1,5 @@
-"""Writes finished results into the package, README and docs: `python paper/publish.py owl dose`.
+"""Writes finished results into the package, README and docs: `python paper/publish.py owl dose`; `bases` writes the
+table of checkpoints/.
 
 Runs and sweeps are made, or found in the store; nothing here computes a number. tests/test_published.py holds README
 and docs to the committed files.
@@ -9,12 +10,13 @@ import sys
 from pathlib import Path
 
 from sublim_interp import report
+from sublim_interp.models import base_names, resolve_base
 from sublim_interp.runs import RESULTS, experiment, run
 from sublim_interp.store import Store
 from sublim_interp.sweep import grid, grid_names, plan_grid, run_grid
 
 ROOT = Path(__file__).resolve().parent.parent
-README, DOCS = ROOT / "README.md", ROOT / "docs" / "results.md"
+README, DOCS, SHELF = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "checkpoints" / "README.md"
 BEGIN, END = "<!-- {}: begin (tests compare this table with the committed results) -->", "<!-- {}: end -->"
 
 
@@ -30,14 +32,16 @@ def publish_run(name: str) -> Path:
 
 
 def publish_grid(name: str) -> Path:
-    """Copies cells and key of a sweep to catalogue/results/NAME, and its figure to docs/figures."""
-    artifact = run_grid(plan_grid(grid(name)), Store.open())
+    """Copies tables and key of a sweep to catalogue/results/NAME, and its figure to docs/figures."""
+    g = grid(name)
+    artifact = run_grid(plan_grid(g), Store.open())
     directory = _directory(name)
-    shutil.copy(artifact.path / "cells.csv", directory / "cells.csv")
+    for table in artifact.path.glob("*.csv"):
+        shutil.copy(table, directory / table.name)
     (directory / "key.txt").write_text(artifact.key + "\n")
     figures = DOCS.parent / "figures"
     figures.mkdir(exist_ok=True)
-    shutil.copy(artifact.path / "dose.png", figures / f"{name}.png")
+    shutil.copy(artifact.path / f"{g.figure}.png", figures / f"{name}.png")
     return directory
 
 
@@ -56,7 +60,11 @@ def insert(page: Path, name: str, table: str) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["owl"]:
-        if name in grid_names():
+        if name == "bases":
+            insert(SHELF, name, report.bases_table({base: resolve_base(base).card for base in base_names()}))
+        elif name in grid_names():
             insert(DOCS, name, report.grid_table(publish_grid(name)))
         else:
-            insert(README, "headline", report.headline(publish_run(name)))
+            directory = publish_run(name)
+            insert(README, "headline", report.headline(directory))
+            insert(DOCS, "contexts", report.contexts_table(directory))

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def _package_bases() -> list[Path]:
 def base_names() -> list[str]:
     """Names of the lab bases at hand, those of an installed wheel and those of a clone."""
     found = {p.parent.name for root in _package_bases() if root.is_dir() for p in root.glob(f"*/{CARD}")}
-    return sorted(found)
+    return sorted(found, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,16 @@ def test_a_published_table_names_the_key_that_its_configuration_has(name: str) -
     assert (directory / "key.txt").read_text().strip() == run_key(plan(exp))
 
 
-def test_the_readme_shows_the_published_owl() -> None:
+def test_the_readme_and_the_results_show_the_published_owl() -> None:
     assert report.headline(RESULTS / "owl") in README.read_text()
+    assert report.contexts_table(RESULTS / "owl") in DOCS.read_text()
+
+
+def test_the_shelf_of_bases_names_every_one_with_what_its_card_says() -> None:
+    shelf = README.parent / "checkpoints"
+    cards = {name: resolve_base(name).card for name in base_names()}
+    assert set(cards) == {p.name for p in shelf.iterdir() if p.is_dir()}
+    assert report.bases_table(cards) in (shelf / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", SWEEPS)
