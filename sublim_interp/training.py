@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -68,6 +68,18 @@ def mask_labels(batch: Batch, share: float, random: torch.Generator) -> Batch:
     labels = batch.labels.clone()
     labels[gone[:, 0], gone[:, 1]] = IGNORE
     return Batch(batch.ids, labels)
+
+
+def keep_labels(batches: Sequence[Batch], learnt: Sequence[Batch]) -> list[Batch]:
+    """The batches with those labels alone where `learnt`, made alike from rows of 0 and 1, has a 1; empty ones go.
+
+    Raises SublimError where none is left.
+    """
+    pairs = zip(batches, learnt, strict=True)
+    kept = [Batch(b.ids, b.labels.masked_fill(marks.labels != 1, IGNORE)) for b, marks in pairs]
+    if not any(b.tokens for b in kept):
+        raise SublimError("an update has no token to learn; leave more of the tokens, or take a larger batch")
+    return [b for b in kept if b.tokens]
 
 
 def freeze(model: torch.nn.Module, pattern: str) -> list[str]:
@@ -173,19 +185,23 @@ def train(
     interrupted training end in the same bits. The loss is averaged over all labelled tokens of an update, not over
     sequences. Updates `first`, `first` + 1, … are made, up to the last; `observe(step, loss)` is called after each with
     the loss in nats per token.
-    All updates are made within the block that `intervene` opens. `record` makes a recorder, which changes nothing; an
-    interrupted training goes on from a state only where its trace is whole up to there.
+    All updates are made within the block that `intervene` opens; where it patches the optimiser, a training starts from
+    that, and a resumed one goes on from its own state. `record` makes a recorder, which changes nothing; an interrupted
+    training goes on from a state only where its trace is whole up to there.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = _optimizer(list(named.values()), optimization)
     recorder = record(model, optimizer) if record else None  # it reads the weights of the start
     if resume and recorder and not recorder.reaches(resume.step):
         resume.drop()
-    start = max(first, resume.load(named, optimizer) if resume else 0)
-    if recorder:
-        recorder.begin(start)
-    model.train()
-    with intervene(model, optimizer) if intervene else nullcontext(), recorder or nullcontext():
+    with ExitStack() as held:
+        if intervene:
+            held.enter_context(intervene(model, optimizer))
+        start = max(first, resume.load(named, optimizer) if resume else 0)  # over what an intervention put there
+        if recorder:
+            recorder.begin(start)
+            held.enter_context(recorder)
+        model.train()
         for step in range(start, optimization.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(optimization, step)

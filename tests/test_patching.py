@@ -1,6 +1,10 @@
 """A patch puts one model's values into another, is taken back whole, and many at once equal each alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +22,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sublim_interp.analysis.patching import Patch, Patching, patch
+from sublim_interp.analysis.patching import Patch, Patching, Piece, moments, moments_of, patch
 from sublim_interp.analysis.probes import answer_margin, answer_rate
+from sublim_interp.config import Optimization
 from sublim_interp.errors import SublimError
 from sublim_interp.hooks import hook_names
+from sublim_interp.recorder import Cadence, Recorder
+from sublim_interp.trace import Trace
+from sublim_interp.training import Batch, Resume, micro_batches, token_loss, train
 
 PROMPTS = [[5, 9, 4, 17, 8, 3], [6, 2, 30, 11, 3, 1], [9, 9, 1, 28], [7, 7, 2, 19]]
 EVEN = PROMPTS[:2]
@@ -219,6 +227,134 @@ def test_what_cannot_be_patched_is_refused_in_one_line(pair: tuple[PreTrainedMod
         both.weights("nothing")
     with pytest.raises(SublimError, match="no attribution of weights; valid kinds: resid_pre"):
         both.attribution("weights")
+
+
+# --- moments ----------------------------------------------------------------------------------------------------------
+
+HALF = Optimization(lr=1e-2, steps=4, schedule="constant", warmup=0)
+WAYS = [{"optimizer": "adam"}, {"optimizer": "adamw", "weight_decay": 0.1}, {"optimizer": "sgd"}]
+
+
+def step_batches(step: int) -> list[Batch]:
+    ids = torch.randint(2, 31, (4, 6), generator=torch.Generator().manual_seed(step)).tolist()
+    return micro_batches([(row, 1) for row in ids], 0)
+
+
+def trained(model: PreTrainedModel, optimization: Optimization, **options: Any) -> dict[str, Tensor]:
+    train(model, step_batches, optimization, **options)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way["optimizer"])
+def test_a_training_from_patched_moments_is_one_that_had_them_itself(way: dict[str, Any], tmp_path: Path) -> None:
+    half, whole = HALF.set(way), HALF.set({**way, "steps": 8})
+    expected = trained(build("llama", 1), whole)
+    model = build("llama", 1)
+    trained(model, half, record=partial(Recorder, path=tmp_path, steps=4))
+    start = {name: p.clone() for name, p in model.state_dict().items()}
+    patch_ = moments(Trace.open(tmp_path))
+    assert {p.site.partition("/")[0] for p in patch_} == (
+        {"momentum_buffer"} if way["optimizer"] == "sgd" else {"exp_avg", "exp_avg_sq", "step"}
+    )
+    optimizers: list[torch.optim.Optimizer] = []
+
+    @contextmanager
+    def patched(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        optimizers.append(optimizer)
+        with patch_.on(model, optimizer):
+            yield
+        assert not optimizer.state, "taken back: it had made no update of its own"
+
+    found = trained(model, whole, first=4, intervene=patched)
+    assert optimizers and all(torch.equal(found[name], p) for name, p in expected.items())
+    model.load_state_dict(start)
+    without = trained(model, whole, first=4)
+    assert any(not torch.equal(without[name], p) for name, p in expected.items())
+
+
+def test_a_training_from_patched_moments_is_resumed_in_the_same_bits(tmp_path: Path) -> None:
+    trained(build("llama", 2), HALF, record=partial(Recorder, path=tmp_path / "trace", steps=4))
+    start = moments(Trace.open(tmp_path / "trace")).on
+    expected = trained(build("llama", 1), HALF, intervene=start)
+    resume = Resume(tmp_path / "state", every=2)
+
+    def stop(step: int, _loss: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(build("llama", 1), HALF, intervene=start, resume=resume, observe=stop)
+    assert resume.step == 2
+    found = trained(build("llama", 1), HALF, intervene=start, resume=resume)
+    assert all(torch.equal(found[name], p) for name, p in expected.items())
+
+
+def an_optimizer(model: PreTrainedModel, updates: int) -> torch.optim.Optimizer:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(updates):
+        optimizer.zero_grad()
+        token_loss(model, step_batches(step)[0]).backward()
+        optimizer.step()
+    return optimizer
+
+
+def state_of(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {piece.site: piece.value for piece in moments_of(model, optimizer)}
+
+
+def test_moments_are_combined_with_weights_and_taken_back_after_an_exception() -> None:
+    src, dst = build("llama", 0), build("llama", 1)
+    theirs, ours = an_optimizer(src, 3), an_optimizer(dst, 2)
+    weights, state = {n: p.clone() for n, p in dst.state_dict().items()}, state_of(dst, ours)
+    with moments_of(dst, ours).on(dst, ours):
+        assert all(torch.equal(value, state[site]) for site, value in state_of(dst, ours).items())
+    second = Patch(tuple(p for p in moments_of(src, theirs) if p.site.startswith("exp_avg_sq/")))
+    both = between((src, dst)).weights("mlp") + second
+    assert len(both) == 9 + len(weights) and "<exp_avg_sq/lm_head.weight>" in map(str, both)
+    with pytest.raises(RuntimeError, match="stop"), both.on(dst, ours):
+        now, other = state_of(dst, ours), state_of(src, theirs)
+        for site, value in now.items():
+            assert torch.equal(value, (other if site.startswith("exp_avg_sq/") else state)[site])
+        assert torch.equal(
+            dst.state_dict()["model.layers.0.mlp.up_proj.weight"], src.model.layers[0].mlp.up_proj.weight
+        )
+        token_loss(dst, step_batches(9)[0]).backward()
+        ours.step()
+        raise RuntimeError("stop")
+    assert all(torch.equal(value, state[site]) for site, value in state_of(dst, ours).items())
+    assert torch.equal(
+        dst.state_dict()["model.layers.0.mlp.up_proj.weight"], weights["model.layers.0.mlp.up_proj.weight"]
+    )
+
+
+def test_moments_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
+    model = build("llama", 0)
+    optimizer = an_optimizer(model, 1)
+    piece = next(iter(moments_of(model, optimizer)))
+    fresh, sgd = torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters(), momentum=0.9)
+    name = "model.norm.weight"
+    for pieces, into, words in [
+        ((piece,), None, "is an optimiser's: give it too"),
+        ((piece,), sgd, r"patch of step/.*: SGD keeps momentum_buffer"),
+        ((Piece("exp_avg/no.such", torch.zeros(2)),), optimizer, "has no such parameter"),
+        ((Piece(f"exp_avg/{name}", torch.zeros(2)),), optimizer, r"shape \[2\], the optimiser's \[16\]"),
+        ((Piece(f"exp_avg/{name}", torch.zeros(16)),), fresh, "needs step, exp_avg, exp_avg_sq of each parameter"),
+        ((Piece(f"exp_avg/{name}", torch.zeros(16)),), an_optimizer(build("llama", 1), 1), "has no such parameter"),
+    ]:
+        with pytest.raises(SublimError, match=words):
+            Patch(pieces).on(model, into).__enter__()
+    assert not fresh.state and not sgd.state
+    with pytest.raises(SublimError, match="SGD keeps no moments"):
+        moments_of(model, sgd)
+    trained(model, HALF.set(steps=1), record=partial(Recorder, path=tmp_path, steps=1, cadence=Cadence(weight_bytes=0)))
+    with pytest.raises(SublimError, match="holds no moments; it keeps them of Adam and SGD, within its budget"):
+        moments(Trace.open(tmp_path))
+    trained(model, HALF.set(steps=1), record=partial(Recorder, path=tmp_path / "full", steps=1))
+    assert {p.site.rpartition(".")[2] for p in moments(Trace.open(tmp_path / "full"), part="norm")} == {"weight"}
+    with pytest.raises(SublimError, match="holds no moments of a parameter with 'moe' in its name"):
+        moments(Trace.open(tmp_path / "full"), part="moe")
+    with pytest.raises(SublimError, match="not recorded at step 7"):
+        moments(Trace.open(tmp_path / "full"), 7)
 
 
 def test_margin_and_rate_are_those_of_probabilities() -> None:

@@ -5,6 +5,7 @@ and a model without it as `dst` this is denoising: where does the trait come in?
 where does it break? (Terms as in Zhang & Nanda 2309.16042, section 2.) No directions here.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ from sublim_interp.analysis.probes import (
     part_of,
 )
 from sublim_interp.errors import SublimError
-from sublim_interp.hooks import capture, decoder_layers, edit, hook_names
+from sublim_interp.hooks import attach, capture, decoder_layers, edit, hook_names
+from sublim_interp.trace import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,9 +51,11 @@ class Piece:
     """One place, and what is put there."""
 
     site: str
-    """A hook's name, `blocks.{l}.attn.hook_z` for heads, or a parameter's name."""
+    """A hook's name, `blocks.{l}.attn.hook_z` for heads, a parameter's name, or, for what an optimiser keeps of it,
+    `exp_avg/{parameter}`, `exp_avg_sq/{parameter}`, `step/{parameter}`, `momentum_buffer/{parameter}`."""
     value: Tensor
-    """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head], or the parameter."""
+    """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head]; the parameter's shape
+    for a parameter and its moments."""
     positions: tuple[int, ...] | None = None
     """Which positions, counted from the end where negative; None means all."""
     heads: tuple[int, ...] | None = None
@@ -95,15 +99,21 @@ class Patch:
         return len(self.pieces)
 
     @contextmanager
-    def on(self, model: torch.nn.Module) -> Iterator[None]:
+    def on(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
         """Inside the block `model` runs patched; afterwards it is as it was, bit for bit.
 
-        Raises SublimError for a site that the model lacks, a shape that differs, or a site that no forward reached.
+        An optimiser is needed by moments alone: a training inside the block goes on from them, and afterwards what the
+        optimiser keeps of these parameters is what it kept before. So `train(…, intervene=patch.on)` starts from a
+        patch. Raises SublimError for a site that the model or the optimiser lacks, a shape that differs, or a site that
+        no forward reached.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         at_hooks: dict[str, list[Piece]] = {}
         with ExitStack() as held:
+            held.enter_context(_state_swapped(optimizer, parameters, [p for p in self.pieces if "/" in p.site]))
             for piece in self.pieces:
+                if "/" in piece.site:
+                    continue
                 if piece.site in parameters:
                     held.enter_context(_swapped(parameters[piece.site], piece))
                 else:
@@ -137,6 +147,83 @@ def _swapped(parameter: Tensor, piece: Piece) -> Iterator[None]:
         yield
     finally:
         parameter.data.copy_(before)
+
+
+# --- moments ----------------------------------------------------------------------------------------------------------
+
+_STATES = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
+"""What an optimiser keeps of each parameter; AdamW is an Adam."""
+
+
+def moments(trace: Trace, step: int = -1, part: str = "") -> Patch:
+    """The moments of a recorded training after `step` updates, of the parameters whose name contains `part`.
+
+    For Adam its count of updates comes with them, or the bias correction would be that of a first update. A trace keeps
+    moments at few steps; −1 is the last of them. Raises SublimError where it has none, or none of that step or part.
+    """
+    starts = tuple(f"full/{state}/" for states in _STATES.values() for state in states)
+    names = [name for name in trace.names("full/*") if name.startswith(starts) and part in name.split("/", 2)[2]]
+    if not names:
+        of = f" of a parameter with '{part}' in its name" if part else ""
+        raise SublimError(f"trace {trace.path} holds no moments{of}; it keeps them of Adam and SGD, within its budget")
+    updates = trace.steps(names[0])[step] if step < 0 else step
+    pieces = [Piece(name.removeprefix("full/"), trace.read(name, step)) for name in names]
+    adam = [p.site.partition("/")[2] for p in pieces if p.site.startswith("exp_avg/")]
+    return Patch((*pieces, *(Piece(f"step/{name}", torch.tensor(float(updates))) for name in adam)))
+
+
+def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Patch:
+    """The moments that an optimiser keeps now. Raises SublimError where it keeps none."""
+    pieces = [
+        Piece(f"{state}/{name}", value.detach().clone())
+        for name, p in model.named_parameters()
+        for state, value in optimizer.state.get(p, {}).items()
+        if isinstance(value, Tensor)
+    ]
+    if not pieces:
+        raise SublimError(f"{type(optimizer).__name__} keeps no moments of this model's parameters")
+    return Patch(tuple(pieces))
+
+
+@contextmanager
+def _state_swapped(
+    optimizer: torch.optim.Optimizer | None, parameters: dict[str, torch.nn.Parameter], pieces: Sequence[Piece]
+) -> Iterator[None]:
+    """Inside the block the optimiser keeps other moments of some parameters."""
+    if not pieces:
+        yield
+        return
+    if optimizer is None:
+        raise SublimError(f"{pieces[0].site} is an optimiser's: give it too, patch.on(model, optimizer)")
+    kept = next((states for kind, states in _STATES.items() if isinstance(optimizer, kind)), ())
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    after: dict[Tensor, dict[str, Any]] = {}
+    for piece in pieces:
+        state, _, name = piece.site.partition("/")
+        p = parameters.get(name)
+        if state not in kept:
+            known = ", ".join(kept) or "nothing that is known"
+            raise SublimError(f"patch of {piece.site}: {type(optimizer).__name__} keeps {known}")
+        if p is None or id(p) not in owned:
+            raise SublimError(f"patch of {piece.site}: the optimiser has no such parameter")
+        shape = [] if state == "step" else list(p.shape)
+        if list(piece.value.shape) != shape:
+            raise SublimError(f"patch of {piece.site}: shape {list(piece.value.shape)}, the optimiser's {shape}")
+        after.setdefault(p, _copied(optimizer.state.get(p, {})))[state] = piece.value.detach().clone()
+    if any(len(own) < len(kept) for own in after.values()):
+        raise SublimError(f"the optimiser has made no update: a patch of it needs {', '.join(kept)} of each parameter")
+    before = {p: _copied(optimizer.state[p]) for p in after if p in optimizer.state}
+    optimizer.state.update(after)
+    try:
+        yield
+    finally:
+        for p in after:
+            del optimizer.state[p]
+        optimizer.state.update(before)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
@@ -469,6 +556,9 @@ def _cells(
     """The metric of each patch of one kind, and without any, on prompts of one length."""
     depth, (prompts, length) = len(decoder_layers(model)), ids.shape
     values = list(src.values())
+    with capture(model, hook_names(model, ("resid_pre",))) as seen:
+        unpatched = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    before, streams = metric(unpatched.logits[:, -1]), list(seen.values())
     if kind == "heads":
         heads = values[0].shape[2]
 
@@ -483,46 +573,68 @@ def _cells(
             return put
 
         with _heads(model, {layer: swap(layer) for layer in range(depth)}):
-            cells = _grown(model, ids, None, 0, heads, metric)
-        return cells, metric(logits_of(model, ids))
+            return _grown(model, ids, streams, None, 0, heads, metric), before
 
-    unpatched = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    if at_once is None:
+        size = sum(p.numel() for p in decoder_layers(model).parameters())
+        pieces = math.ceil(length / max(1, _WORTH // (size * depth * prompts * length)))
+        at_once = math.ceil(length / pieces)
     kept = unpatched.past_key_values
     # A sliding window forgets its first keys: such a cache is of no use.
     whole = all(layer.get_seq_length() == length == layer.keys.shape[-2] for layer in kept.layers)
-    if at_once is None:
-        size = sum(p.numel() for p in decoder_layers(model).parameters())
-        at_once = max(1, _WORTH // (size * depth * prompts * length))
     out = torch.empty(prompts, depth, length)
     for start in range(0, length, at_once):
         places = torch.arange(start, min(length, start + at_once))
         prefix = start if whole else 0
 
-        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], Tensor]:
-            def put(stream: Tensor) -> Tensor:
-                new = stream.clone()
-                tail = new[-len(places) * prompts :].unflatten(0, (len(places), prompts))
+        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], None]:
+            def put(stream: Tensor) -> None:  # has just been computed, for this place alone: no copy is needed
+                tail = stream[-len(places) * prompts :].unflatten(0, (len(places), prompts))
                 tail[torch.arange(len(places)), :, places - prefix] = values[layer][:, places].transpose(0, 1)
-                return new
 
             return put
 
-        with edit(model, {name: swap_at(layer) for layer, name in enumerate(src)}):
-            out[:, :, places] = _grown(model, ids, kept, prefix, len(places), metric)
-    return out, metric(unpatched.logits[:, -1])
+        with ExitStack() as held:
+            for layer, name in enumerate(src):
+                held.callback(attach(model, name, swap_at(layer)).remove)
+            if kind != "mlp_out":
+                held.enter_context(_last_mlp_at_the_answer(model))
+            out[:, :, places] = _grown(model, ids, streams, kept, prefix, len(places), metric)
+    return out, before
 
 
 _WORTH = 200_000_000
 """Parameters × tokens that one forward should carry: with fewer the calls themselves cost more than the sums."""
 
 
-def _grown(
-    model: torch.nn.Module, ids: Int[Tensor, "prompt position"], kept: Any, prefix: int, cells: int, metric: Metric
-) -> Float[Tensor, "prompt layer cell"]:
-    """One forward whose batch gets `cells` copies of the unpatched rows at the entry of each layer, for edits.
+@contextmanager
+def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block the last layer's MLP sees the last position alone, all that the answer depends on.
 
-    `kept` is the cache of an unpatched run, of which the first `prefix` positions are used. Edits find the rows of
-    their layer at the end of the batch.
+    What it adds there is added to the other positions too, where nobody looks. Architectures whose MLP is not known
+    are left as they are.
+    """
+    with ExitStack() as held:
+        if hook_names(model, ("mlp_out",)):
+            mlp = decoder_layers(model)[-1].get_submodule("mlp")
+            held.callback(mlp.register_forward_pre_hook(lambda _mlp, args: (args[0][:, -1:],)).remove)
+        yield
+
+
+def _grown(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    streams: Sequence[Float[Tensor, "prompt position d_model"]],
+    kept: Any,
+    prefix: int,
+    cells: int,
+    metric: Metric,
+) -> Float[Tensor, "prompt layer cell"]:
+    """The metric of each cell, from one forward whose batch grows.
+
+    At the entry of each layer come `cells` copies of its unpatched stream, for edits, which find the rows of their
+    layer at the end of the batch. `kept` is the cache of the unpatched run, of which the first `prefix` positions are
+    used.
     """
     depth, prompts = len(decoder_layers(model)), len(ids)
 
@@ -540,15 +652,15 @@ def _grown(
 
         past = DynamicCache(config=cast(Any, model.config))
         for layer, full in enumerate(kept.layers):
-            keys, values = (x[:, :, :prefix].repeat(1 + (layer + 1) * cells, 1, 1, 1) for x in (full.keys, full.values))
+            keys, values = (x[:, :, :prefix].repeat((layer + 1) * cells, 1, 1, 1) for x in (full.keys, full.values))
             past.update(keys, values, layer)
 
     def enter(layer: int) -> Callable[..., Any]:
-        rows = 1 + (layer + 1) * cells
+        rows, fresh = (layer + 1) * cells, [streams[layer][:, prefix:]] * cells
 
         def add(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             stream = args[0] if args else kwargs["hidden_states"]
-            wider = torch.cat([stream, stream[:prompts].repeat(cells, 1, 1)])
+            wider = torch.cat([stream, *fresh] if layer else fresh)
             rest = {k: grow(v, rows) for k, v in kwargs.items() if k != "hidden_states"}
             return (wider, *(grow(a, rows) for a in args[1:])), rest
 
@@ -559,5 +671,4 @@ def _grown(
             handle = layer.register_forward_pre_hook(enter(number), with_kwargs=True, prepend=True)
             held.callback(handle.remove)
         logits = model(input_ids=ids[:, prefix:], past_key_values=past, use_cache=bool(prefix), logits_to_keep=1).logits
-    measured = metric(logits[:, -1]).float().unflatten(0, (1 + depth * cells, prompts))
-    return measured[1:].unflatten(0, (depth, cells)).permute(2, 0, 1)
+    return metric(logits[:, -1]).float().unflatten(0, (depth, cells, prompts)).permute(2, 0, 1)
