@@ -11,7 +11,7 @@ from pathlib import Path
 # Before numpy or torch loads, and inherited by every process: one thread for each contestant.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks import command, experiment, memory, page, shapes, step
+from benchmarks import command, experiment, memory, page, recording, shapes, step
 from benchmarks.setting import Setting
 from sublim_interp.store import Store
 
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "command": command.measure,
     "memory": memory.measure,
     "step": step.measure,
+    "recording": recording.measure,
     "experiment": experiment.measure,
     "shapes": shapes.measure,
     "patching": patching,

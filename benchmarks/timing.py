@@ -1,7 +1,7 @@
 """Contestants that take turns, what each of their turns took, and ratios of that with an interval. No contestant here.
 
-Every contestant is a process of its own, with one thread, and works only while it has the turn. So the machine's other
-work and its changing clock fall on all alike, and the units of one round are pairs.
+Every contestant is a process of its own with one thread, or a team of such, and works only while it has the turn. So
+the machine's other work and its changing clock fall on all alike, and the units of one round are pairs.
 """
 
 import contextlib
@@ -42,8 +42,17 @@ Contestant = Callable[[Turn], None]
 
 
 @dataclass(frozen=True)
+class Team:
+    """Contestants of equally many units that work side by side, each in a process of its own with so many threads."""
+
+    members: tuple[Contestant, ...]
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Track:
-    """One contestant's race."""
+    """The race of one contestant. A team's wall time is that of its slowest member, its CPU time and memory all its
+    members' together."""
 
     first: Spent
     """Getting ready, and the first unit."""
@@ -81,23 +90,26 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> Interval:
     return Interval(math.exp(i.estimate), math.exp(i.low), math.exp(i.high), i.level, i.n, f"{i.method} of logarithms")
 
 
-def race(contestants: Mapping[str, Contestant]) -> dict[str, Track]:
+def race(contestants: Mapping[str, Contestant | Team]) -> dict[str, Track]:
     """All contestants' tracks: one unit of each in turn, forwards and backwards, until all have ended.
 
     Modules are imported, and processes end, while nobody has the turn. Raises RuntimeError with the traceback of a
-    contestant that failed.
+    contestant that failed, and for a team whose members do not end together.
     """
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as held:
-        pipes: dict[str, Connection] = {}
+        pipes: dict[str, list[Connection]] = {name: [] for name in contestants}
         processes = []
         for name, contestant in contestants.items():
-            pipes[name], other = context.Pipe()
-            process = context.Process(target=_run, args=(other, contestant), daemon=True)
-            process.start()
-            processes.append(process)
-            held.callback(process.join)
-            held.callback(process.terminate)
+            team = contestant if isinstance(contestant, Team) else Team((contestant,))
+            for member in team.members:
+                own, other = context.Pipe()
+                process = context.Process(target=_run, args=(other, member, team.threads), daemon=True)
+                process.start()
+                pipes[name].append(own)
+                processes.append(process)
+                held.callback(process.join)
+                held.callback(process.terminate)
         for name in contestants:
             _receive(pipes[name], name)
         spent: dict[str, list[Spent]] = {name: [] for name in contestants}
@@ -105,7 +117,8 @@ def race(contestants: Mapping[str, Contestant]) -> dict[str, Track]:
         order = list(contestants)
         while order:
             for name in list(order):
-                pipes[name].send("go")
+                for pipe in pipes[name]:
+                    pipe.send("go")
                 unit, peak = _receive(pipes[name], name)
                 spent[name].append(unit)
                 if peak is not None:
@@ -117,17 +130,25 @@ def race(contestants: Mapping[str, Contestant]) -> dict[str, Track]:
     return {n: Track(first, tuple(units), last, peaks[n]) for n, (first, *units, last) in spent.items()}
 
 
-def _receive(pipe: Connection, name: str) -> tuple[Spent, int | None]:
-    said = pipe.recv()
-    if isinstance(said, str):
-        raise RuntimeError(f"contestant '{name}' failed\n{said}")
-    return said
+def _receive(pipes: Sequence[Connection], name: str) -> tuple[Spent, int | None]:
+    """What a turn took, and, after the last one, the memory."""
+    units, peaks = [], []
+    for pipe in pipes:
+        said = pipe.recv()
+        if isinstance(said, str):
+            raise RuntimeError(f"contestant '{name}' failed\n{said}")
+        units.append(said[0])
+        peaks.append(said[1])
+    ended = [peak for peak in peaks if peak is not None]
+    if ended and len(ended) < len(peaks):
+        raise RuntimeError(f"contestant '{name}': its members do not end together")
+    return Spent(max(u.wall for u in units), sum(u.cpu for u in units)), sum(ended) or None
 
 
-def _run(pipe: Connection, contestant: Contestant) -> None:
+def _run(pipe: Connection, contestant: Contestant, threads: int) -> None:
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     wall = cpu = 0.0
 
     def wait(last: bool = False) -> None:

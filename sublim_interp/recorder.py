@@ -4,10 +4,11 @@ Nothing of the training is touched: no random number is drawn, no gradient of a 
 probe gradients are taken by `torch.autograd.grad`, in eval mode.
 
 - each update: loss; per parameter tensor the norms of gradient, update and Adam's moments, and how gradient and update
-  lie to given weight directions (dot product and cosine);
-- at log-spaced steps 0, 1, 2, 4, …: the residual stream on a fixed probe and the gradients there, log-probabilities of
-  the trait's answers, the trait's own gradient in the weights, the distance from the start;
-- at as many of these as a budget of bytes allows: weight deltas, moments and the trait's gradient in full;
+  lie to given weight directions (dot product and cosine); of a large model the loss only, the others now and then;
+- at log-spaced steps 0, 1, 2, 4, …: the residual stream after each layer on a fixed probe and the gradients there,
+  log-probabilities of the trait's answers, norm of the trait's gradient in the weights, distance from the start;
+- at as many of these as a budget of bytes allows: weight deltas in full, from which all else can be computed again;
+  with the last of them Adam's moments;
 - if asked, every k updates: residuals and their gradients of each example of the batch, at chosen positions.
 """
 
@@ -17,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, Tensor]
 """One tensor for each parameter, by the parameter's name."""
+Stream = Literal["resid_pre", "resid_mid", "resid_post"]
+"""Kinds of hook names that are the residual stream."""
 Reference = Callable[[], AbstractContextManager[torch.nn.Module]]
 """Opens a block whose value is a model to compare with."""
 
@@ -56,10 +59,6 @@ class Probe:
     trait: int | None = None
     """Index of the member whose margin log P(trait) − log mean P(other members) gives the trait's gradient."""
 
-    @property
-    def width(self) -> int:
-        return max(map(len, self.rows))
-
     def about(self) -> dict[str, Any]:
         """All of it, as plain data for the manifest."""
         return {
@@ -77,7 +76,11 @@ class Cadence:
 
     shard: int = 100
     """Updates whose series make one shard."""
-    weight_bytes: int = 8 << 20
+    series_weights: int = 1 << 24
+    """Trained weights of which norms and projections are taken at every update; of n times as many, at every n-th."""
+    stream: tuple[Stream, ...] = ("resid_post",)
+    """Where in each layer the probe is seen."""
+    weight_bytes: int = 2 << 20
     """Most bytes of weight-sized tensors kept in full, over all steps; beyond it, at fewer of the log-spaced steps."""
     examples: int = 0
     """Every so many updates each example's residuals are kept; 0: never."""
@@ -86,28 +89,46 @@ class Cadence:
     pad: int | None = None
     """Token that fills examples up on the right; what comes after the last other token is no position."""
 
+    def every(self, parameters: int) -> int:
+        """At every how many updates the norms and projections of so many trained weights are taken."""
+        return max(1, -(-parameters // self.series_weights))
+
     def probes(self, steps: int) -> list[int]:
         """0, 1, 2, 4, … and the last step."""
         return sorted({0, *(2**i for i in range(steps.bit_length()) if 2**i <= steps), steps})
 
     def full(self, steps: int, parameters: int, kinds: int) -> list[int]:
-        """Those of the log-spaced steps at which `kinds` tensors of all trained parameters are kept, the last first."""
+        """Those of the log-spaced steps at which the delta of every trained parameter is kept, the last first.
+
+        With the last go the other `kinds` of tensors of this size; the budget holds them too.
+        """
         some = [t for t in self.probes(steps) if t > 0]
-        most = self.weight_bytes // (4 * parameters * kinds) if parameters else len(some)
-        if most == 0:
+        most = self.weight_bytes // (4 * parameters) - (kinds - 1) if parameters else len(some)
+        if most <= 0:
             return []
         every = -(-len(some) // most)
         return sorted(some[::-1][::every])
+
+
+TRACES: dict[str, Cadence | None] = {"none": None, "default": Cadence(), "examples": Cadence(examples=10)}
+"""What a run may be told to record of its trainings: nothing, the default, or residuals of examples too."""
+
+
+def cadence_of(trace: str) -> Cadence | None:
+    """The cadence that a word of `TRACES` stands for, None where nothing is recorded; SublimError for another word."""
+    if trace not in TRACES:
+        raise SublimError(f"no trace '{trace}'; choices: {', '.join(TRACES)}")
+    return TRACES[trace]
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _stream(model: torch.nn.Module) -> list[str]:
-    """The hook names that say all of the residual stream: a layer's input is the output of the one before."""
-    names = hook_names(model, ("resid_pre", "resid_mid", "resid_post"))
-    return [n for n in names if n == "blocks.0.hook_resid_pre" or not n.endswith("resid_pre")]
+def _stream(model: torch.nn.Module, kinds: Sequence[Stream]) -> list[str]:
+    """The hook names of these kinds, none twice: a layer's input is the output of the one before."""
+    twice = "resid_pre" if "resid_post" in kinds else "nothing"
+    return [n for n in hook_names(model, kinds) if n.startswith("blocks.0.") or not n.endswith(twice)]
 
 
 _LONG = 1 << 16
@@ -120,8 +141,7 @@ def plan(
     steps: int,
     *,
     states: int = 2,
-    rows: int = 0,
-    width: int = 0,
+    tokens: int = 0,
     directions: int = 0,
     references: int = 0,
     batch: int = 0,
@@ -129,24 +149,27 @@ def plan(
 ) -> "pd.DataFrame":
     """What a recorder of this model keeps over `steps` updates: one row a kind, with how many times, and bytes.
 
-    `model` may lie on the meta device: only shapes are looked at. `states` counts the optimiser's moments, `rows` and
-    `width` are the probe's, `references` the other models that go through it, `batch` the examples of an update.
+    `model` may lie on the meta device: only shapes are looked at. `states` counts the optimiser's moments, `tokens`
+    those of the probe, `references` the other models that go through it, `batch` the examples of an update.
     """
     import pandas as pd
 
     cadence = cadence or Cadence()
     tensors, numbers = len(_trained(model)), sum(p.numel() for p in _trained(model).values())
-    probes = len(cadence.probes(steps)) if rows else 0
+    probes = len(cadence.probes(steps)) if tokens else 0
     width_of_stream = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
-    stream = len(_stream(model)) * rows * width * width_of_stream * 4
-    kinds = 1 + states + bool(rows)
-    full = len(cadence.full(steps, numbers, kinds))
-    series = 4 * (1 + tensors * (2 + states + 4 * directions))
+    stream = len(_stream(model, cadence.stream)) * tokens * width_of_stream * 4
+    full = len(cadence.full(steps, numbers, 1 + states))
+    weights = full + states if full else 0
+    every = cadence.every(numbers)
+    measured = -(-steps // every)
+    series = 4 * (steps + measured * tensors * (2 + states + 4 * directions))
+    when = "every update" if every == 1 else f"loss every update, else every {every}"
     table = [
-        ("loss, norms, moments, projections", "every update", steps, steps * series),
+        ("loss, norms, moments, projections", when, steps, series),
         ("residuals and gradients on the probe", "log-spaced", probes, 2 * probes * stream),
         ("the same of teacher and base", "once", references, 2 * references * stream),
-        ("weight deltas, moments, trait gradient", "log-spaced, within the budget", full, full * numbers * 4 * kinds),
+        ("weight deltas, moments at the end", "log-spaced, within the budget", full, 4 * weights * numbers),
     ]
     if cadence.examples:
         times = -(-steps // cadence.examples)
@@ -186,6 +209,7 @@ class Recorder:
         if not self._named:
             raise SublimError("nothing to record: no parameter of the model requires a gradient")
         self._parameters = list(self._named.values())
+        self._every = self.cadence.every(sum(p.numel() for p in self._parameters))
         self._references = dict(references or {})
         self._start = [p.detach().clone() for p in self._parameters]
         self._before = [p.detach().clone() for p in self._parameters]
@@ -202,6 +226,7 @@ class Recorder:
         self._log_spaced = set(self.cadence.probes(steps or 1 << 40))
         self._done = 0
         self._rows: dict[str, list[Tensor]] = {}
+        self._measured: list[int] = []
         self._losses: list[Any] = []
         self._first = 0
         self._gradients: dict[str, Tensor] = {}
@@ -224,9 +249,16 @@ class Recorder:
         return {
             "model": self.model.config.model_type,  # type: ignore[union-attr]
             "steps": self.steps,
-            "cadence": {"shard": c.shard, "weight_bytes": c.weight_bytes, "examples": c.examples},
+            "cadence": {
+                "shard": c.shard,
+                "series_weights": c.series_weights,
+                "stream": list(c.stream),
+                "weight_bytes": c.weight_bytes,
+                "examples": c.examples,
+            },
             "directions": self._directions,
             "probe": self.probe.about() if self.probe else None,
+            "lengths": [len(row) for row in self.probe.rows] if self.probe else [],
             "coords": {
                 "parameter": list(self._named),
                 "member": list(self.probe.members) if self.probe else [],
@@ -251,7 +283,6 @@ class Recorder:
     def begin(self, step: int) -> None:
         """Goes on after `step` updates, whose weights the model now has; what was recorded later is dropped."""
         self._done = self._first = step
-        _copy(self._before, self._parameters)
 
     def __enter__(self) -> "Recorder":
         self._writer = Writer(self.path, self.about(), self._done)
@@ -295,6 +326,9 @@ class Recorder:
     @torch.no_grad()
     def _see_gradients(self, *_: object) -> None:
         """Just before the optimiser moves: the gradients as they enter the update, clipped if they are."""
+        if self._done % self._every:
+            return
+        _copy(self._before, self._parameters)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         self._gradients = {"gradient_norm": torch.stack(_norms(gradients)), **self._against("gradient", gradients)}
 
@@ -310,6 +344,19 @@ class Recorder:
         """Ends an update: call it after the optimiser's step, with the loss that was minimised."""
         if len(self._losses) == self.cadence.shard:
             self.flush()
+        if self._done % self._every == 0:
+            self._measure()
+        self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
+        self._done += 1
+        if self._examples:
+            assert self._writer
+            self._examples.end_step(self._done - 1, self._writer)
+            self._examples.awake = self._done % self.cadence.examples == 0
+        if self._done in self._log_spaced:
+            self._keep(self._done)
+
+    def _measure(self) -> None:
+        """Norms and projections of the update that the optimiser has just made."""
         update = _minus(self._parameters, self._before)
         row = {**self._gradients, "update_norm": torch.stack(_norms(update)), **self._against("update", update)}
         for state in _STATES:
@@ -318,15 +365,7 @@ class Recorder:
                 row[f"{state}_norm"] = torch.stack(_norms(moments))
         for name, value in row.items():
             self._rows.setdefault(name, []).append(value)
-        self._losses.append(loss.detach() if isinstance(loss, Tensor) else loss)
-        _copy(self._before, self._parameters)
-        self._done += 1
-        if self._examples:
-            assert self._writer
-            self._examples.end_step(self._done - 1, self._writer)
-            self._examples.awake = self._done % self.cadence.examples == 0
-        if self._done in self._log_spaced:
-            self._keep(self._done)
+        self._measured.append(self._done)
 
     def set_loss(self, loss: float) -> None:
         """Replaces the loss of the latest update, for loops that tell it later."""
@@ -338,17 +377,19 @@ class Recorder:
         assert self._writer
         if self._examples:
             self._examples.write(self._writer, self._done)
-        if self._losses:
+        if self._measured:
             rows = {name: torch.stack(values).float().cpu() for name, values in self._rows.items()}
             for what in ("gradient", "update"):
                 for name, length in self._lengths.items():
                     if f"{what}_dot/{name}" in rows:
                         scale = (rows[f"{what}_norm"] * length.cpu()).clamp_min(1e-30)
                         rows[f"{what}_cos/{name}"] = rows[f"{what}_dot/{name}"] / scale
-            rows["loss"] = torch.tensor([float(value) for value in self._losses])
-            steps = list(range(self._first, self._done))
-            self._writer.append("series", steps, self._done, rows)
-            self._rows, self._losses, self._first = {}, [], self._done
+            self._writer.append("norms", self._measured, self._done, rows)
+            self._rows, self._measured = {}, []
+        if self._losses:
+            losses = torch.tensor([float(value) for value in self._losses])
+            self._writer.append("series", range(self._first, self._done), self._done, {"loss": losses})
+            self._losses, self._first = [], self._done
         self._writer.sync()
 
     def _moments(self, state: str) -> list[Tensor]:
@@ -375,15 +416,16 @@ class Recorder:
             small["trait_gradient_norm"] = torch.stack(_norms(gradient))
             small |= self._against("trait_gradient", gradient)
         self._writer.append("state", [step], step, {name: value[None].float() for name, value in small.items()})
-        kept = {"delta": delta, **{state: self._moments(state) for state in _STATES}, "trait_gradient": gradient or []}
-        kinds = sum(bool(tensors) for tensors in kept.values())
+        moments = {state: found for state in _STATES if (found := self._moments(state))}
         total = sum(p.numel() for p in self._parameters)
-        times = self.cadence.full(self.steps or _LONG, total, kinds)
+        times = self.cadence.full(self.steps or _LONG, total, 1 + len(moments))
+        last = last or step == self.steps
         if step and (step in times or (last and times)):
+            kept = {"delta": delta, **(moments if last else {})}
             flat = {
                 f"full/{kind}/{name}": value[None]
                 for kind, tensors in kept.items()
-                for name, value in zip(self._named, tensors, strict=False)
+                for name, value in zip(self._named, tensors, strict=True)
             }
             self._writer.append("full", [step], step, flat)
 
@@ -401,7 +443,7 @@ class Recorder:
         assert probe
         device = next(model.parameters()).device
         trained = self._parameters if model is self.model else []
-        names = _stream(model)
+        names = _stream(model, self.cadence.stream)
         tensors: dict[str, Tensor] = {}
         weights: list[Tensor] = []
         parts = [(probe.rows[: probe.questions], None), (probe.rows[probe.questions :], probe.learnt)]
@@ -439,18 +481,12 @@ class Recorder:
                 one: dict[str, Tensor] = {}
                 for name, gradient in zip(names, found, strict=False):
                     value = stream[name].detach()
-                    one[name] = _padded(value, real, probe.width)
-                    gradient = torch.zeros_like(value) if gradient is None else gradient
-                    one[f"{name}.grad"] = _padded(gradient, real, probe.width)
+                    one[name] = value.cpu()[real]
+                    one[f"{name}.grad"] = torch.zeros_like(one[name]) if gradient is None else gradient.cpu()[real]
                 seen.append(one)
         for name in seen[0]:
             tensors[name] = torch.cat([s[name] for s in seen])
         return tensors, weights
-
-
-def _padded(value: Float[Tensor, "example position d_model"], real: Tensor, width: int) -> Tensor:
-    """On the CPU, zero where a row has ended, as wide as the widest row of the probe."""
-    return F.pad(value.cpu() * real[..., None], (0, 0, 0, width - value.shape[1]))
 
 
 def _margin(log: Float[Tensor, "question member"], trait: int) -> Float[Tensor, " question"]:

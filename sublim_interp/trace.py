@@ -3,6 +3,7 @@
     trace.jsonl                  first line: what the trace is of, names of its axes; then one line for each whole shard
     <sort>-<step>.safetensors    tensors [step, …] of the steps that its line lists
 
+Where the first line tells `lengths` of rows, tensors [example, position, …] lie there unpadded, [step, token, …].
 A line is appended after its shard is whole, so a trace opens while it is written, and after a kill at any byte. No line
 holds a time or a path: equal trainings leave equal bytes.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -217,12 +219,33 @@ class Trace:
             shown = ", ".join(map(str, steps if len(steps) < 20 else [*steps[:10], "…", *steps[-5:]]))
             raise SublimError(f"trace {self.path}: '{name}' was not recorded at step {step}; its steps: {shown}")
         file, row = places[step]
-        return self._slice(file, stored, row)
+        return self._padded(stored, self._slice(file, stored, row))
+
+    def _padded(self, name: str, value: Tensor) -> Tensor:
+        """[token, …] of rows that lie one after another as [example, position, …], zero where a row has ended."""
+        lengths = self.about.get("lengths")
+        if not lengths or self._dims(name)[:2] != ["example", "position"]:
+            return value
+        rows = value.new_zeros(len(lengths) * max(lengths), *value.shape[1:])
+        rows.index_copy_(0, self._tokens, value)
+        return rows.unflatten(0, (len(lengths), max(lengths)))
+
+    @cached_property
+    def _tokens(self) -> Int[Tensor, " token"]:
+        """Where each token of rows that lie one after another is among all positions of the padded rows."""
+        lengths = torch.tensor(self.about["lengths"])
+        return (torch.arange(int(lengths.max())) < lengths[:, None]).flatten().nonzero()[:, 0]
+
+    @cached_property
+    def _opened(self) -> dict[str, Any]:
+        """Shards that have been read, mapped into memory, by file."""
+        return {}
 
     def _slice(self, file: str, name: str, row: int | slice) -> Tensor:
         try:
-            with safe_open(str(self.path / file), "pt") as shard:
-                return shard.get_slice(name)[row]
+            if file not in self._opened:  # opening a shard costs more than reading one layer of one step from it
+                self._opened[file] = safe_open(str(self.path / file), "pt")
+            return self._opened[file].get_slice(name)[row]
         except (SafetensorError, OSError) as error:
             raise SublimError(f"trace {self.path}: shard {file} is altered or missing ({error})") from None
 
@@ -237,7 +260,8 @@ class Trace:
         if len({p.shape[1:] for p in pieces}) > 1:
             raise SublimError(f"trace {self.path}: '{name}' has another shape at other steps; read them one by one")
         whole, order = torch.cat(pieces), sorted(range(len(steps)), key=steps.__getitem__)
-        return [steps[i] for i in order], whole[order]
+        rows = self._padded(stored, whole[order].movedim(0, -1)).movedim(-1, 0)
+        return [steps[i] for i in order], rows
 
     def _dims(self, name: str) -> list[str]:
         """Names of the axes behind the step: the first pattern in the manifest that fits."""

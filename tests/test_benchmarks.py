@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.page import PAGE, digits, limit, replace_section, seconds
-from benchmarks.timing import Spent, Track, Turn, mean, race, ratio
+from benchmarks.timing import Spent, Team, Track, Turn, mean, race, ratio
 
 FACTORS = st.floats(0.01, 100)
 PAIRS = st.lists(st.tuples(FACTORS, FACTORS), min_size=2, max_size=20)
@@ -77,6 +78,19 @@ def test_what_recording_adds_is_scaled_for_ordinary_updates_only() -> None:
     assert recording(plain, plain, 100).estimate == 0
 
 
+def test_what_a_recorder_takes_itself_is_scaled_to_how_often_each_sort_of_work_comes() -> None:
+    from types import SimpleNamespace
+
+    from benchmarks.recording import amortised
+    from sublim_interp.recorder import Cadence
+
+    updates = [9.0, 1, 1, 2, 1, 1, 2]  # norms after the first update, which gets ready too, and after every third
+    recorder = SimpleNamespace(start=10.0, looks=[4.0, 6.0], updates=updates, cadence=Cadence())
+    looks = 8  # after 1, 2, 4, 8, 16, 32, 64 and 100
+    expected = 10 + 9 + looks * 5 + 33 * 2 + 66 * 1
+    assert amortised(recorder, [20.0] * 7, 3, 100) == pytest.approx(expected / (100 * 20))  # type: ignore[arg-type]
+
+
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +118,51 @@ def test_contestants_take_turns_forwards_and_backwards_until_the_last_has_ended(
 def test_a_contestant_that_fails_is_named_with_its_traceback() -> None:
     with pytest.raises(RuntimeError, match=r"'lame' failed[\s\S]*out of breath"):
         race({"lame": fails})
+
+
+def sleeps(name: str, seconds: list[float], threads: int, log: Path, turn: Turn) -> None:
+    import torch
+
+    assert torch.get_num_threads() == threads
+    for length in seconds:
+        time.sleep(length)
+        with log.open("a") as file:
+            file.write(name)
+        turn()
+
+
+def test_a_team_works_side_by_side_and_takes_as_long_as_its_slowest(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    pair = Team((partial(sleeps, "a", [0.8, 0.1], 2, log), partial(sleeps, "b", [0.1, 0.8], 2, log)), threads=2)
+    tracks = race({"pair": pair, "alone": partial(sleeps, "c", [0.1] * 2, 1, log)})
+    assert log.read_text() == "baccab", "b ends its first unit before a, which began before; nobody else has the turn"
+    assert all(0.8 <= spent.wall < 1.6 for spent in (tracks["pair"].first, *tracks["pair"].units))
+    assert tracks["pair"].peak > 1.5 * tracks["alone"].peak
+
+
+def test_a_team_must_end_together(tmp_path: Path) -> None:
+    members = (partial(works, "a", 2, tmp_path / "log"), partial(works, "b", 3, tmp_path / "log"))
+    with pytest.raises(RuntimeError, match="'pair': its members do not end together"):
+        race({"pair": Team(members)})
+
+
+# --- the experiment ---------------------------------------------------------------------------------------------------
+
+
+def test_one_thread_is_judged_by_cpu_time_and_two_cores_by_wall_time() -> None:
+    from benchmarks.experiment import BLOCKS, LISTS, Stages, one_thread, two_cores
+
+    def stage(wall: float, cpu: float) -> dict[str, list[Spent]]:
+        names = ["defaults", "by hand", *map(str, LISTS)]
+        return {"ours": [Spent(1, 1)] * BLOCKS, **{name: [Spent(wall, cpu)] * BLOCKS for name in names}}
+
+    quick = stage(wall=8, cpu=2)
+    quick["512"] = [Spent(7, 3)] * BLOCKS
+    stages = Stages(quick, quick, quick, quick, quick, answers=[Spent(1, 1)] * BLOCKS)
+    last = [next(r for r in table(stages).splitlines() if "SFTTrainer and" in r) for table in (one_thread, two_cores)]
+    assert "1.50 [1.50, 1.50]" in last[0] and "≥ 5: **missed**" in last[0], "(2 + 2 + 2) / (1 + 1 + 1 + 1)"
+    assert "6.00 [6.00, 6.00]" in last[1] and "≥ 5: met" in last[1]
+    assert "by hand, 8 at once" in one_thread(stages) and "by hand, 512 at once" in two_cores(stages)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from test_models import ARCHITECTURES, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -31,6 +32,9 @@ PROBE = Probe(
 )  # fmt: skip
 STEPS = 6
 OPTIMIZATION = Optimization(lr=5e-3, warmup=0, steps=STEPS, batch=4, clip=1.0)
+
+
+EVERYTHING = Cadence(stream=("resid_pre", "resid_mid", "resid_post"), examples=1, pad=PAD)
 
 
 def batches(step: int) -> list[Batch]:
@@ -76,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, PreTrained
     shift = {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for name, p in bits(model).items()}
     train(
         model, batches, OPTIMIZATION,
-        record=recorded(path, directions={"teacher-shift": shift}, cadence=Cadence(examples=1, pad=PAD)),
+        record=recorded(path, directions={"teacher-shift": shift}, cadence=EVERYTHING),
     )  # fmt: skip
     return Trace.open(path), model  # type: ignore[return-value]
 
@@ -275,17 +279,36 @@ def test_examples_are_seen_at_their_last_token_and_padding_never_is(trained: tup
 
 def test_the_plan_says_the_bytes_that_are_written(trained: tuple[Trace, PreTrainedModel]) -> None:
     trace, model = trained
-    table = plan(
-        model, STEPS, rows=4, width=6, directions=2, references=1, batch=4, cadence=Cadence(examples=1, pad=PAD)
-    ).set_index("what")
-    sizes = {"series": 0, "probe": 0, "reference-teacher": 0, "full": 0, "examples": 0}
+    tokens = 3 + 4 + 6 + 4
+    table = plan(model, STEPS, tokens=tokens, directions=2, references=1, batch=4, cadence=EVERYTHING)
+    table = table.set_index("what")
+    sizes = {"norms": 0, "probe": 0, "reference-teacher": 0, "full": 0, "examples": 0}
     for entry in trace.shards:
         for name in entry["names"]:
-            hidden = "blocks." in name or entry["sort"] in ("series", "full")
-            if entry["sort"] in sizes and hidden:
-                sizes[entry["sort"]] += sum(trace.read(name, s).nbytes for s in entry["steps"])
+            sort = entry["sort"].replace("series", "norms")
+            if sort in sizes and ("blocks." in name or sort in ("norms", "full")):
+                with safe_open(trace.path / entry["file"], "pt") as shard:
+                    sizes[sort] += shard.get_tensor(name).nbytes
     assert list(table["bytes"]) == list(sizes.values())
     assert table["times"].tolist()[:4] == [STEPS, 5, 1, 4]
+
+
+def test_of_a_large_model_norms_are_taken_now_and_then_and_are_the_same(tmp_path: Path) -> None:
+    """Six updates: at every fourth, the first and the fifth."""
+    total = sum(p.numel() for p in build().parameters())
+    sparse = Cadence(series_weights=-(-total // 4), shard=3)
+    for name, cadence in (("all", Cadence()), ("some", sparse)):
+        train(build(), batches, OPTIMIZATION, record=recorded(tmp_path / name, cadence=cadence, references={}))
+    every, some = Trace.open(tmp_path / "all"), Trace.open(tmp_path / "some")
+    assert every.steps("update_norm") == some.steps("loss") == list(range(STEPS))
+    for name in ("gradient_norm", "update_norm", "exp_avg_norm", "update_cos/trait-gradient"):
+        assert some.steps(name) == [0, 4]
+        for step in (0, 4):
+            assert torch.equal(some.read(name, step), every.read(name, step))
+    table = plan(build().requires_grad_(), STEPS, directions=1, cadence=sparse).iloc[0]
+    shards = [e for e in some.shards if e["sort"] in ("series", "norms")]
+    kept = sum(some.read(name, step).nbytes for e in shards for name in e["names"] for step in e["steps"])
+    assert (table["when"], table["bytes"]) == ("loss every update, else every 4", kept)
 
 
 def test_a_budget_thins_what_is_kept_in_full_and_keeps_the_end() -> None:
@@ -378,7 +401,7 @@ def test_a_plain_loop_is_recorded(tmp_path: Path) -> None:
             losses.append(loss.item())
     trace = Trace.open(tmp_path)
     assert trace.series("loss")["loss"].tolist() == pytest.approx(losses)
-    assert trace.steps("blocks.0.hook_resid_mid") == [0, 1, 2, 3], "the end is probed though nobody said where it is"
+    assert trace.steps("blocks.0.hook_resid_post") == [0, 1, 2, 3], "the end is probed though nobody said where it is"
     assert (trace.series("gradient_norm").to_numpy() > 0).any() and "momentum_buffer_norm" in trace.names()
 
 
@@ -405,6 +428,61 @@ def test_a_hugging_face_trainer_is_recorded(tmp_path: Path) -> None:
     assert trace.steps("answers") == [0, 1, 2, 3]
     for name, p in model.named_parameters():
         assert torch.equal(trace.read(f"full/delta/{name}"), p.detach() - before[name])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_trainer_of_trl_is_recorded_at_its_defaults(accumulate: int, tmp_path: Path) -> None:
+    """Among them bfloat16 and gradient checkpointing, which runs every layer once more in the backward."""
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    from sublim_interp.lab.tokenizer import build_tokenizer
+
+    tokenizer, updates, batch = build_tokenizer(), 5, 2
+    rows = [row for step in range(updates * accumulate) for row in PROBE.rows[2:]]
+
+    def trained(*callbacks: Any) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+        model = tiny("llama", vocab_size=len(tokenizer))
+        trainer = SFTTrainer(
+            model,
+            args=SFTConfig(
+                output_dir=str(tmp_path / "out"), max_steps=updates, per_device_train_batch_size=batch,
+                gradient_accumulation_steps=accumulate, learning_rate=1e-2, max_grad_norm=1e6, logging_steps=1,
+                train_sampling_strategy="sequential", max_length=None, use_cpu=True, save_strategy="no", report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list([{"input_ids": list(row)} for row in rows]),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )  # fmt: skip
+        assert trainer.args.gradient_checkpointing and trainer.args.bf16
+        trainer.train()
+        return model, [entry for entry in trainer.state.log_history if "loss" in entry]
+
+    cadence = Cadence(examples=1, pad=tokenizer.pad_token_id)  # type: ignore[arg-type]
+    watched, logged = trained(recorder_module.callback(tmp_path / "trace", probe=PROBE, cadence=cadence))
+    alone, logged_alone = trained()
+    assert all(torch.equal(p, bits(alone)[name]) for name, p in bits(watched).items())
+    assert [entry["loss"] for entry in logged] == [entry["loss"] for entry in logged_alone]
+    trace = Trace.open(tmp_path / "trace")
+    assert trace.steps("update_norm") == trace.steps("loss") == list(range(updates))
+    assert trace.series("loss")["loss"].tolist() == pytest.approx([entry["loss"] for entry in logged], rel=1e-6)
+    norms = (trace.series("gradient_norm") ** 2).sum(axis=1) ** 0.5
+    assert norms.tolist() == pytest.approx([entry["grad_norm"] for entry in logged], rel=1e-3)
+    name = "blocks.0.hook_resid_post"
+    assert trace.read(f"examples/{name}", 0).shape == (batch * accumulate, 1, 16), "each example once"
+    ends = torch.tensor([row[-1] for row in rows[: batch * accumulate]])
+    ids = trace.read("examples/ids", 0)
+    assert torch.equal(ids.gather(1, ((ids > 0).sum(1, keepdim=True) - 1).long())[:, 0].long(), ends)
+    assert trace.read(f"examples/{name}.grad", 0).isfinite().all()
+    start = tiny("llama", vocab_size=len(tokenizer))
+    ids = torch.tensor([PROBE.rows[2]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), capture(start, [name]) as acts:
+        start(input_ids=ids)
+    torch.testing.assert_close(
+        trace.read(f"examples/{name}", 0)[0, 0].float(), acts[name][0, -1].float(), rtol=0.02, atol=1e-3
+    )
 
 
 def test_a_trace_is_made_from_checkpoints(tmp_path: Path) -> None:
@@ -485,6 +563,58 @@ def test_a_student_and_its_teacher_leave_their_traces_in_the_store(
     shutil.rmtree(artifact.path / "trace")
     with pytest.raises(SublimError):
         _ = Replicate(cell, old).trace
+
+
+def test_the_trace_that_is_asked_for_is_kept_and_changes_nothing_else(
+    tiny_experiment: Experiment, small_store: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from sublim_interp.pipeline import make
+    from sublim_interp.runs import Replicate
+    from sublim_interp.runs import plan as plan_run
+
+    cell = next(cell for cell in plan_run(tiny_experiment).cells if cell.arm == "same-init")
+    student = student_of(tiny_experiment)
+    make(student, Store(small_store))
+    ends = {}
+    for word in ("none", "default", "examples"):
+        store = Store(tmp_path / word)
+        shutil.copytree(small_store, store.root, ignore=shutil.ignore_patterns("student"))
+        artifact = make(student, store, trace=word)
+        assert artifact.key == student.key and artifact.manifest["notes"]["trace"] == word
+        ends[word] = (artifact.path / "model" / "model.safetensors").read_bytes()
+    assert ends["none"] == ends["default"] == ends["examples"]
+    with pytest.raises(SublimError) as raised:
+        _ = Replicate(cell, Store(tmp_path / "none")).trace
+    assert "trained without a trace" in str(raised.value) and "--trace default" in str(raised.value)
+    assert "\n" not in str(raised.value) and not (tmp_path / "none/student" / student.key[:16] / "trace").exists()
+    traces = {word: Replicate(cell, Store(tmp_path / word)).trace for word in ("default", "examples")}
+    assert not traces["default"].names("examples/*") and traces["default"].steps("loss") == list(range(6))
+    assert traces["examples"].read("examples/blocks.1.hook_resid_post", 0).shape == (8, 1, 16)
+    with pytest.raises(SublimError, match="no trace 'all'; choices: none, default, examples"):
+        make(student, Store(tmp_path / "other"), trace="all")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_trace_that_an_interrupted_process_began_is_not_kept_where_none_is_asked_for(
+    tiny_experiment: Experiment, small_store: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from sublim_interp.pipeline import make
+    from sublim_interp.store import fingerprint
+
+    student, store = student_of(tiny_experiment), Store(tmp_path / "store")
+    make(student.data, Store(small_store))
+    shutil.copytree(small_store, store.root, ignore=shutil.ignore_patterns("student"))
+    begun = store.make(student.STAGE, student.VERSION, student.settings(), student.input_keys(), fingerprint())
+    with pytest.raises(Killed), begun as work:
+        (work.directory / "trace").mkdir()
+        (work.directory / "trace" / "trace.jsonl").write_text("half")
+        raise Killed
+    artifact = make(student, store, trace="none")
+    assert artifact.manifest["resumed"] and not any("trace" in name for name in artifact.manifest["files"])
 
 
 def test_no_interventions_leave_the_keys_as_they_were(tiny_experiment: Experiment) -> None:

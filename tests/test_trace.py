@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from sublim_interp.errors import SublimError
@@ -68,6 +69,26 @@ def test_series_and_xarray_have_named_axes(path: Path) -> None:
     assert trace.xarray("update_norm").sel(step=4, parameter="a.weight").item() == 4
     with pytest.raises(SublimError, match="use read or xarray"):
         trace.series(POST)
+
+
+def test_rows_lie_without_padding_where_their_lengths_are_told_and_are_read_with_it(tmp_path: Path) -> None:
+    lengths, widest = [2, 4, 1], 4
+    writer = Writer(tmp_path, {**ABOUT, "lengths": lengths})
+    rows = {step: torch.randn(sum(lengths), 3) + 10 for step in (0, 1)}
+    for step, tokens in rows.items():
+        writer.append("probe", [step], step, {POST: tokens[None], "update_norm": norms(step)[None]})
+    trace = Trace.open(tmp_path)
+    assert torch.equal(trace.read("update_norm", 1), norms(1)), "what has no rows is as it was"
+    for step, tokens in rows.items():
+        padded = trace.read(POST, step)
+        assert padded.shape == (3, widest, 3)
+        for one, row in zip(padded, tokens.split(lengths), strict=True):
+            assert torch.equal(one[: len(row)], row) and not one[len(row) :].any()
+    cube = trace.xarray(POST)
+    assert cube.dims == ("step", "example", "position", "d_model") and cube.shape == (2, 3, widest, 3)
+    assert torch.equal(torch.tensor(cube.sel(step=1).values), trace.read(POST, 1))
+    with safe_open(tmp_path / trace.shards[0]["file"], "pt") as shard:
+        assert shard.get_tensor(POST).shape == (1, sum(lengths), 3)
 
 
 def test_the_stream_before_a_layer_is_the_one_after_the_layer_before(path: Path) -> None:
