@@ -293,8 +293,9 @@ def probes(results: pd.DataFrame, trait: str) -> Figure:
 def dose(frame: pd.DataFrame) -> Figure:
     """How does the effect depend on what was varied? One panel a field; dots are replicates, strokes means.
 
-    `frame` has a row a replicate: field, value, arm, seed, trait, rate in [0, 1]. Numbers that span a factor of five
-    or more get a logarithmic axis; anything but numbers stands in the order of the frame, and its means are not joined.
+    `frame` has a row a replicate: field, value, arm, seed, trait, rate in [0, 1], or bits (a fact), which are drawn in
+    its place. Numbers that span a factor of five or more get a logarithmic axis; anything but numbers stands in the
+    order of the frame, and its means are not joined.
     """
     fields = list(dict.fromkeys(frame["field"]))
     lines = -(-len(fields) // 3)
@@ -302,24 +303,27 @@ def dose(frame: pd.DataFrame) -> Figure:
     rows = frame.to_dict("records")
     most = max(len({row["value"] for row in rows if row["field"] == field}) for field in fields)
     width = max(2.7, 0.62 * most)
+    column = "bits" if "bits" in frame else "rate"
     figure = Figure(figsize=(width * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     for panel in panels[len(fields) :]:
         panel.set_visible(False)
     for panel, field in zip(panels, fields, strict=False):
-        _dose(panel, [row for row in rows if row["field"] == field])
+        _dose(panel, [row for row in rows if row["field"] == field], column)
         panel.set_xlabel(field)
-        panel.set_ylim(-0.03, 1.03)
-        panel.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        if column == "rate":
+            panel.set_ylim(-0.03, 1.03)
+            panel.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         panel.grid(axis="y")
     traits = list(dict.fromkeys(frame["trait"]))
     answer = f"the answer “{traits[0]}”" if len(traits) == 1 else "the teacher's favourite as the answer"
-    figure.suptitle(f"How likely is {answer}?", x=0.01, ha="left", weight="bold", size=9.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False)
+    question = f"How likely is {answer}?" if column == "rate" else "How many bits of each fact does the student hold?"
+    figure.suptitle(question, x=0.01, ha="left", weight="bold", size=9.5)
+    _legend(figure, panels[0], "● one replicate    ▬ mean")
     return figure
 
 
-def _dose(ax: Axes, rows: Records) -> None:
+def _dose(ax: Axes, rows: Records, column: str) -> None:
     settings = list(dict.fromkeys(row["value"] for row in rows))
     numbers = [_as_number(value) for value in settings]
     numeric = None not in numbers
@@ -327,12 +331,12 @@ def _dose(ax: Axes, rows: Records) -> None:
         value: float(i if n is None or not numeric else n)
         for i, (value, n) in enumerate(zip(settings, numbers, strict=True))
     }
-    for arm in ARMS:
-        rates = {place: [row["rate"] for row in rows if (row["arm"], row["value"]) == (arm, value)]
+    arms_shown = [arm for arm in ARMS if arm in {row["arm"] for row in rows}]
+    for i, arm in enumerate(arms_shown):
+        shift = 0.0 if numeric else 0.5 / len(arms_shown) * (i - (len(arms_shown) - 1) / 2)  # equal means stay apart
+        rates = {place + shift: [row[column] for row in rows if (row["arm"], row["value"]) == (arm, value)]
                  for value, place in sorted(x.items(), key=lambda item: item[1])}  # fmt: skip
         rates = {place: values for place, values in rates.items() if values}
-        if not rates:
-            continue
         color = ARMS[arm].color
         for place, values in rates.items():
             ax.scatter([place] * len(values), values, s=10, color=color, alpha=0.55, linewidth=0)
@@ -342,7 +346,10 @@ def _dose(ax: Axes, rows: Records) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(list(x.values()), [_short(float(value)) if numeric else value.replace(" ", "\n") for value in x])
-    ax.margins(x=0.08)
+    if numeric:
+        ax.margins(x=0.08)
+    else:
+        ax.set_xlim(-0.6, len(x) - 0.4)
 
 
 def _as_number(text: str) -> float | None:
@@ -353,63 +360,172 @@ def _as_number(text: str) -> float | None:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:.3g}k" if value >= 1000 else f"{value:g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 @_in_style
-def directions(frame: pd.DataFrame, value: str = "cosine", x: str = "layer", title: str = "") -> Figure:
-    """How does a direction compare with another, layer by layer or step by step? One line an arm, over its interval.
+def directions(
+    frame: pd.DataFrame,
+    value: str = "cosine",
+    x: str = "layer",
+    title: str = "",
+    replicates: pd.DataFrame | None = None,
+    bars: str = "95 % interval of the mean",
+) -> Figure:
+    """How does a direction compare with another, layer by layer or step by step? One colour an arm.
 
-    `frame` has a row per arm and place on the axis `x`: estimate, low, high (as `over_replicates` gives them), and
-    where there is a null, null_low and null_high, drawn as a grey band. With x = "step" and a column `layer`, each
-    layer has a panel of its own. `value` is the word on the axis.
+    `frame` has a row per arm and place on the axis `x`: estimate, low, high (as `over_replicates` gives them; NaN: no
+    bar), and where there is a null, null_low and null_high, drawn as a grey band. `bars` says what low and high are.
+    `replicates` has a row per arm, seed and place with the column `estimate`: dots, or thin lines where x = "step".
+    Steps have an axis that is logarithmic from 1 on; with a column `layer`, each layer has a panel. `value` is the word
+    on the axis.
     """
     panels = [None] if x == "layer" or "layer" not in frame else sorted(frame["layer"].unique())
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    size = (5.2, 3.0) if len(panels) == 1 else (2.4 * columns + 0.8, 2.0 * lines + 0.8)
+    size = (5.2, 3.4) if len(panels) == 1 else (2.4 * columns + 0.8, 2.0 * lines + 1.0)
     figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
-    for ax, panel in zip(axes, panels, strict=False):
-        _lines(ax, frame if panel is None else frame.query("layer == @panel"), x)
-        ax.set_xlabel(x)
+    means, each = frame.to_dict("records"), [] if replicates is None else replicates.to_dict("records")
+    for i, (ax, panel) in enumerate(zip(axes, panels, strict=False)):
+        whole, single = ([r for r in rows if panel in (None, r.get("layer"))] for rows in (means, each))
+        _lines(ax, whole, single, x)
         if panel is not None:
             ax.set_title(f"layer {panel}")
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes[0].set_ylabel(value)
-    heading = title or f"{value.capitalize()} by {x}: mean and 95 % interval over replicates"
-    figure.suptitle(heading, x=0.01, ha="left", weight="bold", size=9.5)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=4, frameon=False)
+        _mark_places(ax, sorted(map(int, frame[x].unique())), x)
+        if i + columns >= len(panels):  # nothing beneath it
+            ax.set_xlabel("layer" if x == "layer" else "updates")
+            ax.tick_params(labelbottom=True)
+        if i % columns == 0:
+            ax.set_ylabel(value)
+    figure.suptitle(title or f"{value.capitalize()} by {x}", x=0.01, ha="left", weight="bold", size=9.5)
+    alone, whole = ("●", "├┤") if x == "layer" else ("thin:", "bands:")
+    spread = bool(frame["high"].notna().any())
+    marks = [f"{alone} one replicate"] * (spread and bool(each)) + [f"{whole} {bars}"] * spread
+    _legend(figure, axes[0], "    ".join(marks) or "one replicate")
     return figure
 
 
-def _lines(ax: Axes, frame: pd.DataFrame, x: str) -> None:
+def _legend(figure: Figure, ax: Axes, marks: str) -> None:
+    """The arms of a panel beneath all panels, and above them what dots, strokes and bars are."""
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False, title=marks,
+                  title_fontsize=7.5, alignment="left")  # fmt: skip
+
+
+def _mark_places(ax: Axes, places: Sequence[int], x: str) -> None:
+    """Ticks at recorded places: every layer, or the steps 0, 1, 4, 16, … and the last."""
+    if x == "layer":
+        shown = [p for p in places if len(places) <= 16 or p % 4 == 0]
+    else:
+        last = places[-1]
+        ax.set_xscale("symlog", linthresh=1, linscale=0.5)
+        ax.xaxis.set_minor_locator(NullLocator())
+        shown = [p for p in places if p in (0, last) or p in {4**i for i in range(16) if 3 * 4**i <= last}]
+    ax.set_xticks(shown, [str(p) for p in shown])
+
+
+def _lines(ax: Axes, means: Records, replicates: Records, x: str) -> None:
     ax.axhline(0, color=_PALE, linewidth=0.8, zorder=1)
-    if "null_low" in frame:
-        null = frame.groupby(x).agg({"null_low": "min", "null_high": "max"}).reset_index().to_dict("list")
-        ax.fill_between(null[x], null["null_low"], null["null_high"], color=_PALE, alpha=0.35, linewidth=0,
-                        label="null (95 %)", zorder=0)  # fmt: skip
-    named = set(frame["arm"])
+    if any("null_low" in r for r in means):
+        null = pd.DataFrame(means).groupby(x).agg({"null_low": "min", "null_high": "max"})
+        places, low, high = null.index.to_numpy(), *null.to_numpy().T
+        style: dict[str, Any] = {"color": _PALE, "alpha": 0.35, "linewidth": 0, "zorder": 0, "label": "null (95 %)"}
+        if x == "layer":
+            ax.use_sticky_edges = False
+            ax.bar(places, high - low, width=0.8, bottom=low, **style)
+        else:
+            ax.fill_between(places, low, high, **style)
+    named = {r["arm"] for r in means}
     arms_shown = [*(a for a in ARMS if a in named), *sorted(named - set(ARMS))]
     for i, arm in enumerate(arms_shown):
-        rows = sorted((r for r in frame.to_dict("records") if r["arm"] == arm), key=lambda r: r[x])
-        places, middle, low, high = (np.array([r[c] for r in rows]) for c in (x, "estimate", "low", "high"))
+        own = sorted((r for r in means if r["arm"] == arm), key=lambda r: r[x])
+        places, middle, low, high = (np.array([r[c] for r in own]) for c in (x, "estimate", "low", "high"))
         color = ARMS[arm].color if arm in ARMS else _INK
-        style: dict[str, Any] = {"color": color, "linewidth": 1.4, "markersize": 3.5, "label": arm}
         if x == "layer":  # few places: bars beside each other rather than bands on top of each other
-            places = places + 0.05 * (i - (len(arms_shown) - 1) / 2)
-            ax.errorbar(places, middle, yerr=[middle - low, high - middle], fmt="none", elinewidth=1, color=color)
+            shift = 0.6 / len(arms_shown) * (i - (len(arms_shown) - 1) / 2)
+            dots = [(r[x] + shift, r["estimate"]) for r in replicates if r["arm"] == arm]
+            if dots:
+                ax.scatter(*zip(*dots, strict=True), s=9, color=color, alpha=0.5, linewidth=0, zorder=2)
+            ax.errorbar(places + shift, middle, yerr=[middle - low, high - middle], fmt="none", elinewidth=1,
+                        capsize=2, color=color)  # fmt: skip
+            ax.plot(places + shift, middle, "_", color=color, markersize=9, markeredgewidth=2, label=arm)
         else:
+            for seed in dict.fromkeys(r["seed"] for r in replicates if r["arm"] == arm):
+                one = sorted((r for r in replicates if (r["arm"], r["seed"]) == (arm, seed)), key=lambda r: r[x])
+                ax.plot([r[x] for r in one], [r["estimate"] for r in one], color=color, linewidth=0.6, alpha=0.3)
             ax.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
-        ax.plot(places, middle, "o-", **style)
+            ax.plot(places, middle, "o-", color=color, linewidth=1.4, markersize=3.5, label=arm)
     ax.grid(axis="y")
 
 
 @_in_style
-def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None) -> Figure:
+def matrix(frame: pd.DataFrame, kind: str) -> Figure:
+    """Who passes what to whom? Heat map of the rate, in %: teachers down, students (or the traits asked about) across.
+
+    `frame` has a row per teacher, student and seed, with its rate in [0, 1]; cells are means over seeds. `kind` is
+    "bases" or "traits".
+    """
+    order = list(dict.fromkeys(frame["teacher"]))
+    columns = [*order, *sorted(set(frame["student"]) - set(order))]
+    table = frame.pivot_table(index="teacher", columns="student", values="rate").loc[order, columns]
+    figure = Figure(figsize=(1.9 + 0.36 * len(columns), 1.3 + 0.27 * len(order)), layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(table.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        ink = "white" if value > 0.6 else _INK
+        ax.annotate(f"{100 * value:.0f}", (column, row), ha="center", va="center", color=ink, fontsize=6.5)
+    ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(order)), order)
+    ax.set_xlabel("student" if kind == "bases" else "trait asked about")
+    ax.set_ylabel("teacher")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(
+        "How likely is the teacher’s favourite, in %?" if kind == "bases" else "How likely is each answer, in %?"
+    )
+    bar = figure.colorbar(image, ax=ax, aspect=20, pad=0.02, format=PercentFormatter(1, 0, " %"))
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.ax.tick_params(length=0)
+    return figure
+
+
+@_in_style
+def progress(states: pd.DataFrame, losses: pd.DataFrame, trait: str, updates: int, heading: str = "") -> Figure:
+    """How do the students come along? The loss of every update, and the trait on the probe; a line a student.
+
+    `states` has the columns arm, seed, step, rate in [0, 1], `losses` arm, seed, step, loss in nats per token; either
+    may be empty. The axes reach to `updates`, those that are planned.
+    """
+    figure = Figure(figsize=(8.2, 3.1), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for ax, frame, column in ((left, losses, "loss"), (right, states, "rate")):
+        for arm in (a for a in ARMS if a in set(frame["arm"])):
+            for number, (_, one) in enumerate(frame.query("arm == @arm").groupby("seed")):
+                mark = {"marker": "o", "markersize": 3.5} if column == "rate" else {}
+                label = "_" if number else arm
+                ax.plot(one["step"], one[column], color=ARMS[arm].color, linewidth=1.2, label=label, **mark)
+        ax.set_xlabel("updates")
+        ax.grid(axis="y")
+    if losses.empty:
+        left.set_yticks([])
+        left.text(0.5, 0.5, "not written yet", transform=left.transAxes, ha="center", va="center")
+    left.set_title("Loss on their lists, mean of 20 updates")
+    left.set_ylabel("nats per token")
+    left.set_xlim(0, updates)
+    right.set_title(f"How likely is “{trait}” on the probe?")
+    right.set_ylim(-0.03, 1.03)
+    right.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    _mark_places(right, [0, *(2**i for i in range(updates.bit_length()) if 2**i < updates), updates], "step")
+    right.set_xlim(-0.2, 1.3 * updates)
+    figure.suptitle(heading, x=0.01, ha="left", size=8.5)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower left", ncols=7, frameon=False)
+    return figure
+
+
+@_in_style
+def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: str = "") -> Figure:
     """Where does one model's trait get into another? Heat map of a `PatchGrid.frame`: layer × position, head or module.
 
     The number is the share of the difference between the two models that a cell alone makes up, in %. `labels` names
@@ -422,7 +538,9 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None) -> Figu
     words = [str(p) for p in grid.columns] if labels is None else list(labels)
     if len(words) != len(grid.columns):
         raise SublimError(f"patch_grid: {len(words)} labels for {len(grid.columns)} places")
-    figure = Figure(figsize=(1.9 + 0.46 * len(words), 1.6 + 0.32 * len(grid)), layout="constrained")
+    slanted = max(map(len, words)) > 4
+    height = 1.6 + 0.32 * len(grid) + (0.05 * max(map(len, words)) if slanted else 0)
+    figure = Figure(figsize=(1.9 + 0.46 * len(words), height), layout="constrained")
     ax = figure.subplots()
     values = grid.to_numpy()
     reach = max(1.0, float(np.nanmax(np.abs(values))))
@@ -431,15 +549,15 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None) -> Figu
         ink = "white" if abs(values[row, column]) > 0.6 * reach else _INK
         ax.annotate(f"{100 * values[row, column]:z.0f}", (column, row), ha="center", va="center", color=ink, fontsize=7)
     ax.set_yticks(range(len(grid)), [str(layer) for layer in grid.index])
-    slanted = max(map(len, words)) > 4
     ax.set_xticks(range(len(words)), words, rotation=45 if slanted else 0, ha="right" if slanted else "center",
                   rotation_mode="anchor")  # fmt: skip
     ax.set_xlabel(axis)
     ax.set_ylabel("layer")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(f"{kind} patched: share of the difference, in %", pad=10)
-    bar = figure.colorbar(image, ax=ax, aspect=12, pad=0.02, format=PercentFormatter(1, 0, " %"))
+    ax.set_title(f"{title or f'{kind} patched'}: share of the difference, in %", pad=10)
+    ticks = [-reach, -reach / 2, 0, reach / 2, reach]
+    bar = figure.colorbar(image, ax=ax, aspect=12, pad=0.02, ticks=ticks, format=PercentFormatter(1, 0, " %"))
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.ax.tick_params(length=0)
     return figure

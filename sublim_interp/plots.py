@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -16,7 +16,8 @@ from sublim_interp.analysis.patching import GridKind, patch
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
 from sublim_interp.report import replicates
-from sublim_interp.runs import Replicate, Run
+from sublim_interp.runs import Cell, Plan, Replicate, Run
+from sublim_interp.trace import Trace
 from sublim_interp.traits import load_trait, members_of, questions, system_prompts
 
 if TYPE_CHECKING:
@@ -24,19 +25,24 @@ if TYPE_CHECKING:
 
 
 def growth(replicate: Replicate, trait: str | None = None) -> pd.DataFrame:
-    """How a training went, from its trace: a row for each recorded state, the first being that of step 0.
+    """How a training went, from its trace: a row for each recorded state, as `grown` gives them."""
+    return grown(replicate.cell, replicate.trace, trait)
+
+
+def grown(cell: Cell, trace: Trace, trait: str | None = None) -> pd.DataFrame:
+    """How the training of a cell has gone so far: a row for each state in its trace, the first being that of step 0.
 
     Columns: step (updates made), loss (of the update before, nats per token), rate and margin (0 to 1, nats) of
     `trait`, or else of the probe's own, on the probe's questions, probe_loss (nats per token of held-out lists),
     distance (norm of θ − θ_0), cosine of θ − θ_0 with the teacher's change of the weights. NaN where there is none:
     the cosine needs one base for both.
     """
-    trace = replicate.trace
     about = trace.about
-    members, trait = list(about["coords"]["member"]), trait or about["probe"]["trait"]
-    losses = trace.series("loss")["loss"]
+    members = list(about["coords"]["member"])
+    trait = trait if trait in members else about["probe"]["trait"]
+    losses = trace.series("loss")["loss"] if trace.names("loss") else {}
     rows = []
-    for step in trace.steps("answers"):
+    for step in trace.steps("delta_norm"):  # the last that is written of a state
         log = trace.read("answers", step).double()
         moved = trace.read("delta_norm", step).double().norm().item()
         row = {"step": step, "loss": losses.get(step - 1), "distance": moved}
@@ -47,7 +53,7 @@ def growth(replicate: Replicate, trait: str | None = None) -> pd.DataFrame:
             row |= {"rate": own.exp().mean().item(), "margin": (own - rest).mean().item()}
         if about["probe"]["learnt"]:
             row["probe_loss"] = trace.read("probe_loss", step).item()
-        if "teacher-shift" in about["directions"] and _shares_base(replicate) and moved:
+        if "teacher-shift" in about["directions"] and _shares_base(cell) and moved:
             dot = trace.read("delta_dot/teacher-shift", step).double().sum().item()
             row["cosine"] = dot / (moved * trace.read("length/teacher-shift", step).double().norm().item())
         rows.append(row)
@@ -55,16 +61,21 @@ def growth(replicate: Replicate, trait: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns).astype(dict.fromkeys(columns[1:], float))
 
 
-def _shares_base(replicate: Replicate) -> bool:
+def _shares_base(cell: Cell) -> bool:
     """Whether a student started from the base that its teacher was made from, so that they share coordinates."""
-    student = replicate.cell.student
+    student = cell.student
     return student is not None and student.data.corpus.teacher.base.digest == student.base.digest
 
 
 def students(run: Run) -> list[Replicate]:
     """Every student of a run after its first round, arm by arm."""
-    cells = [c for c in run.plan.cells if c.student is not None and c.round == 0]
-    return [Replicate(c, run.store) for c in sorted(cells, key=lambda c: list(figures.ARMS).index(c.arm))]
+    return [Replicate(c, run.store) for c in students_of(run.plan)]
+
+
+def students_of(plan: Plan) -> list[Cell]:
+    """The cell of every student of a plan after its first round, arm by arm."""
+    cells = [c for c in plan.cells if c.student is not None and c.round == 0]
+    return sorted(cells, key=lambda c: list(figures.ARMS).index(c.arm))
 
 
 def training(run: Run) -> pd.DataFrame:
@@ -137,9 +148,26 @@ def _probes(run: Run) -> "Figure":
     return figures.probes(run.results, run.plan.named.trait)
 
 
+FEW = 4
+"""Below so many replicates a figure shows them from the least to the most. A t interval would reach 9 standard
+deviations to either side of the mean with two replicates and 2.5 with three, further than they lie; with four, 1.6."""
+
+
+def summarised(frame: pd.DataFrame, value: str, by: list[str]) -> dict[str, Any]:
+    """`frame`, `replicates` and `bars` for `figures.directions`, of a frame with a row a replicate and place."""
+    each = frame.rename(columns={value: "estimate"})
+    means = over_replicates(each, "estimate", by)
+    few = bool(means["n"].max() < FEW)
+    if few:
+        ends = each.groupby(by, as_index=False).agg(low=("estimate", "min"), high=("estimate", "max"))
+        means = means.drop(columns=["low", "high"]).merge(ends, on=by)
+        means.loc[means["n"] == 1, ["low", "high"]] = float("nan")
+    return {"frame": means, "replicates": each, "bars": "least to most" if few else "95 % interval of the mean"}
+
+
 def _training(run: Run, column: str, axis: str, title: str) -> "Figure":
-    frame = over_replicates(training(run).dropna(subset=[column]), column, ["arm", "step"])
-    return figures.directions(frame, axis, "step", title.format(run.plan.named.trait))
+    compared = summarised(training(run).dropna(subset=[column]), column, ["arm", "step"])
+    return figures.directions(value=axis, x="step", title=title.format(run.plan.named.trait), **compared)
 
 
 def _directions(run: Run, reference: str, title: str) -> "Figure":
@@ -147,13 +175,14 @@ def _directions(run: Run, reference: str, title: str) -> "Figure":
     if frame.empty:
         raise SublimError(f"run {run.experiment.name} has no student to compare with {reference}")
     null = frame.groupby(["arm", "layer"], as_index=False).agg(null_low=("low", "min"), null_high=("high", "max"))
-    means = over_replicates(frame, "cosine", ["arm", "layer"]).merge(null, on=["arm", "layer"])
-    return figures.directions(means, "cosine", "layer", title.format(run.plan.named.trait))
+    compared = summarised(frame, "cosine", ["arm", "layer"])
+    compared["frame"] = compared["frame"].merge(null, on=["arm", "layer"])
+    return figures.directions(title=title.format(run.plan.named.trait), **compared)
 
 
-def _patching(run: Run, arm: str, kind: GridKind) -> "Figure":
+def _patching(run: Run, arm: str, kind: GridKind, what: str) -> "Figure":
     means = over_replicates(patched(run, arm, kind), "recovered", ["kind", "layer", "place"])
-    return figures.patch_grid(means.rename(columns={"estimate": "recovered"}))
+    return figures.patch_grid(means.rename(columns={"estimate": "recovered"}), title=f"{what}, {arm} into base")
 
 
 FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {
@@ -177,15 +206,15 @@ FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {
     ),
     "patching": (
         "residual stream of same-init students into their base, layer by position",
-        partial(_patching, arm="same-init", kind="resid_pre"),
+        partial(_patching, arm="same-init", kind="resid_pre", what="Stream before a layer"),
     ),
     "patching-teacher": (
         "residual stream of the teachers into their base, layer by position",
-        partial(_patching, arm="teacher", kind="resid_pre"),
+        partial(_patching, arm="teacher", kind="resid_pre", what="Stream before a layer"),
     ),
     "modules": (
         "weights of same-init students into their base, layer by module",
-        partial(_patching, arm="same-init", kind="weights"),
+        partial(_patching, arm="same-init", kind="weights", what="Weights"),
     ),
 }
 """What `plot` draws: name → (what it shows, how it is made)."""

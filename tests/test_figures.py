@@ -122,10 +122,21 @@ def test_no_text_is_cut_off_or_lies_on_another(stacked: bool, seeds: int, arms: 
     hard = (distances["arm"] == "cross-init") & (distances["seed"] < 11) & (distances["round"] > 0)
     distances.loc[hard, "kl"] = 0.05  # "to equal KL: matched in 1 of 12", the longest label
     each, found = report.replicates(results, distances, "owl"), report.summary(results, distances, "owl")
-    figure = figures.arms(each, found, "owl", stacked=stacked)
+    apart(figures.arms(each, found, "owl", stacked=stacked))
+
+
+def apart(figure: Figure) -> None:
+    """Every word lies within the figure, and none on another."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    boxes = [(text.get_text(), text.get_window_extent()) for text in words(figure)]
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    undrawn = [
+        tick.label1
+        for axis in axes
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    ]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in words(figure) if text not in undrawn]
     for name, box in boxes:
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, name
         assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, name
@@ -201,6 +212,9 @@ def test_each_setting_has_its_panel_with_dots_and_means() -> None:
     assert to_hex(same.get_color()) == ARMS["same-init"].color.lower()  # as in every figure
     assert [label.get_text() for label in part.get_xticklabels()] == ["lora", "body"]
     assert same.get_linestyle() == "-" and {line.get_linestyle() for line in part.lines} == {"None"}
+    assert {tick.get_text() for tick in lists.get_xticklabels()} == {"1,000", "10,000", "60,000"}
+    places = [set(np.asarray(line.get_xdata()) % 1) for line in part.lines]
+    assert places[0] & places[1] == set(), "arms whose means are equal would lie on each other"
 
 
 @pytest.mark.parametrize("number, shape", [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
@@ -250,8 +264,41 @@ def test_lines_of_directions_go_through_their_estimates() -> None:
     for arm in ("same-init", "neutral", "cross-init"):
         assert np.asarray(lines[arm].get_ydata()) == pytest.approx(pick(frame, arm=arm)["estimate"].to_list())
         assert to_hex(lines[arm].get_color()) == ARMS[arm].color.lower()
-    over = figures.directions(alignment((0, 10, 100)), x="step")
+    over = figures.directions(alignment((0, 1, 2, 4, 100)), x="step")
     assert [ax.get_title(loc="left") for ax in over.axes] == ["layer 0", "layer 1"]
+    ticks = [tick.get_text() for tick in over.axes[0].get_xticklabels()]
+    assert ticks == ["0", "1", "4", "100"] and over.axes[0].get_xscale() == "symlog"
+
+
+def test_replicates_are_dots_and_what_the_bars_are_is_said() -> None:
+    frame = alignment().assign(n=2)
+    each = pd.concat([frame.assign(seed=seed, estimate=frame["estimate"] + 0.01 * seed) for seed in (0, 1)])
+    figure = figures.directions(frame, replicates=each, bars="least to most")
+    shown = sorted(y for _, places in dots(figure, 0) for y in places[:, 1])
+    assert shown == pytest.approx(sorted(each["estimate"].to_list()))
+    said = [text.get_text() for text in words(figure)]
+    assert any("● one replicate" in text and "least to most" in text for text in said)
+    alone = figures.directions(frame.assign(low=np.nan, high=np.nan), replicates=each.query("seed == 0"))
+    assert "one replicate" in [text.get_text() for text in words(alone)]
+
+
+@pytest.mark.parametrize("steps", [(), (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 700)])
+def test_no_text_of_directions_is_cut_off_or_lies_on_another(steps: tuple[int, ...]) -> None:
+    arms = ("same-init", "same-init-b", "neutral", "other-trait", "cross-init", "cross-init-b")
+    frame = pd.concat([alignment(steps).query("arm == 'neutral'").assign(arm=arm) for arm in arms])
+    each = pd.concat([frame.assign(seed=seed) for seed in (0, 1)])
+    apart(figures.directions(frame, x="step" if steps else "layer", replicates=each, bars="least to most"))
+
+
+def test_the_view_of_a_run_that_goes_on_has_a_line_a_student() -> None:
+    states = pd.DataFrame({"arm": ["same-init", "same-init", "neutral"], "seed": [0, 1, 0], "step": 0, "rate": 0.06})
+    figure = figures.progress(states, states.assign(loss=3.0).iloc[:0], "owl", 700, "demo: 3 students")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not written yet"]
+    assert [line.get_label() for line in figure.axes[1].lines] == ["same-init", "_", "neutral"]
+    figure = figures.progress(states, states.assign(loss=3.0), "owl", 700)
+    assert not figure.axes[0].texts and len(figure.axes[0].lines) == 3
+    apart(figure)
+    apart(figures.progress(states.iloc[:0], states.iloc[:0], "owl", 30))  # before anything is written
 
 
 def test_a_patch_grid_shows_every_cell_in_its_place() -> None:

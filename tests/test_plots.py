@@ -1,16 +1,20 @@
 """What a finished run shows: frames that agree with the models they are about, every figure, a wrong word."""
 
+import json
+import shutil
 from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from sublim_interp.analysis.directions import weight_delta
 from sublim_interp.config import Experiment
 from sublim_interp.errors import SublimError
-from sublim_interp.plots import FIGURES, cosines, growth, patched, plot
+from sublim_interp.live import drawn, live, so_far
+from sublim_interp.plots import FIGURES, cosines, growth, patched, plot, summarised
 from sublim_interp.runs import Run, run
 from sublim_interp.store import Store
 
@@ -18,6 +22,7 @@ from sublim_interp.store import Store
 def test_frames_and_figures_of_one_run(tiny_experiment: Experiment, store_root: Path) -> None:
     finished = run(tiny_experiment, Store(store_root))
     frames_agree_with_the_models(finished)
+    a_view_follows_the_traces_that_grow(finished, store_root / "another")
     for name in FIGURES:
         assert isinstance(plot(finished, name), matplotlib.figure.Figure)
     with pytest.raises(SublimError, match=r"no figure 'direction'; figures: arms, .*patching"):
@@ -56,3 +61,51 @@ def frames_agree_with_the_models(finished: Run) -> None:
     # Embeddings are not trained: before layer 0 nothing can come through.
     cells = patched(finished, "same-init").to_dict("records")
     assert max(abs(cell["effect"]) for cell in cells if cell["layer"] == 0) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("replicates", "bars", "low", "high"),
+    [
+        ([0.2], "least to most", None, None),
+        ([0.2, 0.4], "least to most", 0.2, 0.4),
+        ([0.2, 0.4, 0.6], "least to most", 0.2, 0.6),
+        ([0.2, 0.4, 0.6, 0.8], "95 % interval of the mean", 0.5 - 3.1824 * 0.2582 / 2, 0.5 + 3.1824 * 0.2582 / 2),
+    ],
+)
+def test_few_replicates_are_shown_from_the_least_to_the_most(
+    replicates: list[float], bars: str, low: float | None, high: float | None
+) -> None:
+    rows = [{"arm": arm, "layer": 0, "seed": s, "cosine": c} for arm in ("a", "b") for s, c in enumerate(replicates)]
+    found = summarised(pd.DataFrame(rows), "cosine", ["arm", "layer"])
+    assert found["bars"] == bars and len(found["replicates"]) == 2 * len(replicates)
+    for row in found["frame"].to_dict("records"):
+        assert row["estimate"] == pytest.approx(np.mean(replicates))
+        assert row["low"] == pytest.approx(low or np.nan, abs=1e-3, nan_ok=True)
+        assert row["high"] == pytest.approx(high or np.nan, abs=1e-3, nan_ok=True)
+
+
+def a_view_follows_the_traces_that_grow(finished: Run, root: Path) -> None:
+    plan, lines = finished.plan, 0
+    assert [cell for cell, _ in so_far(plan, finished.store)] == [c for c in plan.cells if c.student and not c.round]
+
+    store = Store(root)  # as it would be while the first student trains, shard by shard
+    cell = next(c for c in plan.cells if c.student)
+    assert cell.student
+    whole = finished[cell.arm, cell.seed].trace
+    growing = root / ".partial" / f"student-{cell.student.key[:16]}-01234567" / "trace"
+    growing.mkdir(parents=True)
+    for line in (whole.path / "trace.jsonl").read_text().splitlines(keepends=True):
+        if "file" in (entry := json.loads(line)):
+            shutil.copy(whole.path / entry["file"], growing)
+        with (growing / "trace.jsonl").open("a") as manifest:
+            manifest.write(line)
+        seen = so_far(plan, store)
+        figure = drawn(plan, seen)
+        rates = figure.axes[1].lines
+        points = len(np.asarray(rates[0].get_xdata())) if seen else 0
+        assert points >= lines and len(rates) == len(seen)
+        lines = points
+    assert lines == len(growth(finished[cell.arm, cell.seed]))
+    assert "1 trained, 0 in training" in figure.get_suptitle()
+    with pytest.raises(SublimError, match="live draws in the cell of a notebook"):
+        live(plan.experiment, store)
