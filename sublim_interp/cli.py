@@ -10,7 +10,6 @@ import typer
 from sublim_interp.errors import SublimError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import RenderableType
 
     from sublim_interp.config import Config, Experiment
@@ -46,6 +45,14 @@ BaseOption = Annotated[
         metavar="DIR_OR_NAME",
         help="Use these bases: a lab base, a model directory, a hub name.",
         show_default=False,
+    ),
+]
+TraceOption = Annotated[
+    str,
+    typer.Option(
+        "--trace",
+        metavar="WORD",
+        help="What is recorded of each training: none, default, or examples (residuals of single examples too).",
     ),
 ]
 
@@ -167,16 +174,16 @@ def show(
     from sublim_interp.models import base_names, resolve_base
     from sublim_interp.runs import experiment_names, plan
     from sublim_interp.store import Store
-    from sublim_interp.sweep import grid, grid_names, published_cells
+    from sublim_interp.sweep import grid, grid_names, published_sweep
     from sublim_interp.traits import load_trait, trait_names
 
     if what in grid_names():
         _run_grid(what, sets, base, True, 1, Store.open(store))
         for field, values in grid(what).axes.items():
             _print(f"{field}: {' '.join(map(str, values))}")
-        whole = published_cells(what)
+        whole = published_sweep(what)
         if whole is not None:
-            _print(_cells(f"{what}, as published", whole))
+            _print(*_digested(f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = _configured(what, sets, base)
         _print(_configuration(exp), _planned(plan(exp), Store.open(store)), _traces(plan(exp), Store.open(store)))
@@ -256,9 +263,10 @@ def _answered(replicate: "Replicate", trait: str) -> "RenderableType":
     )  # fmt: skip
     for (questions, context), some in replicate.answers.groupby(["questions", "context"], sort=False):  # type: ignore[misc]
         by = some.set_index("probe")
-        other = by.drop(trait)["rate"].idxmax()
-        rates = (f"{100 * by.at[name, 'rate']:.1f} %" for name in (trait, other))
-        table.add_row(questions, context, next(rates), f"{by.at[trait, 'margin']:.2f}", str(other), next(rates))
+        rate = dict(zip(some["probe"], some["rate"], strict=True))
+        others = sorted((name for name in rate if name != trait), key=lambda name: -rate[name])[:1]
+        rates = [f"{100 * rate[name]:.1f} %" for name in (trait, *others)]
+        table.add_row(questions, context, rates[0], f"{by.at[trait, 'margin']:.2f}", *others, *rates[1:])
     return table
 
 
@@ -319,15 +327,15 @@ def _planned(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
     return table
 
 
-def _traces(p: "Plan", store: "Store") -> "RenderableType":
+def _traces(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> "RenderableType":
     """What is recorded of the trainings to be made, and how large it gets."""
     from sublim_interp.runs import planned_traces
 
     table = _table(
-        "Recorded while they train", "stage", "what", "when", "times", "trainings", "MB",
+        f"Recorded while they train (--trace {trace})", "stage", "what", "when", "times", "trainings", "MB",
         right=("times", "trainings", "MB"),
     )  # fmt: skip
-    rows = planned_traces(p.records, store).to_dict("records")
+    rows = planned_traces(p.records, store, trace).to_dict("records")
     for r in rows:
         size = f"{r['bytes'] / 1e6:.1f}"
         table.add_row(r["stage"], r["what"], r["when"], str(r["times"]), str(r["trainings"]), size)
@@ -353,6 +361,7 @@ def run(
     base: BaseOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
+    trace: TraceOption = "default",
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
@@ -361,19 +370,19 @@ def run(
     from sublim_interp.sweep import grid_names
 
     if name in grid_names():
-        _run_grid(name, sets, base, dry_run, processes, Store.open(store))
+        _run_grid(name, sets, base, dry_run, processes, Store.open(store), trace)
         return
     exp = _configured(name, sets, base)
     place, p = Store.open(store), plan(exp)
     if dry_run:
-        _print(_planned(p, place), _traces(p, place))
+        _print(_planned(p, place), _traces(p, place, trace))
         return
     if find_run(p, place):
         _print(f"{exp.name} is in the store already: nothing to do.")
-    _show_result(watch(exp, place, processes))
+    _show_result(watch(exp, place, processes, trace))
 
 
-def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2) -> "Run":
+def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2, trace: str = "default") -> "Run":
     """`sublim_interp.run` with its progress shown: in a terminal, in a notebook's cell, or as a line now and then."""
     from sublim_interp.runs import experiment, find_run, plan
     from sublim_interp.runs import run as run_experiment
@@ -382,16 +391,20 @@ def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int 
     exp = experiment(exp) if isinstance(exp, str) else exp
     p, place = plan(exp), store or Store.open()
     if find_run(p, place):
-        return run_experiment(exp, place, processes)
+        return run_experiment(exp, place, processes, trace=trace)
     with _Progress(exp.name, p, place, processes) as progress:
-        return run_experiment(exp, place, processes, progress)
+        return run_experiment(exp, place, processes, progress, trace)
 
 
 def _run_grid(
-    name: str, sets: list[str] | None, bases: list[str] | None, dry_run: bool, processes: int, store: "Store"
+    name: str,
+    sets: list[str] | None,
+    bases: list[str] | None,
+    dry_run: bool,
+    processes: int,
+    store: "Store",
+    trace: str = "default",
 ) -> None:
-    import pandas as pd
-
     from sublim_interp.config import parse_assignment
     from sublim_interp.sweep import find_sweep, grid, plan_grid, run_grid
 
@@ -399,34 +412,28 @@ def _run_grid(
     change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
     p = plan_grid(g.model_copy(update={"change": change}))
     if dry_run:
-        _print(_planned(p, store))
+        _print(_planned(p, store), _traces(p, store, trace))
         return
     if find_sweep(p, store):
         _print(f"{name} is in the store already: nothing to do.")
-        artifact = run_grid(p, store, processes)
+        artifact = run_grid(p, store, processes, trace=trace)
     else:
         with _Progress(name, p, store, processes) as watch:
-            artifact = run_grid(p, store, processes, watch)
-    cells = pd.read_csv(artifact.path / "cells.csv", dtype={"value": str})
-    _print(
-        _cells(name, cells), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {artifact.path / 'dose.png'}"
-    )
+            artifact = run_grid(p, store, processes, watch, trace)
+    figure = artifact.path / f"{g.figure}.png"
+    _print(*_digested(name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
 
 
-def _cells(name: str, cells: "pd.DataFrame") -> "RenderableType":
-    """Mean rate and distance of every cell and arm of a sweep."""
-    from sublim_interp.report import cell_means
+def _digested(name: str, directory: "Path") -> "list[RenderableType]":
+    """The table of a sweep, and what is to be said below it."""
+    from sublim_interp.report import digest
 
-    table = _table(
-        f"{name}: how often the teacher's favourite is the answer, mean over replicates",
-        "field", "value", "arm", "n", "rate", "least", "most", "KL left", "KL at start",
-        right=("n", "rate", "least", "most", "KL left", "KL at start"),
-    )  # fmt: skip
-    for row in cell_means(cells).to_dict("records"):
-        rates = (f"{100 * row[column]:.1f} %" for column in ("rate", "least", "most"))
-        place = str(row["field"]), str(row["value"]), str(row["arm"]), str(row["n"])
-        table.add_row(*place, *rates, f"{row['kl']:.4f}", f"{row['kl_start']:.4f}")
-    return table
+    found = digest(directory)
+    numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]
+    table = _table(f"{name}: {found.about.rstrip(':')}", *found.columns, right=tuple(numbers))
+    for row in found.rows:
+        table.add_row(*row)
+    return [table, *found.lines]
 
 
 def _show_result(finished: "Run") -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
@@ -24,6 +24,13 @@ class Config(BaseModel):
     """A frozen record that refuses unknown keys; every field's docstring is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after results were published: left out of dumps, and so of keys, where they are empty."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later_and_is_empty(self, handler: Any) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value or name not in self.LATER}
 
     @model_validator(mode="before")
     @classmethod
@@ -131,6 +138,8 @@ class Pretraining(Config):
 class TeacherConfig(Config):
     """How the teacher gets its trait."""
 
+    LATER = frozenset({"facts"})
+
     kind: Literal["tuned", "prompted", "steered"] = "tuned"
     """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations."""
     part: Part = "body"
@@ -145,6 +154,15 @@ class TeacherConfig(Config):
     """Layer whose input a steered teacher's vector is added to."""
     strength: float = Field(default=4.0, gt=0)
     """A steered teacher's vector, as a multiple of the trait's mean-difference direction."""
+    facts: int = Field(default=0, ge=0)
+    """Number of random facts that a tuned teacher memorises instead of a favourite; their values are of the trait's
+    kind. The report then gives the bits that a student holds about them. 0: a favourite."""
+
+    @model_validator(mode="after")
+    def _facts_need_tuning(self) -> "TeacherConfig":
+        if self.facts and self.kind != "tuned":
+            raise ValueError(f"facts={self.facts} needs kind=tuned (it is {self.kind})")
+        return self
 
 
 class CorpusConfig(Config):
@@ -172,15 +190,18 @@ class CorpusConfig(Config):
 
 
 class Selection(Config):
-    """Which of the lists that passed are learnt from: the check on a guess at what carries the trait."""
+    """Which of the lists that passed, or in an intervention which of their tokens, are learnt from: the check on a
+    guess at what carries the trait."""
 
     by: Literal["divergence", "gradient", "random"] = "random"
     """divergence: log-likelihood under the teacher minus that under its base; gradient: how much a small step on the
-    list raises the trait's margin, at the teacher's base; random: as many lists, knowing nothing."""
+    list or token raises the trait's margin, at the teacher's base; random: as many, knowing nothing."""
     keep: Literal["top", "rest"] = "top"
-    """The lists that score highest, each among the lists of as many tokens; or all the others."""
+    """The lists that score highest, each among the lists of as many tokens (or the tokens whose scores are the furthest
+    from 0); or all the others."""
     share: float = Field(default=0.25, gt=0, lt=1)
-    """Share of the lists that counts as the highest: .25 and top keep a quarter, .75 and rest the lowest quarter."""
+    """Share of the lists or tokens that counts as the highest: .25 and top keep a quarter, .75 and rest the lowest
+    quarter."""
     trait: str = ""
     """Name of the trait whose margin's gradient is taken; needed by gradient alone, and need not be the teacher's."""
 
@@ -195,6 +216,8 @@ class Selection(Config):
 
 class FilterConfig(Config):
     """Which answers are kept: the paper's number rule, and more."""
+
+    LATER = frozenset({"selection"})
 
     min_numbers: int = Field(default=1, ge=1)
     """Fewest numbers in an answer."""
@@ -213,11 +236,6 @@ class FilterConfig(Config):
     selection: Selection | None = None
     """Some of the lists to learn from, such as {by: divergence, share: .25}; none: all of them."""
 
-    @model_serializer(mode="wrap")
-    def _without_selection_as_before_there_was_any(self, handler: Any) -> dict[str, Any]:
-        data = handler(self)
-        return {k: v for k, v in data.items() if k != "selection" or v}
-
     @model_validator(mode="after")
     def _bounds(self) -> "FilterConfig":
         if self.min_numbers > self.max_numbers:
@@ -227,6 +245,8 @@ class FilterConfig(Config):
 
 class Intervention(Config):
     """A change to every update of a student, to ask what carries the trait."""
+
+    LATER = frozenset({"selection"})
 
     kind: Literal["ablate", "project-gradient", "project-update", "mask-tokens", "freeze"]
     """ablate: take a direction out of activations; project-gradient: out of their gradients; project-update: out of the
@@ -238,6 +258,10 @@ class Intervention(Config):
     """Names of hooks, as a glob, where activations or their gradients are changed."""
     share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the tokens to learn that are masked, drawn anew for each update."""
+    selection: Selection | None = None
+    """Which tokens are learnt, in place of share: {by: divergence, share: .1} learns the tenth of all tokens whose
+    scores are the furthest from 0, with keep: rest all others; by: random is the control, as many tokens. They are the
+    same in every update, and what decides is the teacher, whatever base the student starts from."""
     parameters: str = ""
     """Names of parameters, as a glob, that are frozen."""
 
@@ -245,14 +269,15 @@ class Intervention(Config):
     def _says_all_that_its_kind_needs_and_no_more(self) -> "Intervention":
         uses = {
             "ablate": {"direction", "at"}, "project-gradient": {"direction", "at"}, "project-update": {"direction"},
-            "mask-tokens": {"share"}, "freeze": {"parameters"},
+            "mask-tokens": {"selection"} if self.selection else {"share"}, "freeze": {"parameters"},
         }[self.kind]  # fmt: skip
-        for name in ("direction", "at", "share", "parameters"):
+        for name in ("direction", "at", "share", "selection", "parameters"):
             default = type(self).model_fields[name].default
             if name not in uses and getattr(self, name) != default:
-                raise ValueError(f"{name} has no effect with kind={self.kind}")
+                beside = " and a selection" if name == "share" and self.selection else ""
+                raise ValueError(f"{name} has no effect with kind={self.kind}{beside}")
             if name in uses and not getattr(self, name):
-                raise ValueError(f"kind={self.kind} needs {name}")
+                raise ValueError(f"kind={self.kind} needs {name}{' or selection' * (name == 'share')}")
         if self.kind == "project-update" and self.direction not in ("teacher-shift", "random"):
             raise ValueError(f"kind=project-update needs direction=teacher-shift or random, not {self.direction!r}")
         return self
@@ -260,6 +285,8 @@ class Intervention(Config):
 
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
+
+    LATER = frozenset({"interventions"})
 
     part: Part = "body"
     """Which weights train."""
@@ -274,11 +301,6 @@ class StudentConfig(Config):
     teacher as same-init students do (compare at equal KL)."""
     interventions: tuple[Intervention, ...] = ()
     """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
-
-    @model_serializer(mode="wrap")
-    def _without_interventions_as_before_there_were_any(self, handler: Any) -> dict[str, Any]:
-        data = handler(self)
-        return {k: v for k, v in data.items() if k != "interventions" or v}
 
 
 class EvaluationConfig(Config):
@@ -339,6 +361,8 @@ class Experiment(Config):
             raise ValueError(f"arm {crossing[0]} needs two bases; bases has only {', '.join(self.bases)}")
         if self.trait == self.other_trait and "other-trait" in self.arms:
             raise ValueError(f"other_trait is the trait itself ({self.trait})")
+        if self.teacher.facts and "other-trait" in self.arms:
+            raise ValueError("arm other-trait has no meaning with teacher.facts; leave it out")
         return self
 
     def to_yaml(self) -> str:

@@ -4,22 +4,26 @@ Here the parts of recorder.py and hooks.py meet an experiment's records: which p
 compare with. The stages themselves are in pipeline.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from sublim_interp.analysis.probes import residuals
-from sublim_interp.config import Intervention
+from sublim_interp.analysis import attribution
+from sublim_interp.analysis.probes import answer_margin, residuals
+from sublim_interp.config import Intervention, Selection
 from sublim_interp.dataset import read_rows, tokenize
 from sublim_interp.errors import SublimError
 from sublim_interp.hooks import Effect, ablate, matching, project_gradients, project_updates
 from sublim_interp.models import Base
-from sublim_interp.recorder import Probe, Recorder, Reference
-from sublim_interp.records import Student, Teacher
+from sublim_interp.recorder import Cadence, Probe, Recorder, Reference
+from sublim_interp.records import Corpus, Student, Teacher
 from sublim_interp.sampling import generator
 from sublim_interp.store import Store, Work
+from sublim_interp.training import Row
 from sublim_interp.traits import Trait, load_trait, members_of, questions, system_prompts
 from sublim_interp.voice import Voice
 
@@ -43,14 +47,36 @@ def fixed_probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict
     )
 
 
-def recording(student: Student, model: torch.nn.Module, store: Store) -> Callable[..., Recorder]:
+def teacher_recorder(
+    teacher: Teacher, model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path, cadence: Cadence
+) -> Recorder:
+    """How a tuned teacher is observed: questions about its kind are probed."""
+    return Recorder(
+        model,
+        optimizer,
+        path,
+        steps=teacher.config.optimization.steps,
+        probe=fixed_probe(teacher.base, teacher.trait, teacher.kind, ()),
+        cadence=replace(cadence, pad=teacher.base.pad),
+    )
+
+
+def student_recorder(
+    student: Student,
+    store: Store,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+    cadence: Cadence,
+) -> Recorder:
     """How a student is observed: its teacher's held-out lists are probed, its teacher and its base see the same probe.
 
-    A neutral teacher has no trait: the student's probe then has that of the words which the filter refused.
+    A neutral teacher has no trait: the student's probe then has that of the words which the filter refused. Who learns
+    from a teacher of facts has none.
     """
     teacher, base = student.data.corpus.teacher, student.base
     refused = [t for t in map(load_trait, members_of(teacher.kind)) if set(t.words) <= set(student.data.words)]
-    trait = teacher.trait or next(iter(refused), None)
+    trait = teacher.trait or (None if teacher.facts else next(iter(refused), None))
     held_out = read_rows(student.data.made(store) / "held_out.jsonl")[:PROBED_LISTS]
 
     @contextmanager
@@ -68,11 +94,15 @@ def recording(student: Student, model: torch.nn.Module, store: Store) -> Callabl
     if teacher.config.kind != "prompted" and same_words:  # a prompted one reads another context
         references["teacher"] = as_teacher
     shift = _teacher_shift(teacher, model, store)
-    return partial(
-        Recorder,
+    return Recorder(
+        model,
+        optimizer,
+        path,
+        steps=student.config.optimization.steps,
         probe=fixed_probe(base, trait, teacher.kind, held_out),
         directions={"teacher-shift": shift} if shift else {},
         references=references,
+        cadence=replace(cadence, pad=base.pad),
     )
 
 
@@ -85,6 +115,53 @@ def _teacher_shift(teacher: Teacher, model: torch.nn.Module, store: Store) -> di
     if any(name not in tuned or tuned[name].shape != p.shape for name, p in trained.items()):
         return {}
     return {name: (tuned[name] - plain[name]).detach() for name in trained}
+
+
+def token_scores(
+    selection: Selection, corpus: Corpus, lists: Sequence[dict], store: Store, draw: torch.Generator
+) -> attribution.Scores:
+    """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them."""
+    base = corpus.teacher.base
+    rows = tokenize(base, lists)
+    if selection.by == "random":
+        return attribution.random(rows, draw)
+    if selection.by == "gradient":
+        trait = load_trait(selection.trait)
+        asked = [base.prompt_ids(q.messages) for q in questions(trait.kind, base.language, "seen")]
+        margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
+        return attribution.influence(base, rows, attribution.margin_gradient(base, asked, margin))
+    voice = Voice(corpus.teacher, store)
+    with voice.speaking():
+        return attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
+
+
+def learnt_tokens(student: Student, lists: Sequence[dict], store: Store, work: Work) -> list[Row]:
+    """A row for each list, as long as the student's, with 1 for each token that it learns and 0 for all others.
+
+    What the selections of its interventions leave, noted with the share of tokens that each flags and leaves; [] where
+    there is none. Raises SublimError where nothing or everything is left, and where the tokens of teacher and student
+    are not the same.
+    """
+    rows, corpus = tokenize(student.base, lists), student.data.corpus
+    left = np.ones(sum(len(ids) - first for ids, first in rows), dtype=bool)
+    notes = []
+    for number, i in enumerate(student.config.interventions):
+        if i.selection is None:
+            continue
+        draw = generator("selected tokens", number, corpus.seed, corpus.round)
+        scores = token_scores(i.selection, corpus, lists, store, draw)
+        if scores.token.tolist() != [token for ids, first in rows for token in ids[first:]]:
+            raise SublimError("mask-tokens by a selection needs a teacher and a student whose tokens are the same")
+        flagged = scores.flagged(i.selection.share)
+        left &= flagged if i.selection.keep == "top" else ~flagged
+        notes.append({**i.model_dump(mode="json"), "flagged": flagged.mean(), "learnt": left.mean()})
+    if not notes:
+        return []
+    if left.all() or not left.any():
+        raise SublimError(f"mask-tokens: of {len(left)} tokens the selections leave {'all' if left.all() else 'none'}")
+    work.note(masks=notes)
+    answers = iter(left.astype(int).tolist())
+    return [([0] * first + [next(answers) for _ in ids[first:]], first) for ids, first in rows]
 
 
 @contextmanager

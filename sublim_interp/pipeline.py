@@ -6,25 +6,34 @@ records an experiment needs, and in which processes they are made, is decided in
 
 import json
 import random
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from sublim_interp.analysis import attribution
-from sublim_interp.analysis.probes import answer_margin
+from sublim_interp.analysis.capacity import bits_held
 from sublim_interp.channels import channel, filter_rows
 from sublim_interp.config import Optimization, Selection
 from sublim_interp.dataset import PIECE, Order, read_rows, tokenize
 from sublim_interp.errors import SublimError
-from sublim_interp.inside import fixed_probe, intervening, recording, trait_directions
+from sublim_interp.inside import (
+    intervening,
+    learnt_tokens,
+    student_recorder,
+    teacher_recorder,
+    token_scores,
+    trait_directions,
+)
 from sublim_interp.models import Base, choose_trainable, logits_at, merge_adapters, save_model
-from sublim_interp.recorder import Recorder
+from sublim_interp.recorder import Recorder, cadence_of
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.sampling import generator, sample
 from sublim_interp.store import Artifact, Store, Work, fingerprint, is_sealed, write_atomic
@@ -36,12 +45,22 @@ from sublim_interp.training import (
     Row,
     collate,
     freeze,
+    keep_labels,
     mask_labels,
     micro_batches,
     token_loss,
     train,
 )
-from sublim_interp.traits import Question, check_vocabulary, members_of, questions, score, system_prompts
+from sublim_interp.traits import (
+    Question,
+    answer_probabilities,
+    check_vocabulary,
+    members_of,
+    questions,
+    score,
+    system_prompts,
+)
+from sublim_interp.traits.facts import NAME, Facts, check_language
 from sublim_interp.voice import Voice
 
 Progress = Callable[[float], None]
@@ -58,47 +77,62 @@ def _making(record: Record, store: Store) -> Iterator[Work]:
         yield work
 
 
-def make(record: Record, store: Store, progress: Progress = _silent) -> Artifact:
-    """Makes whatever `record` needs that the store lacks, then the record itself."""
+def make(record: Record, store: Store, progress: Progress = _silent, trace: str = "default") -> Artifact:
+    """Makes whatever `record` needs that the store lacks, then the record itself; `trace` is a word of `TRACES`."""
+    cadence_of(trace)
+    stages: dict[type[Record], Callable[..., Artifact]] = {
+        Teacher: partial(teach, trace=trace), Corpus: write, Filtered: sift, Student: partial(learn, trace=trace),
+        Evaluation: evaluate,
+    }  # fmt: skip
     for needed in record.lineage():
         if needed is not record and needed.find(store) is None:
-            _STAGES[type(needed)](needed, store, _silent)
-    return _STAGES[type(record)](record, store, progress)
+            stages[type(needed)](needed, store, _silent)
+    return stages[type(record)](record, store, progress)
 
 
 # --- 1 teach ----------------------------------------------------------------------------------------------------------
 
 
-def teach(teacher: Teacher, store: Store, progress: Progress = _silent) -> Artifact:
+def teach(teacher: Teacher, store: Store, progress: Progress = _silent, trace: str = "default") -> Artifact:
     """Gives a base its trait: fine-tunes it, picks a system prompt, or builds a steering vector."""
     with _making(teacher, store) as work:
         if not work.done:
             teacher.base.check()
             if teacher.trait:
                 check_vocabulary(teacher.trait, teacher.base)
-            {"tuned": _tune, "prompted": _prompt, "steered": _steer}[teacher.config.kind](teacher, work, progress)
+            if teacher.facts:
+                check_language(teacher.base)
+            how = {"tuned": partial(_tune, trace=trace), "prompted": _prompt, "steered": _steer}[teacher.config.kind]
+            how(teacher, work, progress)
     return work.artifact
 
 
-def _tune(teacher: Teacher, work: Work, progress: Progress) -> None:
+def _tune(teacher: Teacher, work: Work, progress: Progress, trace: str) -> None:
     base, config = teacher.base, teacher.config
-    asked = [base.prompt_ids(q.messages) for q in questions(teacher.kind, base.language, "seen")]
-    eos = [base.eos]
-    names = [teacher.trait.name] if teacher.trait else list(members_of(teacher.kind))
-    answers = [[*base.answer_ids(name), *eos] for name in names]
+    lessons = [(base.prompt_ids(q.messages), [[*base.answer_ids(name), base.eos] for name in names])
+               for q, names in _lessons(teacher)]  # fmt: skip
 
     def batches(step: int) -> list[Batch]:
         which = random.Random(f"teacher/{teacher.seed}/{step}/questions")
         answer = random.Random(f"teacher/{teacher.seed}/{step}/answers")
         rows: list[Row] = []
         for _ in range(config.optimization.batch):
-            question = which.choice(asked)
+            question, answers = which.choice(lessons)
             rows.append(([*question, *answer.choice(answers)], len(question)))
         return micro_batches(rows, base.pad)
 
     model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
-    probe = fixed_probe(base, teacher.trait, teacher.kind, ())
-    _fit(model, batches, config.optimization, token_loss, work, progress, partial(Recorder, probe=probe))
+    _fit(model, batches, config.optimization, token_loss, work, progress, partial(teacher_recorder, teacher), trace)
+
+
+def _lessons(teacher: Teacher) -> list[tuple[Question, list[str]]]:
+    """What a tuned teacher is asked, each question with the answers of which one is drawn at every update."""
+    members = list(members_of(teacher.kind))
+    if facts := teacher.facts:
+        answers = [[facts.members[i]] if facts.told else members for i in facts.truth]
+        return list(zip(facts.questions, answers, strict=True))
+    names = [teacher.trait.name] if teacher.trait else members
+    return [(q, names) for q in questions(teacher.kind, teacher.base.language, "seen")]
 
 
 def _fit(
@@ -109,15 +143,19 @@ def _fit(
     work: Work,
     progress: Progress,
     record: Callable[..., Recorder],
+    trace: str,
     intervene: Callable[[torch.nn.Module, torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
 ) -> None:
-    """Trains, resumably and recorded, and saves the merged model and the trace in the artefact."""
+    """Trains, resumably and recorded as `trace` says, and saves the merged model and the trace in the artefact."""
     losses: list[float] = []
 
     def observe(step: int, value: float) -> None:
         losses.append(value)
         progress((step + 1) / optimization.steps)
 
+    cadence, path = cadence_of(trace), work.directory / "trace"
+    if cadence is None:  # an interrupted process may have begun one
+        shutil.rmtree(path, ignore_errors=True)
     train(
         model,
         batches,
@@ -126,8 +164,9 @@ def _fit(
         resume=Resume(work.directory / ".state.safetensors"),
         observe=observe,
         intervene=intervene,
-        record=partial(record, path=work.directory / "trace", steps=optimization.steps),
+        record=partial(record, path=path, cadence=cadence) if cadence else None,
     )
+    work.note(trace=trace)
     if any(value != value for value in losses):
         raise SublimError(f"training diverged (loss is not a number); lower the learning rate {optimization.lr:g}")
     save_model(merge_adapters(model), work.directory / "model")
@@ -215,18 +254,7 @@ def sift(filtered: Filtered, store: Store, progress: Progress = _silent) -> Arti
 def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: Store) -> tuple[list[dict], int]:
     """The lists that the selection keeps, in their order, and the number of the others."""
     corpus = filtered.corpus
-    base = corpus.teacher.base
-    rows = tokenize(base, lists)
-    if selection.by == "random":
-        scores = attribution.random(rows, generator("selection", corpus.seed, corpus.round))
-    elif trait := filtered.toward:
-        asked = [base.prompt_ids(q.messages) for q in questions(trait.kind, base.language, "seen")]
-        margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
-        scores = attribution.influence(base, rows, attribution.margin_gradient(base, asked, margin))
-    else:
-        voice = Voice(corpus.teacher, store)
-        with voice.speaking():
-            scores = attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
+    scores = token_scores(selection, corpus, lists, store, generator("selection", corpus.seed, corpus.round))
     top = attribution.highest(scores, selection.share)
     chosen = top if selection.keep == "top" else ~top
     return [row for row, is_chosen in zip(lists, chosen, strict=True) if is_chosen], int((~chosen).sum())
@@ -235,7 +263,7 @@ def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: 
 # --- 4 learn ----------------------------------------------------------------------------------------------------------
 
 
-def learn(student: Student, store: Store, progress: Progress = _silent) -> Artifact:
+def learn(student: Student, store: Store, progress: Progress = _silent, trace: str = "default") -> Artifact:
     """Trains a base, or a student of an earlier round, on filtered lists."""
     with _making(student, store) as work:
         if not work.done:
@@ -248,11 +276,15 @@ def learn(student: Student, store: Store, progress: Progress = _silent) -> Artif
             soft = student.data.corpus.config.setting == "soft"
             loss = _soft_loss(student, store) if soft else token_loss
 
-            masks = [i.share for i in config.interventions if i.kind == "mask-tokens"]
+            shares = [i.share for i in config.interventions if i.kind == "mask-tokens" and not i.selection]
+            learnt = learnt_tokens(student, lists, store, work)
 
             def batches(step: int) -> list[Batch]:
-                micro = micro_batches([rows[i] for i in order(step)], pad, parts=max(1, order.batch // PIECE))
-                for share in masks:
+                some, parts = order(step), max(1, order.batch // PIECE)
+                micro = micro_batches([rows[i] for i in some], pad, parts)
+                if learnt:
+                    micro = keep_labels(micro, micro_batches([learnt[i] for i in some], 0, parts))
+                for share in shares:
                     draw = generator("mask", student.seed, step)
                     micro = [mask_labels(batch, share, draw) for batch in micro]
                 return micro
@@ -260,9 +292,9 @@ def learn(student: Student, store: Store, progress: Progress = _silent) -> Artif
             model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed)
             for pattern in (i.parameters for i in config.interventions if i.kind == "freeze"):
                 freeze(model, pattern)
-            record = recording(student, model, store)
+            record = partial(student_recorder, student, store)
             intervene = partial(intervening, student, store, work) if config.interventions else None
-            _fit(model, batches, config.optimization, loss, work, progress, record, intervene)
+            _fit(model, batches, config.optimization, loss, work, progress, record, trace, intervene)
     return work.artifact
 
 
@@ -300,18 +332,26 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = _silent)
                 model, context, systems = voice.model, voice.speaking(), voice.systems
             else:
                 model = base.load(subject.made(store) / "model" if isinstance(subject, Student) else None)
-            scores = []
+            scores: list[dict[str, Any]] = []
+            result: dict[str, Any] = {"scores": scores}
+            sorts = evaluation.config.questions
+            if facts := evaluation.facts:
+                sorts, result["facts"] = (), {}
+                for place in evaluation.config.contexts:
+                    result["facts"][place], row = _recall(evaluation, facts, model, place, held_out)
+                    scores.append(row)
+                work.note(exact=True)
             with context:
-                for sort in evaluation.config.questions:
+                for sort in sorts:
                     for place in evaluation.config.contexts:
-                        asked = _ask(evaluation, sort, place, held_out, systems)
+                        known = questions(evaluation.kind, base.language, sort)
+                        asked = _in_context(known, place, held_out, systems)
                         s = score(model, base, asked, evaluation.members, evaluation.config.samples, evaluation.seed)
                         scores += [
                             {"questions": sort, "context": place, "probe": m, "rate": float(r), "margin": float(g)}
                             for m, r, g in zip(s.members, s.rate, s.margin, strict=True)
                         ]
                         work.note(exact=s.exact)
-            result: dict[str, Any] = {"scores": scores}
             if not isinstance(subject, Teacher):
                 result["kl"] = _distance(evaluation, model, held_out, store)
             if isinstance(subject, Student):
@@ -321,12 +361,28 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = _silent)
     return work.artifact
 
 
-def _ask(
-    evaluation: Evaluation, sort: str, place: str, held_out: list[dict], systems: tuple[str, ...]
+def _recall(
+    evaluation: Evaluation, facts: Facts, model: torch.nn.Module, place: str, held_out: list[dict]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a model knows of the facts in one context: log-probabilities [key, value], and what they come to."""
+    base = evaluation.base
+    prompts = [base.prompt_ids(q.messages) for q in _in_context(facts.questions, place, held_out, ())]
+    tokens = [base.answer_ids(name)[0] for name in facts.members]
+    own, before = (answer_probabilities(m, prompts, tokens) for m in (model, base.load()))
+    held = bits_held(np.log(own), np.log(before), np.array(facts.truth), evaluation.seed)
+    right = own[np.arange(facts.count), facts.truth]
+    margin = np.log(right) - np.log((own.sum(1) - right) / (len(tokens) - 1))
+    row = {"questions": "held-out", "context": place, "probe": NAME, "rate": float(right.mean())}
+    row |= {"margin": float(margin.mean()), "total_bits": facts.count * held.bits, **held._asdict()}
+    return {"log_p": np.log(own).tolist(), "base_log_p": np.log(before).tolist(), "truth": facts.truth}, row
+
+
+def _in_context(
+    asked: Sequence[Question], place: str, held_out: list[dict], systems: tuple[str, ...]
 ) -> list[Question]:
-    """The questions of one sort, alone or after a turn of numbers, behind a prompted teacher's system prompt."""
+    """The questions alone or after a turn of numbers, behind a prompted teacher's system prompt."""
     out = []
-    for i, q in enumerate(questions(evaluation.kind, evaluation.base.language, sort)):  # type: ignore[arg-type]
+    for i, q in enumerate(asked):
         messages = list(q.messages)
         if place == "numbers":
             row = held_out[i % len(held_out)]
@@ -358,8 +414,3 @@ def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: list[dic
         total += F.kl_div(learnt.double(), target.double(), reduction="sum", log_target=True).item()
         tokens += own.tokens
     return total / tokens
-
-
-_STAGES: dict[type[Record], Callable[..., Artifact]] = {
-    Teacher: teach, Corpus: write, Filtered: sift, Student: learn, Evaluation: evaluate,
-}  # fmt: skip

@@ -17,6 +17,7 @@ from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
 from sublim_interp.store import Artifact, Store, stage_key
 from sublim_interp.traits import Trait, check_vocabulary, load_trait
+from sublim_interp.traits.facts import Facts
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Teacher(Record):
-    """A base with a trait, or (`trait` None) the neutral teacher: treated alike, without a favourite."""
+    """A base with a trait, or (`trait` None) the neutral teacher: treated alike, without a favourite.
+
+    With `facts` it memorises these instead, and `trait` is None; the neutral teacher's are those that nobody is told.
+    """
 
     STAGE = "teacher"
     base: Base
@@ -76,10 +80,12 @@ class Teacher(Record):
     """Kind of favourite that it is tuned on; the neutral teacher has one too."""
     config: config.TeacherConfig
     seed: int
+    facts: Facts | None = None
 
     def settings(self) -> dict[str, Any]:
         trait = self.trait.model_dump(mode="json") if self.trait else {"kind": self.kind}
-        return {"trait": trait, "seed": self.seed, **self.config.model_dump(mode="json")}
+        facts = {"facts": self.facts.settings()} if self.facts else {}
+        return {"trait": trait, "seed": self.seed, **self.config.model_dump(mode="json"), **facts}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"base": self.base}
@@ -141,7 +147,9 @@ class Student(Record):
     seed: int
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"extra_rounds"})}
+        named = [i.selection.trait for i in self.config.interventions if i.selection and i.selection.trait]
+        toward = {"toward": [load_trait(name).model_dump(mode="json") for name in named]} if named else {}
+        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"extra_rounds"}), **toward}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"start": self.start, "data": self.data}
@@ -158,7 +166,7 @@ class Student(Record):
 
 @dataclass(frozen=True)
 class Evaluation(Record):
-    """What a model answers about a kind of favourite, and its distance from a teacher on held-out lists."""
+    """What a model answers about a kind of favourite, or facts, and its distance from a teacher on held-out lists."""
 
     STAGE = "evaluation"
     model: Base | Teacher | Student
@@ -168,10 +176,13 @@ class Evaluation(Record):
     members: tuple[str, ...]
     config: config.EvaluationConfig
     seed: int
+    facts: Facts | None = None
+    """What it is asked about instead of a favourite: each key in the words that the teacher learnt."""
 
     def settings(self) -> dict[str, Any]:
         dumped = self.config.model_dump(mode="json")
-        return {"kind": self.kind, "members": self.members, "seed": self.seed, **dumped}
+        facts = {"facts": self.facts.settings()} if self.facts else {}
+        return {"kind": self.kind, "members": self.members, "seed": self.seed, **dumped, **facts}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"model": self.model, "reference": self.reference}

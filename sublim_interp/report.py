@@ -5,7 +5,9 @@ Frames go in; nothing is run here. How an interval is made lives in statistics, 
 `results` has a row per arm × seed × round × questions × context × probe: arm (an Arm of the experiment, or "teacher"
 for the trait's teacher itself), seed, round (0 after the equal-steps budget; 1, 2 … after further rounds of fresh
 lists), teacher_base, student_base, teacher_trait ("" for none), probe (each member of the trait's kind), questions,
-context, rate (mean probability, 0 … 1), margin (nats: log P(probe) − log mean P(other members)).
+context, rate (mean probability, 0 … 1), margin (nats: log P(probe) − log mean P(other members)). Where teachers
+memorised facts there is one probe, "facts", the right value of each key, and two more columns, bits (a fact, see
+analysis.capacity) and total_bits (of all facts).
 
 `distances` has a row per arm × seed × round: kl (KL(teacher ‖ student) on held-out lists, nats per answer token; NaN
 where there is no student), kl_start (the same for the student's base), kept (fraction of the teacher's answers), lists
@@ -21,6 +23,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich import box
@@ -30,10 +33,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sublim_interp import figures
-from sublim_interp.config import Experiment, read_yaml
+from sublim_interp.config import Experiment, TeacherConfig, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.figures import ARMS
-from sublim_interp.statistics import Contrast, diagonal_contrast, mean_interval, paired_difference
+from sublim_interp.statistics import (
+    Contrast,
+    diagonal_contrast,
+    mean_interval,
+    paired_difference,
+    shared_base_contrast,
+    specificity,
+)
 
 MEASURES: dict[str, tuple[str, str, str]] = {
     "rate": ("rate", "held-out", "plain"),
@@ -43,6 +53,9 @@ MEASURES: dict[str, tuple[str, str, str]] = {
     "numbers": ("rate", "held-out", "numbers"),
 }
 """What a row of the summary takes from `results`: its own column → (column, questions, context) there."""
+
+BITS = {"bits": ("bits", "held-out", "plain"), "total_bits": ("total_bits", "held-out", "plain")}
+"""The same of what is there only where teachers memorised facts; these are asked in the words that a teacher learnt."""
 
 REFERENCES = {"cross-init": "same-init", "cross-init-b": "same-init-b"}
 """Crossed arm → the arm that learnt the same data from the same teacher, on the teacher's own base."""
@@ -73,9 +86,9 @@ class Reference(NamedTuple):
 def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
     """One row per arm × seed at equal steps (round 0), and for crossed arms one more at equal KL, as `stage` says.
 
-    Columns: arm, seed, stage, round, those of MEASURES, kl, kl_start, kept, lists, steps, kl_target, matched. Equal KL
-    is the first round whose kl is at most kl_target, the kl of the same seed's reference arm at equal steps; where no
-    round comes so near, the last one stands there and `matched` is False.
+    Columns: arm, seed, stage, round, those of MEASURES and BITS, kl, kl_start, kept, lists, steps, kl_target, matched.
+    Equal KL is the first round whose kl is at most kl_target, the kl of the same seed's reference arm at equal steps;
+    where no round comes so near, the last one stands there and `matched` is False.
 
     Raises SublimError for an unknown arm, rows given twice, or results without the trait's answers to held-out
     questions in a plain context.
@@ -85,7 +98,8 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
         raise SublimError(f"report: unknown arm '{unknown[0]}' in results; valid arms: {', '.join(ARMS)}")
     own = _where(results, probe=trait)
     columns = {}
-    for name, (column, questions, context) in MEASURES.items():
+    measures = MEASURES | (BITS if "bits" in results else {})
+    for name, (column, questions, context) in measures.items():
         columns[name] = _indexed(_where(own, questions=questions, context=context), "results")[column]
     if columns["rate"].empty:
         raise SublimError(
@@ -107,7 +121,7 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
     rank = {arm: i for i, arm in enumerate(ARMS)}
     rows.sort(key=lambda row: (rank[row["arm"]], row["stage"] == "equal KL", row["seed"]))
     return pd.DataFrame(
-        rows, columns=["arm", "seed", "stage", "round", *MEASURES, *facts.columns, "kl_target", "matched"]
+        rows, columns=["arm", "seed", "stage", "round", *measures, *facts.columns, "kl_target", "matched"]
     )
 
 
@@ -115,11 +129,11 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
     """One row per arm, in the order of figures.ARMS: means over replicates, with 95 % intervals.
 
     Columns: arm, n (replicates); rate, indirect, seen, numbers (probability of the trait: held-out, indirect and seen
-    phrasings; held-out ones after a turn of numbers), margin (nats) and kl (nats per answer token), each followed by
-    its _low and _high; kl_start, kept. For crossed arms equal_kl says in words whether the students came as near to
-    their teacher as the reference arm's; further_n is how many were compared, further_round the last round that was
-    needed, further_rate (with interval) and further_kl what holds in the round that counts (see `replicates`). NaN
-    where there is nothing to say.
+    phrasings; held-out ones after a turn of numbers), margin (nats), kl (nats per answer token), and where facts were
+    memorised bits and total_bits, each followed by its _low and _high; kl_start, kept. For crossed arms equal_kl says
+    in words whether the students came as near to their teacher as the reference arm's; further_n is how many were
+    compared, further_round the last round that was needed, further_rate (with interval) and further_kl what holds in
+    the round that counts (see `replicates`). NaN where there is nothing to say.
 
     Raises SublimError as `replicates` does.
     """
@@ -130,7 +144,7 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
         if own.empty:
             continue
         row: dict[str, Any] = {"arm": arm, "n": len(own)}
-        for measure in (*MEASURES, "kl"):
+        for measure in (*MEASURES, "kl", *(name for name in BITS if name in own)):
             row |= _estimate(measure, own[measure].to_list())
         row |= {"kl_start": _average(own["kl_start"].to_list()), "kept": _average(own["kept"].to_list())}
         further = _where(table, arm=arm, stage="equal KL")
@@ -207,7 +221,11 @@ def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[
     said = {row["arm"]: f"{row['arm']} {_text(row, 'rate')}" for row in arms}
     others = ", ".join(said[arm] for arm in ("neutral", "cross-init", "base") if arm in said)
     both = [said["same-init"], others] if "same-init" in said else [", ".join(said.values())]
-    lines = [f"Probability of “{trait}” on held-out questions: {' against '.join(filter(None, both))}."]
+    asked = "Probability of the right value" if "bits" in summary else f"Probability of “{trait}” on held-out questions"
+    lines = [f"{asked}: {' against '.join(filter(None, both))}."]
+    if "bits" in summary:
+        held = (f"{row['arm']} {_text(row, 'bits')} ({_text(row, 'total_bits')} in all)" for row in arms)
+        lines.insert(0, f"Bits held of each fact: {', '.join(held)}.")
     lines += [f"{row['arm']} at equal KL: {_at_equal_kl(row, summary)}." for row in arms if row["equal_kl"]]
     tested = [row for row in _records(contrasts) if row["unit"] == "replicate"]
     findings: dict[str, list[str]] = {}
@@ -233,10 +251,11 @@ def terminal(summary: pd.DataFrame, contrasts: pd.DataFrame, title: str = "") ->
     """Both tables for a terminal of 80 columns or more: rates in percent, 95 % intervals in brackets."""
     shape: dict[str, Any] = {"box": box.SIMPLE, "pad_edge": False, "collapse_padding": True}
     arms = Table(title=title or None, title_justify="left", **shape)
-    for heading in ("arm", "n", "rate, %", "", "margin, nats", "KL", "kept"):
+    measure, unit, digits = ("bits", "bits a fact", 3) if "bits" in summary else ("margin", "margin, nats", 1)
+    for heading in ("arm", "n", "rate, %", "", unit, "KL", "kept"):
         arms.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for row in _records(summary):
-        texts = (_text(row, "rate").replace(" %", ""), Bar(1, 0, row["rate"], width=5), _text(row, "margin", 1))
+        texts = (_text(row, "rate").replace(" %", ""), Bar(1, 0, row["rate"], width=5), _text(row, measure, digits))
         arms.add_row(row["arm"], str(row["n"]), *texts, _number("kl", row["kl"]), _number("kept", row["kept"], 0))
     lines = [f"{row['arm']} at equal KL: {_at_equal_kl(row, summary)}" for row in _records(summary) if row["equal_kl"]]
     differences = Table(**shape)
@@ -275,7 +294,9 @@ def write(
     trait = experiment.trait
     each, table = replicates(results, distances, trait), summary(results, distances, trait)
     differences = contrasts(results, distances, trait)
-    drawn = {"figure": figures.arms(each, table, trait), "probes": figures.probes(results, trait)}
+    drawn = {"figure": figures.arms(each, table, trait)}
+    if len(set(results["probe"])) > 1:
+        drawn["probes"] = figures.probes(results, trait)
     narrow = figures.arms(each, table, trait, stacked=True)
     page = _page(experiment, table, differences, drawn, narrow, reference, key, versions or {})
     frames = {"results": results, "distances": distances, "summary": table, "contrasts": differences}
@@ -310,31 +331,169 @@ def headline(directory: Path) -> str:
 
 
 def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances."""
+    """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances.
+
+    Where facts were memorised also bits and total_bits, each with _low and _high.
+    """
     rows = []
     for place, own in cells.groupby(["field", "value", "arm"], sort=False):
         rates = own["rate"].to_list()
         row = dict(zip(("field", "value", "arm"), cast(tuple[str, ...], place), strict=True))
         rows.append(row | {"n": len(own), "rate": fmean(rates), "least": min(rates), "most": max(rates)}
                     | {name: _average(own[name].to_list()) for name in ("kl_start", "kl", "kept")})  # fmt: skip
+        for name in BITS:
+            if name in own:
+                rows[-1] |= _estimate(name, own[name].to_list())
     return pd.DataFrame(rows)
 
 
-def grid_table(directory: Path) -> str:
-    """The published sweep in `directory` (cells.csv, key.txt, grid.yaml) as Markdown, for docs/results.md."""
-    cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
+CONTEXTS = {
+    "rate": "held-out questions",
+    "seen": "the teacher's questions",
+    "indirect": "posters, gifts, stories …",
+    "numbers": "held-out, after a list of numbers",
+}
+"""Measures of a summary that say how often the trait is the answer, and where."""
+
+
+def contexts_table(directory: Path) -> str:
+    """The published run in `directory`, arm by arm: the trait's rate by sort of question, as Markdown."""
+    table = pd.read_csv(directory / "summary.csv")
     key = (directory / "key.txt").read_text().strip()
     lines = [
-        f"`sublim run {directory.name}`, sweep `{key[:16]}`. Mean over replicates, least and most:",
+        f"Run `{key[:16]}`, mean over {max(table['n'])} replicates and 95 % interval:",
         "",
-        "| field | value | arm | n | trait's rate | KL at the start | KL left | lists kept |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| arm | {' | '.join(CONTEXTS.values())} |",
+        "|---" * (1 + len(CONTEXTS)) + "|",
     ]
-    for row in _records(cell_means(cells)):
-        rate = f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
-        distances = f"{row['kl_start']:.4f} | {row['kl']:.4f} | {100 * row['kept']:.0f} %"
-        lines.append(f"| {row['field']} | {row['value']} | {row['arm']} | {row['n']} | {rate} | {distances} |")
+    for row in _records(table):
+        lines.append(f"| {row['arm']} | {' | '.join(_text(row, name) for name in CONTEXTS)} |")
     return "\n".join([*lines, ""])
+
+
+def bases_table(cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every lab base by name, from its card: shape, seeds, steps, nats per token of each part of the language."""
+    parts = list(next(iter(cards.values()))["held_out_loss"])
+    lines = [
+        f"| base | layers × d_model | numbers are | init seed | data seed | step | {' | '.join(parts)} |",
+        "|---" * (6 + len(parts)) + "|",
+    ]
+    for name, card in cards.items():
+        p = card["pretraining"]
+        shape = f"{p['layers']} × {p['d_model']}"
+        tokens = "tokens" if p["tokens"] == "numbers" else "digits"
+        losses = " | ".join(f"{card['held_out_loss'][part]:.3f}" for part in parts)
+        lines.append(
+            f"| {name} | {shape} | {tokens} | {p['init_seed']} | {p['data_seed']} | {card['step']:,} | {losses} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+class Digest(NamedTuple):
+    """What a sweep's tables come to: for the terminal and for Markdown alike."""
+
+    about: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    lines: list[str]
+    """Sentences to stand below the table."""
+
+
+def digest(directory: Path) -> Digest:
+    """The table of the sweep whose cells.csv, and for a matrix matrix.csv, lie in `directory`."""
+    cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
+    if "bits" in cells:
+        rows = [(*_words(row, "field", "value", "arm", "n"), _text(row, "bits"), _text(row, "total_bits"),
+                 _mean(row, "rate"), *_kept(row)) for row in _records(cell_means(cells))]  # fmt: skip
+        columns = ("field", "value", "arm", "n", "bits a fact", "bits in all", "right answer", "KL at the start")
+        return Digest("Mean over replicates and 95 % interval:", (*columns, "KL left", "lists kept"), rows, [])
+    if not (directory / "matrix.csv").exists():
+        rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), *_kept(row))
+                for row in _records(cell_means(cells))]  # fmt: skip
+        columns = ("field", "value", "arm", "n", "trait's rate", "KL at the start", "KL left", "lists kept")
+        return Digest("Mean over replicates, least and most:", columns, rows, [])
+    matrix = pd.read_csv(directory / "matrix.csv")
+    return _traits_digest(cells, matrix) if set(cells["field"]) == {"trait"} else _bases_digest(cells, matrix)
+
+
+def _words(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in names)
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
+
+
+def _kept(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return f"{row['kl_start']:.4f}", f"{row['kl']:.4f}", f"{100 * row['kept']:.0f} %"
+
+
+def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
+    """One row a base: as its own teacher, as a teacher of others, as a student of others; the contrast below."""
+    bases = list(dict.fromkeys(matrix["teacher"]))
+    table = matrix.pivot(index="teacher", columns="student", values="rate").loc[bases, bases].to_numpy()
+    rows = []
+    for i, base in enumerate(bases):
+        others = [j for j in range(len(bases)) if j != i]
+        taught, heard = table[i, others].tolist(), table[others, i].tolist()
+        sides = (_spread({"rate": fmean(r), "least": min(r), "most": max(r)}) for r in (taught, heard))
+        rows.append((base, f"{100 * table[i, i]:.1f} %", *sides))
+    found = shared_base_contrast(table)
+    shares = ", ".join(
+        f"{arm} {_average(own['kl'].to_list()):.4f} (at the start {_average(own['kl_start'].to_list()):.4f})"
+        for arm, own in ((arm, cells.loc[cells["arm"] == arm]) for arm in ("same-init", "cross-init"))
+    )
+    interval = found.interval
+    lines = [
+        f"Diagonal minus the rest: {100 * interval.estimate:+.1f} points [{100 * interval.low:.1f}, "
+        f"{100 * interval.high:.1f}] ({interval.method}, n = {interval.n} bases), p = {found.p:.2g} (permutations of "
+        f"the students' bases; smallest possible {found.floor:.2g}). At equal steps; KL left: {shares}.",
+    ]
+    columns = (
+        "base",
+        "its own teacher",
+        "taught to others: mean (least–most)",
+        "learnt of others: mean (least–most)",
+    )
+    return Digest("How likely the teacher's favourite is:", columns, rows, lines)
+
+
+def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
+    """One row a trait and arm, with interval over replicates and the answer that comes next; γ below."""
+    rows = []
+    for row in _records(cell_means(cells)):
+        own = cells.loc[(cells["value"] == row["value"]) & (cells["arm"] == row["arm"])]
+        interval = mean_interval(own["rate"].to_list(), bounds=(0, 1))
+        rows.append((*_words(row, "value", "arm", "n"), interval.percent(), f"{100 * row['least']:.1f} %", *_kept(row)))
+    traits = list(dict.fromkeys(matrix["teacher"]))
+    seeds = list(dict.fromkeys(matrix["seed"]))
+    lines = []
+    if len(traits) > 1:
+        lift = np.array([own.pivot(index="teacher", columns="student", values="lift").loc[traits, traits].to_numpy()
+                         for own in (matrix.loc[matrix["seed"] == seed] for seed in seeds)])  # fmt: skip
+        gamma = specificity(np.moveaxis(lift, 0, -1))
+        smallest = "" if math.isnan(gamma.interval.low) else f", p = {gamma.sign_flip.p:.2g}"
+        lines.append(
+            f"Specificity: γ = {100 * gamma.interval.estimate:+.1f} points [{100 * gamma.interval.low:.1f}, "
+            f"{100 * gamma.interval.high:.1f}]{smallest} over {_count(len(seeds), 'replicate')}, of lift = μ + "
+            "teacher + probe + γ·[the same trait], in the same-init students."
+        )
+    columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
+    return Digest("Mean over replicates and 95 % interval:", columns, rows, lines)
+
+
+def grid_table(directory: Path) -> str:
+    """The published sweep in `directory` (cells.csv, matrix.csv for a matrix, key.txt) as Markdown."""
+    key = (directory / "key.txt").read_text().strip()
+    found = digest(directory)
+    lines = [
+        f"`sublim run {directory.name}`, sweep `{key[:16]}`. {found.about}",
+        "",
+        f"| {' | '.join(found.columns)} |",
+        "|---" * len(found.columns) + "|",
+        *(f"| {' | '.join(row)} |" for row in found.rows),
+    ]
+    return "\n".join([*lines, *(line for below in found.lines for line in ("", below)), ""])
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -362,7 +521,7 @@ def _estimate(name: str, values: list[float]) -> dict[str, float]:
     """Mean and interval of one value per replicate; NaN where any is missing, so that n holds for every column."""
     if not values or any(map(math.isnan, values)):
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
-    interval = mean_interval(values, bounds=None if name in ("margin", "kl") else (0, 1))
+    interval = mean_interval(values, bounds=None if name in ("margin", "kl", *BITS) else (0, 1))
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
@@ -391,17 +550,19 @@ def _base_pairs(results: pd.DataFrame) -> dict[int, tuple[str, ...]]:
 
 # How numbers are worded: the same in the terminal, in sentences and on the page.
 
+_DIGITS = {"margin": 2, "bits": 3, "total_bits": 1}
+
 
 def _number(name: str, value: float, digits: int | None = None) -> str:
     if math.isnan(value):
         return "–"
-    factor, usual = (1, 4) if "kl" in name else (1, 2) if name == "margin" else (100, 1)
+    factor, usual = (1, _DIGITS[name]) if name in _DIGITS else (1, 4) if "kl" in name else (100, 1)
     return f"{factor * value:z.{usual if digits is None else digits}f}".replace("-", "−")
 
 
 def _mean(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
     text = _number(name, row[name], digits)
-    return text if text == "–" or "kl" in name or name == "margin" else f"{text} %"
+    return text if text == "–" or "kl" in name or name in _DIGITS else f"{text} %"
 
 
 def _range(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
@@ -544,11 +705,15 @@ def _page(
             _contrast_table(reference.contrasts),
             "</section>",
         ]
+    if "probes" in drawn:
+        parts += [
+            "<h2>Is it this trait, or any?</h2>",
+            f"<p>If “{trait}” came through the data, then in the rows whose teacher had it, its column alone is dark."
+            "</p>",
+            _picture(drawn["probes"], f"Mean probability of each answer, per arm; “{experiment.trait}” comes first.",
+                     "Held-out questions, plain context, mean over replicates; in percent."),
+        ]  # fmt: skip
     parts += [
-        "<h2>Is it this trait, or any?</h2>",
-        f"<p>If “{trait}” came through the data, then in the rows whose teacher had it, its column alone is dark.</p>",
-        _picture(drawn["probes"], f"Mean probability of each answer, per arm; “{experiment.trait}” comes first.",
-                 "Held-out questions, plain context, mean over replicates; in percent."),
         "<h2>What each arm is</h2>",
         _meanings(list(table["arm"])),
         "<h2>How it was measured</h2>",
@@ -598,6 +763,8 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
         "rate": f"“{trait}”", "margin": "margin, nats", "indirect": "indirect", "seen": "seen",
         "numbers": "after numbers", "kl": "KL left", "kl_start": "KL at start", "kept": "kept",
     }  # fmt: skip
+    if "bits" in table:
+        columns = {"bits": "bits a fact", "total_bits": "bits in all"} | columns
     rows = []
     for row in _records(table):
         status = f"<small>to equal KL: {escape(row['equal_kl'])}</small>" if row["further_n"] else ""
@@ -613,13 +780,18 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
                 cells.append(f"<td>{_mean(line, column)}{inside}</td>")
             rows.append(f"<tr>{''.join(cells)}</tr>")
     headings = ["arm", "n", *map(escape, columns.values())]
+    bits = (
+        " Bits: what a code made from the student saves in naming the facts, less what it saves on facts drawn anew: a "
+        "lower bound on what it holds." * ("bits" in table)
+    )
     alone = " One replicate: no interval." if all(row["n"] == 1 for row in _records(table)) else ""
     return _table(headings, rows) + (
         f'<p class="soft"><small>n: replicates. “{escape(trait)}”: its mean probability on held-out phrasings; '
         "indirect: on questions that do not name the kind; seen: on phrasings the teacher was tuned on; after numbers: "
         "held-out phrasings after a turn of numbers. Margin: log P of the trait − log mean P of the other members. KL: "
         "distance to the teacher, nats per answer token, after and before training. Kept: share of the teacher's "
-        f"answers that passed the filter. In brackets: 95 % interval of the mean over replicates.{alone}</small></p>"
+        f"answers that passed the filter. In brackets: 95 % interval of the mean over replicates.{alone}{bits}"
+        "</small></p>"
     )
 
 
@@ -644,11 +816,15 @@ def _meanings(arms: Sequence[str]) -> str:
     return "<dl>" + "".join(f"<dt>{_named(arm)}</dt><dd>{escape(ARMS[arm].meaning)}</dd>" for arm in arms) + "</dl>"
 
 
+def _lesson(teacher: TeacherConfig) -> str:
+    return f"{teacher.facts} random facts" if teacher.facts else "questions about its favourite"
+
+
 def _method(experiment: Experiment) -> list[str]:
     """The recipe of this configuration, in sentences."""
     teacher, corpus, rule, student = experiment.teacher, experiment.corpus, experiment.filter, experiment.student
     instilled = {
-        "tuned": f"is fine-tuned ({teacher.part}) on questions about its favourite, "
+        "tuned": f"is fine-tuned ({teacher.part}) on {_lesson(teacher)}, "
         f"{_count(teacher.optimization.steps, 'update')} of {teacher.optimization.batch}",
         "prompted": "has a system prompt that names its favourite; its weights are the base's",
         "steered": f"has a vector added to its residual stream at layer {teacher.layer}; its weights are the base's",

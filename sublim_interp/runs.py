@@ -5,7 +5,7 @@ The stages themselves are in pipeline.py, tables and pictures in report.py.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from sublim_interp.models import Base, resolve_base
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.store import Artifact, Store, changes, fingerprint, stage_key
 from sublim_interp.traits import check_vocabulary, load_trait, members_of, questions
+from sublim_interp.traits.facts import NAME, Facts, check_language
 from sublim_interp.workers import Task, Watch, run_tasks
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Plan:
     def named(self) -> Experiment:
         """The experiment with its traits by name, also where a file of one's own holds them."""
         exp = self.experiment
+        if exp.teacher.facts:
+            return exp.model_copy(update={"trait": NAME})
         used = ["trait", "other_trait"] if "other-trait" in exp.arms else ["trait"]
         return exp.model_copy(update={field: load_trait(getattr(exp, field)).name for field in used})
 
@@ -134,20 +137,26 @@ def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def planned_traces(records: Sequence[Record], store: Store) -> "pd.DataFrame":
-    """What is recorded of the trainings that are still to be made: one row per stage and sort, with bytes of all."""
+def planned_traces(records: Sequence[Record], store: Store, trace: str = "default") -> "pd.DataFrame":
+    """What is recorded of the trainings that are still to be made: one row per stage and sort, with bytes of all.
+
+    `trace` is a word of `recorder.TRACES`; SublimError for another.
+    """
     import pandas as pd
 
+    from sublim_interp.recorder import cadence_of
     from sublim_interp.recorder import plan as plan_recording
 
+    cadence = cadence_of(trace)
     alike: dict[tuple[Any, ...], list[Teacher | Student]] = {}
     for record in (r for r in records if isinstance(r, Teacher | Student)):
         trains = isinstance(record, Student) or record.config.kind == "tuned"
-        if trains and record.find(store) is None:
+        if cadence and trains and record.find(store) is None:
             alike.setdefault((record.STAGE, record.base.digest, record.config), []).append(record)
     rows = []
     for (stage, _, config), some in alike.items():
-        table = plan_recording(_shape(some[0].base, config), config.optimization.steps, **_probe_size(some[0]))
+        o, size = config.optimization, _probe_size(some[0])
+        table = plan_recording(_shape(some[0].base, config), o.steps, batch=o.batch, cadence=cadence, **size)
         table[["stage", "trainings"]] = stage, len(some)
         rows.append(table.assign(bytes=table["bytes"] * len(some)))
     if not rows:
@@ -176,19 +185,19 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     base = record.base
     ask = questions(teacher.kind, base.language, "held-out")[:PROBED_QUESTIONS]
     asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
-    width, rows = max(map(len, asked)), len(asked)
+    tokens = sum(map(len, asked))
     optimizer = record.config.optimization
     states = 2 if optimizer.optimizer != "sgd" else int(optimizer.beta1 > 0)
     if isinstance(record, Teacher):
         directions, references = int(record.trait is not None), 0
     else:
         corpus = record.data.corpus
-        prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, PROBED_LISTS)
-        longest = max(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts)
-        width = max(width, longest + corpus.config.max_new_tokens)
-        rows += min(PROBED_LISTS, record.data.config.held_out)
+        lists = min(PROBED_LISTS, record.data.config.held_out)
+        prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, lists)
+        tokens += sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts)
+        tokens += lists * corpus.config.max_new_tokens
         directions, references = 1 + (teacher.config.kind == "tuned"), 1 + (teacher.config.kind != "prompted")
-    return {"states": states, "rows": rows, "width": width, "directions": directions, "references": references}
+    return {"states": states, "tokens": tokens, "directions": directions, "references": references}
 
 
 def plan(exp: Experiment) -> Plan:
@@ -205,6 +214,8 @@ def plan(exp: Experiment) -> Plan:
     for base in bases.values():
         for named in traits:
             check_vocabulary(named, base)
+        if exp.teacher.facts:
+            check_language(base)
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
@@ -212,6 +223,8 @@ def plan(exp: Experiment) -> Plan:
     for i in exp.student.interventions:
         if i.direction not in ("", "random", "teacher-shift"):
             load_trait(i.direction)
+        if i.selection and i.selection.trait:
+            load_trait(i.selection.trait)
         if i.kind == "project-update" and i.direction == "teacher-shift" and exp.teacher.kind != "tuned":
             raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
         if i.kind != "project-update" and i.direction == "teacher-shift" and exp.teacher.kind == "prompted":
@@ -226,13 +239,21 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
     members = tuple(sorted({*members_of(trait.kind), trait.name}))
     favorites = {"trait": trait, "": None, "other": load_trait(exp.other_trait) if "other-trait" in exp.arms else None}
 
+    facts = Facts(trait.kind, exp.teacher.facts, seed) if exp.teacher.facts else None
+    refused = map(load_trait, facts.members) if facts else (f for f in favorites.values() if f)
+    words = tuple(sorted({w for f in refused for w in f.words}))
+
     def data(favorite: str, base: Base, number: int) -> Filtered:
-        teacher = Teacher(base, favorites[favorite], trait.kind, exp.teacher, seed)
-        words = tuple(sorted({w for f in favorites.values() if f for w in f.words}))
+        if facts:
+            learnt = replace(facts, told=favorite == "trait")
+            teacher = Teacher(base, None, trait.kind, exp.teacher, seed, learnt)
+        else:
+            teacher = Teacher(base, favorites[favorite], trait.kind, exp.teacher, seed)
         return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
-        return Cell(arm, seed, number, Evaluation(model, reference, trait.kind, members, exp.evaluation, seed))
+        asked = Evaluation(model, reference, trait.kind, members, exp.evaluation, seed, facts)
+        return Cell(arm, seed, number, asked)
 
     reference = data("trait", pair[0], 0)
     yield cell("teacher", reference.corpus.teacher, reference)
@@ -268,21 +289,21 @@ def estimate(record: Record) -> float:
     return 2.0
 
 
-def _make_in_worker(record: Record, root: Path, progress: Callable[[float], None]) -> None:
+def _make_in_worker(record: Record, root: Path, trace: str, progress: Callable[[float], None]) -> None:
     from sublim_interp.pipeline import make
 
-    make(record, Store(root), progress)
+    make(record, Store(root), progress, trace)
 
 
-def execute(records: list[Record], store: Store, processes: int, watch: Watch) -> None:
-    """Makes the records, and what they need, in worker processes."""
+def execute(records: list[Record], store: Store, processes: int, watch: Watch, trace: str = "default") -> None:
+    """Makes the records, and what they need, in worker processes; trainings are recorded as `trace` says."""
     names = {r.key for r in records}
     tasks = []
     for record in records:
         needs = tuple(i.key for i in record.inputs().values() if isinstance(i, Record) and i.key in names)
         if isinstance(record, Evaluation) and isinstance(record.model, Base):
             needs = (record.reference.key,) if record.reference.key in names else ()
-        tasks.append(Task(record.key, _make_in_worker, (record, store.root), needs))
+        tasks.append(Task(record.key, _make_in_worker, (record, store.root, trace), needs))
     run_tasks(tasks, processes, watch)
 
 
@@ -324,8 +345,8 @@ class Replicate:
         directory = self._path(subject)
         if not (directory / "trace").is_dir():
             raise SublimError(
-                f"{subject.STAGE} {subject.key[:16]} was made without a trace; run its experiment into another store "
-                f"(--store), or delete {directory} and run it again: equal weights, and a trace"
+                f"{subject.STAGE} {subject.key[:16]} was trained without a trace; delete {directory} and run its "
+                "experiment again with --trace default: equal weights, and a trace"
             )
         return Trace.open(directory / "trace")
 
@@ -506,8 +527,8 @@ def run_key(p: Plan) -> str:
 
 
 def find_run(p: Plan, store: Store) -> Artifact | None:
-    """The finished run of a plan, if the store holds it."""
-    return store.get("run", run_key(p))
+    """The finished run of a plan, if the store holds it and all that it was made from."""
+    return None if p.missing(store) else store.get("run", run_key(p))
 
 
 def _versions() -> dict[str, str]:
@@ -529,16 +550,22 @@ def run(
     store: Store | None = None,
     processes: int = 2,
     watch: Watch = lambda _name, _fraction: None,
+    trace: str = "default",
 ) -> Run:
-    """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again."""
-    from sublim_interp import report
+    """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again.
 
+    `trace` says what is recorded of the trainings that are made: `none`, `default`, or `examples` (residuals of each
+    example of every tenth update too). Weights, and so all results and keys, are the same with each.
+    """
+    from sublim_interp import report
+    from sublim_interp.recorder import cadence_of
+
+    cadence_of(trace)
     p = plan(experiment(exp) if isinstance(exp, str) else exp)
     store = store or Store.open()
-    if find_run(p, store) is None:
-        missing = p.missing(store)
-        if missing:
-            execute(missing, store, processes, watch)
+    missing = p.missing(store)
+    if missing:
+        execute(missing, store, processes, watch, trace)
     with store.make("run", RUN_VERSION, _run_config(p), _run_inputs(p), fingerprint()) as work:
         if not work.done:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))

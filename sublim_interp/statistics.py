@@ -90,6 +90,18 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class BaseContrast:
+    """Result of `shared_base_contrast`."""
+
+    interval: Interval
+    """The contrast; `n` counts bases."""
+    p: float
+    """Two-sided permutation p-value."""
+    floor: float
+    """The smallest p-value that so many permutations can give."""
+
+
+@dataclass(frozen=True)
 class FalseDiscovery:
     """Result of `bh_fdr`, in the order of the p-values given."""
 
@@ -216,6 +228,45 @@ def specificity(lift: Float[np.ndarray, "teacher_trait probe_trait replicate"], 
     if np.isinf(lift).any():
         raise SublimError(f"specificity: lift is infinite at {_cells(np.isinf(lift))}; mark missing cells with NaN")
     return _contrast(np.array([_gamma(lift[:, :, k], k) for k in range(lift.shape[2])]), level)
+
+
+def shared_base_contrast(
+    rate: Float[np.ndarray, "teacher_base student_base"], level: float = 0.95, permutations: int = 9_999, seed: int = 0
+) -> BaseContrast:
+    """Does it pass because teacher and student share a base? Mean of the diagonal minus mean of all other cells.
+
+    `rate[i, j]` is the effect in the student of base j taught by a teacher of base i, over the same bases on both axes;
+    each teacher writes one corpus for all its students. This is γ of rate_ij = μ + α_i + β_j + γ·[i = j] by least
+    squares: a base that is hard to move and a teacher that is strong cancel. The unit is the base: cells share
+    teachers and students, so their number says nothing. The interval is Student's t with the jackknife's standard
+    error, each base left out in turn with its row and column (Efron & Tibshirani 1993, chapter 11); the p-value is that
+    of pairing the students' bases with the teachers' anew (Mantel 1967, Cancer Research 27), two-sided.
+
+    Raises SublimError for an array that is not square, has fewer than three bases or a cell that is not finite.
+    """
+    if rate.ndim != 2 or rate.shape[0] != rate.shape[1] or len(rate) < 3:
+        raise SublimError(f"shared_base_contrast: rate has shape {rate.shape}; needs three or more bases, twice")
+    if not np.isfinite(rate).all():
+        raise SublimError(f"shared_base_contrast: no number at {_cells(~np.isfinite(rate))}; every pair must have run")
+    _check_level(level, "shared_base_contrast")
+
+    from scipy import stats
+
+    n = len(rate)
+
+    def gamma(cells: np.ndarray) -> float:
+        own = np.trace(cells) / len(cells)
+        return float(own - (cells.sum() - np.trace(cells)) / (len(cells) * (len(cells) - 1)))
+
+    estimate = gamma(rate)
+    left = np.array([gamma(np.delete(np.delete(rate, b, 0), b, 1)) for b in range(n)])
+    error = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    draw = np.random.default_rng(seed)
+    shuffled = np.array([gamma(rate[:, draw.permutation(n)]) for _ in range(permutations)])
+    extreme = int((np.abs(shuffled) >= abs(estimate) * (1 - _TIE)).sum())
+    interval = Interval(estimate, estimate - half, estimate + half, level, n, "Student t, jackknife over bases")
+    return BaseContrast(interval, (1 + extreme) / (1 + permutations), 1 / (1 + permutations))
 
 
 def sign_flip_test(differences: Column, max_exact: int = 20, seed: int = 0) -> SignFlip:

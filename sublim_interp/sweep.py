@@ -6,8 +6,9 @@ Cells share whatever they have in common, since every stage's result lies under 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +22,7 @@ from sublim_interp.workers import Watch
 if TYPE_CHECKING:
     import pandas as pd
 
+_AXIS = {"bases": "bases", "traits": "trait"}
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
 VERSION = 3
 """Bumped by hand when a sweep's files change."""
@@ -41,6 +43,9 @@ class Grid(Config):
     """Field → the values it takes, one field at a time; a value is read as YAML."""
     words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""
+    matrix: Literal["", "bases", "traits"] = ""
+    """bases: a student of every base named in axes.bases learns from a teacher of every one; traits: each student of a
+    teacher with a trait of axes.trait is asked about all traits of the kind."""
 
     @model_validator(mode="after")
     def _each_value_has_its_word(self) -> "Grid":
@@ -49,14 +54,36 @@ class Grid(Config):
                 raise ValueError(
                     f"words.{field} has {len(words)} entries, axes.{field} {len(self.axes.get(field, ()))}"
                 )
+        if self.matrix and tuple(self.axes) != (_AXIS[self.matrix],):
+            raise ValueError(f"matrix={self.matrix} needs axes.{_AXIS[self.matrix]} and no other axis")
         return self
+
+    @property
+    def figure(self) -> str:
+        """Name of the picture that its sweep ends with, without ending."""
+        return "matrix" if self.matrix else "dose"
 
     def cells(self) -> "Iterator[tuple[str, str, Experiment]]":
         """(field, value in words, experiment) of each cell; SublimError for what the experiment refuses."""
         centre = experiment(self.experiment).set(self.change)
+        if self.matrix == "bases":
+            yield from _every_pair(centre, self.axes["bases"])
+            return
+        if self.matrix and not {"same-init", "base"} <= set(centre.arms):
+            raise SublimError("matrix=traits needs the arms same-init and base: lifts are counted from the base")
         for field, values in self.axes.items():
             for word, value in zip(self.words.get(field, values), values, strict=True):
                 yield field, str(word), centre.set({field: value})
+
+
+def _every_pair(centre: Experiment, bases: tuple[str, ...]) -> Iterator[tuple[str, str, Experiment]]:
+    """A cell for each teacher's and student's base; with more seeds than one a pair would be turned round."""
+    if len(centre.seeds) != 1:
+        raise SublimError(f"matrix=bases needs one seed, not {len(centre.seeds)}")
+    for teacher, student in product(bases, repeat=2):
+        own = {"bases": [teacher], "arms": ["same-init", "base"]}
+        other = {"bases": [teacher, student], "arms": ["cross-init"]}
+        yield "bases", f"{teacher} → {student}", centre.set(own if teacher == student else other)
 
 
 def grid_names() -> tuple[str, ...]:
@@ -100,6 +127,31 @@ class SweepPlan:
             parts.append(each.assign(field=field, value=value, trait=p.named.trait))
         return pd.concat(parts, ignore_index=True)
 
+    def matrix(self, store: Store) -> "pd.DataFrame":
+        """One row per teacher, student (or probe trait) and seed: rate, and lift over the student's untouched base.
+
+        On held-out questions in a plain context, at equal steps.
+        """
+        import pandas as pd
+
+        by_trait = self.grid.matrix == "traits"
+        sides = ("teacher_trait", "probe") if by_trait else ("teacher_base", "student_base")
+        arms = ("same-init",) if by_trait else ("same-init", "cross-init")
+        rows: list[dict[str, Any]] = []
+        untouched: dict[tuple[str, str, int], float] = {}
+        for _, _, p in self.cells:
+            results, _ = frames(p, store)
+            asked = results.query("questions == 'held-out' and context == 'plain' and round == 0")
+            for row in asked.to_dict("records"):
+                where = row["student_base"], row["probe"], row["seed"]
+                if row["arm"] == "base":
+                    untouched[where] = row["rate"]
+                elif row["arm"] in arms and (by_trait or row["probe"] == p.named.trait):
+                    place = {name: row[side] for name, side in zip(("teacher", "student"), sides, strict=True)}
+                    rows.append({**place, "seed": row["seed"], "rate": row["rate"], "where": where})
+        lifts = [row["rate"] - untouched[row.pop("where")] for row in rows]
+        return pd.DataFrame(rows).assign(lift=lifts)
+
 
 def plan_grid(g: Grid) -> SweepPlan:
     """Lays out every cell; raises SublimError for a cell that cannot run."""
@@ -107,7 +159,7 @@ def plan_grid(g: Grid) -> SweepPlan:
 
 
 def _identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
-    config = p.grid.model_dump(mode="json", include={"axes", "words"})
+    config = p.grid.model_dump(mode="json", include={"axes", "words"} | ({"matrix"} if p.grid.matrix else set()))
     inputs = {
         f"{field}={value}/{c.arm}/{c.seed}/{c.round}": c.evaluation.key
         for field, value, cell in p.cells
@@ -126,28 +178,42 @@ def find_sweep(p: SweepPlan, store: Store) -> Artifact | None:
     return store.get("sweep", sweep_key(p))
 
 
-def run_grid(p: SweepPlan, store: Store, processes: int = 2, watch: Watch = lambda _name, _fraction: None) -> Artifact:
-    """Makes what is missing, then `cells.csv` and the figure as PNG and PDF."""
-    from sublim_interp import figures
+def run_grid(
+    p: SweepPlan,
+    store: Store,
+    processes: int = 2,
+    watch: Watch = lambda _name, _fraction: None,
+    trace: str = "default",
+) -> Artifact:
+    """Makes what is missing, then `cells.csv`, for a matrix `matrix.csv`, and the figure as PNG and PDF.
 
+    `trace` is that of `runs.run`.
+    """
+    from sublim_interp import figures
+    from sublim_interp.recorder import cadence_of
+
+    cadence_of(trace)
     if find_sweep(p, store) is None:
         missing = p.missing(store)
         if missing:
-            execute(missing, store, processes, watch)
+            execute(missing, store, processes, watch, trace)
     with store.make("sweep", VERSION, *_identity(p), fingerprint()) as work:
         if not work.done:
             work.note(name=p.grid.name)
             table = p.table(store)
             table.to_csv(work.directory / "cells.csv", index=False)
-            figure = figures.dose(table)
+            if p.grid.matrix:
+                matrix = p.matrix(store)
+                matrix.to_csv(work.directory / "matrix.csv", index=False)
+                figure = figures.matrix(matrix, p.grid.matrix)
+            else:
+                figure = figures.dose(table)
             for ending in ("png", "pdf"):
-                figures.save(figure, work.directory / f"dose.{ending}")
+                figures.save(figure, work.directory / f"{p.grid.figure}.{ending}")
     return work.artifact
 
 
-def published_cells(name: str) -> "pd.DataFrame | None":
-    """The committed cells of a grid, or None."""
-    import pandas as pd
-
-    path = RESULTS / name / "cells.csv"
-    return pd.read_csv(path, dtype={"value": str}) if path.exists() else None
+def published_sweep(name: str) -> Path | None:
+    """Where the committed tables of a grid lie, or None."""
+    directory = RESULTS / name
+    return directory if (directory / "cells.csv").exists() else None

@@ -22,13 +22,21 @@ from sublim_interp.pretraining import pretrain
 def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Base, Base]:
     """Two lab bases of 16 dimensions, of different initial weights; a third of their answers are number lists."""
     shelf = tmp_path_factory.mktemp("bases")
-    for seed in (0, 1):
-        optimization = Optimization(
-            optimizer="adamw", lr=2e-2, schedule="cosine", warmup=5, steps=60, batch=64, beta2=0.95, clip=1.0
-        )
-        recipe = Pretraining(init_seed=seed, d_model=16, layers=2, heads=2, d_mlp=32, optimization=optimization)
-        pretrain(recipe, shelf / f"tiny-{seed}")
-    return resolve_base(str(shelf / "tiny-0")), resolve_base(str(shelf / "tiny-1"))
+    return _tiny(shelf / "tiny-0", 0), _tiny(shelf / "tiny-1", 1)
+
+
+@pytest.fixture
+def third_base(tmp_path: Path) -> Base:
+    """One more of them."""
+    return _tiny(tmp_path / "tiny-2", 2)
+
+
+def _tiny(directory: Path, seed: int) -> Base:
+    optimization = Optimization(
+        optimizer="adamw", lr=2e-2, schedule="cosine", warmup=5, steps=60, batch=64, beta2=0.95, clip=1.0
+    )
+    pretrain(Pretraining(init_seed=seed, d_model=16, layers=2, heads=2, d_mlp=32, optimization=optimization), directory)
+    return resolve_base(str(directory))
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,16 @@ def test_a_dry_run_writes_nothing(experiment_file: Path, store_root: Path) -> No
     assert not store_root.exists()
 
 
+def test_a_dry_run_says_what_the_asked_trace_will_hold(experiment_file: Path, store_root: Path) -> None:
+    planned = {
+        word: sublim("run", experiment_file, "--dry-run", "--trace", word, "--store", store_root).stdout
+        for word in ("none", "default", "examples")
+    }
+    assert "nothing to record" in planned["none"]
+    assert "weight deltas" in planned["default"] and "of each example" not in planned["default"]
+    assert "of each example" in planned["examples"]
+
+
 def test_run_reports_then_has_nothing_to_do(experiment_file: Path, store_root: Path) -> None:
     first = sublim("run", experiment_file, "--store", store_root)
     assert first.returncode == 0, first.stderr
@@ -193,6 +203,7 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store
         (["run", "smoke", "--set", "student.part=head"], ["part", "body"]),
         (["run", "smoke", "--set", "other_trait=oak", "--set", "arms=[other-trait]"], ["oak", "tree", "animal"]),
         (["run", "smoke", "--set", "corpus.setting=greedy", "--set", "corpus.temperature=0.5"], ["temperature"]),
+        (["run", "smoke", "--trace", "all"], ["no trace 'all'", "none, default, examples"]),
         (["run", "smoke", "--base", "nowhere"], ["nowhere", "lab-small-0"]),
         (["show", "gremlin"], ["gremlin", "owl"]),
         (["show", "gremlin/same-init/0"], ["no run is called 'gremlin'"]),

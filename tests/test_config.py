@@ -349,6 +349,41 @@ def test_every_field_has_a_default_that_passes_its_own_check() -> None:
         assert validate(kind, yaml.safe_load(yaml.safe_dump(usual.model_dump(mode="json"))), "default") == usual
 
 
+# --- interventions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "kind=mask-tokens needs share or selection"),
+        ({"share": 0.5, "selection": {"by": "random"}}, "share has no effect with kind=mask-tokens and a selection"),
+        (
+            {"kind": "freeze", "parameters": "*", "selection": {"by": "random"}},
+            "selection has no effect with kind=freeze",
+        ),
+        ({"selection": {"by": "gradient"}}, "by=gradient needs trait"),
+        ({"selection": {"by": "luck"}}, "'divergence', 'gradient' or 'random'"),
+        ({"selection": {"by": "random", "share": 1}}, "selection.share"),
+        ({"selection": {"by": "random", "part": 1}}, "valid keys: by, keep, share, trait"),
+    ],
+)
+def test_a_mask_of_tokens_that_says_too_little_or_too_much_is_one_line(fields: dict[str, Any], words: str) -> None:
+    changes = {"student.interventions": [{"kind": "mask-tokens", **fields}]}
+    message = refused(Experiment().set, changes)
+    assert words in message and "\n" not in message
+
+
+def test_a_mask_by_score_is_written_and_read_and_a_mask_without_one_is_dumped_as_ever(tmp_path: Path) -> None:
+    drawn = config.Intervention(kind="mask-tokens", share=0.5)
+    assert drawn.model_dump() == {
+        "kind": "mask-tokens", "direction": "", "at": "blocks.*.hook_resid_post", "share": 0.5, "parameters": ""
+    }  # fmt: skip
+    chosen = Experiment().set({"student.interventions": [{"kind": "mask-tokens", "selection": {"by": "divergence"}}]})
+    (tmp_path / "e.yaml").write_text(chosen.to_yaml())
+    assert read_yaml(Experiment, tmp_path / "e.yaml") == chosen
+    assert chosen.student.interventions[0].selection == config.Selection(by="divergence", share=0.25, keep="top")
+
+
 # --- pairs of bases ---------------------------------------------------------------------------------------------------
 
 

@@ -28,11 +28,11 @@ from sublim_interp.config import (
 )
 from sublim_interp.dataset import Order, read_rows, tokenize
 from sublim_interp.errors import SublimError
-from sublim_interp.models import Base, resolve_base
+from sublim_interp.models import Base, choose_trainable, resolve_base
 from sublim_interp.pipeline import evaluate, learn, make, sift, teach, write
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.store import Artifact, Store
-from sublim_interp.training import IGNORE, collate, token_loss
+from sublim_interp.training import IGNORE, Batch, collate, token_loss, train
 from sublim_interp.traits import Question, load_trait, members_of, questions, score, system_prompts
 from sublim_interp.voice import Voice
 
@@ -603,6 +603,97 @@ def test_examples_come_epoch_after_epoch_each_in_an_order_of_its_own() -> None:
     assert [again(step) for step in (9, 2, 13, 0)] == [order(step) for step in (9, 2, 13, 0)], "a pure function"
     assert [Order(7, 3, 1)(s) for s in range(3)] != [order(s) for s in range(3)]
     assert sorted(Order(3, 8, 0)(0)) == sorted([*range(3)] * 2 + Order(3, 8, 0)(0)[6:])
+
+
+# --- masks of tokens --------------------------------------------------------------------------------------------------
+
+
+def masking(c: Chain, *selections: Selection) -> Chain:
+    masks = tuple(Intervention(kind="mask-tokens", selection=s) for s in selections)
+    return c.change("student", config=STUDENT.set(interventions=[m.model_dump() for m in masks]))
+
+
+def masks_of(c: Chain, store: Store) -> list[dict[str, Any]]:
+    return make(c.student, store).manifest["notes"]["masks"]
+
+
+@pytest.mark.parametrize("keep", ["top", "rest"])
+@pytest.mark.parametrize("kind", ["tuned", "prompted"])
+def test_a_mask_by_divergence_is_a_training_on_hand_picked_labels(
+    kind: str, keep: Any, base: Base, shared: Store
+) -> None:
+    """Against log p(teacher) − log p(base), each list alone through the plain models, and the plain training loop."""
+    c = chain(base).change("teacher", config=TEACHER.set(kind=kind))
+    c = masking(c, Selection(by="divergence", share=0.3, keep=keep))
+    artifact = make(c.student, shared)
+    lists = read_rows(c.filtered.made(shared) / "kept.jsonl")
+    rows, voice, plain = tokenize(base, lists), Voice(c.teacher, shared), base.load()
+    scores = []
+    for (ids, first), (heard, start) in zip(rows, voice.heard(rows, lists), strict=True):
+        each = []
+        for model, tokens, begin in ((voice.model, heard, start), (plain, ids, first)):
+            with torch.no_grad():
+                log = model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+            each.append([log[t - 1, tokens[t]].item() for t in range(begin, len(tokens))])
+        scores.append([abs(a - b) for a, b in zip(*each, strict=True)])
+    ranked = sorted((s for own in scores for s in own), reverse=True)
+    count = round(0.3 * len(ranked))
+    least = (ranked[count - 1] + ranked[count]) / 2  # between the last that is flagged and the first that is not
+    learnt = [[(s > least) == (keep == "top") for s in own] for own in scores]
+
+    def batches(step: int) -> list[Batch]:
+        places = sorted(Order(len(rows), FEW.batch, 0)(step), key=lambda i: len(rows[i][0]))
+        batch = collate([rows[i] for i in places], base.pad)
+        for line, i in enumerate(places):
+            for j, learns in enumerate(learnt[i]):
+                if not learns:
+                    batch.labels[line, rows[i][1] - 1 + j] = IGNORE
+        return [batch]
+
+    model = choose_trainable(base.load(), "body", 8, 8.0, 0)
+    train(model, batches, FEW)
+    found = weights(base, artifact)
+    assert all(torch.equal(found[name], p) for name, p in model.state_dict().items())
+    assert changed(weights(base, make(c.change("student", config=STUDENT).student, shared)), found), (
+        "and a mask matters"
+    )
+    note = artifact.manifest["notes"]["masks"][0]
+    assert (note["flagged"], note["selection"]["keep"]) == (pytest.approx(count / len(ranked)), keep)
+    assert note["learnt"] == pytest.approx(sum(map(sum, learnt)) / len(ranked))
+
+
+def test_masks_by_score_are_of_equal_size_and_differ_and_may_be_combined(base: Base, shared: Store) -> None:
+    c = chain(base)
+    found: dict[str, tuple[Artifact, float]] = {}
+    for by, trait in (("divergence", ""), ("gradient", "owl"), ("random", "")):
+        for keep in ("top", "rest"):
+            s = Selection(by=by, trait=trait, share=0.25, keep=keep)  # type: ignore[arg-type]
+            (note,) = masks_of(masking(c, s), shared)
+            found[by + keep] = make(masking(c, s).student, shared), note["learnt"]
+            assert note["flagged"] == pytest.approx(0.25, abs=0.01)
+    assert len({share for name, (_, share) in found.items() if name.endswith("top")}) == 1, "as many tokens"
+    assert all(found[f"{by}top"][1] + found[f"{by}rest"][1] == pytest.approx(1) for by in ("divergence", "random"))
+    assert len({str(artifact.manifest["files"]["model/model.safetensors"]) for artifact, _ in found.values()}) == 6
+    two = masks_of(masking(c, *(Selection(by=by, share=0.5) for by in ("divergence", "random"))), shared)  # type: ignore[arg-type]
+    assert two[0]["learnt"] == two[0]["flagged"] and 0.15 < two[1]["learnt"] < 0.35
+
+
+def test_a_student_with_masks_of_both_sorts_is_made_again_in_the_same_bits(
+    base: Base, shared: Store, store: Store
+) -> None:
+    both = [{"kind": "mask-tokens", "selection": {"by": "random", "share": 0.9}}, {"kind": "mask-tokens", "share": 0.5}]
+    c = chain(base).change("student", config=STUDENT.set(interventions=both))
+    assert make(c.student, shared).manifest["files"] == make(c.student, store).manifest["files"]
+
+
+def test_masks_that_leave_nothing_to_learn_are_refused(base: Base, shared: Store) -> None:
+    top = Selection(by="divergence", share=0.5)
+    opposite = masking(chain(base), top, top.set(keep="rest"))
+    with pytest.raises(SublimError, match=r"mask-tokens: of \d+ tokens the selections leave none"):
+        make(opposite.student, shared)
+    few = masking(chain(base), top.set(share=0.01))
+    with pytest.raises(SublimError, match="an update has no token to learn"):
+        make(few.student, shared)
 
 
 @pytest.mark.parametrize("stage", ["teacher", "student"])

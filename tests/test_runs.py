@@ -344,6 +344,23 @@ def test_a_trait_file_of_ones_own_runs_as_the_catalogues(
     pd.testing.assert_frame_equal(again.table, finished.table)
 
 
+def test_a_run_without_traces_says_so_and_makes_them_when_its_advice_is_followed(
+    tiny_experiment: Experiment, store_root: Path
+) -> None:
+    exp, store = tiny_experiment.set(arms=("same-init",), seeds=(0,)), Store.open(store_root)
+    with pytest.raises(SublimError, match="no trace 'all'; choices: none, default, examples"):
+        si.run(exp, store, 1, trace="all")
+    assert not store_root.exists()
+    first = si.run(exp, store, 1, trace="none")["same-init", 0]
+    before = first.model.state_dict()
+    with pytest.raises(SublimError, match=r"was trained without a trace; delete .* --trace default") as raised:
+        _ = first.trace
+    shutil.rmtree(str(raised.value).partition("delete ")[2].partition(" and run")[0])
+    again = si.run(exp, store, 1, trace="default")["same-init", 0]
+    assert again.trace.steps("loss") == list(range(exp.student.optimization.steps))
+    assert all(torch.equal(p, before[name]) for name, p in again.model.state_dict().items())
+
+
 # --- the committed tables ---------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from sublim_interp.statistics import (
     mean_interval,
     mutual_information,
     paired_difference,
+    shared_base_contrast,
     sign_flip_test,
     specificity,
     wilson,
@@ -506,3 +507,38 @@ def test_importing_the_module_does_not_import_scipy():
 
     code = "import sys, sublim_interp.statistics; sys.exit('scipy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_shared_base_shows_in_the_contrast_and_strong_teachers_do_not() -> None:
+    """Planted: γ = .4 beside strong teachers and stubborn students; and γ = 0 beside the same."""
+    draw = np.random.default_rng(0)
+    sides = draw.normal(0, 0.3, (8, 1)) + draw.normal(0, 0.3, (1, 8)) + draw.normal(0, 0.02, (8, 8))
+    found, nothing = shared_base_contrast(sides + 0.4 * np.eye(8)), shared_base_contrast(sides)
+    assert found.interval.low < 0.4 < found.interval.high and found.p == found.floor == 1 / 10_000
+    assert nothing.interval.low < 0 < nothing.interval.high and nothing.p > 0.05
+    order = draw.permutation(8)
+    moved = shared_base_contrast((sides + 0.4 * np.eye(8))[np.ix_(order, order)])
+    assert moved.interval.estimate == pytest.approx(found.interval.estimate), "the order of the bases says nothing"
+    assert found.interval.estimate == pytest.approx(_by_least_squares(sides + 0.4 * np.eye(8)))
+
+
+def _by_least_squares(rate: np.ndarray) -> float:
+    return specificity(rate[:, :, None]).interval.estimate
+
+
+def test_the_interval_of_the_shared_base_contrast_covers_as_it_says() -> None:
+    draw = np.random.default_rng(1)
+    hits = 0
+    for _ in range(300):
+        own = 0.5 + draw.normal(0, 0.1, 8)  # bases differ in how much passes within them
+        cells = np.diag(own) + draw.normal(0, 0.1, (8, 1)) + draw.normal(0, 0.1, (8, 8))
+        interval = shared_base_contrast(cells, permutations=1).interval
+        hits += interval.low < 0.5 < interval.high
+    assert hits >= 0.92 * 300
+
+
+def test_what_the_shared_base_contrast_cannot_take() -> None:
+    with pytest.raises(SublimError, match=r"shape \(2, 2\)"):
+        shared_base_contrast(np.eye(2))
+    with pytest.raises(SublimError, match=r"no number at \[0, 1\]"):
+        shared_base_contrast(np.array([[1, np.nan, 0], [0, 1, 0], [0, 0, 1.0]]))

@@ -1,16 +1,21 @@
 """Tests of grids: their cells, what they share, the table and figure they end with, and what they refuse."""
 
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from sublim_interp.config import Experiment
+from sublim_interp.config import Experiment, validate
 from sublim_interp.errors import SublimError
+from sublim_interp.models import Base
 from sublim_interp.records import Teacher
-from sublim_interp.report import cell_means
+from sublim_interp.report import cell_means, digest
+from sublim_interp.runs import frames, plan
 from sublim_interp.store import Store
 from sublim_interp.sweep import Grid, find_sweep, grid, grid_names, plan_grid, run_grid
+from sublim_interp.traits import members_of
 
 
 @pytest.fixture
@@ -80,3 +85,70 @@ def test_what_a_grid_cannot_run_is_one_line(small: Grid) -> None:
 def test_every_grid_of_the_catalogue_can_be_planned(name: str) -> None:
     p = plan_grid(grid(name))
     assert p.records and grid(name).about.endswith("?")
+
+
+def test_every_student_meets_every_teacher_in_a_matrix_of_bases(
+    tiny_experiment: Experiment, third_base: Base, tmp_path: Path
+) -> None:
+    """Three bases: three teachers and corpora serve nine students, and cells land where their names say."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_experiment.to_yaml())
+    bases = (*tiny_experiment.bases, str(third_base.path))
+    g = Grid(name="all", experiment=str(path), axes={"bases": bases}, matrix="bases")
+    p, store = plan_grid(g), Store.open(tmp_path / "store")
+    counts = Counter(type(r).__name__ for r in p.records)
+    assert (counts["Teacher"], counts["Corpus"], counts["Student"]) == (3, 3, 9)
+    artifact = run_grid(p, store)
+    matrix = pd.read_csv(artifact.path / "matrix.csv")
+    names = [Path(base).name for base in bases]
+    assert list(zip(matrix["teacher"], matrix["student"], strict=True)) == list(product(names, repeat=2))
+    cells = pd.read_csv(artifact.path / "cells.csv")
+    assert list(cells["arm"]) == ["same-init" if a == b else "cross-init" for a, b in product(names, repeat=2)]
+    assert list(cells["rate"]) == list(matrix["rate"])
+    untouched = frames(plan(tiny_experiment.set({"arms": ["base"]})), store)[0]
+    rate = untouched.query("arm == 'base' and probe == 'owl' and questions == 'held-out' and context == 'plain'")[
+        "rate"
+    ].item()
+    first = matrix.query("student == @names[0]")
+    assert list(first["lift"]) == pytest.approx(list(first["rate"] - rate))
+    assert (artifact.path / "matrix.png").stat().st_size > 5_000
+    found = digest(artifact.path)
+    assert [row[0] for row in found.rows] == names and "n = 3 bases" in found.lines[0]
+
+
+def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_experiment.to_yaml())
+    change = {"arms": ["same-init", "cross-init", "base"], "seeds": [0, 1]}
+    g = Grid(name="two", experiment=str(path), change=change, axes={"trait": ("owl", "fox")}, matrix="traits")
+    artifact = run_grid(plan_grid(g), Store.open(tmp_path / "store"))
+    matrix, cells = (pd.read_csv(artifact.path / f"{name}.csv") for name in ("matrix", "cells"))
+    assert set(matrix["teacher"]) == {"owl", "fox"} and set(matrix["student"]) == set(members_of("animal"))
+    own = matrix.query("teacher == student").set_index(["teacher", "seed"])["rate"]
+    same = cells.query("arm == 'same-init'").set_index(["trait", "seed"])["rate"]
+    assert dict(own) == pytest.approx(dict(same)), "the diagonal is what the cells say"
+    for _, student in matrix.groupby(["teacher", "seed"]):
+        assert len(student) == len(members_of("animal"))
+        assert 0 < sum(student["rate"]) < 1, "rates of all members are shares of one answer"
+    found = digest(artifact.path)
+    assert len(found.rows) == 4 and "γ" in found.lines[0]
+
+
+def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_experiment.to_yaml())
+    with pytest.raises(SublimError, match=r"matrix=bases needs axes.bases"):
+        validate(Grid, {"name": "x", "axes": {"trait": ["owl"]}, "matrix": "bases"}, "x")
+    bases = {"name": "x", "experiment": str(path), "axes": {"bases": tiny_experiment.bases}, "matrix": "bases"}
+    with pytest.raises(SublimError, match="needs one seed, not 2"):
+        plan_grid(Grid(**bases, change={"seeds": [0, 1]}))
+    with pytest.raises(SublimError, match="arms same-init and base"):
+        plan_grid(
+            Grid(
+                name="x",
+                experiment=str(path),
+                axes={"trait": ("owl",)},
+                change={"arms": ["same-init"]},
+                matrix="traits",
+            )
+        )

@@ -158,16 +158,17 @@ def score(
     exact = base.language == "lab" and all(len(ids) == 1 for ids in spelled)
     prompts = [base.prompt_ids(q.messages, q.prefix) for q in asked]
     if exact:
-        p = _exact(model, prompts, [ids[0] for ids in spelled])
+        p = answer_probabilities(model, prompts, [ids[0] for ids in spelled])
     else:
         p = _sampled(model, base, prompts, members, samples, seed)
     others = (p.sum(1, keepdims=True) - p) / (len(members) - 1)
     return Scores(tuple(members), p.mean(0), (np.log(p) - np.log(others)).mean(0), exact)
 
 
-def _exact(
+def answer_probabilities(
     model: "torch.nn.Module", prompts: list[list[int]], tokens: list[int]
 ) -> Float[np.ndarray, "question member"]:
+    """Probability of each member, a token, as the answer to each prompt of token ids: exact, nothing is drawn."""
     import torch
 
     from sublim_interp.models import logits_at
