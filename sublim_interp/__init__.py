@@ -22,6 +22,7 @@ _HOME = {
     "edit": "hooks",
     "experiment": "runs",
     "experiment_names": "runs",
+    "live": "views",
     "load_trait": "traits",
     "logit_lens": "analysis.directions",
     "patch": "analysis.patching",

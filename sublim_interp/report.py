@@ -333,7 +333,7 @@ def headline(directory: Path) -> str:
 def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances.
 
-    Where facts were memorised also bits and total_bits, each with _low and _high.
+    Where facts were memorised also bits and total_bits, each with its least (_low) and most (_high).
     """
     rows = []
     for place, own in cells.groupby(["field", "value", "arm"], sort=False):
@@ -343,7 +343,8 @@ def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
                     | {name: _average(own[name].to_list()) for name in ("kl_start", "kl", "kept")})  # fmt: skip
         for name in BITS:
             if name in own:
-                rows[-1] |= _estimate(name, own[name].to_list())
+                values = own[name].to_list()
+                rows[-1] |= {name: fmean(values), f"{name}_low": min(values), f"{name}_high": max(values)}
     return pd.DataFrame(rows)
 
 
@@ -406,7 +407,7 @@ def digest(directory: Path) -> Digest:
         rows = [(*_words(row, "field", "value", "arm", "n"), _text(row, "bits"), _text(row, "total_bits"),
                  _mean(row, "rate"), *_kept(row)) for row in _records(cell_means(cells))]  # fmt: skip
         columns = ("field", "value", "arm", "n", "bits a fact", "bits in all", "right answer", "KL at the start")
-        return Digest("Mean over replicates and 95 % interval:", (*columns, "KL left", "lists kept"), rows, [])
+        return Digest("Mean over replicates, least and most:", (*columns, "KL left", "lists kept"), rows, [])
     if not (directory / "matrix.csv").exists():
         rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), *_kept(row))
                 for row in _records(cell_means(cells))]  # fmt: skip
@@ -445,9 +446,9 @@ def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
     )
     interval = found.interval
     lines = [
-        f"Diagonal minus the rest: {100 * interval.estimate:+.1f} points [{100 * interval.low:.1f}, "
-        f"{100 * interval.high:.1f}] ({interval.method}, n = {interval.n} bases), p = {found.p:.2g} (permutations of "
-        f"the students' bases; smallest possible {found.floor:.2g}). At equal steps; KL left: {shares}.",
+        f"Diagonal minus the rest: {interval.points()} ({interval.method}, n = {interval.n} bases), p = {found.p:.2g} "
+        f"(permutations of the students' bases; smallest possible {found.floor:.2g}). At equal steps; "
+        f"KL left: {shares}.",
     ]
     columns = (
         "base",
@@ -472,11 +473,10 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
         lift = np.array([own.pivot(index="teacher", columns="student", values="lift").loc[traits, traits].to_numpy()
                          for own in (matrix.loc[matrix["seed"] == seed] for seed in seeds)])  # fmt: skip
         gamma = specificity(np.moveaxis(lift, 0, -1))
-        smallest = "" if math.isnan(gamma.interval.low) else f", p = {gamma.sign_flip.p:.2g}"
         lines.append(
-            f"Specificity: γ = {100 * gamma.interval.estimate:+.1f} points [{100 * gamma.interval.low:.1f}, "
-            f"{100 * gamma.interval.high:.1f}]{smallest} over {_count(len(seeds), 'replicate')}, of lift = μ + "
-            "teacher + probe + γ·[the same trait], in the same-init students."
+            f"Specificity: γ = {gamma.interval.points()}, p = {gamma.sign_flip.p:.2g}, over "
+            f"{_count(len(seeds), 'replicate')}, of lift = μ + teacher + probe + γ·[the same trait], in the same-init "
+            "students."
         )
     columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
     return Digest("Mean over replicates and 95 % interval:", columns, rows, lines)

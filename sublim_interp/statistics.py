@@ -46,6 +46,10 @@ class Interval:
         """For a rate in [0, 1]: `99.1 % [98.0, 99.6]`, or `99.1 % [no interval: n = 1]`."""
         return self._text(100.0, digits, " %")
 
+    def points(self, digits: int = 1) -> str:
+        """For a difference of rates: `93.0 points [92.1, 93.9]`."""
+        return self._text(100.0, digits, " points")
+
     def plain(self, digits: int = 3) -> str:
         """In the values' own unit: `0.991 [0.980, 0.996]`."""
         return self._text(1.0, digits, "")

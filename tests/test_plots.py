@@ -13,10 +13,10 @@ import torch
 from sublim_interp.analysis.directions import weight_delta
 from sublim_interp.config import Experiment
 from sublim_interp.errors import SublimError
-from sublim_interp.live import drawn, live, so_far
 from sublim_interp.plots import FIGURES, cosines, growth, patched, plot, summarised
 from sublim_interp.runs import Run, run
 from sublim_interp.store import Store
+from sublim_interp.views import drawn, live, so_far
 
 
 def test_frames_and_figures_of_one_run(tiny_experiment: Experiment, store_root: Path) -> None:

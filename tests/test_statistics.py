@@ -37,9 +37,10 @@ def rng(seed: int = 0) -> np.random.Generator:
 # --- Interval ---------------------------------------------------------------------------------------------------------
 
 
-def test_interval_prints_as_percent_and_plain():
+def test_interval_prints_as_percent_points_and_plain():
     interval = Interval(0.991, 0.98, 0.996, 0.95, 12, "Student t")
     assert interval.percent() == "99.1 % [98.0, 99.6]"
+    assert interval.points() == "99.1 points [98.0, 99.6]"
     assert interval.percent(0) == "99 % [98, 100]"
     assert interval.plain(2) == "0.99 [0.98, 1.00]"
     assert str(interval) == "0.991 [0.980, 0.996]"
