@@ -333,7 +333,7 @@ def headline(directory: Path) -> str:
 def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances.
 
-    Where facts were memorised also bits and total_bits, each with its least (_low) and most (_high).
+    Where facts were memorised also bits and total_bits, each with its least (_low) and most (_high) of several.
     """
     rows = []
     for place, own in cells.groupby(["field", "value", "arm"], sort=False):
@@ -344,7 +344,8 @@ def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
         for name in BITS:
             if name in own:
                 values = own[name].to_list()
-                rows[-1] |= {name: fmean(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+                ends = (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
+                rows[-1] |= {name: fmean(values), f"{name}_low": ends[0], f"{name}_high": ends[1]}
     return pd.DataFrame(rows)
 
 
