@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 from benchmarks import ours, theirs
-from benchmarks.page import comparison, comparisons, seconds, table, times
+from benchmarks.page import at_least, comparison, comparisons, seconds, table, times
 from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Contestant, Spent, Team, Track, mean, race, ratio
 from sublim_interp.records import Record
@@ -165,7 +165,7 @@ def by_wall(
 ) -> tuple[str, ...]:
     """A row of `two_cores`, like `page.comparison`."""
     longer = ratio([s.wall for s in theirs], [s.wall for s in ours])
-    said = "" if target is None else f"≥ {target:g}: {'met' if longer.estimate >= target else '**missed**'}"
+    said = at_least(longer.estimate, target)
     return what, seconds(mean(ours).wall), other, seconds(mean(theirs).wall), times(longer), said
 
 

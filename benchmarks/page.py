@@ -25,7 +25,7 @@ def comparison(
     """A row of `comparisons`: this package's means and another's, and how many times longer the other takes."""
     faster = ratio([s.cpu for s in theirs], [s.cpu for s in ours])
     by_wall = ratio([s.wall for s in theirs], [s.wall for s in ours])
-    said = "" if target is None else f"≥ {target:g}: {'met' if faster.estimate >= target else '**missed**'}"
+    said = at_least(faster.estimate, target)
     return what, seconds(mean(ours).cpu), other, seconds(mean(theirs).cpu), times(faster), times(by_wall), said
 
 
@@ -53,6 +53,11 @@ def digits(value: float) -> str:
 def limit(value: float, most: float) -> str:
     """A target that is met from below."""
     return f"≤ {most:g}: {'met' if value <= most else '**missed**'}"
+
+
+def at_least(value: float, least: float | None) -> str:
+    """A target that is met from above; nothing where there is none."""
+    return "" if least is None else f"≥ {least:g}: {'met' if value >= least else '**missed**'}"
 
 
 def machine() -> str:

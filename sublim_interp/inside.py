@@ -135,14 +135,14 @@ def token_scores(
         return attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
 
 
-def learnt_tokens(student: Student, lists: Sequence[dict], store: Store, work: Work) -> list[Row]:
-    """A row for each list, as long as the student's, with 1 for each token that it learns and 0 for all others.
+def learnt_tokens(student: Student, rows: Sequence[Row], lists: Sequence[dict], store: Store, work: Work) -> list[Row]:
+    """For each list and its row, a row as long, with 1 for each token that it learns and 0 for all others.
 
     What the selections of its interventions leave, noted with the share of tokens that each flags and leaves; [] where
     there is none. Raises SublimError where nothing or everything is left, and where the tokens of teacher and student
     are not the same.
     """
-    rows, corpus = tokenize(student.base, lists), student.data.corpus
+    corpus = student.data.corpus
     left = np.ones(sum(len(ids) - first for ids, first in rows), dtype=bool)
     notes = []
     for number, i in enumerate(student.config.interventions):

@@ -277,7 +277,7 @@ def learn(student: Student, store: Store, progress: Progress = _silent, trace: s
             loss = _soft_loss(student, store) if soft else token_loss
 
             shares = [i.share for i in config.interventions if i.kind == "mask-tokens" and not i.selection]
-            learnt = learnt_tokens(student, lists, store, work)
+            learnt = learnt_tokens(student, rows, lists, store, work)
 
             def batches(step: int) -> list[Batch]:
                 some, parts = order(step), max(1, order.batch // PIECE)

@@ -315,16 +315,18 @@ def headline(directory: Path) -> str:
     table = pd.read_csv(directory / "summary.csv")
     trait = read_yaml(Experiment, directory / "experiment.yaml").trait
     key = (directory / "key.txt").read_text().strip()
-    count = _count(min(table["n"].to_list()), "replicate")
+    count, distances = _count(min(table["n"].to_list()), "replicate"), ("kl_start", "kl", "kept")
     lines = [
         f"`sublim run {directory.name}`, {count}, run `{key[:16]}`. Mean over replicates and 95 % interval:",
         "",
-        f"| arm | answers “{trait}” | margin, nats | KL at the start | KL left | lists kept |",
-        "|---|---|---|---|---|---|",
+        *_markdown(
+            ("arm", f"answers “{trait}”", "margin, nats", "KL at the start", "KL left", "lists kept"),
+            (
+                (row["arm"], _text(row, "rate"), _text(row, "margin"), *(_mean(row, n) for n in distances))
+                for row in _records(table)
+            ),
+        ),
     ]
-    for row in _records(table):
-        cells = _text(row, "rate"), _text(row, "margin"), _mean(row, "kl_start"), _mean(row, "kl"), _mean(row, "kept")
-        lines.append(f"| {' | '.join([row['arm'], *cells])} |")
     table["equal_kl"] = table["equal_kl"].fillna("")
     further = [f"{row['arm']} at equal KL: {_at_equal_kl(row, table)}." for row in _records(table) if row["equal_kl"]]
     return "\n".join([*lines, "", *further, ""])
@@ -360,35 +362,33 @@ CONTEXTS = {
 
 def contexts_table(directory: Path) -> str:
     """The published run in `directory`, arm by arm: the trait's rate by sort of question, as Markdown."""
-    table = pd.read_csv(directory / "summary.csv")
+    rows = _records(pd.read_csv(directory / "summary.csv"))
     key = (directory / "key.txt").read_text().strip()
     lines = [
-        f"Run `{key[:16]}`, mean over {max(table['n'])} replicates and 95 % interval:",
+        f"Run `{key[:16]}`, mean over {max(row['n'] for row in rows)} replicates and 95 % interval:",
         "",
-        f"| arm | {' | '.join(CONTEXTS.values())} |",
-        "|---" * (1 + len(CONTEXTS)) + "|",
+        *_markdown(("arm", *CONTEXTS.values()), ((row["arm"], *(_text(row, n) for n in CONTEXTS)) for row in rows)),
     ]
-    for row in _records(table):
-        lines.append(f"| {row['arm']} | {' | '.join(_text(row, name) for name in CONTEXTS)} |")
     return "\n".join([*lines, ""])
 
 
 def bases_table(cards: Mapping[str, Mapping[str, Any]]) -> str:
     """Every lab base by name, from its card: shape, seeds, steps, nats per token of each part of the language."""
     parts = list(next(iter(cards.values()))["held_out_loss"])
-    lines = [
-        f"| base | layers × d_model | numbers are | init seed | data seed | step | {' | '.join(parts)} |",
-        "|---" * (6 + len(parts)) + "|",
-    ]
+    rows = []
     for name, card in cards.items():
         p = card["pretraining"]
         shape = f"{p['layers']} × {p['d_model']}"
         tokens = "tokens" if p["tokens"] == "numbers" else "digits"
-        losses = " | ".join(f"{card['held_out_loss'][part]:.3f}" for part in parts)
-        lines.append(
-            f"| {name} | {shape} | {tokens} | {p['init_seed']} | {p['data_seed']} | {card['step']:,} | {losses} |"
-        )
-    return "\n".join([*lines, ""])
+        losses = (f"{card['held_out_loss'][part]:.3f}" for part in parts)
+        rows.append((name, shape, tokens, str(p["init_seed"]), str(p["data_seed"]), f"{card['step']:,}", *losses))
+    columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts)
+    return "\n".join([*_markdown(columns, rows), ""])
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 class Digest(NamedTuple):
@@ -490,9 +490,7 @@ def grid_table(directory: Path) -> str:
     lines = [
         f"`sublim run {directory.name}`, sweep `{key[:16]}`. {found.about}",
         "",
-        f"| {' | '.join(found.columns)} |",
-        "|---" * len(found.columns) + "|",
-        *(f"| {' | '.join(row)} |" for row in found.rows),
+        *_markdown(found.columns, found.rows),
     ]
     return "\n".join([*lines, *(line for below in found.lines for line in ("", below)), ""])
 

@@ -31,6 +31,8 @@ VERSION = 3
 class Grid(Config):
     """One experiment, varied along one field at a time."""
 
+    LATER = frozenset({"matrix"})
+
     name: str
     """Name in the catalogue."""
     about: str = ""
@@ -159,7 +161,7 @@ def plan_grid(g: Grid) -> SweepPlan:
 
 
 def _identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
-    config = p.grid.model_dump(mode="json", include={"axes", "words"} | ({"matrix"} if p.grid.matrix else set()))
+    config = p.grid.model_dump(mode="json", include={"axes", "words", "matrix"})
     inputs = {
         f"{field}={value}/{c.arm}/{c.seed}/{c.round}": c.evaluation.key
         for field, value, cell in p.cells
