@@ -1,5 +1,6 @@
 """Contestants that are this package: its stages as `sublim run` makes them, and its loop without a recorder."""
 
+import shutil
 from collections.abc import Callable
 
 import torch
@@ -15,8 +16,12 @@ from sublim_interp.workers import prepare_process
 
 
 def stage(record: Record, store: Store, turn: Turn) -> None:
-    """Makes a record whose inputs the store holds; a unit is what its progress counts: an update, a chunk of lists."""
+    """Makes a record whose inputs the store holds, again where it holds the record too; a unit is what its progress
+    counts: an update, a chunk of lists."""
     prepare_process()
+    before = record.find(store)
+    if before:
+        shutil.rmtree(before.path)
     make(record, store, lambda _: turn())
 
 

@@ -45,9 +45,10 @@ class Grid(Config):
     """Field → the values it takes, one field at a time; a value is read as YAML."""
     words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""
-    matrix: Literal["", "bases", "traits"] = ""
+    matrix: Literal["", "bases", "traits", "axes"] = ""
     """bases: a student of every base named in axes.bases learns from a teacher of every one; traits: each student of a
-    teacher with a trait of axes.trait is asked about all traits of the kind."""
+    teacher with a trait of axes.trait is asked about all traits of the kind; axes: a cell for every combination of the
+    axes' values."""
 
     @model_validator(mode="after")
     def _each_value_has_its_word(self) -> "Grid":
@@ -56,7 +57,7 @@ class Grid(Config):
                 raise ValueError(
                     f"words.{field} has {len(words)} entries, axes.{field} {len(self.axes.get(field, ()))}"
                 )
-        if self.matrix and tuple(self.axes) != (_AXIS[self.matrix],):
+        if self.matrix in _AXIS and tuple(self.axes) != (_AXIS[self.matrix],):
             raise ValueError(f"matrix={self.matrix} needs axes.{_AXIS[self.matrix]} and no other axis")
         return self
 
@@ -71,11 +72,20 @@ class Grid(Config):
         if self.matrix == "bases":
             yield from _every_pair(centre, self.axes["bases"])
             return
-        if self.matrix and not {"same-init", "base"} <= set(centre.arms):
+        if self.matrix == "traits" and not {"same-init", "base"} <= set(centre.arms):
             raise SublimError("matrix=traits needs the arms same-init and base: lifts are counted from the base")
-        for field, values in self.axes.items():
-            for word, value in zip(self.words.get(field, values), values, strict=True):
-                yield field, str(word), centre.set({field: value})
+        worded = {
+            field: list(zip(map(str, self.words.get(field, values)), values, strict=True))
+            for field, values in self.axes.items()
+        }
+        if self.matrix == "axes":
+            for cell in product(*worded.values()):
+                words, values = zip(*cell, strict=True)
+                yield " × ".join(worded), " × ".join(words), centre.set(dict(zip(worded, values, strict=True)))
+            return
+        for field, values in worded.items():
+            for word, value in values:
+                yield field, word, centre.set({field: value})
 
 
 def _every_pair(centre: Experiment, bases: tuple[str, ...]) -> Iterator[tuple[str, str, Experiment]]:
