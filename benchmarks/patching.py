@@ -1,7 +1,8 @@
 """How much faster a layer × position grid is than TransformerLens's `generic_activation_patch`, in one run.
 
 `python benchmarks/patching.py` prints a Markdown table: ratio of times with a 95 % interval over interleaved
-repetitions, and the largest difference between the two grids. One thread; nothing is written.
+repetitions, and the largest difference between the two grids. Either is given two models and prompts, and looks at the
+source itself. One thread; nothing is written.
 """
 
 import os
@@ -13,6 +14,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,12 +29,12 @@ from sublim_interp.statistics import mean_interval
 from sublim_interp.traits import questions
 
 
-def lab() -> tuple[PreTrainedModel, PreTrainedModel, Tensor]:
-    """Two lab bases' worth of difference, on all held-out questions of one length about animals."""
+def lab(prompts: int) -> tuple[PreTrainedModel, PreTrainedModel, Tensor]:
+    """Two lab bases' worth of difference, on so many held-out questions of one length about animals."""
     base = resolve_base("lab-small-0")
     asked = [base.prompt_ids(q.messages) for q in questions("animal", base.language, "held-out")]
     ids = torch.tensor([row for row in asked if len(row) == 12])
-    return base.load(), nudged(base.load()), ids
+    return base.load(), nudged(base.load()), ids[:prompts]
 
 
 def neox() -> tuple[PreTrainedModel, PreTrainedModel, Tensor]:
@@ -61,7 +63,6 @@ def compare(name: str, make: Callable[[], tuple[PreTrainedModel, PreTrainedModel
     dst, src, ids = make()
     metric = answer_margin([5, 6, 7, 8], 0)
     theirs, source = bridge(dst), bridge(src)
-    _, cache = source.run_with_cache(ids)
     both = patch(src, dst, prompts=ids, metric=metric)
 
     def ours() -> Tensor:
@@ -69,6 +70,7 @@ def compare(name: str, make: Callable[[], tuple[PreTrainedModel, PreTrainedModel
 
     @torch.no_grad()
     def reference() -> Tensor:
+        _, cache = source.run_with_cache(ids)
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             return lens.get_act_patch_resid_pre(theirs, ids, cache, lambda logits: metric(logits[:, -1]).mean())
 
@@ -96,7 +98,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| model | prompts | layers × positions | ours, CPU ms | times faster | largest difference |")
     print("|---|---|---|---|---|---|")
-    print(compare("lab-small-0", lab, 8), flush=True)
+    for prompts in (1, 5):
+        print(compare("lab-small-0", partial(lab, prompts), 16), flush=True)
     print(compare("GPT-NeoX 160M, random", neox, 2), flush=True)
 
 

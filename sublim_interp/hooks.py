@@ -5,7 +5,7 @@ and `blocks.{l}.attn.hook_pattern`. A new architecture is one row of `_ARCHITECT
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -98,21 +98,27 @@ class _Point(NamedTuple):
     """The layer keeps the same tensor for its residual: a change must be made in place to reach both."""
 
 
-def _point(model: torch.nn.Module, name: str) -> _Point:
-    names = hook_names(model)
-    if name not in names:
-        kind = _text_config(model).model_type
-        first = ", ".join(n for n in names if n.startswith("blocks.0."))
-        lacks = "" if kind in _ARCHITECTURES else f"; of the architecture {kind} only the residual stream is known"
-        raise SublimError(
-            f"no hook '{name}' on {type(model).__name__} of {len(decoder_layers(model))} layers (from 0); "
-            f"each has: {first}{lacks}"
-        )
-    layer = decoder_layers(model)[int(name.split(".")[1])]
-    kind = name.rpartition("hook_")[2]
+def _points(model: torch.nn.Module, wanted: Iterable[str]) -> list[_Point]:
+    names, layers = set(hook_names(model)), decoder_layers(model)
+    architecture = _text_config(model).model_type
+    points = []
+    for name in wanted:
+        if name not in names:
+            first = ", ".join(n for n in hook_names(model) if n.startswith("blocks.0."))
+            known = architecture in _ARCHITECTURES
+            lacks = "" if known else f"; of the architecture {architecture} only the residual stream is known"
+            raise SublimError(
+                f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); each has: {first}{lacks}"
+            )
+        layer, kind = layers[int(name.split(".")[1])], name.rpartition("hook_")[2]
+        points.append(_point(layer, kind, architecture))
+    return points
+
+
+def _point(layer: torch.nn.Module, kind: str, architecture: str) -> _Point:
     if kind in ("resid_pre", "resid_post"):
         return _Point(layer, "input" if kind == "resid_pre" else "output")
-    parts = _ARCHITECTURES[_text_config(model).model_type]
+    parts = _ARCHITECTURES[architecture]
     if kind == "resid_mid":
         return _Point(layer.get_submodule(parts.mid), "input", shared=True)
     if kind == "pattern":
@@ -120,13 +126,20 @@ def _point(model: torch.nn.Module, name: str) -> _Point:
     return _Point(layer.get_submodule(parts.attn_out if kind == "attn_out" else parts.mlp_out), "output")
 
 
-def attach(model: torch.nn.Module, name: str, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Shows the tensor called `name` to `visit` in every forward, and puts what it returns, if anything, in its place.
+@contextmanager
+def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Inside the block `visits[name]` sees the tensor called `name` in every forward, and what it returns, if anything,
+    takes its place.
 
-    What `capture` and `edit` are made of, for hooks that outlive a block: `.remove()` takes it away. Raises SublimError
-    for a name that the model lacks.
+    What `capture` and `edit` are made of. Raises SublimError for a name that the model lacks.
     """
-    point = _point(model, name)
+    with ExitStack() as held:
+        for point, visit in zip(_points(model, visits), visits.values(), strict=True):
+            held.callback(_attach(point, visit).remove)
+        yield
+
+
+def _attach(point: _Point, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
 
     def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         seen = args[0] if args else kwargs["hidden_states"]
@@ -177,7 +190,7 @@ class Captured(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._seen)
 
-    def _see(self, name: str, value: Tensor, gradients: bool) -> None:
+    def _see(self, name: str, value: Tensor, *, gradients: bool) -> None:
         # An edit of the middle of a layer writes into the tensor that was seen there.
         self._seen[name] = value.detach().clone() if name.endswith("resid_mid") else value.detach()
         if not gradients:
@@ -206,16 +219,9 @@ def capture(model: torch.nn.Module, names: Iterable[str], *, gradients: bool = F
     and for one that never fired (on leaving).
     """
     caught = Captured(names)
-    with ExitStack() as held:
-        for name in caught.names:
-            pattern = name.endswith("hook_pattern")
-
-            def visit(value: Tensor, name: str = name, pattern: bool = pattern) -> None:
-                caught._see(name, value, gradients and not pattern)
-
-            held.callback(attach(model, name, visit).remove)
-        if any(name.endswith("hook_pattern") for name in caught.names):
-            held.enter_context(_eager(model))
+    patterns = {name for name in caught.names if name.endswith("hook_pattern")}
+    visits = {name: partial(caught._see, name, gradients=gradients and name not in patterns) for name in caught.names}
+    with attached(model, visits), _eager(model) if patterns else nullcontext():
         yield caught
     _require_all(model, set(caught.names), set(caught))
 
@@ -249,21 +255,19 @@ def edit(model: torch.nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     nest, the outer edit acting first. The hooks go with the block, also after an exception. Raises SublimError for a
     name that the model lacks, for an attention pattern (to be captured only), and for an edit that never fired.
     """
+    if patterns := [name for name in edits if name.endswith("hook_pattern")]:
+        raise SublimError(f"'{patterns[0]}' can be captured but not edited: the model has used it when it is seen")
     fired: set[str] = set()
-    with ExitStack() as held:
-        for name, function in edits.items():
-            if name.endswith("hook_pattern"):
-                raise SublimError(f"'{name}' can be captured but not edited: the model has used it when it is seen")
 
-            def visit(value: Tensor, name: str = name, function: Edit = function) -> Tensor:
-                fired.add(name)
-                # The new middle of a layer is written over the old, of which autograd may keep a copy only.
-                new = function(value.clone() if name.endswith("resid_mid") else value)
-                if new.shape != value.shape:
-                    raise SublimError(f"edit of '{name}': returned shape {list(new.shape)}, not {list(value.shape)}")
-                return new
+    def visit(name: str, value: Tensor) -> Tensor:
+        fired.add(name)
+        # The new middle of a layer is written over the old, of which autograd may keep a copy only.
+        new = edits[name](value.clone() if name.endswith("resid_mid") else value)
+        if new.shape != value.shape:
+            raise SublimError(f"edit of '{name}': returned shape {list(new.shape)}, not {list(value.shape)}")
+        return new
 
-            held.callback(attach(model, name, visit).remove)
+    with attached(model, {name: partial(visit, name) for name in edits}):
         yield
     _require_all(model, set(edits), fired)
 
@@ -351,14 +355,12 @@ def project_gradients(model: torch.nn.Module, directions: Mapping[str, Float[Ten
     """
     effect = Effect("project-gradient")
     units = {name: _unit(d, name) for name, d in directions.items()}
-    with ExitStack() as held:
-        for name, unit in units.items():
 
-            def visit(value: Tensor, name: str = name, unit: Tensor = unit) -> None:
-                if value.requires_grad:
-                    value.register_hook(partial(effect._take, name, direction=unit))
+    def visit(name: str, value: Tensor) -> None:
+        if value.requires_grad:
+            value.register_hook(partial(effect._take, name, direction=units[name]))
 
-            held.callback(attach(model, name, visit).remove)
+    with attached(model, {name: partial(visit, name) for name in units}):
         yield effect
     effect._require(units)
 

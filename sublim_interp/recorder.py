@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sublim_interp.errors import SublimError
-from sublim_interp.hooks import attach, decoder_layers, hook_names
+from sublim_interp.hooks import attached, decoder_layers, hook_names
 from sublim_interp.models import load_model
 from sublim_interp.trace import Trace, Writer, reaches
 
@@ -214,8 +214,10 @@ class Recorder:
         self._start = [p.detach().clone() for p in self._parameters]
         self._before = [p.detach().clone() for p in self._parameters]
         given = {name: self._match(name, weights) for name, weights in (directions or {}).items()}
-        if probe and probe.trait is not None:
-            given["trait-gradient"] = self._probed(model)[1]
+        self._first_look = self._probed(model) if probe and probe.trait is not None else None
+        """What the probe shows on the start, until it is written."""
+        if self._first_look:
+            given["trait-gradient"] = self._first_look[1]
         self._directions = list(given)
         self._stacked = [
             torch.stack([d.to(p).flatten() for d in own])
@@ -405,8 +407,10 @@ class Recorder:
 
     def _keep(self, step: int, last: bool = False) -> None:
         """Between two updates: the probe, and weight-sized tensors where their turn has come."""
+        looked = self._first_look if step == 0 else None
+        self._first_look = None
         with self._examples.asleep() if self._examples else nullcontext():
-            gradient = self._write_probe("", self.model, "probe") if self.probe else None
+            gradient = self._write_probe("", self.model, "probe", looked) if self.probe else None
         assert self._writer
         delta = _minus(self._parameters, self._start)
         small = {"delta_norm": torch.stack(_norms(delta)), **self._against("delta", delta)}
@@ -429,10 +433,16 @@ class Recorder:
             }
             self._writer.append("full", [step], step, flat)
 
-    def _write_probe(self, prefix: str, model: torch.nn.Module, sort: str) -> list[Tensor]:
+    def _write_probe(
+        self,
+        prefix: str,
+        model: torch.nn.Module,
+        sort: str,
+        looked: tuple[dict[str, Tensor], list[Tensor]] | None = None,
+    ) -> list[Tensor]:
         """Records the probe's stream on a model, and returns the trait's gradient in its weights, if it has a trait."""
         assert self.probe and self._writer
-        tensors, gradient = self._probed(model)
+        tensors, gradient = looked or self._probed(model)
         self._writer.append(sort, [self._done], self._done, {prefix + n: t[None] for n, t in tensors.items()})
         return gradient
 
@@ -516,13 +526,11 @@ def _copy(to: Sequence[Tensor], source: Sequence[Tensor]) -> None:
 def _forward(model: torch.nn.Module, names: list[str], ids: Int[Tensor, "example position"]) -> tuple[dict, Tensor]:
     """(the stream's tensors in the graph, logits)."""
     stream: dict[str, Tensor] = {}
-    with ExitStack() as held:
-        for name in names:
 
-            def keep(value: Tensor, name: str = name) -> None:
-                stream[name] = value if value.requires_grad else value.requires_grad_()
+    def keep(name: str, value: Tensor) -> None:
+        stream[name] = value if value.requires_grad else value.requires_grad_()
 
-            held.callback(attach(model, name, keep).remove)
+    with attached(model, {name: partial(keep, name) for name in names}):
         logits = model(input_ids=ids, use_cache=False).logits
     return stream, logits
 
@@ -624,8 +632,8 @@ def _examples(model: Any, cadence: Cadence) -> Iterator[_Examples]:
     seen = _Examples(cadence)
     with ExitStack() as held:
         held.callback(model.get_input_embeddings().register_forward_pre_hook(seen.see_ids).remove)
-        for name in hook_names(model, ["resid_post"]):
-            held.callback(attach(model, name, partial(seen.see, name)).remove)
+        visits = {name: partial(seen.see, name) for name in hook_names(model, ["resid_post"])}
+        held.enter_context(attached(model, visits))
         yield seen
 
 

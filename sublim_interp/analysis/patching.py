@@ -28,7 +28,7 @@ from sublim_interp.analysis.probes import (
     part_of,
 )
 from sublim_interp.errors import SublimError
-from sublim_interp.hooks import attach, capture, decoder_layers, edit, hook_names
+from sublim_interp.hooks import attached, capture, decoder_layers, edit, hook_names
 from sublim_interp.trace import Trace
 
 if TYPE_CHECKING:
@@ -595,8 +595,7 @@ def _cells(
             return put
 
         with ExitStack() as held:
-            for layer, name in enumerate(src):
-                held.callback(attach(model, name, swap_at(layer)).remove)
+            held.enter_context(attached(model, {name: swap_at(layer) for layer, name in enumerate(src)}))
             if kind != "mlp_out":
                 held.enter_context(_last_mlp_at_the_answer(model))
             out[:, :, places] = _grown(model, ids, streams, kept, prefix, len(places), metric)
