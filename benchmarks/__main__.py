@@ -11,7 +11,7 @@ from pathlib import Path
 # Before numpy or torch loads, and inherited by every process: one thread for each contestant.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks import command, experiment, memory, page, recording, shapes, step
+from benchmarks import command, experiment, memory, page, recording, replicas, shapes, step
 from benchmarks.setting import Setting
 from sublim_interp.store import Store
 
@@ -28,6 +28,7 @@ BENCHMARKS = {
     "step": step.measure,
     "recording": recording.measure,
     "experiment": experiment.measure,
+    "replicas": replicas.measure,
     "shapes": shapes.measure,
     "patching": patching,
 }

@@ -33,6 +33,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sublim_interp import figures
+from sublim_interp.analysis import law
 from sublim_interp.config import Experiment, TeacherConfig, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.figures import ARMS
@@ -409,6 +410,8 @@ def digest(directory: Path) -> Digest:
                  _mean(row, "rate"), *_kept(row)) for row in _records(cell_means(cells))]  # fmt: skip
         columns = ("field", "value", "arm", "n", "bits a fact", "bits in all", "right answer", "KL at the start")
         return Digest("Mean over replicates, least and most:", (*columns, "KL left", "lists kept"), rows, [])
+    if "base_loss" in cells:
+        return _law_digest(cells)
     if not (directory / "matrix.csv").exists():
         rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), *_kept(row))
                 for row in _records(cell_means(cells))]  # fmt: skip
@@ -481,6 +484,47 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
         )
     columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
     return Digest("Mean over replicates and 95 % interval:", columns, rows, lines)
+
+
+def _law_digest(cells: pd.DataFrame) -> Digest:
+    """One row a term of the law that fits all cells; below, what it is worth on cells that it was not fitted to."""
+    found = law.fit(cells)
+    measured = cells["margin"].to_numpy(dtype=float)
+    rows = [(name, interval.plain(2).replace("-", "−")) for name, interval in found.terms.items()]
+    fitted = f"all {len(cells)} cells, {_worth(measured, found.predict(cells))}"
+    levels = [value.split(" × ") for value in cells["value"]]
+    unseen = []
+    for i, axis in enumerate(cells["field"].iloc[0].split(" × ")):
+        groups = [level[i] for level in levels]
+        unseen.append(f"each value of {axis}, {_worth(measured, law.left_out(cells, groups))}")
+    lines = [
+        "margin = ceiling · (1 − exp(−x)), x = amount · (KL / .1)^kl · (lists / 10,000)^lists · exp(−loss · (L − 3)), "
+        "with L the base's held-out loss on numbers.",
+        f"Fitted to {fitted}. Predicted by laws that were fitted without {'; '.join(unseen)}.",
+    ]
+    return Digest("The law, least squares and 95 % interval:", ("term", "value"), rows, lines)
+
+
+def _worth(measured: np.ndarray, predicted: np.ndarray) -> str:
+    found = law.worth(measured, predicted)
+    return f"mean error {found.error:.2f} nats, {100 * found.explained:.0f} % of the variance".replace("-", "−")
+
+
+def law_elsewhere(fitted: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> str:
+    """What the law that fits the cells `fitted` predicts of other sweeps' cells, by name, as Markdown.
+
+    All have the columns of `law.COLUMNS` and margin.
+    """
+    found = law.fit(fitted)
+    rows = []
+    for name, cells in others.items():
+        measured, predicted = cells["margin"].to_numpy(dtype=float), found.predict(cells)
+        error = law.worth(measured, predicted).error
+        means = (f"{values.mean():.1f}" for values in (measured, predicted))
+        together = f"{np.corrcoef(measured, predicted)[0, 1]:.2f}".replace("-", "−")
+        rows.append((name, f"{len(cells)}", *means, f"{error:.1f}", together))
+    columns = ("sweep", "cells", "margin measured, mean", "predicted, mean", "mean error, nats", "correlation")
+    return "\n".join([*_markdown(columns, rows), ""])
 
 
 def grid_table(directory: Path) -> str:

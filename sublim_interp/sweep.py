@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from sublim_interp.analysis import law
 from sublim_interp.config import Config, Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.records import Record
@@ -64,7 +65,7 @@ class Grid(Config):
     @property
     def figure(self) -> str:
         """Name of the picture that its sweep ends with, without ending."""
-        return "matrix" if self.matrix else "dose"
+        return {"": "dose", "axes": "law"}.get(self.matrix, "matrix")
 
     def cells(self) -> "Iterator[tuple[str, str, Experiment]]":
         """(field, value in words, experiment) of each cell; SublimError for what the experiment refuses."""
@@ -137,7 +138,22 @@ class SweepPlan:
             each = replicates(*frames(p, store), p.named.trait)
             each = each.loc[(each["stage"] == "equal steps") & ~each["arm"].isin(["teacher", "base"])]
             parts.append(each.assign(field=field, value=value, trait=p.named.trait))
-        return pd.concat(parts, ignore_index=True)
+        cells = pd.concat(parts, ignore_index=True)
+        if self.grid.matrix != "axes":
+            return cells
+        cells = self.with_bases(cells)
+        return cells.assign(expected=law.fit(cells).predict(cells), unseen=law.left_out(cells, list(cells["base"])))
+
+    def with_bases(self, cells: "pd.DataFrame") -> "pd.DataFrame":
+        """The cells with two more columns: the teacher's base, and its held-out loss on numbers (nats a token), NaN
+        where its card does not say."""
+        from sublim_interp.models import resolve_base
+
+        named = {(field, value): p.named for field, value, p in self.cells}
+        places = zip(cells["field"], cells["value"], cells["seed"], strict=True)
+        bases = [named[field, value].pair(seed)[0] for field, value, seed in places]
+        losses = {b: resolve_base(b).card.get("held_out_loss", {}).get("numbers", float("nan")) for b in set(bases)}
+        return cells.assign(base=bases, base_loss=[losses[b] for b in bases])
 
     def matrix(self, store: Store) -> "pd.DataFrame":
         """One row per teacher, student (or probe trait) and seed: rate, and lift over the student's untouched base.
@@ -197,7 +213,7 @@ def run_grid(
     watch: Watch = lambda _name, _fraction: None,
     trace: str = "default",
 ) -> Artifact:
-    """Makes what is missing, then `cells.csv`, for a matrix `matrix.csv`, and the figure as PNG and PDF.
+    """Makes what is missing, then `cells.csv`, for bases or traits `matrix.csv`, and the figure as PNG and PDF.
 
     `trace` is that of `runs.run`.
     """
@@ -214,12 +230,12 @@ def run_grid(
             work.note(name=p.grid.name)
             table = p.table(store)
             table.to_csv(work.directory / "cells.csv", index=False)
-            if p.grid.matrix:
+            if p.grid.figure == "matrix":
                 matrix = p.matrix(store)
                 matrix.to_csv(work.directory / "matrix.csv", index=False)
                 figure = figures.matrix(matrix, p.grid.matrix)
             else:
-                figure = figures.dose(table)
+                figure = figures.law(table) if p.grid.figure == "law" else figures.dose(table)
             for ending in ("png", "pdf"):
                 figures.save(figure, work.directory / f"{p.grid.figure}.{ending}")
     return work.artifact

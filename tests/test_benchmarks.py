@@ -7,11 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.page import PAGE, digits, limit, replace_section, seconds
 from benchmarks.timing import Spent, Team, Track, Turn, mean, race, ratio
+from sublim_interp.config import Experiment
+from sublim_interp.pipeline import make
+from sublim_interp.records import Student
+from sublim_interp.runs import plan
+from sublim_interp.store import Store
+from sublim_interp.training import train
 
 FACTORS = st.floats(0.01, 100)
 PAIRS = st.lists(st.tuples(FACTORS, FACTORS), min_size=2, max_size=20)
@@ -198,3 +205,25 @@ def test_times_are_told_in_a_unit_that_fits(value: float, text: str) -> None:
 def test_numbers_have_three_digits_and_targets_say_whether_they_are_met() -> None:
     assert [digits(x) for x in (1234.5, 99.94, 1.0, 0.0123)] == ["1234", "99.9", "1.00", "0.0123"]
     assert limit(1.1, 1.1) == "≤ 1.1: met" and "missed" in limit(1.11, 1.1)
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+def test_stacked_students_learn_what_one_alone_learns(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    from benchmarks.ours import student_parts
+    from benchmarks.replicas import train_stacked
+
+    store = Store.open(tmp_path / "store")
+    exp = tiny_experiment.set({"student.optimization.steps": 3})
+    student = next(r for r in plan(exp).records if isinstance(r, Student) and r.config.optimization.steps == 3)
+    make(student.data, store)
+    model, batches = student_parts(student, store)
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    train(model, batches, student.config.optimization)
+    both = train_stacked(student, store, 2)
+    assert set(both) == set(start)
+    for name, pair in both.items():
+        alone = model.get_parameter(name)
+        assert torch.allclose(pair, alone.expand_as(pair), atol=2e-5), name
+        assert not torch.allclose(alone, start[name], atol=1e-4), "the training moved it"
