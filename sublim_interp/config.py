@@ -265,6 +265,12 @@ class Intervention(Config):
     parameters: str = ""
     """Names of parameters, as a glob, that are frozen."""
 
+    @property
+    def traits(self) -> list[str]:
+        """Names of the traits that it goes by."""
+        named = (self.selection.trait if self.selection else "", self.direction)
+        return [name for name in named if name not in ("", "teacher-shift", "random")]
+
     @model_validator(mode="after")
     def _says_all_that_its_kind_needs_and_no_more(self) -> "Intervention":
         uses = {

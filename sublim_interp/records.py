@@ -147,7 +147,7 @@ class Student(Record):
     seed: int
 
     def settings(self) -> dict[str, Any]:
-        named = [i.selection.trait for i in self.config.interventions if i.selection and i.selection.trait]
+        named = [name for i in self.config.interventions for name in i.traits]
         toward = {"toward": [load_trait(name).model_dump(mode="json") for name in named]} if named else {}
         return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"extra_rounds"}), **toward}
 

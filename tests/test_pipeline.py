@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from sublim_interp import pipeline
 from sublim_interp.channels import channel
@@ -272,6 +273,17 @@ def test_neutral_teachers_of_two_kinds_are_two(base: Base) -> None:
     animals = chain(base).change("teacher", trait=None)
     trees = animals.change("teacher", trait=None, kind="tree")
     assert differing(animals, trees) == downstream("teacher")
+
+
+def test_the_trait_of_an_intervention_enters_by_content(base: Base, tmp_path: Path) -> None:
+    own = tmp_path / "mine.yaml"
+    keys = []
+    for trait in (OWL, OWL.set(words=("owl",))):
+        own.write_text(yaml.safe_dump(trait.model_dump(mode="json", exclude={"name"})))
+        load_trait.cache_clear()  # as in another process
+        ablation = {"kind": "ablate", "direction": str(own)}
+        keys.append(chain(base).change("student", config=STUDENT.set(interventions=[ablation])).student.key)
+    assert keys[0] != keys[1]
 
 
 def test_the_bases_enter_by_content_wherever_they_lie(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
