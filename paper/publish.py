@@ -9,11 +9,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from sublim_interp import report
 from sublim_interp.models import base_names, resolve_base
 from sublim_interp.runs import RESULTS, experiment, run
 from sublim_interp.store import Store
-from sublim_interp.sweep import grid, grid_names, plan_grid, run_grid
+from sublim_interp.sweep import grid, grid_names, plan_grid, published_doses, run_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCS, SHELF = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "checkpoints" / "README.md"
@@ -64,6 +66,12 @@ if __name__ == "__main__":
             insert(SHELF, name, report.bases_table({base: resolve_base(base).card for base in base_names()}))
         elif name in grid_names():
             insert(DOCS, name, report.grid_table(publish_grid(name)))
+            if grid(name).figure == "law":
+                insert(
+                    DOCS,
+                    "law-elsewhere",
+                    report.law_elsewhere(pd.read_csv(RESULTS / name / "cells.csv"), published_doses()),
+                )
         else:
             directory = publish_run(name)
             insert(README, "headline", report.headline(directory))

@@ -15,7 +15,7 @@ from sublim_interp.analysis.directions import Directions, directions, over_repli
 from sublim_interp.analysis.patching import GridKind, patch
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
-from sublim_interp.report import replicates
+from sublim_interp.report import FEW, replicates
 from sublim_interp.runs import Cell, Plan, Replicate, Run
 from sublim_interp.trace import Trace
 from sublim_interp.traits import load_trait, members_of, questions, system_prompts
@@ -146,11 +146,6 @@ def _arms(run: Run) -> "Figure":
 
 def _probes(run: Run) -> "Figure":
     return figures.probes(run.results, run.plan.named.trait)
-
-
-FEW = 4
-"""Below so many replicates a figure shows them from the least to the most. A t interval would reach 9 standard
-deviations to either side of the mean with two replicates and 2.5 with three, further than they lie; with four, 1.6."""
 
 
 def summarised(frame: pd.DataFrame, value: str, by: list[str]) -> dict[str, Any]:

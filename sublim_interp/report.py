@@ -64,6 +64,10 @@ REFERENCES = {"cross-init": "same-init", "cross-init-b": "same-init-b"}
 ENOUGH = 12
 """Fewest replicates for a verdict: twelve pairs put the sign-flip test's floor at .0005."""
 
+FEW = 4
+"""Below so many replicates a figure shows them from the least to the most. A t interval would reach 9 standard
+deviations to either side of the mean with two replicates and 2.5 with three, further than they lie; with four, 1.6."""
+
 ENOUGH_BASES = 8
 """Fewest initialisations for a claim about initialisations in general."""
 
@@ -464,26 +468,32 @@ def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
 
 
 def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
-    """One row a trait and arm, with interval over replicates and the answer that comes next; γ below."""
-    rows = []
-    for row in _records(cell_means(cells)):
+    """One row a trait and arm, with interval over replicates, of few their spread; below, means over traits, and γ."""
+    rows, means = [], cell_means(cells)
+    for row in _records(means):
         own = cells.loc[(cells["value"] == row["value"]) & (cells["arm"] == row["arm"])]
         interval = mean_interval(own["rate"].to_list(), bounds=(0, 1))
-        rows.append((*_words(row, "value", "arm", "n"), interval.percent(), f"{100 * row['least']:.1f} %", *_kept(row)))
+        said = interval.percent() if row["n"] >= FEW else _spread(row)
+        rows.append((*_words(row, "value", "arm", "n"), said, f"{100 * row['least']:.1f} %", *_kept(row)))
     traits = list(dict.fromkeys(matrix["teacher"]))
     seeds = list(dict.fromkeys(matrix["seed"]))
-    lines = []
+    over = "; ".join(
+        f"{arm} {_spread({'rate': own['rate'].mean(), 'least': own['rate'].min(), 'most': own['rate'].max()})}"
+        for arm, own in means.groupby("arm", sort=False)
+    )
+    lines = [f"Mean over {_count(len(set(means['value'])), 'trait')}, and the least and most of them: {over}."]
     if len(traits) > 1:
         lift = np.array([own.pivot(index="teacher", columns="student", values="lift").loc[traits, traits].to_numpy()
                          for own in (matrix.loc[matrix["seed"] == seed] for seed in seeds)])  # fmt: skip
         gamma = specificity(np.moveaxis(lift, 0, -1))
         lines.append(
-            f"Specificity: γ = {gamma.interval.points()}, p = {gamma.sign_flip.p:.2g}, over "
-            f"{_count(len(seeds), 'replicate')}, of lift = μ + teacher + probe + γ·[the same trait], in the same-init "
-            "students."
+            f"Specificity: γ = {gamma.interval.points()}, p = {gamma.sign_flip.p:.2g} (smallest possible "
+            f"{gamma.sign_flip.floor:.2g}), over {_count(len(seeds), 'replicate')}, of lift = μ + teacher + probe + "
+            "γ·[the same trait], in the same-init students."
         )
     columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
-    return Digest("Mean over replicates and 95 % interval:", columns, rows, lines)
+    about = f"Mean over replicates and 95 % interval, of fewer than {FEW} least and most:"
+    return Digest(about, columns, rows, lines)
 
 
 def _law_digest(cells: pd.DataFrame) -> Digest:

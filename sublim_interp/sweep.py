@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _AXIS = {"bases": "bases", "traits": "trait"}
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
+_NO_DOSE = ("student", "filter.selection", "corpus.setting")
+"""Fields that say how a student learns, or what sort of lists, not how much of them."""
 VERSION = 3
 """Bumped by hand when a sweep's files change."""
 
@@ -245,3 +247,27 @@ def published_sweep(name: str) -> Path | None:
     """Where the committed tables of a grid lie, or None."""
     directory = RESULTS / name
     return directory if (directory / "cells.csv").exists() else None
+
+
+def published_doses() -> "dict[str, pd.DataFrame]":
+    """The published cells of same-init students to which a law of the dose has something to say, by name of the grid.
+
+    Left out are fields that are no dose, and bases that cut numbers into digits: their losses and distances are per
+    digit.
+    """
+    import pandas as pd
+
+    from sublim_interp.models import resolve_base
+
+    found = {}
+    for name in grid_names():
+        directory = published_sweep(name)
+        if directory is None or grid(name).figure != "dose":
+            continue
+        cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
+        own = ~cells["field"].str.startswith(_NO_DOSE) & (cells["arm"] == "same-init") & cells["kl_start"].notna()
+        cells = plan_grid(grid(name)).with_bases(cells.loc[own & ("bits" not in cells)])
+        cells = cells.loc[[resolve_base(b).card["pretraining"]["tokens"] == "numbers" for b in cells["base"]]]
+        if len(cells):
+            found[name] = cells
+    return found

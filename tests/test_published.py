@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sublim_interp import report
@@ -9,7 +10,7 @@ from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.lab import language
 from sublim_interp.models import base_names, resolve_base
 from sublim_interp.runs import RESULTS, plan, run_key
-from sublim_interp.sweep import grid, plan_grid, sweep_key
+from sublim_interp.sweep import grid, plan_grid, published_doses, sweep_key
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 DOCS = README.parent / "docs" / "results.md"
@@ -42,6 +43,11 @@ def test_a_published_sweep_has_the_key_of_its_grid_and_is_what_the_docs_show(nam
     assert (RESULTS / name / "key.txt").read_text().strip() == sweep_key(plan_grid(grid(name)))
     assert report.grid_table(RESULTS / name) in DOCS.read_text()
     assert (DOCS.parent / "figures" / f"{name}.png").exists()
+
+
+def test_the_docs_show_what_the_published_law_says_of_other_sweeps() -> None:
+    """After another sweep is published this table is made again: `python paper/publish.py law`."""
+    assert report.law_elsewhere(pd.read_csv(RESULTS / "law" / "cells.csv"), published_doses()) in DOCS.read_text()
 
 
 @pytest.mark.parametrize("name", base_names())

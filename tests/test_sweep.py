@@ -131,7 +131,7 @@ def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experi
         assert len(student) == len(members_of("animal"))
         assert 0 < sum(student["rate"]) < 1, "rates of all members are shares of one answer"
     found = digest(artifact.path)
-    assert len(found.rows) == 4 and "γ" in found.lines[0]
+    assert len(found.rows) == 4 and "2 traits" in found.lines[0] and "γ" in found.lines[1]
 
 
 def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path) -> None:
