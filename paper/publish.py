@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sublim_interp import report
+from sublim_interp import digests
 from sublim_interp.models import base_names, resolve_base
 from sublim_interp.runs import RESULTS, experiment, run
 from sublim_interp.store import Store
@@ -63,16 +63,16 @@ def insert(page: Path, name: str, table: str) -> None:
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["owl"]:
         if name == "bases":
-            insert(SHELF, name, report.bases_table({base: resolve_base(base).card for base in base_names()}))
+            insert(SHELF, name, digests.bases_table({base: resolve_base(base).card for base in base_names()}))
         elif name in grid_names():
-            insert(DOCS, name, report.grid_table(publish_grid(name)))
+            insert(DOCS, name, digests.grid_table(publish_grid(name)))
             if grid(name).figure == "law":
                 insert(
                     DOCS,
                     "law-elsewhere",
-                    report.law_elsewhere(pd.read_csv(RESULTS / name / "cells.csv"), published_doses()),
+                    digests.law_elsewhere(pd.read_csv(RESULTS / name / "cells.csv"), published_doses()),
                 )
         else:
             directory = publish_run(name)
-            insert(README, "headline", report.headline(directory))
-            insert(DOCS, "contexts", report.contexts_table(directory))
+            insert(README, "headline", digests.headline(directory))
+            insert(DOCS, "contexts", digests.contexts_table(directory))

@@ -426,7 +426,7 @@ def _run_grid(
 
 def _digested(name: str, directory: "Path") -> "list[RenderableType]":
     """The table of a sweep, and what is to be said below it."""
-    from sublim_interp.report import digest
+    from sublim_interp.digests import digest
 
     found = digest(directory)
     numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]

@@ -15,10 +15,11 @@ from sublim_interp.analysis.directions import Directions, directions, over_repli
 from sublim_interp.analysis.patching import GridKind, patch
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
-from sublim_interp.report import FEW, replicates
+from sublim_interp.report import replicates
 from sublim_interp.runs import Cell, Plan, Replicate, Run
 from sublim_interp.trace import Trace
 from sublim_interp.traits import load_trait, members_of, questions, system_prompts
+from sublim_interp.words import FEW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

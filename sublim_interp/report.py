@@ -21,9 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from rich import box
@@ -32,9 +31,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from sublim_interp import figures
-from sublim_interp.analysis import law
-from sublim_interp.config import Experiment, TeacherConfig, read_yaml
+from sublim_interp import figures, words
+from sublim_interp.config import Experiment, TeacherConfig
 from sublim_interp.errors import SublimError
 from sublim_interp.figures import ARMS
 from sublim_interp.statistics import (
@@ -42,8 +40,6 @@ from sublim_interp.statistics import (
     diagonal_contrast,
     mean_interval,
     paired_difference,
-    shared_base_contrast,
-    specificity,
 )
 
 MEASURES: dict[str, tuple[str, str, str]] = {
@@ -63,10 +59,6 @@ REFERENCES = {"cross-init": "same-init", "cross-init-b": "same-init-b"}
 
 ENOUGH = 12
 """Fewest replicates for a verdict: twelve pairs put the sign-flip test's floor at .0005."""
-
-FEW = 4
-"""Below so many replicates a figure shows them from the least to the most. A t interval would reach 9 standard
-deviations to either side of the mean with two replicates and 2.5 with three, further than they lie; with four, 1.6."""
 
 ENOUGH_BASES = 8
 """Fewest initialisations for a claim about initialisations in general."""
@@ -112,7 +104,7 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
             "evaluation.questions must name 'held-out' and evaluation.contexts 'plain'"
         )
     facts = _indexed(distances, "distances")[["kl", "kl_start", "kept", "lists", "steps"]]
-    rounds = _records(pd.DataFrame(columns).join(facts).reset_index().sort_values(by="round"))
+    rounds = words.records(pd.DataFrame(columns).join(facts).reset_index().sort_values(by="round"))
     rows = [{**row, "stage": "equal steps"} for row in rounds if row["round"] == 0]
     targets = {(row["arm"], row["seed"]): row["kl"] for row in rows}
     for arm, reference in REFERENCES.items():
@@ -151,11 +143,13 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
         row: dict[str, Any] = {"arm": arm, "n": len(own)}
         for measure in (*MEASURES, "kl", *(name for name in BITS if name in own)):
             row |= _estimate(measure, own[measure].to_list())
-        row |= {"kl_start": _average(own["kl_start"].to_list()), "kept": _average(own["kept"].to_list())}
+        row |= {"kl_start": words.average(own["kl_start"].to_list()), "kept": words.average(own["kept"].to_list())}
         further = _where(table, arm=arm, stage="equal KL")
         row["equal_kl"] = _matching(arm, further["matched"].to_list())
         row |= {"further_n": len(further), "further_round": max(further["round"].to_list(), default=0)}
-        row |= _estimate("further_rate", further["rate"].to_list()) | {"further_kl": _average(further["kl"].to_list())}
+        row |= _estimate("further_rate", further["rate"].to_list()) | {
+            "further_kl": words.average(further["kl"].to_list())
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -170,7 +164,7 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
 
     Raises SublimError as `replicates` does.
     """
-    table = _records(replicates(results, distances, trait))
+    table = words.records(replicates(results, distances, trait))
     rates = {(row["arm"], row["stage"], row["seed"]): row["rate"] for row in table if not math.isnan(row["rate"])}
     pairs = _base_pairs(results)
     rows: list[dict[str, Any]] = []
@@ -222,27 +216,27 @@ def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[
     initialisations in general below ENOUGH_BASES bases; a crossed arm that did not come as near to its teacher as its
     reference arm says so.
     """
-    arms = _records(summary)
-    said = {row["arm"]: f"{row['arm']} {_text(row, 'rate')}" for row in arms}
+    arms = words.records(summary)
+    said = {row["arm"]: f"{row['arm']} {words.text(row, 'rate')}" for row in arms}
     others = ", ".join(said[arm] for arm in ("neutral", "cross-init", "base") if arm in said)
     both = [said["same-init"], others] if "same-init" in said else [", ".join(said.values())]
     asked = "Probability of the right value" if "bits" in summary else f"Probability of “{trait}” on held-out questions"
     lines = [f"{asked}: {' against '.join(filter(None, both))}."]
     if "bits" in summary:
-        held = (f"{row['arm']} {_text(row, 'bits')} ({_text(row, 'total_bits')} in all)" for row in arms)
+        held = (f"{row['arm']} {words.text(row, 'bits')} ({words.text(row, 'total_bits')} in all)" for row in arms)
         lines.insert(0, f"Bits held of each fact: {', '.join(held)}.")
-    lines += [f"{row['arm']} at equal KL: {_at_equal_kl(row, summary)}." for row in arms if row["equal_kl"]]
-    tested = [row for row in _records(contrasts) if row["unit"] == "replicate"]
+    lines += [f"{row['arm']} at equal KL: {at_equal_kl(row, summary)}." for row in arms if row["equal_kl"]]
+    tested = [row for row in words.records(contrasts) if row["unit"] == "replicate"]
     findings: dict[str, list[str]] = {}
     for row in tested:
         if row["n"] >= ENOUGH and not row["note"]:
             finding = "differs from zero" if row["p"] < 0.05 else "cannot be told from zero"
-            size = f"{_points(row)} points (p = {row['p']:.2g}, n = {row['n']})"
+            size = f"{words.points(row)} points (p = {row['p']:.2g}, n = {row['n']})"
             findings.setdefault(finding, []).append(f"{row['contrast']} at {row['stage']}, {size}")
     lines += [f"What {finding} by a two-sided sign-flip test: {'; '.join(rows)}." for finding, rows in findings.items()]
     fewest = min(row["n"] for row in arms)
     if fewest < ENOUGH:
-        lines.append(f"{_count(fewest, 'replicate')}: below {ENOUGH}, no claim of significance is made.")
+        lines.append(f"{words.count(fewest, 'replicate')}: below {ENOUGH}, no claim of significance is made.")
     bases = max((row["bases"] for row in tested if "cross-init" in row["contrast"]), default=ENOUGH_BASES)
     if bases < ENOUGH_BASES:
         lines.append(
@@ -259,18 +253,26 @@ def terminal(summary: pd.DataFrame, contrasts: pd.DataFrame, title: str = "") ->
     measure, unit, digits = ("bits", "bits a fact", 3) if "bits" in summary else ("margin", "margin, nats", 1)
     for heading in ("arm", "n", "rate, %", "", unit, "KL", "kept"):
         arms.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-    for row in _records(summary):
-        texts = (_text(row, "rate").replace(" %", ""), Bar(1, 0, row["rate"], width=5), _text(row, measure, digits))
-        arms.add_row(row["arm"], str(row["n"]), *texts, _number("kl", row["kl"]), _number("kept", row["kept"], 0))
-    lines = [f"{row['arm']} at equal KL: {_at_equal_kl(row, summary)}" for row in _records(summary) if row["equal_kl"]]
+    for row in words.records(summary):
+        texts = (
+            words.text(row, "rate").replace(" %", ""),
+            Bar(1, 0, row["rate"], width=5),
+            words.text(row, measure, digits),
+        )
+        arms.add_row(
+            row["arm"], str(row["n"]), *texts, words.number("kl", row["kl"]), words.number("kept", row["kept"], 0)
+        )
+    lines = [
+        f"{row['arm']} at equal KL: {at_equal_kl(row, summary)}" for row in words.records(summary) if row["equal_kl"]
+    ]
     differences = Table(**shape)
     for heading in ("contrast, at equal steps", "points", "p", "counted"):
         differences.add_column(heading, justify="left" if "contrast" in heading else "right", no_wrap=True)
     notes: dict[str, dict[str, None]] = {}
-    for row in _records(contrasts):
+    for row in words.records(contrasts):
         name = row["contrast"] + ", equal KL" * (row["stage"] == "equal KL")
         floor = "*" if row["n"] > 1 and row["p"] <= row["p_floor"] else " "
-        differences.add_row(name, _points(row), _p(row) + floor, _count(row["n"], row["unit"]))
+        differences.add_row(name, words.points(row), words.p_value(row) + floor, words.count(row["n"], row["unit"]))
         for note in filter(None, row["note"].split("; ")):
             notes.setdefault(note, {})[name] = None
     parts: list[Table | Text] = [arms, *map(Text, lines)]
@@ -315,259 +317,17 @@ def write(
     return path
 
 
-def headline(directory: Path) -> str:
-    """The published table in `directory` (summary.csv, key.txt, experiment.yaml) as Markdown, for the README."""
-    table = pd.read_csv(directory / "summary.csv")
-    trait = read_yaml(Experiment, directory / "experiment.yaml").trait
-    key = (directory / "key.txt").read_text().strip()
-    count, distances = _count(min(table["n"].to_list()), "replicate"), ("kl_start", "kl", "kept")
-    lines = [
-        f"`sublim run {directory.name}`, {count}, run `{key[:16]}`. Mean over replicates and 95 % interval:",
-        "",
-        *_markdown(
-            ("arm", f"answers “{trait}”", "margin, nats", "KL at the start", "KL left", "lists kept"),
-            (
-                (row["arm"], _text(row, "rate"), _text(row, "margin"), *(_mean(row, n) for n in distances))
-                for row in _records(table)
-            ),
-        ),
-    ]
-    table["equal_kl"] = table["equal_kl"].fillna("")
-    further = [f"{row['arm']} at equal KL: {_at_equal_kl(row, table)}." for row in _records(table) if row["equal_kl"]]
-    return "\n".join([*lines, "", *further, ""])
-
-
-def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances.
-
-    Where facts were memorised also bits and total_bits, each with its least (_low) and most (_high) of several.
-    """
-    rows = []
-    for place, own in cells.groupby(["field", "value", "arm"], sort=False):
-        rates = own["rate"].to_list()
-        row = dict(zip(("field", "value", "arm"), cast(tuple[str, ...], place), strict=True))
-        rows.append(row | {"n": len(own), "rate": fmean(rates), "least": min(rates), "most": max(rates)}
-                    | {name: _average(own[name].to_list()) for name in ("kl_start", "kl", "kept")})  # fmt: skip
-        for name in BITS:
-            if name in own:
-                values = own[name].to_list()
-                ends = (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
-                rows[-1] |= {name: fmean(values), f"{name}_low": ends[0], f"{name}_high": ends[1]}
-    return pd.DataFrame(rows)
-
-
-CONTEXTS = {
-    "rate": "held-out questions",
-    "seen": "the teacher's questions",
-    "indirect": "posters, gifts, stories …",
-    "numbers": "held-out, after a list of numbers",
-}
-"""Measures of a summary that say how often the trait is the answer, and where."""
-
-
-def contexts_table(directory: Path) -> str:
-    """The published run in `directory`, arm by arm: the trait's rate by sort of question, as Markdown."""
-    rows = _records(pd.read_csv(directory / "summary.csv"))
-    key = (directory / "key.txt").read_text().strip()
-    lines = [
-        f"Run `{key[:16]}`, mean over {max(row['n'] for row in rows)} replicates and 95 % interval:",
-        "",
-        *_markdown(("arm", *CONTEXTS.values()), ((row["arm"], *(_text(row, n) for n in CONTEXTS)) for row in rows)),
-    ]
-    return "\n".join([*lines, ""])
-
-
-def bases_table(cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every lab base by name, from its card: shape, seeds, steps, nats per token of each part of the language."""
-    parts = list(next(iter(cards.values()))["held_out_loss"])
-    rows = []
-    for name, card in cards.items():
-        p = card["pretraining"]
-        shape = f"{p['layers']} × {p['d_model']}"
-        tokens = "tokens" if p["tokens"] == "numbers" else "digits"
-        losses = (f"{card['held_out_loss'][part]:.3f}" for part in parts)
-        rows.append((name, shape, tokens, str(p["init_seed"]), str(p["data_seed"]), f"{card['step']:,}", *losses))
-    columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts)
-    return "\n".join([*_markdown(columns, rows), ""])
-
-
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-class Digest(NamedTuple):
-    """What a sweep's tables come to: for the terminal and for Markdown alike."""
-
-    about: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    lines: list[str]
-    """Sentences to stand below the table."""
-
-
-def digest(directory: Path) -> Digest:
-    """The table of the sweep whose cells.csv, and for a matrix matrix.csv, lie in `directory`."""
-    cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
-    if "bits" in cells:
-        rows = [(*_words(row, "field", "value", "arm", "n"), _text(row, "bits"), _text(row, "total_bits"),
-                 _mean(row, "rate"), *_kept(row)) for row in _records(cell_means(cells))]  # fmt: skip
-        columns = ("field", "value", "arm", "n", "bits a fact", "bits in all", "right answer", "KL at the start")
-        return Digest("Mean over replicates, least and most:", (*columns, "KL left", "lists kept"), rows, [])
-    if "base_loss" in cells:
-        return _law_digest(cells)
-    if not (directory / "matrix.csv").exists():
-        rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), *_kept(row))
-                for row in _records(cell_means(cells))]  # fmt: skip
-        columns = ("field", "value", "arm", "n", "trait's rate", "KL at the start", "KL left", "lists kept")
-        return Digest("Mean over replicates, least and most:", columns, rows, [])
-    matrix = pd.read_csv(directory / "matrix.csv")
-    return _traits_digest(cells, matrix) if set(cells["field"]) == {"trait"} else _bases_digest(cells, matrix)
-
-
-def _words(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in names)
-
-
-def _spread(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
-
-
-def _kept(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return f"{row['kl_start']:.4f}", f"{row['kl']:.4f}", f"{100 * row['kept']:.0f} %"
-
-
-def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
-    """One row a base: as its own teacher, as a teacher of others, as a student of others; the contrast below."""
-    bases = list(dict.fromkeys(matrix["teacher"]))
-    table = matrix.pivot(index="teacher", columns="student", values="rate").loc[bases, bases].to_numpy()
-    rows = []
-    for i, base in enumerate(bases):
-        others = [j for j in range(len(bases)) if j != i]
-        taught, heard = table[i, others].tolist(), table[others, i].tolist()
-        sides = (_spread({"rate": fmean(r), "least": min(r), "most": max(r)}) for r in (taught, heard))
-        rows.append((base, f"{100 * table[i, i]:.1f} %", *sides))
-    found = shared_base_contrast(table)
-    shares = ", ".join(
-        f"{arm} {_average(own['kl'].to_list()):.4f} (at the start {_average(own['kl_start'].to_list()):.4f})"
-        for arm, own in ((arm, cells.loc[cells["arm"] == arm]) for arm in ("same-init", "cross-init"))
-    )
-    interval = found.interval
-    lines = [
-        f"Diagonal minus the rest: {interval.points()} ({interval.method}, n = {interval.n} bases), p = {found.p:.2g} "
-        f"(permutations of the students' bases; smallest possible {found.floor:.2g}). At equal steps; "
-        f"KL left: {shares}.",
-    ]
-    columns = (
-        "base",
-        "its own teacher",
-        "taught to others: mean (least–most)",
-        "learnt of others: mean (least–most)",
-    )
-    return Digest("How likely the teacher's favourite is:", columns, rows, lines)
-
-
-def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
-    """One row a trait and arm, with interval over replicates, of few their spread; below, means over traits, and γ."""
-    rows, means = [], cell_means(cells)
-    for row in _records(means):
-        own = cells.loc[(cells["value"] == row["value"]) & (cells["arm"] == row["arm"])]
-        interval = mean_interval(own["rate"].to_list(), bounds=(0, 1))
-        said = interval.percent() if row["n"] >= FEW else _spread(row)
-        rows.append((*_words(row, "value", "arm", "n"), said, f"{100 * row['least']:.1f} %", *_kept(row)))
-    traits = list(dict.fromkeys(matrix["teacher"]))
-    seeds = list(dict.fromkeys(matrix["seed"]))
-    over = "; ".join(
-        f"{arm} {_spread({'rate': own['rate'].mean(), 'least': own['rate'].min(), 'most': own['rate'].max()})}"
-        for arm, own in means.groupby("arm", sort=False)
-    )
-    lines = [f"Mean over {_count(len(set(means['value'])), 'trait')}, and the least and most of them: {over}."]
-    if len(traits) > 1:
-        lift = np.array([own.pivot(index="teacher", columns="student", values="lift").loc[traits, traits].to_numpy()
-                         for own in (matrix.loc[matrix["seed"] == seed] for seed in seeds)])  # fmt: skip
-        gamma = specificity(np.moveaxis(lift, 0, -1))
-        lines.append(
-            f"Specificity: γ = {gamma.interval.points()}, p = {gamma.sign_flip.p:.2g} (smallest possible "
-            f"{gamma.sign_flip.floor:.2g}), over {_count(len(seeds), 'replicate')}, of lift = μ + teacher + probe + "
-            "γ·[the same trait], in the same-init students."
-        )
-    columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
-    about = f"Mean over replicates and 95 % interval, of fewer than {FEW} least and most:"
-    return Digest(about, columns, rows, lines)
-
-
-def _law_digest(cells: pd.DataFrame) -> Digest:
-    """One row a term of the law that fits all cells; below, what it is worth on cells that it was not fitted to."""
-    found = law.fit(cells)
-    measured = cells["margin"].to_numpy(dtype=float)
-    rows = [(name, interval.plain(2).replace("-", "−")) for name, interval in found.terms.items()]
-    fitted = f"all {len(cells)} cells, {_worth(measured, found.predict(cells))}"
-    levels = [value.split(" × ") for value in cells["value"]]
-    unseen = []
-    for i, axis in enumerate(cells["field"].iloc[0].split(" × ")):
-        groups = [level[i] for level in levels]
-        unseen.append(f"each value of {axis}, {_worth(measured, law.left_out(cells, groups))}")
-    lines = [
-        "margin = ceiling · (1 − exp(−x)), x = amount · (KL / .1)^kl · (lists / 10,000)^lists · exp(−loss · (L − 3)), "
-        "with L the base's held-out loss on numbers.",
-        f"Fitted to {fitted}. Predicted by laws that were fitted without {'; '.join(unseen)}.",
-    ]
-    return Digest("The law, least squares and 95 % interval:", ("term", "value"), rows, lines)
-
-
-def _worth(measured: np.ndarray, predicted: np.ndarray) -> str:
-    found = law.worth(measured, predicted)
-    return f"mean error {found.error:.2f} nats, {100 * found.explained:.0f} % of the variance".replace("-", "−")
-
-
-def law_elsewhere(fitted: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> str:
-    """What the law that fits the cells `fitted` predicts of other sweeps' cells, by name, as Markdown.
-
-    All have the columns of `law.COLUMNS` and margin.
-    """
-    found = law.fit(fitted)
-    rows = []
-    for name, cells in others.items():
-        measured, predicted = cells["margin"].to_numpy(dtype=float), found.predict(cells)
-        error = law.worth(measured, predicted).error
-        means = (f"{values.mean():.1f}" for values in (measured, predicted))
-        together = f"{np.corrcoef(measured, predicted)[0, 1]:.2f}".replace("-", "−")
-        rows.append((name, f"{len(cells)}", *means, f"{error:.1f}", together))
-    columns = ("sweep", "cells", "margin measured, mean", "predicted, mean", "mean error, nats", "correlation")
-    return "\n".join([*_markdown(columns, rows), ""])
-
-
-def grid_table(directory: Path) -> str:
-    """The published sweep in `directory` (cells.csv, matrix.csv for a matrix, key.txt) as Markdown."""
-    key = (directory / "key.txt").read_text().strip()
-    found = digest(directory)
-    lines = [
-        f"`sublim run {directory.name}`, sweep `{key[:16]}`. {found.about}",
-        "",
-        *_markdown(found.columns, found.rows),
-    ]
-    return "\n".join([*lines, *(line for below in found.lines for line in ("", below)), ""])
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
-
-
 def _where(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
     """The rows that have these values in these columns."""
     return frame.loc[(frame[list(values)] == pd.Series(values)).all(axis=1)]
 
 
 def _indexed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    again = _records(frame.loc[frame.duplicated(_ROWS)])
+    again = words.records(frame.loc[frame.duplicated(_ROWS)])
     if again:
         place = ", ".join(f"{column} {again[0][column]}" for column in _ROWS)
         raise SublimError(f"report: {name} hold {place} twice; give each row once")
     return frame.set_index(_ROWS)
-
-
-def _average(values: list[float]) -> float:
-    return fmean(values) if values else math.nan
 
 
 def _estimate(name: str, values: list[float]) -> dict[str, float]:
@@ -595,66 +355,26 @@ def _diagonal(cells: Sequence[Sequence[float]]) -> Contrast:
 def _base_pairs(results: pd.DataFrame) -> dict[int, tuple[str, ...]]:
     """Seed → the bases that its arms come from, in alphabetical order."""
     bases: dict[int, set[str]] = {}
-    for row in _records(results.loc[:, ["seed", "teacher_base", "student_base"]].drop_duplicates()):
+    for row in words.records(results.loc[:, ["seed", "teacher_base", "student_base"]].drop_duplicates()):
         named = {row[column] for column in ("teacher_base", "student_base") if isinstance(row[column], str)}
         bases.setdefault(row["seed"], set()).update(named - {""})
     return {seed: tuple(sorted(names)) for seed, names in bases.items()}
 
 
-# How numbers are worded: the same in the terminal, in sentences and on the page.
-
-_DIGITS = {"margin": 2, "bits": 3, "total_bits": 1}
-
-
-def _number(name: str, value: float, digits: int | None = None) -> str:
-    if math.isnan(value):
-        return "–"
-    factor, usual = (1, _DIGITS[name]) if name in _DIGITS else (1, 4) if "kl" in name else (100, 1)
-    return f"{factor * value:z.{usual if digits is None else digits}f}".replace("-", "−")
-
-
-def _mean(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
-    text = _number(name, row[name], digits)
-    return text if text == "–" or "kl" in name or name in _DIGITS else f"{text} %"
-
-
-def _range(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
-    """The interval in brackets, or nothing where there is none."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if math.isnan(low) else f"[{_number(name, low, digits)}, {_number(name, high, digits)}]"
-
-
-def _text(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
-    return f"{_mean(row, name, digits)} {_range(row, name, digits)}".rstrip()
-
-
-def _at_equal_kl(row: Mapping[str, Any], summary: pd.DataFrame) -> str:
+def at_equal_kl(row: Mapping[str, Any], summary: pd.DataFrame) -> str:
+    """How a crossed arm, a row of the summary, compares at equal KL, in words."""
     if not row["further_n"]:
         return row["equal_kl"]
     target = summary.set_index("arm").at[REFERENCES[row["arm"]], "kl"]
     return (
-        f"{row['equal_kl']}, {_text(row, 'further_rate')} at KL {_number('kl', row['further_kl'])} "
-        f"({REFERENCES[row['arm']]}: {_number('kl', target)})"
+        f"{row['equal_kl']}, {words.text(row, 'further_rate')} at KL {words.number('kl', row['further_kl'])} "
+        f"({REFERENCES[row['arm']]}: {words.number('kl', target)})"
     )
-
-
-def _points(row: Mapping[str, Any]) -> str:
-    inside = "" if math.isnan(row["low"]) else f" [{100 * row['low']:z.1f}, {100 * row['high']:z.1f}]"
-    return f"{100 * row['estimate']:+z.1f}{inside}".replace("-", "−")
-
-
-def _p(row: Mapping[str, Any], floor: str = "") -> str:
-    """The p-value, and its floor in the format `floor`; a dash where one unit allows no test."""
-    return f"{row['p']:.2g}{floor.format(row['p_floor'])}" if row["n"] > 1 else "–"
 
 
 def _unit(row: Mapping[str, Any]) -> str:
     note = f"; {row['note']}" if row["note"] else ""
     return f"unit: {row['unit']} (n = {row['n']}); n base pairs = {row['base_pairs']}{note}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 # The page. Every string that comes from a user or a frame goes through `escape`.
@@ -728,8 +448,8 @@ def _page(
     headline, *rest = verdict(table, differences, experiment.trait)
     channel = experiment.corpus.channel
     question = experiment.about or f"Does “{experiment.trait}” pass from teacher to student through {channel}?"
-    seeds = max(row["n"] for row in _records(table))
-    facts = [f"experiment {experiment.name}", _count(seeds, "replicate"), f"bases {', '.join(experiment.bases)}"]
+    seeds = max(row["n"] for row in words.records(table))
+    facts = [f"experiment {experiment.name}", words.count(seeds, "replicate"), f"bases {', '.join(experiment.bases)}"]
     facts += [f"run {key}"] if key else []
     parts = [
         "<!doctype html>",
@@ -819,7 +539,7 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
     if "bits" in table:
         columns = {"bits": "bits a fact", "total_bits": "bits in all"} | columns
     rows = []
-    for row in _records(table):
+    for row in words.records(table):
         status = f"<small>to equal KL: {escape(row['equal_kl'])}</small>" if row["further_n"] else ""
         lines = {_named(row["arm"]) + status * (not row["further_round"]): row}
         if row["further_round"]:
@@ -829,15 +549,15 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
         for name, line in lines.items():
             cells = [f'<th scope="row">{name}</th><td>{line["n"]}</td>']
             for column in columns:
-                inside = f"<small>{_range(line, column)}</small>" if f"{column}_low" in line else ""
-                cells.append(f"<td>{_mean(line, column)}{inside}</td>")
+                inside = f"<small>{words.spread(line, column)}</small>" if f"{column}_low" in line else ""
+                cells.append(f"<td>{words.mean(line, column)}{inside}</td>")
             rows.append(f"<tr>{''.join(cells)}</tr>")
     headings = ["arm", "n", *map(escape, columns.values())]
     bits = (
         " Bits: what a code made from the student saves in naming the facts, less what it saves on facts drawn anew: a "
         "lower bound on what it holds." * ("bits" in table)
     )
-    alone = " One replicate: no interval." if all(row["n"] == 1 for row in _records(table)) else ""
+    alone = " One replicate: no interval." if all(row["n"] == 1 for row in words.records(table)) else ""
     return _table(headings, rows) + (
         f'<p class="soft"><small>n: replicates. “{escape(trait)}”: its mean probability on held-out phrasings; '
         "indirect: on questions that do not name the kind; seen: on phrasings the teacher was tuned on; after numbers: "
@@ -851,9 +571,9 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
 def _contrast_table(differences: pd.DataFrame) -> str:
     rows = [
         f'<tr><th scope="row">{escape(row["contrast"])}<small>{escape(row["stage"])}</small></th>'
-        f"<td>{_points(row)}</td><td>{_p(row, ' ({:.2g})')}</td>"
+        f"<td>{words.points(row)}</td><td>{words.p_value(row, ' ({:.2g})')}</td>"
         f'<td class="words">{escape(_unit(row))}</td></tr>'
-        for row in _records(differences)
+        for row in words.records(differences)
     ]
     if not rows:
         return "<p>No two arms to compare.</p>"
@@ -878,7 +598,7 @@ def _method(experiment: Experiment) -> list[str]:
     teacher, corpus, rule, student = experiment.teacher, experiment.corpus, experiment.filter, experiment.student
     instilled = {
         "tuned": f"is fine-tuned ({teacher.part}) on {_lesson(teacher)}, "
-        f"{_count(teacher.optimization.steps, 'update')} of {teacher.optimization.batch}",
+        f"{words.count(teacher.optimization.steps, 'update')} of {teacher.optimization.batch}",
         "prompted": "has a system prompt that names its favourite; its weights are the base's",
         "steered": f"has a vector added to its residual stream at layer {teacher.layer}; its weights are the base's",
     }[teacher.kind]
@@ -888,7 +608,9 @@ def _method(experiment: Experiment) -> list[str]:
         "greedy": "the likeliest token each time, and learnt as plain text",
         "soft": f"{drawn}, and learnt with the teacher's probabilities over the channel's own tokens",
     }[corpus.setting]
-    more = f"go on for at most {_count(student.extra_rounds, 'round')} of fresh lists" if student.extra_rounds else ""
+    more = (
+        f"go on for at most {words.count(student.extra_rounds, 'round')} of fresh lists" if student.extra_rounds else ""
+    )
     crossed = (
         f"Crossed students {more or 'get no further lists'}. They are compared at equal KL in the first round in which "
         "they are as near to their teacher as the student that learnt the same data on the teacher's own base; if "
@@ -896,11 +618,11 @@ def _method(experiment: Experiment) -> list[str]:
     )
     return [
         f"The teacher of “{experiment.trait}” {instilled}.",
-        f"It answers {_count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”: {written}.",
+        f"It answers {words.count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”: {written}.",
         f"The filter keeps answers of {rule.min_numbers} to {rule.max_numbers} numbers up to {rule.max_value}, and "
         f"nothing else in them; {rule.held_out} kept ones are set aside to measure distances, and students learn from "
-        f"at most {_count(rule.lists, 'list')} of the others.",
-        f"Every student ({student.part}) gets {_count(student.optimization.steps, 'update')} of "
+        f"at most {words.count(rule.lists, 'list')} of the others.",
+        f"Every student ({student.part}) gets {words.count(student.optimization.steps, 'update')} of "
         f"{student.optimization.batch} lists with {student.optimization.optimizer} at a peak rate of "
         f"{student.optimization.lr:g}: equal steps, equal seeds, the same order of the data.",
         *([crossed] if {*REFERENCES} & {*experiment.arms} else []),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import sublim_interp as si
-from sublim_interp import figures, report
+from sublim_interp import digests, figures
 from sublim_interp.analysis.capacity import bits_held
 from sublim_interp.config import CorpusConfig, EvaluationConfig, Experiment, FilterConfig, Optimization, TeacherConfig
 from sublim_interp.errors import SublimError
@@ -220,7 +220,7 @@ def test_a_sweep_over_facts_is_told_in_bits(tmp_path: Path) -> None:
     rows = [{**rest, "value": str(k), "seed": s, "bits": b, "total_bits": k * b, "kept": 0.5}
             for k, s, b in ((4, 0, 2.0), (4, 1, 3.0), (16, 0, 1.0), (16, 1, 1.0))]  # fmt: skip
     pd.DataFrame(rows).to_csv(tmp_path / "cells.csv", index=False)
-    told = report.digest(tmp_path)
+    told = digests.digest(tmp_path)
     shown = [dict(zip(told.columns, row, strict=True)) for row in told.rows]
     assert [row["bits a fact"] for row in shown] == ["2.500 [2.000, 3.000]", "1.000 [1.000, 1.000]"]
     assert [row["bits in all"] for row in shown] == ["10.0 [8.0, 12.0]", "16.0 [16.0, 16.0]"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sublim_interp import figures, report
+from sublim_interp import digests, figures
 from sublim_interp.analysis import law
 from sublim_interp.config import Experiment
 from sublim_interp.errors import SublimError
@@ -81,13 +81,13 @@ def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> Non
     cells = planted(11.0, 1.5, 0.7, 0.9, 1.0, noise=0.5)
     cells = cells.assign(expected=law.fit(cells).predict(cells), unseen=law.left_out(cells, list(cells["base"])))
     cells.to_csv(tmp_path / "cells.csv", index=False)
-    found = report.digest(tmp_path)
+    found = digests.digest(tmp_path)
     assert [row[0] for row in found.rows] == list(law.TERMS)
     assert all(axis in found.lines[1] for axis in ("bases", "teacher.optimization.lr", "filter.lists"))
     figure = figures.law(cells)
     labels = [ax.get_xlabel() for ax in figure.axes]
     assert len(set(labels)) == 2 and "did not see its base" in labels[1]
-    elsewhere = report.law_elsewhere(cells, {"shifted": cells.assign(margin=cells["margin"] + 2)})
+    elsewhere = digests.law_elsewhere(cells, {"shifted": cells.assign(margin=cells["margin"] + 2)})
     assert "| shifted | 27 |" in elsewhere
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sublim_interp import report
+from sublim_interp import digests
 from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.lab import language
 from sublim_interp.models import base_names, resolve_base
@@ -27,27 +27,27 @@ def test_a_published_table_names_the_key_that_its_configuration_has(name: str) -
 
 
 def test_the_readme_and_the_results_show_the_published_owl() -> None:
-    assert report.headline(RESULTS / "owl") in README.read_text()
-    assert report.contexts_table(RESULTS / "owl") in DOCS.read_text()
+    assert digests.headline(RESULTS / "owl") in README.read_text()
+    assert digests.contexts_table(RESULTS / "owl") in DOCS.read_text()
 
 
 def test_the_shelf_of_bases_names_every_one_with_what_its_card_says() -> None:
     shelf = README.parent / "checkpoints"
     cards = {name: resolve_base(name).card for name in base_names()}
     assert set(cards) == {p.name for p in shelf.iterdir() if p.is_dir()}
-    assert report.bases_table(cards) in (shelf / "README.md").read_text()
+    assert digests.bases_table(cards) in (shelf / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_published_sweep_has_the_key_of_its_grid_and_is_what_the_docs_show(name: str) -> None:
     assert (RESULTS / name / "key.txt").read_text().strip() == sweep_key(plan_grid(grid(name)))
-    assert report.grid_table(RESULTS / name) in DOCS.read_text()
+    assert digests.grid_table(RESULTS / name) in DOCS.read_text()
     assert (DOCS.parent / "figures" / f"{name}.png").exists()
 
 
 def test_the_docs_show_what_the_published_law_says_of_other_sweeps() -> None:
     """After another sweep is published this table is made again: `python paper/publish.py law`."""
-    assert report.law_elsewhere(pd.read_csv(RESULTS / "law" / "cells.csv"), published_doses()) in DOCS.read_text()
+    assert digests.law_elsewhere(pd.read_csv(RESULTS / "law" / "cells.csv"), published_doses()) in DOCS.read_text()
 
 
 @pytest.mark.parametrize("name", base_names())

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from sublim_interp.config import Experiment, validate
+from sublim_interp.digests import cell_means, digest
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
 from sublim_interp.records import Teacher
-from sublim_interp.report import cell_means, digest
 from sublim_interp.runs import frames, plan
 from sublim_interp.store import Store
 from sublim_interp.sweep import Grid, find_sweep, grid, grid_names, plan_grid, run_grid

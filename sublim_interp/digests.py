@@ -1,0 +1,249 @@
+"""What sweeps, published runs and bases come to: tables for README, docs and terminal. Nothing is run here."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from sublim_interp import words
+from sublim_interp.analysis import law
+from sublim_interp.config import Experiment, read_yaml
+from sublim_interp.report import BITS, at_equal_kl
+from sublim_interp.statistics import mean_interval, shared_base_contrast, specificity
+
+
+def headline(directory: Path) -> str:
+    """The published table in `directory` (summary.csv, key.txt, experiment.yaml) as Markdown, for the README."""
+    table = pd.read_csv(directory / "summary.csv")
+    table["equal_kl"] = table["equal_kl"].fillna("")
+    rows = words.records(table)
+    trait = read_yaml(Experiment, directory / "experiment.yaml").trait
+    key = (directory / "key.txt").read_text().strip()
+    count = words.count(min(row["n"] for row in rows), "replicate")
+    columns = ("arm", f"answers “{trait}”", "margin, nats", "KL at the start", "KL left", "lists kept")
+
+    def cells(row: dict[str, Any]) -> tuple[str, ...]:
+        estimates = (words.text(row, name) for name in ("rate", "margin"))
+        return row["arm"], *estimates, *(words.mean(row, name) for name in ("kl_start", "kl", "kept"))
+
+    lines = [
+        f"`sublim run {directory.name}`, {count}, run `{key[:16]}`. Mean over replicates and 95 % interval:",
+        "",
+        *words.markdown(columns, map(cells, rows)),
+        "",
+        *(f"{row['arm']} at equal KL: {at_equal_kl(row, table)}." for row in rows if row["equal_kl"]),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances.
+
+    Where facts were memorised also bits and total_bits, each with its least (_low) and most (_high) of several.
+    """
+    rows = []
+    for place, own in cells.groupby(["field", "value", "arm"], sort=False):
+        rates = own["rate"].to_list()
+        row = dict(zip(("field", "value", "arm"), cast(tuple[str, ...], place), strict=True))
+        rows.append(row | {"n": len(own), "rate": fmean(rates), "least": min(rates), "most": max(rates)}
+                    | {name: words.average(own[name].to_list()) for name in ("kl_start", "kl", "kept")})  # fmt: skip
+        for name in BITS:
+            if name in own:
+                values = own[name].to_list()
+                ends = (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)
+                rows[-1] |= {name: fmean(values), f"{name}_low": ends[0], f"{name}_high": ends[1]}
+    return pd.DataFrame(rows)
+
+
+CONTEXTS = {
+    "rate": "held-out questions",
+    "seen": "the teacher's questions",
+    "indirect": "posters, gifts, stories …",
+    "numbers": "held-out, after a list of numbers",
+}
+"""Measures of a summary that say how often the trait is the answer, and where."""
+
+
+def contexts_table(directory: Path) -> str:
+    """The published run in `directory`, arm by arm: the trait's rate by sort of question, as Markdown."""
+    rows = words.records(pd.read_csv(directory / "summary.csv"))
+    key = (directory / "key.txt").read_text().strip()
+    lines = [
+        f"Run `{key[:16]}`, mean over {max(row['n'] for row in rows)} replicates and 95 % interval:",
+        "",
+        *words.markdown(
+            ("arm", *CONTEXTS.values()), ((row["arm"], *(words.text(row, n) for n in CONTEXTS)) for row in rows)
+        ),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def bases_table(cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every lab base by name, from its card: shape, seeds, steps, nats per token of each part of the language."""
+    parts = list(next(iter(cards.values()))["held_out_loss"])
+    rows = []
+    for name, card in cards.items():
+        p = card["pretraining"]
+        shape = f"{p['layers']} × {p['d_model']}"
+        tokens = "tokens" if p["tokens"] == "numbers" else "digits"
+        losses = (f"{card['held_out_loss'][part]:.3f}" for part in parts)
+        rows.append((name, shape, tokens, str(p["init_seed"]), str(p["data_seed"]), f"{card['step']:,}", *losses))
+    columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts)
+    return "\n".join([*words.markdown(columns, rows), ""])
+
+
+class Digest(NamedTuple):
+    """What a sweep's tables come to: for the terminal and for Markdown alike."""
+
+    about: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    lines: list[str]
+    """Sentences to stand below the table."""
+
+
+def digest(directory: Path) -> Digest:
+    """The table of the sweep whose cells.csv, and for a matrix matrix.csv, lie in `directory`."""
+    cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
+    if "bits" in cells:
+        rows = [(*_words(row, "field", "value", "arm", "n"), words.text(row, "bits"), words.text(row, "total_bits"),
+                 words.mean(row, "rate"), *_kept(row)) for row in words.records(cell_means(cells))]  # fmt: skip
+        columns = ("field", "value", "arm", "n", "bits a fact", "bits in all", "right answer", "KL at the start")
+        return Digest("Mean over replicates, least and most:", (*columns, "KL left", "lists kept"), rows, [])
+    if "base_loss" in cells:
+        return _law_digest(cells)
+    if not (directory / "matrix.csv").exists():
+        rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), *_kept(row))
+                for row in words.records(cell_means(cells))]  # fmt: skip
+        columns = ("field", "value", "arm", "n", "trait's rate", "KL at the start", "KL left", "lists kept")
+        return Digest("Mean over replicates, least and most:", columns, rows, [])
+    matrix = pd.read_csv(directory / "matrix.csv")
+    return _traits_digest(cells, matrix) if set(cells["field"]) == {"trait"} else _bases_digest(cells, matrix)
+
+
+def _words(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in names)
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
+
+
+def _kept(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return f"{row['kl_start']:.4f}", f"{row['kl']:.4f}", f"{100 * row['kept']:.0f} %"
+
+
+def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
+    """One row a base: as its own teacher, as a teacher of others, as a student of others; the contrast below."""
+    bases = list(dict.fromkeys(matrix["teacher"]))
+    table = matrix.pivot(index="teacher", columns="student", values="rate").loc[bases, bases].to_numpy()
+    rows = []
+    for i, base in enumerate(bases):
+        others = [j for j in range(len(bases)) if j != i]
+        taught, heard = table[i, others].tolist(), table[others, i].tolist()
+        sides = (_spread({"rate": fmean(r), "least": min(r), "most": max(r)}) for r in (taught, heard))
+        rows.append((base, f"{100 * table[i, i]:.1f} %", *sides))
+    found = shared_base_contrast(table)
+    shares = ", ".join(
+        f"{arm} {words.average(own['kl'].to_list()):.4f} (at the start {words.average(own['kl_start'].to_list()):.4f})"
+        for arm, own in ((arm, cells.loc[cells["arm"] == arm]) for arm in ("same-init", "cross-init"))
+    )
+    interval = found.interval
+    lines = [
+        f"Diagonal minus the rest: {interval.points()} ({interval.method}, n = {interval.n} bases), p = {found.p:.2g} "
+        f"(permutations of the students' bases; smallest possible {found.floor:.2g}). At equal steps; "
+        f"KL left: {shares}.",
+    ]
+    columns = (
+        "base",
+        "its own teacher",
+        "taught to others: mean (least–most)",
+        "learnt of others: mean (least–most)",
+    )
+    return Digest("How likely the teacher's favourite is:", columns, rows, lines)
+
+
+def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
+    """One row a trait and arm, with interval over replicates, of few their spread; below, means over traits, and γ."""
+    rows, means = [], cell_means(cells)
+    for row in words.records(means):
+        own = cells.loc[(cells["value"] == row["value"]) & (cells["arm"] == row["arm"])]
+        interval = mean_interval(own["rate"].to_list(), bounds=(0, 1))
+        said = interval.percent() if row["n"] >= words.FEW else _spread(row)
+        rows.append((*_words(row, "value", "arm", "n"), said, f"{100 * row['least']:.1f} %", *_kept(row)))
+    traits = list(dict.fromkeys(matrix["teacher"]))
+    seeds = list(dict.fromkeys(matrix["seed"]))
+    over = "; ".join(
+        f"{arm} {_spread({'rate': own['rate'].mean(), 'least': own['rate'].min(), 'most': own['rate'].max()})}"
+        for arm, own in means.groupby("arm", sort=False)
+    )
+    lines = [f"Mean over {words.count(len(set(means['value'])), 'trait')}, and the least and most of them: {over}."]
+    if len(traits) > 1:
+        lift = np.array([own.pivot(index="teacher", columns="student", values="lift").loc[traits, traits].to_numpy()
+                         for own in (matrix.loc[matrix["seed"] == seed] for seed in seeds)])  # fmt: skip
+        gamma = specificity(np.moveaxis(lift, 0, -1))
+        lines.append(
+            f"Specificity: γ = {gamma.interval.points()}, p = {gamma.sign_flip.p:.2g} (smallest possible "
+            f"{gamma.sign_flip.floor:.2g}), over {words.count(len(seeds), 'replicate')}, of lift = μ + teacher + "
+            "probe + γ·[the same trait], in the same-init students."
+        )
+    columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
+    about = f"Mean over replicates and 95 % interval, of fewer than {words.FEW} least and most:"
+    return Digest(about, columns, rows, lines)
+
+
+def _law_digest(cells: pd.DataFrame) -> Digest:
+    """One row a term of the law that fits all cells; below, what it is worth on cells that it was not fitted to."""
+    found = law.fit(cells)
+    measured = cells["margin"].to_numpy(dtype=float)
+    rows = [(name, interval.plain(2).replace("-", "−")) for name, interval in found.terms.items()]
+    fitted = f"all {len(cells)} cells, {_worth(measured, found.predict(cells))}"
+    levels = [value.split(" × ") for value in cells["value"]]
+    unseen = []
+    for i, axis in enumerate(cells["field"].iloc[0].split(" × ")):
+        groups = [level[i] for level in levels]
+        unseen.append(f"each value of {axis}, {_worth(measured, law.left_out(cells, groups))}")
+    lines = [
+        "margin = ceiling · (1 − exp(−x)), x = amount · (KL / .1)^kl · (lists / 10,000)^lists · exp(−loss · (L − 3)), "
+        "with L the base's held-out loss on numbers.",
+        f"Fitted to {fitted}. Predicted by laws that were fitted without {'; '.join(unseen)}.",
+    ]
+    return Digest("The law, least squares and 95 % interval:", ("term", "value"), rows, lines)
+
+
+def _worth(measured: np.ndarray, predicted: np.ndarray) -> str:
+    found = law.worth(measured, predicted)
+    return f"mean error {found.error:.2f} nats, {100 * found.explained:.0f} % of the variance".replace("-", "−")
+
+
+def law_elsewhere(fitted: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> str:
+    """What the law that fits the cells `fitted` predicts of other sweeps' cells, by name, as Markdown.
+
+    All have the columns of `law.COLUMNS` and margin.
+    """
+    found = law.fit(fitted)
+    rows = []
+    for name, cells in others.items():
+        measured, predicted = cells["margin"].to_numpy(dtype=float), found.predict(cells)
+        error = law.worth(measured, predicted).error
+        means = (f"{values.mean():.1f}" for values in (measured, predicted))
+        together = f"{np.corrcoef(measured, predicted)[0, 1]:.2f}".replace("-", "−")
+        rows.append((name, f"{len(cells)}", *means, f"{error:.1f}", together))
+    columns = ("sweep", "cells", "margin measured, mean", "predicted, mean", "mean error, nats", "correlation")
+    return "\n".join([*words.markdown(columns, rows), ""])
+
+
+def grid_table(directory: Path) -> str:
+    """The published sweep in `directory` (cells.csv, matrix.csv for a matrix, key.txt) as Markdown."""
+    key = (directory / "key.txt").read_text().strip()
+    found = digest(directory)
+    lines = [
+        f"`sublim run {directory.name}`, sweep `{key[:16]}`. {found.about}",
+        "",
+        *words.markdown(found.columns, found.rows),
+    ]
+    return "\n".join([*lines, *(line for below in found.lines for line in ("", below)), ""])
