@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from benchmarks import ours, theirs
-from benchmarks.page import at_least, comparison, comparisons, seconds, table, times
+from benchmarks.page import at_least, comparison, comparisons, limit, seconds, table, times
 from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Contestant, Spent, Team, Track, mean, race, ratio
 from sublim_interp.records import Corpus, Evaluation, Record, Student, Teacher
@@ -159,18 +159,26 @@ def two_cores(stages: Stages) -> str:
         by_wall("", stages.ours(), f"the same by hand, {best} at once", stages.theirs("by hand", best)),
     ]
     header = ("two cores, wall time", "this package, two processes", "with, two threads", "takes", "times as long")
-    whole = all_of_it(stages)
-    return (
-        f"{table((*header, 'target'), rows)}\n\nAll of `owl`, every arm of {len(experiment('owl').seeds)} replicates, "
-        f"takes {seconds(whole)} * on two cores (≤ 90 min: {'met' if whole <= 90 * 60 else '**missed**'})."
+    first, whole = all_of_it(stages, further=False), all_of_it(stages, further=True)
+    said = (
+        f"`sublim run owl`, every arm of {len(experiment('owl').seeds)} replicates, takes {seconds(first)} * on two "
+        f"cores ({limit(first / 60, 90)}, in minutes), and with the further lists that crossed students get "
+        f"{seconds(whole)} *."
     )
+    return f"{table((*header, 'target'), rows)}\n\n{said}"
 
 
-def all_of_it(stages: Stages) -> float:
+def all_of_it(stages: Stages, further: bool) -> float:
     """Wall time of `sublim run owl` on two cores, in seconds, from what two of each stage take."""
-    count = Counter(type(record) for record in plan(experiment("owl")).records)
-    each = {Teacher: stages.teachers["ours"], Corpus: stages.lists["ours"], Student: stages.students["ours"],
-            Evaluation: stages.answers}  # fmt: skip
+    cells = [cell for cell in plan(experiment("owl")).cells if further or cell.round == 0]
+    records = {record.key: record for cell in cells for record in cell.evaluation.lineage()}
+    count = Counter(type(record) for record in records.values())
+    each = {
+        Teacher: stages.teachers["ours"],
+        Corpus: stages.lists["ours"],
+        Student: stages.students["ours"],
+        Evaluation: stages.answers,
+    }
     return sum(mean(took).wall * count[kind] / 2 for kind, took in each.items())
 
 

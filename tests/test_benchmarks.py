@@ -172,6 +172,20 @@ def test_one_thread_is_judged_by_cpu_time_and_two_cores_by_wall_time() -> None:
     assert "by hand, 8 at once" in one_thread(stages) and "by hand, 512 at once" in two_cores(stages)
 
 
+def test_the_whole_of_owl_counts_each_stage_once() -> None:
+    from benchmarks.experiment import Stages, all_of_it
+
+    def stage(wall: float) -> dict[str, list[Spent]]:
+        return {"ours": [Spent(wall, 0)]}
+
+    # Each of 12 replicates has teachers with the trait on two bases, a neutral one and one of another trait; the
+    # untouched base and the trait's teacher are evaluated beside six students.
+    stages = Stages({}, {}, stage(1), stage(10), stage(100), answers=[Spent(1000, 0)])
+    assert all_of_it(stages, further=False) == 12 * (4 * 1 + 4 * 10 + 6 * 100 + 8 * 1000) / 2
+    # Both crossed students go on once, each with a corpus of its own.
+    assert all_of_it(stages, further=True) == 12 * (4 * 1 + 6 * 10 + 8 * 100 + 10 * 1000) / 2
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
