@@ -25,9 +25,12 @@ def stage(record: Record, store: Store, turn: Turn) -> None:
     make(record, store, lambda _: turn())
 
 
-def student_parts(student: Student, store: Store) -> tuple[torch.nn.Module, Callable[[int], list[Batch]]]:
-    """The model that a student starts as, and the micro-batches of each of its updates."""
-    prepare_process()
+def student_parts(
+    student: Student, store: Store, threads: int = 1
+) -> tuple[torch.nn.Module, Callable[[int], list[Batch]]]:
+    """The model that a student starts as, and the micro-batches of each of its updates, for a process of so many
+    threads."""
+    prepare_process(threads)
     base, config, made = student.base, student.config, student.data.find(store)
     assert made
     rows = tokenize(base, read_rows(made.path / "kept.jsonl"))

@@ -20,6 +20,8 @@ STEPS = 1 + 4 * BLOCKS
 """Updates of each student; the first one is in no stretch."""
 STACKED = (2, 8)
 """How many students are stacked."""
+THREADS = 2
+"""Of the process that trains stacked students."""
 
 
 def measure(setting: Setting) -> str:
@@ -29,7 +31,7 @@ def measure(setting: Setting) -> str:
     teams = {
         "one process, one thread": (1, Team((alone,))),
         "two processes of one thread": (2, Team((alone, alone))),
-        **{f"{n} stacked, two threads": (n, Team((partial(stacked, student, store, n),), 2)) for n in STACKED},
+        **{f"{n} stacked, two threads": (n, Team((partial(stacked, student, store, n),), THREADS)) for n in STACKED},
     }
     tracks = race({name: team for name, (_, team) in teams.items()})
     each = {name: [b.wall / teams[name][0] for b in track.blocks(BLOCKS)] for name, track in tracks.items()}
@@ -53,7 +55,7 @@ def train_stacked(
 
     All get the same batches, so that their shapes agree; each could have its own.
     """
-    model, batches = ours.student_parts(student, store)
+    model, batches = ours.student_parts(student, store, THREADS)
     o = student.config.optimization
     weights = {
         name: torch.stack([p.detach()] * count).requires_grad_()

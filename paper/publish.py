@@ -53,6 +53,12 @@ def _directory(name: str) -> Path:
     return directory
 
 
+def require_marks(page: Path, name: str) -> None:
+    """Ends the program where a page has no place for a table."""
+    if BEGIN.format(name) not in page.read_text():
+        sys.exit(f"{page.name} has no place for {name}; write '{BEGIN.format(name)}' and '{END.format(name)}'")
+
+
 def insert(page: Path, name: str, table: str) -> None:
     """Puts a table between the two marks that a page has for it."""
     begin, end = BEGIN.format(name), END.format(name)
@@ -65,13 +71,10 @@ if __name__ == "__main__":
         if name == "bases":
             insert(SHELF, name, digests.bases_table({base: resolve_base(base).card for base in base_names()}))
         elif name in grid_names():
+            require_marks(DOCS, name)
             insert(DOCS, name, digests.grid_table(publish_grid(name)))
-            if grid(name).figure == "law":
-                insert(
-                    DOCS,
-                    "law-elsewhere",
-                    digests.law_elsewhere(pd.read_csv(RESULTS / name / "cells.csv"), published_doses()),
-                )
+            if (fitted := RESULTS / "law" / "cells.csv").exists():
+                insert(DOCS, "law-elsewhere", digests.law_elsewhere(pd.read_csv(fitted), published_doses()))
         else:
             directory = publish_run(name)
             insert(README, "headline", digests.headline(directory))

@@ -410,7 +410,7 @@ def _run_grid(
 
     g = grid(name)
     change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
-    p = plan_grid(g.model_copy(update={"change": change}))
+    p = plan_grid(g.set(change=change))
     if dry_run:
         _print(_planned(p, store), _traces(p, store, trace))
         return

@@ -186,10 +186,15 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
         lift = np.array([own.pivot(index="teacher", columns="student", values="lift").loc[traits, traits].to_numpy()
                          for own in (matrix.loc[matrix["seed"] == seed] for seed in seeds)])  # fmt: skip
         gamma = specificity(np.moveaxis(lift, 0, -1))
+        each = [100 * specificity(one[..., None]).interval.estimate for one in lift]
+        said = (
+            f"{gamma.interval.points()}, p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
+            if len(seeds) >= words.FEW
+            else f"{100 * gamma.interval.estimate:.1f} points ({min(each):.1f}–{max(each):.1f})"
+        )
         lines.append(
-            f"Specificity: γ = {gamma.interval.points()}, p = {gamma.sign_flip.p:.2g} (smallest possible "
-            f"{gamma.sign_flip.floor:.2g}), over {words.count(len(seeds), 'replicate')}, of lift = μ + teacher + "
-            "probe + γ·[the same trait], in the same-init students."
+            f"Specificity: γ = {said}, over {words.count(len(seeds), 'replicate')}, of lift = μ + teacher + probe + "
+            "γ·[the same trait], in the same-init students."
         )
     columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
     about = f"Mean over replicates and 95 % interval, of fewer than {words.FEW} least and most:"
@@ -197,22 +202,29 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
 
 
 def _law_digest(cells: pd.DataFrame) -> Digest:
-    """One row a term of the law that fits all cells; below, what it is worth on cells that it was not fitted to."""
-    found = law.fit(cells)
-    measured = cells["margin"].to_numpy(dtype=float)
-    rows = [(name, interval.plain(2).replace("-", "−")) for name, interval in found.terms.items()]
-    fitted = f"all {len(cells)} cells, {_worth(measured, found.predict(cells))}"
-    levels = [value.split(" × ") for value in cells["value"]]
+    """One row a term of the law that fits all cells, and how far it moves without some; below, what it is worth."""
+    found, measured = law.fit(cells), cells["lift"].to_numpy(dtype=float)
+    axes = cells["field"].iloc[0].split(" × ")
+    levels = list(zip(*(value.split(" × ") for value in cells["value"]), strict=True))
+    others = [law.refits(cells, level) for level in levels]
+    rows = []
+    for name, value in found.terms._asdict().items():
+        moved = [[getattr(one.terms, name) for one in laws.values() if one] for laws in others]
+        rows.append((name, f"{value:.2f}", *(f"{min(ends):.2f} – {max(ends):.2f}" for ends in moved)))
+    rows = [tuple(cell.replace("-", "−") for cell in row) for row in rows]
     unseen = []
-    for i, axis in enumerate(cells["field"].iloc[0].split(" × ")):
-        groups = [level[i] for level in levels]
-        unseen.append(f"each value of {axis}, {_worth(measured, law.left_out(cells, groups))}")
+    for axis, level, laws in zip(axes, levels, others, strict=True):
+        lost = ", ".join(str(value) for value, one in laws.items() if one is None)
+        none = f" (without {lost} no law can be fitted)" * bool(lost)
+        unseen.append(f"{axis}, {_worth(measured, law.left_out(cells, level))}{none}")
     lines = [
-        "margin = ceiling · (1 − exp(−x)), x = amount · (KL / .1)^kl · (lists / 10,000)^lists · exp(−loss · (L − 3)), "
+        "lift = ceiling · (1 − exp(−x)), x = amount · (KL / .1)^kl · (lists / 10,000)^lists · exp(−loss · (L − 3)), "
         "with L the base's held-out loss on numbers.",
-        f"Fitted to {fitted}. Predicted by laws that were fitted without {'; '.join(unseen)}.",
+        f"All {len(cells)} cells fitted: {_worth(measured, found.predict(cells))}. Each value's cells predicted by a "
+        f"law that was fitted without them: {'; '.join(unseen)}.",
     ]
-    return Digest("The law, least squares and 95 % interval:", ("term", "value"), rows, lines)
+    columns = ("term", "all cells", *(f"without a value of {axis}" for axis in axes))
+    return Digest("The law by least squares, and from where to where it moves:", columns, rows, lines)
 
 
 def _worth(measured: np.ndarray, predicted: np.ndarray) -> str:
@@ -223,17 +235,18 @@ def _worth(measured: np.ndarray, predicted: np.ndarray) -> str:
 def law_elsewhere(fitted: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> str:
     """What the law that fits the cells `fitted` predicts of other sweeps' cells, by name, as Markdown.
 
-    All have the columns of `law.COLUMNS` and margin.
+    All have the columns of `law.COLUMNS`, and margin: of other sweeps it stands for the lift.
     """
     found = law.fit(fitted)
     rows = []
     for name, cells in others.items():
         measured, predicted = cells["margin"].to_numpy(dtype=float), found.predict(cells)
-        error = law.worth(measured, predicted).error
+        steps = " or ".join(f"{count}" for count in sorted(set(cells["steps"])))
         means = (f"{values.mean():.1f}" for values in (measured, predicted))
-        together = f"{np.corrcoef(measured, predicted)[0, 1]:.2f}".replace("-", "−")
-        rows.append((name, f"{len(cells)}", *means, f"{error:.1f}", together))
-    columns = ("sweep", "cells", "margin measured, mean", "predicted, mean", "mean error, nats", "correlation")
+        together = f"{np.corrcoef(measured, predicted)[0, 1]:.2f}" if len(cells) > 2 else "–"
+        error = law.worth(measured, predicted).error
+        rows.append((name, f"{len(cells)}", steps, *means, f"{error:.1f}", together.replace("-", "−")))
+    columns = ("sweep", "students", "updates", "margin, mean", "expected, mean", "mean error, nats", "correlation")
     return "\n".join([*words.markdown(columns, rows), ""])
 
 

@@ -214,10 +214,8 @@ class Recorder:
         self._start = [p.detach().clone() for p in self._parameters]
         self._before = [p.detach().clone() for p in self._parameters]
         given = {name: self._match(name, weights) for name, weights in (directions or {}).items()}
-        self._first_look = self._probed(model) if probe and probe.trait is not None else None
-        """What the probe shows on the start, until it is written."""
-        if self._first_look:
-            given["trait-gradient"] = self._first_look[1]
+        if probe and probe.trait is not None:
+            given["trait-gradient"] = self._probed(model)[1]
         self._directions = list(given)
         self._stacked = [
             torch.stack([d.to(p).flatten() for d in own])
@@ -407,10 +405,8 @@ class Recorder:
 
     def _keep(self, step: int, last: bool = False) -> None:
         """Between two updates: the probe, and weight-sized tensors where their turn has come."""
-        looked = self._first_look if step == 0 else None
-        self._first_look = None
         with self._examples.asleep() if self._examples else nullcontext():
-            gradient = self._write_probe("", self.model, "probe", looked) if self.probe else None
+            gradient = self._write_probe("", self.model, "probe") if self.probe else None
         assert self._writer
         delta = _minus(self._parameters, self._start)
         small = {"delta_norm": torch.stack(_norms(delta)), **self._against("delta", delta)}
@@ -433,16 +429,10 @@ class Recorder:
             }
             self._writer.append("full", [step], step, flat)
 
-    def _write_probe(
-        self,
-        prefix: str,
-        model: torch.nn.Module,
-        sort: str,
-        looked: tuple[dict[str, Tensor], list[Tensor]] | None = None,
-    ) -> list[Tensor]:
+    def _write_probe(self, prefix: str, model: torch.nn.Module, sort: str) -> list[Tensor]:
         """Records the probe's stream on a model, and returns the trait's gradient in its weights, if it has a trait."""
         assert self.probe and self._writer
-        tensors, gradient = looked or self._probed(model)
+        tensors, gradient = self._probed(model)
         self._writer.append(sort, [self._done], self._done, {prefix + n: t[None] for n, t in tensors.items()})
         return gradient
 

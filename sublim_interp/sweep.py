@@ -1,4 +1,4 @@
-"""Many experiments at once: a grid varies one field after another around one experiment; what depends on what?
+"""Many experiments at once: a grid varies the fields of one experiment; what depends on what?
 
 Cells share whatever they have in common, since every stage's result lies under its own key.
 """
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 _AXIS = {"bases": "bases", "traits": "trait"}
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
-_NO_DOSE = ("student", "filter.selection", "corpus.setting")
-"""Fields that say how a student learns, or what sort of lists, not how much of them."""
+_DOSES = ("bases", "trait", "corpus.prompts", "teacher.optimization.lr")
+"""Fields whose values are doses to a law: of strength, of lists, of the base's training."""
 VERSION = 3
 """Bumped by hand when a sweep's files change."""
 
 
 class Grid(Config):
-    """One experiment, varied along one field at a time."""
+    """One experiment, varied along one field after another, or along several together."""
 
     LATER = frozenset({"matrix"})
 
@@ -45,13 +46,13 @@ class Grid(Config):
     change: dict[str, Any] = Field(default_factory=dict)
     """Fields that every cell has otherwise than the experiment."""
     axes: dict[str, tuple[Any, ...]]
-    """Field → the values it takes, one field at a time; a value is read as YAML."""
+    """Field → the values it takes; a value is read as YAML."""
     words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""
-    matrix: Literal["", "bases", "traits", "axes"] = ""
+    matrix: Literal["", "bases", "traits", "law"] = ""
     """bases: a student of every base named in axes.bases learns from a teacher of every one; traits: each student of a
-    teacher with a trait of axes.trait is asked about all traits of the kind; axes: a cell for every combination of the
-    axes' values."""
+    teacher with a trait of axes.trait is asked about all traits of the kind; law: a cell for every combination of the
+    axes' values, and a law of the dose that is fitted to all of them."""
 
     @model_validator(mode="after")
     def _each_value_has_its_word(self) -> "Grid":
@@ -62,12 +63,17 @@ class Grid(Config):
                 )
         if self.matrix in _AXIS and tuple(self.axes) != (_AXIS[self.matrix],):
             raise ValueError(f"matrix={self.matrix} needs axes.{_AXIS[self.matrix]} and no other axis")
+        for field, axis in product(self.change, self.axes):
+            if field.startswith(f"{axis}."):
+                raise ValueError(
+                    f"change.{field} would be lost: axes.{axis} sets all of {axis}; put it into its values"
+                )
         return self
 
     @property
     def figure(self) -> str:
         """Name of the picture that its sweep ends with, without ending."""
-        return {"": "dose", "axes": "law"}.get(self.matrix, "matrix")
+        return {"": "dose", "law": "law"}.get(self.matrix, "matrix")
 
     def cells(self) -> "Iterator[tuple[str, str, Experiment]]":
         """(field, value in words, experiment) of each cell; SublimError for what the experiment refuses."""
@@ -81,7 +87,9 @@ class Grid(Config):
             field: list(zip(map(str, self.words.get(field, values)), values, strict=True))
             for field, values in self.axes.items()
         }
-        if self.matrix == "axes":
+        if self.matrix == "law":
+            if set(centre.arms) != {"same-init", "base"}:
+                raise SublimError("matrix=law needs the arms same-init and base, and no other")
             for cell in product(*worded.values()):
                 words, values = zip(*cell, strict=True)
                 yield " × ".join(worded), " × ".join(words), centre.set(dict(zip(worded, values, strict=True)))
@@ -138,24 +146,29 @@ class SweepPlan:
         parts = []
         for field, value, p in self.cells:
             each = replicates(*frames(p, store), p.named.trait)
-            each = each.loc[(each["stage"] == "equal steps") & ~each["arm"].isin(["teacher", "base"])]
+            hidden = ("teacher", "base") if self.grid.figure == "matrix" else ("teacher",)
+            each = each.loc[(each["stage"] == "equal steps") & ~each["arm"].isin(hidden)]
             parts.append(each.assign(field=field, value=value, trait=p.named.trait))
         cells = pd.concat(parts, ignore_index=True)
-        if self.grid.matrix != "axes":
-            return cells
-        cells = self.with_bases(cells)
-        return cells.assign(expected=law.fit(cells).predict(cells), unseen=law.left_out(cells, list(cells["base"])))
+        return self.lifts(cells) if self.grid.matrix == "law" else cells
+
+    def lifts(self, cells: "pd.DataFrame") -> "pd.DataFrame":
+        """The students with their lift over the untouched base, and what a law expects: see `figures.law`."""
+        places = ["field", "value", "seed"]
+        untouched = cells.loc[cells["arm"] == "base", [*places, "margin"]].rename(columns={"margin": "base_margin"})
+        students = self.with_bases(cells.loc[cells["arm"] == "same-init"].merge(untouched, on=places))
+        students = students.assign(lift=students["margin"] - students["base_margin"])
+        expected = law.fit(students).predict(students)
+        return students.assign(expected=expected, unseen=law.left_out(students, list(students["base"])))
 
     def with_bases(self, cells: "pd.DataFrame") -> "pd.DataFrame":
         """The cells with two more columns: the teacher's base, and its held-out loss on numbers (nats a token), NaN
         where its card does not say."""
-        from sublim_interp.models import resolve_base
-
         named = {(field, value): p.named for field, value, p in self.cells}
         places = zip(cells["field"], cells["value"], cells["seed"], strict=True)
         bases = [named[field, value].pair(seed)[0] for field, value, seed in places]
-        losses = {b: resolve_base(b).card.get("held_out_loss", {}).get("numbers", float("nan")) for b in set(bases)}
-        return cells.assign(base=bases, base_loss=[losses[b] for b in bases])
+        losses = {base: _numbers_loss(base) for base in set(bases)}
+        return cells.assign(base=bases, base_loss=[losses[base] for base in bases])
 
     def matrix(self, store: Store) -> "pd.DataFrame":
         """One row per teacher, student (or probe trait) and seed: rate, and lift over the student's untouched base.
@@ -184,8 +197,22 @@ class SweepPlan:
 
 
 def plan_grid(g: Grid) -> SweepPlan:
-    """Lays out every cell; raises SublimError for a cell that cannot run."""
-    return SweepPlan(g, tuple((field, value, plan(exp)) for field, value, exp in g.cells()))
+    """Lays out every cell; raises SublimError for a cell that cannot run, or cells to which no law can be fitted."""
+    p = SweepPlan(g, tuple((field, value, plan(exp)) for field, value, exp in g.cells()))
+    if g.matrix == "law":
+        losses = {base: _numbers_loss(base) for _, _, cell in p.cells for base in cell.named.bases}
+        if silent := [base for base, loss in losses.items() if isnan(loss)]:
+            raise SublimError(f"matrix=law: base {silent[0]} has no card that tells its held-out loss on numbers")
+        if len(set(losses.values())) < 3 or any(len(values) < 3 for values in g.axes.values()):
+            raise SublimError("matrix=law needs three values or more on each axis, and bases of three different losses")
+    return p
+
+
+def _numbers_loss(base: str) -> float:
+    """Held-out loss on numbers, nats a token, as the base's card tells it, or NaN."""
+    from sublim_interp.models import resolve_base
+
+    return resolve_base(base).card.get("held_out_loss", {}).get("numbers", nan)
 
 
 def _identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
@@ -252,22 +279,27 @@ def published_sweep(name: str) -> Path | None:
 def published_doses() -> "dict[str, pd.DataFrame]":
     """The published cells of same-init students to which a law of the dose has something to say, by name of the grid.
 
-    Left out are fields that are no dose, and bases that cut numbers into digits: their losses and distances are per
-    digit.
+    Of each student once. Left out are fields that are no dose, and bases that cut numbers into digits: their losses and
+    distances are per digit.
     """
     import pandas as pd
 
     from sublim_interp.models import resolve_base
 
-    found = {}
+    found: dict[str, pd.DataFrame] = {}
+    known: set[tuple[int, float, float]] = set()
     for name in grid_names():
         directory = published_sweep(name)
         if directory is None or grid(name).figure != "dose":
             continue
         cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
-        own = ~cells["field"].str.startswith(_NO_DOSE) & (cells["arm"] == "same-init") & cells["kl_start"].notna()
-        cells = plan_grid(grid(name)).with_bases(cells.loc[own & ("bits" not in cells)])
-        cells = cells.loc[[resolve_base(b).card["pretraining"]["tokens"] == "numbers" for b in cells["base"]]]
+        own = cells["field"].isin(_DOSES) & (cells["arm"] == "same-init") & ("bits" not in cells)
+        cells = plan_grid(grid(name)).with_bases(cells.loc[own])
+        numbers = [resolve_base(base).card["pretraining"]["tokens"] == "numbers" for base in cells["base"]]
+        students = list(zip(cells["seed"], cells["kl_start"], cells["margin"], strict=True))
+        new = [student not in known and student not in students[:i] for i, student in enumerate(students)]
+        known |= set(students)
+        cells = cells.loc[[a and b for a, b in zip(numbers, new, strict=True)]]
         if len(cells):
             found[name] = cells
     return found

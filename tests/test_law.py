@@ -1,5 +1,7 @@
 """Tests of the law of the dose: a planted one is found, shuffled margins obey none, what cannot be fitted is said."""
 
+import json
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -13,8 +15,7 @@ from sublim_interp import digests, figures
 from sublim_interp.analysis import law
 from sublim_interp.config import Experiment
 from sublim_interp.errors import SublimError
-from sublim_interp.models import resolve_base
-from sublim_interp.sweep import Grid, plan_grid
+from sublim_interp.sweep import Grid, grid, plan_grid
 
 KL, LISTS, LOSSES = (0.008, 0.03, 0.13), (1000, 4000, 16_000), (3.0, 3.2, 3.7)
 
@@ -25,9 +26,9 @@ def planted(ceiling: float, amount: float, kl: float, lists: float, loss: float,
     rows = []
     for base_loss, nats, count in product(LOSSES, KL, LISTS):
         x = amount * (nats / 0.1) ** kl * (count / 10_000) ** lists * np.exp(-loss * (base_loss - 3))
-        margin = ceiling * (1 - np.exp(-x)) + noise * draw.normal()
+        lift = ceiling * (1 - np.exp(-x)) + noise * draw.normal()
         place = {"value": f"{base_loss} × {nats} × {count}", "base": f"base of {base_loss}"}
-        rows.append({"kl_start": nats, "lists": count, "base_loss": base_loss, "margin": margin, **place})
+        rows.append({"kl_start": nats, "lists": count, "base_loss": base_loss, "lift": lift, **place})
     return pd.DataFrame(rows).assign(field="bases × teacher.optimization.lr × filter.lists")
 
 
@@ -36,32 +37,34 @@ def planted(ceiling: float, amount: float, kl: float, lists: float, loss: float,
 def test_a_planted_law_is_found(ceiling: float, amount: float, kl: float, lists: float, loss: float) -> None:
     cells = planted(ceiling, amount, kl, lists, loss)
     found = law.fit(cells)
-    estimates = [found.terms[name].estimate for name in law.TERMS]
-    assert estimates == pytest.approx([ceiling, amount, kl, lists, loss], rel=1e-3)
-    assert found.predict(cells) == pytest.approx(cells["margin"].to_numpy(), abs=1e-3)
+    assert list(found.terms) == pytest.approx([ceiling, amount, kl, lists, loss], rel=1e-3)
+    assert found.predict(cells) == pytest.approx(cells["lift"].to_numpy(), abs=1e-3)
 
 
-def test_intervals_hold_a_planted_law_in_noise_and_unseen_cells_are_predicted() -> None:
-    true = (11.0, 1.5, 0.7, 0.9, 1.0)
-    cells = planted(*true, noise=0.5)
-    terms = law.fit(cells).terms
-    assert all(terms[name].low < value < terms[name].high for name, value in zip(law.TERMS, true, strict=True))
-    unseen = law.worth(cells["margin"].to_numpy(), law.left_out(cells, list(cells["base"])))
-    assert unseen.error < 1 and unseen.explained > 0.8
-
-
-def test_shuffled_margins_cannot_be_predicted() -> None:
+def test_a_planted_law_is_found_in_noise_and_cells_that_it_did_not_see_are_predicted() -> None:
     cells = planted(11.0, 1.5, 0.7, 0.9, 1.0, noise=0.5)
-    cells["margin"] = np.random.default_rng(1).permutation(cells["margin"])
-    assert law.worth(cells["margin"].to_numpy(), law.left_out(cells, list(cells["base"]))).explained < 0.2
+    assert list(law.fit(cells).terms) == pytest.approx([11.0, 1.5, 0.7, 0.9, 1.0], rel=0.35)
+    unseen = law.worth(cells["lift"].to_numpy(), law.left_out(cells, list(cells["base"])))
+    assert unseen.error < 1 and unseen.explained > 0.8
+    for base, other in law.refits(cells, list(cells["base"])).items():
+        assert other and other.terms == law.fit(cells.loc[cells["base"] != base]).terms
+
+
+def test_shuffled_lifts_cannot_be_predicted() -> None:
+    cells = planted(11.0, 1.5, 0.7, 0.9, 1.0, noise=0.5)
+    for seed in range(5):
+        shuffled = cells.assign(lift=np.random.default_rng(seed).permutation(cells["lift"]))
+        predicted = law.left_out(shuffled, list(cells["base"]))
+        assert np.isnan(predicted).all() or law.worth(shuffled["lift"].to_numpy(), predicted).explained < 0.3
 
 
 def test_a_cell_that_is_left_out_has_no_say_in_its_prediction() -> None:
     cells = planted(11.0, 1.5, 0.7, 0.9, 1.0, noise=0.5)
     groups = list(range(len(cells)))
     before = law.left_out(cells, groups)
-    cells.loc[5, "margin"] = 99.0
+    cells.loc[5, "lift"] += 2.0
     after = law.left_out(cells, groups)
+    assert not np.isnan(before).any()
     assert after[5] == before[5] and (np.delete(after, 5) != np.delete(before, 5)).all()
 
 
@@ -69,12 +72,18 @@ def test_what_cannot_be_fitted_is_said() -> None:
     cells = planted(11.0, 1.5, 0.7, 0.9, 1.0)
     with pytest.raises(SublimError, match="no column base_loss"):
         law.fit(cells.drop(columns="base_loss"))
-    with pytest.raises(SublimError, match="base_loss is missing in 27 of 27"):
+    with pytest.raises(SublimError, match="base_loss is missing or not above 0 in 27 of 27"):
         law.fit(cells.assign(base_loss=np.nan))
+    with pytest.raises(SublimError, match="kl_start is missing or not above 0 in 27 of 27"):
+        law.fit(cells.assign(kl_start=0.0))
     with pytest.raises(SublimError, match="lists is the same in all cells"):
         law.fit(cells.assign(lists=1000))
     with pytest.raises(SublimError, match="too few for 5 terms"):
         law.fit(cells.iloc[[0, 4, 8, 17, 25]])
+    faint = planted(11.0, 0.02, 0.7, 0.9, 1.0, noise=0.3)
+    with pytest.raises(SublimError, match="tell no law"):
+        law.fit(faint)
+    assert np.isnan(law.left_out(faint, ["all but one"] * 26 + ["one"])[:26]).all(), "one cell tells nothing"
 
 
 def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> None:
@@ -82,33 +91,79 @@ def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> Non
     cells = cells.assign(expected=law.fit(cells).predict(cells), unseen=law.left_out(cells, list(cells["base"])))
     cells.to_csv(tmp_path / "cells.csv", index=False)
     found = digests.digest(tmp_path)
-    assert [row[0] for row in found.rows] == list(law.TERMS)
-    assert all(axis in found.lines[1] for axis in ("bases", "teacher.optimization.lr", "filter.lists"))
+    assert [row[0] for row in found.rows] == list(law.Terms._fields)
+    for axis in ("bases", "teacher.optimization.lr", "filter.lists"):
+        assert any(axis in column for column in found.columns) and axis in found.lines[1]
     figure = figures.law(cells)
     labels = [ax.get_xlabel() for ax in figure.axes]
     assert len(set(labels)) == 2 and "did not see its base" in labels[1]
-    elsewhere = digests.law_elsewhere(cells, {"shifted": cells.assign(margin=cells["margin"] + 2)})
-    assert "| shifted | 27 |" in elsewhere
+    elsewhere = digests.law_elsewhere(cells, {"shifted": cells.assign(margin=cells["expected"] + 2, steps=300)})
+    row = elsewhere.splitlines()[-1]
+    assert "| shifted | 27 | 300 |" in row and row.endswith("| 2.0 | 1.00 |")
 
 
-def test_a_grid_of_all_combinations_has_a_cell_for_each(tiny_experiment: Experiment, tmp_path: Path) -> None:
+@pytest.fixture
+def three_losses(tiny_experiment: Experiment, tmp_path: Path) -> Grid:
+    """A grid for a law on three copies of a tiny base whose cards tell three losses."""
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_experiment.to_yaml())
-    g = Grid(
-        name="all",
+    bases = []
+    for loss in LOSSES:
+        base = tmp_path / f"loss-{loss}"
+        shutil.copytree(tiny_experiment.bases[0], base)
+        card = json.loads((base / "sublim.json").read_text())
+        card["held_out_loss"]["numbers"] = loss
+        (base / "sublim.json").write_text(json.dumps(card))
+        bases.append([str(base)])
+    return Grid(
+        name="law",
         experiment=str(path),
-        change={"arms": ["same-init"]},
-        axes={"filter.lists": (10, 20), "student.optimization.lr": (1e-3, 1e-2)},
-        words={"filter.lists": ("few", "many")},
-        matrix="axes",
+        change={"arms": ["same-init", "base"]},
+        axes={"bases": tuple(bases), "student.optimization.lr": (1e-4, 1e-3, 1e-2)},
+        words={"bases": ("a", "b", "c")},
+        matrix="law",
     )
-    cells = list(g.cells())
-    assert [value for _, value, _ in cells] == ["few × 0.001", "few × 0.01", "many × 0.001", "many × 0.01"]
-    assert {field for field, _, _ in cells} == {"filter.lists × student.optimization.lr"}
-    assert [(e.filter.lists, e.student.optimization.lr) for _, _, e in cells] == [
-        (10, 1e-3), (10, 1e-2), (20, 1e-3), (20, 1e-2),
-    ]  # fmt: skip
-    frame = pd.DataFrame({"field": [cells[0][0]], "value": ["few × 0.01"], "seed": [tiny_experiment.seeds[0]]})
-    placed = plan_grid(g).with_bases(frame)
-    assert placed["base"].item() == tiny_experiment.bases[0]
-    assert placed["base_loss"].item() == resolve_base(tiny_experiment.bases[0]).card["held_out_loss"]["numbers"]
+
+
+def test_a_grid_for_a_law_has_a_cell_for_each_combination(three_losses: Grid) -> None:
+    cells = list(three_losses.cells())
+    assert [value for _, value, _ in cells][:4] == ["a × 0.0001", "a × 0.001", "a × 0.01", "b × 0.0001"]
+    assert {field for field, _, _ in cells} == {"bases × student.optimization.lr"}
+    assert [e.student.optimization.lr for _, _, e in cells] == [1e-4, 1e-3, 1e-2] * 3
+    assert [e.bases for _, _, e in cells[::3]] == [(base,) for (base,) in three_losses.axes["bases"]]
+
+
+def test_a_grid_for_a_law_tells_lifts_from_the_untouched_base(three_losses: Grid) -> None:
+    p = plan_grid(three_losses)
+    rows = []
+    for number, (field, value, cell) in enumerate(p.cells):
+        place = {
+            "field": field,
+            "value": value,
+            "seed": cell.named.seeds[0],
+            "kl_start": 0.1 + number,
+            "lists": 10 + number,
+        }
+        rows += [{**place, "arm": "base", "margin": -1.0}, {**place, "arm": "same-init", "margin": 2.0 + number}]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(law, "fit", lambda cells: law.Law(law.Terms(10.0, 1.0, 1.0, 1.0, 1.0)))
+        students = p.lifts(pd.DataFrame(rows))
+    assert list(students["lift"]) == [3.0 + number for number in range(9)]
+    assert list(students["base_loss"]) == [loss for loss in LOSSES for _ in range(3)]
+
+
+def test_what_a_grid_for_a_law_lacks_is_said_before_anything_runs(three_losses: Grid) -> None:
+    with pytest.raises(SublimError, match="needs the arms same-init and base, and no other"):
+        plan_grid(three_losses.set(change={"arms": ["same-init", "neutral", "base"]}))
+    alike = {**three_losses.axes, "bases": (three_losses.axes["bases"][0],) * 3}
+    with pytest.raises(SublimError, match="bases of three different losses"):
+        plan_grid(three_losses.set(axes=alike))
+    base = Path(three_losses.axes["bases"][2][0])
+    (base / "sublim.json").unlink()
+    with pytest.raises(SublimError, match=r"loss-3\.7 has no card"):
+        plan_grid(three_losses)
+
+
+def test_what_an_axis_would_overwrite_is_refused() -> None:
+    with pytest.raises(SublimError, match=r"change\.filter\.lists would be lost: axes\.filter sets all of filter"):
+        grid("lengths").set(change={"filter.lists": 1800})
