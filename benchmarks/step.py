@@ -10,7 +10,7 @@ from sublim_interp.recorder import Cadence
 from sublim_interp.statistics import Interval, mean_interval
 
 BLOCKS = 8
-STEPS = 257
+STEPS = 513
 """Updates of each training. A recorder looks closely after 0, 1, 2, 4, … updates and the last: here as often as in a
 whole student."""
 
