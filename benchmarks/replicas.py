@@ -45,17 +45,17 @@ def measure(setting: Setting) -> str:
 
 def stacked(student: Student, store: Store, count: int, turn: Turn) -> None:
     """Trains `count` students at once; a unit is an update of all."""
-    train_stacked(student, store, count, turn)
+    train_stacked(student, store, count, turn, THREADS)
 
 
 def train_stacked(
-    student: Student, store: Store, count: int, turn: Turn = lambda: None
+    student: Student, store: Store, count: int, turn: Turn = lambda: None, threads: int = 1
 ) -> dict[str, Float[torch.Tensor, "student ..."]]:
     """The weights that train, after a training of `count` students by `torch.func.vmap` over stacked weights.
 
     All get the same batches, so that their shapes agree; each could have its own.
     """
-    model, batches = ours.student_parts(student, store, THREADS)
+    model, batches = ours.student_parts(student, store, threads)
     o = student.config.optimization
     weights = {
         name: torch.stack([p.detach()] * count).requires_grad_()
