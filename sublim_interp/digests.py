@@ -216,7 +216,7 @@ def _law_digest(cells: pd.DataFrame) -> Digest:
     for axis, level, laws in zip(axes, levels, others, strict=True):
         lost = ", ".join(str(value) for value, one in laws.items() if one is None)
         none = f" (without {lost} no law can be fitted)" * bool(lost)
-        unseen.append(f"{axis}, {_worth(measured, law.left_out(cells, level))}{none}")
+        unseen.append(f"{axis}, {_worth(measured, law.left_out(cells, level, laws))}{none}")
     lines = [
         "lift = ceiling · (1 − exp(−x)), x = amount · (KL / .1)^kl · (lists / 10,000)^lists · exp(−loss · (L − 3)), "
         "with L the base's held-out loss on numbers.",

@@ -72,7 +72,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often what is kept. The defaults cost about a hundredth of a lab training."""
+    """How often what is kept. What the defaults cost is in docs/benchmarks.md."""
 
     shard: int = 100
     """Updates whose series make one shard."""

@@ -253,18 +253,12 @@ def terminal(summary: pd.DataFrame, contrasts: pd.DataFrame, title: str = "") ->
     measure, unit, digits = ("bits", "bits a fact", 3) if "bits" in summary else ("margin", "margin, nats", 1)
     for heading in ("arm", "n", "rate, %", "", unit, "KL", "kept"):
         arms.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
-    for row in words.records(summary):
-        texts = (
-            words.text(row, "rate").replace(" %", ""),
-            Bar(1, 0, row["rate"], width=5),
-            words.text(row, measure, digits),
-        )
-        arms.add_row(
-            row["arm"], str(row["n"]), *texts, words.number("kl", row["kl"]), words.number("kept", row["kept"], 0)
-        )
-    lines = [
-        f"{row['arm']} at equal KL: {at_equal_kl(row, summary)}" for row in words.records(summary) if row["equal_kl"]
-    ]
+    rows = words.records(summary)
+    for row in rows:
+        rate, bar = words.text(row, "rate").replace(" %", ""), Bar(1, 0, row["rate"], width=5)
+        distances = words.number("kl", row["kl"]), words.number("kept", row["kept"], 0)
+        arms.add_row(row["arm"], str(row["n"]), rate, bar, words.text(row, measure, digits), *distances)
+    lines = [f"{row['arm']} at equal KL: {at_equal_kl(row, summary)}" for row in rows if row["equal_kl"]]
     differences = Table(**shape)
     for heading in ("contrast, at equal steps", "points", "p", "counted"):
         differences.add_column(heading, justify="left" if "contrast" in heading else "right", no_wrap=True)

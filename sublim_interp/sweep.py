@@ -143,10 +143,10 @@ class SweepPlan:
 
         from sublim_interp.report import replicates
 
+        hidden = ("teacher", "base") if self.grid.figure == "matrix" else ("teacher",)
         parts = []
         for field, value, p in self.cells:
             each = replicates(*frames(p, store), p.named.trait)
-            hidden = ("teacher", "base") if self.grid.figure == "matrix" else ("teacher",)
             each = each.loc[(each["stage"] == "equal steps") & ~each["arm"].isin(hidden)]
             parts.append(each.assign(field=field, value=value, trait=p.named.trait))
         cells = pd.concat(parts, ignore_index=True)
@@ -286,8 +286,7 @@ def published_doses() -> "dict[str, pd.DataFrame]":
 
     from sublim_interp.models import resolve_base
 
-    found: dict[str, pd.DataFrame] = {}
-    known: set[tuple[int, float, float]] = set()
+    parts = []
     for name in grid_names():
         directory = published_sweep(name)
         if directory is None or grid(name).figure != "dose":
@@ -295,11 +294,7 @@ def published_doses() -> "dict[str, pd.DataFrame]":
         cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
         own = cells["field"].isin(_DOSES) & (cells["arm"] == "same-init") & ("bits" not in cells)
         cells = plan_grid(grid(name)).with_bases(cells.loc[own])
-        numbers = [resolve_base(base).card["pretraining"]["tokens"] == "numbers" for base in cells["base"]]
-        students = list(zip(cells["seed"], cells["kl_start"], cells["margin"], strict=True))
-        new = [student not in known and student not in students[:i] for i, student in enumerate(students)]
-        known |= set(students)
-        cells = cells.loc[[a and b for a, b in zip(numbers, new, strict=True)]]
-        if len(cells):
-            found[name] = cells
-    return found
+        digits = {b for b in set(cells["base"]) if resolve_base(b).card["pretraining"]["tokens"] == "digits"}
+        parts.append(cells.loc[~cells["base"].isin(list(digits))].assign(sweep=name))
+    students = pd.concat(parts, ignore_index=True).drop_duplicates(["seed", "kl_start", "margin"])
+    return {str(name): own for name, own in students.groupby("sweep", sort=False)}

@@ -10,7 +10,7 @@ fitted to.
 """
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,10 +116,15 @@ def refits(cells: "pd.DataFrame", groups: Sequence[Hashable]) -> dict[Hashable, 
     return found
 
 
-def left_out(cells: "pd.DataFrame", groups: Sequence[Hashable]) -> Float[np.ndarray, " cell"]:
-    """For each cell the prediction of a law that was fitted without all cells of its group; NaN where there is none."""
+def left_out(
+    cells: "pd.DataFrame", groups: Sequence[Hashable], laws: Mapping[Hashable, Law | None] | None = None
+) -> Float[np.ndarray, " cell"]:
+    """For each cell the prediction of a law that was fitted without all cells of its group; NaN where there is none.
+
+    `laws` are those of `refits`, where they are known already.
+    """
     predicted = np.full(len(cells), np.nan)
-    for group, law in refits(cells, groups).items():
+    for group, law in (refits(cells, groups) if laws is None else laws).items():
         own = np.array([other == group for other in groups])
         if law:
             predicted[own] = law.predict(cells.loc[own])
