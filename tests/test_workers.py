@@ -55,7 +55,9 @@ def kill_itself(_progress: Progress) -> None:
 
 
 def linger(directory: Path, progress: Progress) -> None:
-    (directory / "lingers").write_text(str(os.getpid()))
+    whole = directory / "lingers.part"
+    whole.write_text(str(os.getpid()))
+    whole.rename(directory / "lingers")  # who sees the file reads the whole number
     progress(0.5)
     time.sleep(10 * PATIENCE)
 
