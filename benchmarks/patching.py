@@ -99,7 +99,7 @@ def main() -> None:
     print("| model | prompts | layers × positions | ours, CPU ms | times faster | largest difference |")
     print("|---|---|---|---|---|---|")
     for prompts in (1, 5):
-        print(compare("lab-small-0", partial(lab, prompts), 16), flush=True)
+        print(compare("lab-small-0", partial(lab, prompts), 48), flush=True)
     print(compare("GPT-NeoX 160M, random", neox, 2), flush=True)
 
 

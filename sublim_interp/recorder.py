@@ -3,8 +3,9 @@
 Nothing of the training is touched: no random number is drawn, no gradient of a parameter written, no weight changed;
 probe gradients are taken by `torch.autograd.grad`, in eval mode.
 
-- each update: loss; per parameter tensor the norms of gradient, update and Adam's moments, and how gradient and update
-  lie to given weight directions (dot product and cosine); of a large model the loss only, the others now and then;
+- each update: loss; per parameter tensor the norms of gradient and update, and how both lie to given weight directions
+  (dot product and cosine); every tenth time the norms of Adam's moments too, which are means over ten updates and more;
+  of a large model the loss only, the others now and then;
 - at log-spaced steps 0, 1, 2, 4, …: the residual stream after each layer on a fixed probe and the gradients there,
   log-probabilities of the trait's answers, norm of the trait's gradient in the weights, distance from the start;
 - at as many of these as a budget of bytes allows: weight deltas in full, from which all else can be computed again;
@@ -78,6 +79,8 @@ class Cadence:
     """Updates whose series make one shard."""
     series_weights: int = 1 << 24
     """Trained weights of which norms and projections are taken at every update; of n times as many, at every n-th."""
+    moments: int = 10
+    """At every so many of these updates the norms of the optimiser's moments are taken too."""
     stream: tuple[Stream, ...] = ("resid_post",)
     """Where in each layer the probe is seen."""
     weight_bytes: int = 2 << 20
@@ -162,11 +165,12 @@ def plan(
     full = len(cadence.full(steps, numbers, 1 + states))
     weights = full + states if full else 0
     every = cadence.every(numbers)
-    measured = -(-steps // every)
-    series = 4 * (steps + measured * tensors * (2 + states + 4 * directions))
+    measured, slow = -(-steps // every), -(-steps // (every * cadence.moments)) if states else 0
+    series = 4 * (steps + measured * tensors * (2 + 4 * directions))
     when = "every update" if every == 1 else f"loss every update, else every {every}"
     table = [
-        ("loss, norms, moments, projections", when, steps, series),
+        ("loss, norms, projections", when, steps, series),
+        ("norms of the moments", f"every {every * cadence.moments}", slow, 4 * slow * tensors * states),
         ("residuals and gradients on the probe", "log-spaced", probes, 2 * probes * stream),
         ("the same of teacher and base", "once", references, 2 * references * stream),
         ("weight deltas, moments at the end", "log-spaced, within the budget", full, 4 * weights * numbers),
@@ -225,8 +229,8 @@ class Recorder:
         self._lengths = {name: torch.stack(_norms(d)) for name, d in given.items()}
         self._log_spaced = set(self.cadence.probes(steps or 1 << 40))
         self._done = 0
-        self._rows: dict[str, list[Tensor]] = {}
-        self._measured: list[int] = []
+        self._rows: dict[str, dict[int, dict[str, Tensor]]] = {"norms": {}, "moments": {}}
+        """Sort of shard → update → what was measured of it."""
         self._losses: list[Any] = []
         self._first = 0
         self._gradients: dict[str, Tensor] = {}
@@ -252,6 +256,7 @@ class Recorder:
             "cadence": {
                 "shard": c.shard,
                 "series_weights": c.series_weights,
+                "moments": c.moments,
                 "stream": list(c.stream),
                 "weight_bytes": c.weight_bytes,
                 "examples": c.examples,
@@ -358,14 +363,13 @@ class Recorder:
     def _measure(self) -> None:
         """Norms and projections of the update that the optimiser has just made."""
         update = _minus(self._parameters, self._before)
-        row = {**self._gradients, "update_norm": torch.stack(_norms(update)), **self._against("update", update)}
-        for state in _STATES:
-            moments = self._moments(state)
-            if moments:
-                row[f"{state}_norm"] = torch.stack(_norms(moments))
-        for name, value in row.items():
-            self._rows.setdefault(name, []).append(value)
-        self._measured.append(self._done)
+        norms = {**self._gradients, "update_norm": torch.stack(_norms(update)), **self._against("update", update)}
+        self._rows["norms"][self._done] = norms
+        if self._done % (self._every * self.cadence.moments):
+            return
+        moments = {f"{state}_norm": self._moments(state) for state in _STATES}
+        if found := {name: torch.stack(_norms(tensors)) for name, tensors in moments.items() if tensors}:
+            self._rows["moments"][self._done] = found
 
     def set_loss(self, loss: float) -> None:
         """Replaces the loss of the latest update, for loops that tell it later."""
@@ -377,20 +381,27 @@ class Recorder:
         assert self._writer
         if self._examples:
             self._examples.write(self._writer, self._done)
-        if self._measured:
-            rows = {name: torch.stack(values).float().cpu() for name, values in self._rows.items()}
-            for what in ("gradient", "update"):
-                for name, length in self._lengths.items():
-                    if f"{what}_dot/{name}" in rows:
-                        scale = (rows[f"{what}_norm"] * length.cpu()).clamp_min(1e-30)
-                        rows[f"{what}_cos/{name}"] = rows[f"{what}_dot/{name}"] / scale
-            self._writer.append("norms", self._measured, self._done, rows)
-            self._rows, self._measured = {}, []
+        for sort, rows in self._rows.items():
+            if rows:
+                names = next(iter(rows.values()))
+                series = {name: torch.stack([row[name] for row in rows.values()]).float().cpu() for name in names}
+                self._writer.append(sort, list(rows), self._done, self._with_cosines(series))
+                rows.clear()
         if self._losses:
             losses = torch.tensor([float(value) for value in self._losses])
             self._writer.append("series", range(self._first, self._done), self._done, {"loss": losses})
             self._losses, self._first = [], self._done
         self._writer.sync()
+
+    def _with_cosines(self, series: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The series, and with every dot product the cosine to that direction."""
+        cosines = {}
+        for what in ("gradient", "update"):
+            for name, length in self._lengths.items():
+                if f"{what}_dot/{name}" in series:
+                    scale = (series[f"{what}_norm"] * length.cpu()).clamp_min(1e-30)
+                    cosines[f"{what}_cos/{name}"] = series[f"{what}_dot/{name}"] / scale
+        return series | cosines
 
     def _moments(self, state: str) -> list[Tensor]:
         """One state of the optimiser for every parameter, or nothing where it has none."""

@@ -8,7 +8,7 @@ where does it break? (Terms as in Zhang & Nanda 2309.16042, section 2.) No direc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -555,10 +555,7 @@ def _cells(
 ) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
     """The metric of each patch of one kind, and without any, on prompts of one length."""
     depth, (prompts, length) = len(decoder_layers(model)), ids.shape
-    values = list(src.values())
-    with capture(model, hook_names(model, ("resid_pre",))) as seen:
-        unpatched = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    before, streams = metric(unpatched.logits[:, -1]), list(seen.values())
+    values, unpatched = list(src.values()), _Unpatched()
     if kind == "heads":
         heads = values[0].shape[2]
 
@@ -573,19 +570,18 @@ def _cells(
             return put
 
         with _heads(model, {layer: swap(layer) for layer in range(depth)}):
-            return _grown(model, ids, streams, None, 0, heads, metric), before
+            return _grown(model, ids, unpatched, 0, heads, metric), unpatched.metric
 
     if at_once is None:
         size = sum(p.numel() for p in decoder_layers(model).parameters())
         pieces = math.ceil(length / max(1, _WORTH // (size * depth * prompts * length)))
         at_once = math.ceil(length / pieces)
-    kept = unpatched.past_key_values
-    # A sliding window forgets its first keys: such a cache is of no use.
-    whole = all(layer.get_seq_length() == length == layer.keys.shape[-2] for layer in kept.layers)
+    if at_once < length:
+        unpatched = _Unpatched(_cache(model))
     out = torch.empty(prompts, depth, length)
     for start in range(0, length, at_once):
         places = torch.arange(start, min(length, start + at_once))
-        prefix = start if whole else 0
+        prefix = start if unpatched.whole(length) else 0
 
         def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], None]:
             def put(stream: Tensor) -> None:  # has just been computed, for this place alone: no copy is needed
@@ -598,11 +594,11 @@ def _cells(
             held.enter_context(attached(model, {name: swap_at(layer) for layer, name in enumerate(src)}))
             if kind != "mlp_out":
                 held.enter_context(_last_mlp_at_the_answer(model))
-            out[:, :, places] = _grown(model, ids, streams, kept, prefix, len(places), metric)
-    return out, before
+            out[:, :, places] = _grown(model, ids, unpatched, prefix, len(places), metric)
+    return out, unpatched.metric
 
 
-_WORTH = 200_000_000
+_WORTH = 300_000_000
 """Parameters × tokens that one forward should carry: with fewer the calls themselves cost more than the sums."""
 
 
@@ -620,11 +616,36 @@ def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
+def _cache(model: torch.nn.Module) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=cast(Any, model.config))
+
+
+@dataclass
+class _Unpatched:
+    """The prompts without a patch: the first forward of a grid fills this, the others build on it."""
+
+    cache: Any = None
+    """Keys and values; None where the first forward is the only one."""
+    streams: list[Float[Tensor, "prompt position d_model"]] = field(default_factory=list)
+    """At the entry of each layer."""
+    metric: Float[Tensor, " prompt"] = field(default_factory=lambda: torch.empty(0))
+
+    def keeps(self) -> bool:
+        """Whether keys and values are kept."""
+        return self.cache is not None
+
+    def whole(self, length: int) -> bool:
+        """Whether the cache holds all positions: a sliding window forgets the first, and is then of no use."""
+        layers = self.cache.layers if self.streams and self.keeps() else []
+        return bool(layers) and all(x.get_seq_length() == length == x.keys.shape[-2] for x in layers)
+
+
 def _grown(
     model: torch.nn.Module,
     ids: Int[Tensor, "prompt position"],
-    streams: Sequence[Float[Tensor, "prompt position d_model"]],
-    kept: Any,
+    unpatched: _Unpatched,
     prefix: int,
     cells: int,
     metric: Metric,
@@ -632,10 +653,12 @@ def _grown(
     """The metric of each cell, from one forward whose batch grows.
 
     At the entry of each layer come `cells` copies of its unpatched stream, for edits, which find the rows of their
-    layer at the end of the batch. `kept` is the cache of the unpatched run, of which the first `prefix` positions are
-    used.
+    layer at the end of the batch. In the first forward of a grid the unpatched prompts themselves go ahead of them.
+    The first `prefix` positions are read from the cache.
     """
     depth, prompts = len(decoder_layers(model)), len(ids)
+    first = not unpatched.streams
+    own = prompts if first else 0
 
     def grow(value: Any, rows: int) -> Any:
         """More copies of a tensor that has a row a prompt; what has one row for all prompts serves all cells too."""
@@ -645,21 +668,22 @@ def _grown(
             return value
         return value.repeat(rows, *[1] * (value.dim() - 1))
 
-    past = None
+    past: Any = _cache(model) if prefix or (first and unpatched.keeps()) else None
     if prefix:
-        from transformers import DynamicCache
-
-        past = DynamicCache(config=cast(Any, model.config))
-        for layer, full in enumerate(kept.layers):
-            keys, values = (x[:, :, :prefix].repeat((layer + 1) * cells, 1, 1, 1) for x in (full.keys, full.values))
+        for layer, full in enumerate(unpatched.cache.layers):
+            rows = (layer + 1) * cells
+            keys, values = (x[:, :, :prefix].repeat(rows, 1, 1, 1) for x in (full.keys, full.values))
             past.update(keys, values, layer)
 
     def enter(layer: int) -> Callable[..., Any]:
-        rows, fresh = (layer + 1) * cells, [streams[layer][:, prefix:]] * cells
+        rows = first + (layer + 1) * cells
 
         def add(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             stream = args[0] if args else kwargs["hidden_states"]
-            wider = torch.cat([stream, *fresh] if layer else fresh)
+            if first:
+                unpatched.streams.append(stream[:prompts].clone())
+            fresh = [unpatched.streams[layer][:, prefix:]] * cells
+            wider = torch.cat([stream, *fresh] if first or layer else fresh)
             rest = {k: grow(v, rows) for k, v in kwargs.items() if k != "hidden_states"}
             return (wider, *(grow(a, rows) for a in args[1:])), rest
 
@@ -669,5 +693,11 @@ def _grown(
         for number, layer in enumerate(decoder_layers(model)):
             handle = layer.register_forward_pre_hook(enter(number), with_kwargs=True, prepend=True)
             held.callback(handle.remove)
-        logits = model(input_ids=ids[:, prefix:], past_key_values=past, use_cache=bool(prefix), logits_to_keep=1).logits
-    return metric(logits[:, -1]).float().unflatten(0, (depth, cells, prompts)).permute(2, 0, 1)
+        rest = ids[:, prefix:]
+        logits = model(input_ids=rest, past_key_values=past, use_cache=past is not None, logits_to_keep=1).logits
+    each = metric(logits[:, -1]).float()
+    if first:
+        unpatched.metric = each[:prompts]
+        for layer, full in enumerate(past.layers if past else ()):
+            unpatched.cache.update(full.keys[:prompts], full.values[:prompts], layer)
+    return each[own:].unflatten(0, (depth, cells, prompts)).permute(2, 0, 1)
