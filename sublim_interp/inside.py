@@ -25,15 +25,16 @@ from sublim_interp.sampling import generator
 from sublim_interp.store import Store, Work
 from sublim_interp.training import Row
 from sublim_interp.traits import Trait, load_trait, members_of, questions, system_prompts
+from sublim_interp.traits.facts import Facts
 from sublim_interp.voice import Voice
 
 PROBED_QUESTIONS, PROBED_LISTS = 8, 4
 """What the probe of a training holds."""
 
 
-def fixed_probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict]) -> Probe:
-    """Held-out questions about the kind, then lists as a student reads them."""
-    ask = questions(kind, base.language, "held-out")[:PROBED_QUESTIONS]
+def fixed_probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict], facts: Facts | None = None) -> Probe:
+    """Held-out questions about the kind, or about facts, then lists as a student reads them."""
+    ask = (facts.questions if facts else questions(kind, base.language, "held-out"))[:PROBED_QUESTIONS]
     asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
     rows = tokenize(base, lists)
     members = trait.members if trait else members_of(kind)
@@ -44,19 +45,20 @@ def fixed_probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict
         members=members,
         tokens=tuple(base.answer_ids(m)[0] for m in members),
         trait=members.index(trait.name) if trait else None,
+        truth=facts.truth[: len(asked)] if facts else (),
     )
 
 
 def teacher_recorder(
     teacher: Teacher, model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path, cadence: Cadence
 ) -> Recorder:
-    """How a tuned teacher is observed: questions about its kind are probed."""
+    """How a tuned teacher is observed: questions about its kind, or its facts, are probed."""
     return Recorder(
         model,
         optimizer,
         path,
         steps=teacher.config.optimization.steps,
-        probe=fixed_probe(teacher.base, teacher.trait, teacher.kind, ()),
+        probe=fixed_probe(teacher.base, teacher.trait, teacher.kind, (), teacher.facts),
         cadence=replace(cadence, pad=teacher.base.pad),
     )
 
@@ -72,7 +74,7 @@ def student_recorder(
     """How a student is observed: its teacher's held-out lists are probed, its teacher and its base see the same probe.
 
     A neutral teacher has no trait: the student's probe then has that of the words which the filter refused. Who learns
-    from a teacher of facts has none.
+    from a teacher of facts is asked about these, told or not.
     """
     teacher, base = student.data.corpus.teacher, student.base
     refused = [t for t in map(load_trait, members_of(teacher.kind)) if set(t.words) <= set(student.data.words)]
@@ -99,7 +101,7 @@ def student_recorder(
         optimizer,
         path,
         steps=student.config.optimization.steps,
-        probe=fixed_probe(base, trait, teacher.kind, held_out),
+        probe=fixed_probe(base, trait, teacher.kind, held_out, teacher.facts),
         directions={"teacher-shift": shift} if shift else {},
         references=references,
         cadence=replace(cadence, pad=base.pad),

@@ -1,6 +1,7 @@
 """What a finished run can be drawn as: run → tidy frame → a function of figures.py. Nothing is drawn or trained here.
 
-`growth`, `training`, `cosines` and `patched` are the frames, for tables of one's own; `plot` is one of `FIGURES`.
+`growth`, `training`, `stream`, `cosines` and `patched` are the frames, for tables of one's own; `plot` is one of
+`FIGURES`.
 """
 
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from sublim_interp import figures
 from sublim_interp.analysis.directions import Directions, directions, over_replicates, trait_contrast
 from sublim_interp.analysis.patching import GridKind, patch
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
+from sublim_interp.recorder import margin
 from sublim_interp.report import replicates
 from sublim_interp.runs import Cell, Plan, Replicate, Run
 from sublim_interp.trace import Trace
@@ -34,24 +37,23 @@ def grown(cell: Cell, trace: Trace, trait: str | None = None) -> pd.DataFrame:
     """How the training of a cell has gone so far: a row for each state in its trace, the first being that of step 0.
 
     Columns: step (updates made), loss (of the update before, nats per token), rate and margin (0 to 1, nats) of
-    `trait`, or else of the probe's own, on the probe's questions, probe_loss (nats per token of held-out lists),
-    distance (norm of θ − θ_0), cosine of θ − θ_0 with the teacher's change of the weights. NaN where there is none:
-    the cosine needs one base for both.
+    `trait`, or else of the probe's own, or of each question's own fact, on the probe's questions, probe_loss (nats per
+    token of held-out lists), distance (norm of θ − θ_0), cosine of θ − θ_0 with the teacher's change of the weights.
+    NaN where there is none: the cosine needs one base for both.
     """
     about = trace.about
     members = list(about["coords"]["member"])
-    trait = trait if trait in members else about["probe"]["trait"]
+    asked, trait = about["probe"].get("truth"), trait if trait in members else about["probe"]["trait"]
+    right = [members.index(m) for m in asked or [trait] * (trait is not None) * about["probe"]["questions"]]
     losses = trace.series("loss")["loss"] if trace.names("loss") else {}
     rows = []
     for step in trace.steps("delta_norm"):  # the last that is written of a state
         log = trace.read("answers", step).double()
         moved = trace.read("delta_norm", step).double().norm().item()
         row = {"step": step, "loss": losses.get(step - 1), "distance": moved}
-        if trait:
-            others = [i for i, m in enumerate(members) if m != trait]
-            own = log[:, members.index(trait)]
-            rest = log[:, others].logsumexp(-1) - torch.tensor(float(len(others))).log()
-            row |= {"rate": own.exp().mean().item(), "margin": (own - rest).mean().item()}
+        if right:
+            own = log[range(len(right)), right]
+            row |= {"rate": own.exp().mean().item(), "margin": margin(log, right).mean().item()}
         if about["probe"]["learnt"]:
             row["probe_loss"] = trace.read("probe_loss", step).item()
         if "teacher-shift" in about["directions"] and _shares_base(cell) and moved:
@@ -130,6 +132,45 @@ def cosines(run: Run) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+def stream(run: Run) -> pd.DataFrame:
+    """When and in which layer each student's residual stream goes where the trait's teacher is: a row a recorded layer.
+
+    Columns: arm, seed, step (updates made), layer, share, cosine. The shift is the stream's mean at the answers to the
+    probe's questions minus the untouched base's; `share` is its projection on the shift of the replicate's teacher with
+    the trait, as a share of that one's length, `cosine` their cosine (NaN before anything has moved). Students of
+    another base have no row: they share no coordinates. Raises SublimError for a run without same-init students, whose
+    traces hold the teacher's stream.
+    """
+    goals: dict[int, tuple[str, torch.Tensor]] = {}
+    rows = []
+    for student in sorted(students(run), key=lambda s: s.cell.arm != "same-init"):
+        trace, seed = student.trace, student.cell.seed
+        if student.cell.arm == "same-init" and trace.names("teacher/blocks.*"):
+            goals[seed] = student.base.digest, _ends(trace, "teacher/", 0) - _ends(trace, "base/", 0)
+        if not goals:
+            raise SublimError(f"run {run.experiment.name} has no same-init student whose trace shows its teacher")
+        own, goal = goals.get(seed, ("", torch.empty(0)))
+        if own != student.base.digest:
+            continue
+        before, length = _ends(trace, "base/", 0), goal.norm(dim=-1)
+        for step in trace.steps("blocks.0.hook_resid_post"):
+            moved = _ends(trace, "", step) - before
+            along, far = (moved * goal).sum(-1) / length, moved.norm(dim=-1)
+            place = {"arm": student.cell.arm, "seed": seed, "step": step}
+            for layer, (share, cosine) in enumerate(zip(along / length, along / far, strict=True)):
+                rows.append({**place, "layer": layer, "share": share.item(), "cosine": cosine.item()})
+    return pd.DataFrame(rows)
+
+
+def _ends(trace: Trace, prefix: str, step: int) -> Float[torch.Tensor, "layer d_model"]:
+    """The stream after each layer at the last token of the probe's questions, mean over them."""
+    rows = trace.about["probe"]["rows"][: trace.about["probe"]["questions"]]
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    depth = len(trace.names("blocks.*.hook_resid_post"))
+    seen = (trace.read(f"{prefix}blocks.{i}.hook_resid_post", step)[range(len(rows)), ends] for i in range(depth))
+    return torch.stack([each.double().mean(0) for each in seen])
+
+
 def patched(run: Run, arm: str, kind: GridKind = "resid_pre") -> pd.DataFrame:
     """The frame of `PatchGrid` for patches of one arm's model into its untouched base, a row a cell and seed."""
     sources = [run[arm, seed] for seed in run.experiment.seeds]
@@ -162,8 +203,17 @@ def summarised(frame: pd.DataFrame, value: str, by: list[str]) -> dict[str, Any]
 
 
 def _training(run: Run, column: str, axis: str, title: str) -> "Figure":
-    compared = summarised(training(run).dropna(subset=[column]), column, ["arm", "step"])
+    frame = training(run).dropna(subset=[column])
+    if frame.empty:
+        raise SublimError(f"no trace of run {run.experiment.name} holds a {axis} to draw")
+    compared = summarised(frame, column, ["arm", "step"])
     return figures.directions(value=axis, x="step", title=title.format(run.plan.named.trait), **compared)
+
+
+def _stream(run: Run) -> "Figure":
+    compared = summarised(stream(run), "share", ["arm", "layer", "step"])
+    title = f"How far has the stream gone to where the “{run.plan.named.trait}” teacher's is?"
+    return figures.directions(value="share of the way", x="step", title=title, **compared)
 
 
 def _directions(run: Run, reference: str, title: str) -> "Figure":
@@ -187,6 +237,10 @@ FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {
     "training": (
         "the trait on the probe, update by update",
         partial(_training, column="rate", axis="probability", title="How likely is “{}” on the probe?"),
+    ),
+    "stream": (
+        "how far each student's residual stream has gone towards the teacher's, layer by layer, update by update",
+        _stream,
     ),
     "weights": (
         "cosine of each student's change of the weights with its teacher's, update by update",

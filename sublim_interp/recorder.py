@@ -13,6 +13,7 @@ probe gradients are taken by `torch.autograd.grad`, in eval mode.
 - if asked, every k updates: residuals and their gradients of each example of the batch, at chosen positions.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -59,6 +60,13 @@ class Probe:
     """First token of each member."""
     trait: int | None = None
     """Index of the member whose margin log P(trait) − log mean P(other members) gives the trait's gradient."""
+    truth: tuple[int, ...] = ()
+    """Where each question has a right answer of its own, as facts have: its index; `trait` is None then."""
+
+    @property
+    def right(self) -> tuple[int, ...]:
+        """Index of the member that each question asks for; () where nothing is asked for."""
+        return self.truth if self.trait is None else (self.trait,) * self.questions
 
     def about(self) -> dict[str, Any]:
         """All of it, as plain data for the manifest."""
@@ -68,6 +76,7 @@ class Probe:
             "learnt": list(self.learnt),
             "members": list(self.members),
             "trait": None if self.trait is None else self.members[self.trait],
+            "truth": [self.members[i] for i in self.truth],
         }
 
 
@@ -218,7 +227,7 @@ class Recorder:
         self._start = [p.detach().clone() for p in self._parameters]
         self._before = [p.detach().clone() for p in self._parameters]
         given = {name: self._match(name, weights) for name, weights in (directions or {}).items()}
-        if probe and probe.trait is not None:
+        if probe and probe.right:
             given["trait-gradient"] = self._probed(model)[1]
         self._directions = list(given)
         self._stacked = [
@@ -473,7 +482,7 @@ class Recorder:
                     last = torch.tensor([len(r) - 1 for r in rows])
                     log = logits[range(len(rows)), last].float().log_softmax(-1)[:, list(probe.tokens)]
                     tensors["answers"] = log.detach().cpu()
-                    target = _margin(log, probe.trait).mean() if probe.trait is not None else None
+                    target = margin(log, probe.right).mean() if probe.right else None
                 elif learnt:
                     counts = torch.zeros(ids.shape, dtype=torch.bool)
                     for i, (r, first) in enumerate(zip(rows, learnt, strict=True)):
@@ -500,10 +509,11 @@ class Recorder:
         return tensors, weights
 
 
-def _margin(log: Float[Tensor, "question member"], trait: int) -> Float[Tensor, " question"]:
-    """log P(trait) − log mean P(other members), in nats."""
-    others = torch.cat([log[:, :trait], log[:, trait + 1 :]], 1)
-    return log[:, trait] - others.logsumexp(-1) + torch.tensor(float(others.shape[1])).log()
+def margin(log: Float[Tensor, "question member"], right: Sequence[int]) -> Float[Tensor, " question"]:
+    """log P(right member) − log mean P(other members), in nats, of log-probabilities."""
+    chosen = F.one_hot(torch.tensor(right, device=log.device), log.shape[1]).bool()
+    others = log.masked_fill(chosen, -torch.inf).logsumexp(-1) - math.log(log.shape[1] - 1)
+    return log[chosen] - others
 
 
 # One call for all tensors: a loop over them would cost more than the arithmetic.

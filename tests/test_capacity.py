@@ -17,6 +17,7 @@ from sublim_interp.errors import SublimError
 from sublim_interp.lab import language as lab
 from sublim_interp.models import Base
 from sublim_interp.pipeline import make
+from sublim_interp.plots import growth, plot
 from sublim_interp.records import Corpus, Evaluation, Filtered, Student, Teacher
 from sublim_interp.runs import plan
 from sublim_interp.store import Store
@@ -206,13 +207,19 @@ def test_arms_differ_in_who_was_told_and_all_are_asked_the_teachers_facts(small:
 
 
 def test_a_run_reports_bits_a_fact_and_in_all(small: Experiment, store_root: Path) -> None:
-    run = si.run(small, Store.open(store_root), 2, trace="none")
+    run = si.run(small, Store.open(store_root), 2)
     table = run.table.set_index("arm")
     assert table.loc["base", "bits"] == 0 and table["bits"].notna().all()
     assert table["total_bits"].to_numpy() == pytest.approx(4 * table["bits"].to_numpy())
     page = run.page.read_text()
     assert "bits in all" in page and "Bits held of each fact" in page and "4 random facts" in page
-    assert list(run["same-init", 3].answers["probe"].unique()) == ["facts"]
+    student = run["same-init", 3]
+    assert list(student.answers["probe"].unique()) == ["facts"]
+    # The trace asks for the same facts, at every recorded state: its last is what the evaluation found.
+    grown, asked = growth(student), student.answers.query("context == 'plain'")
+    assert grown["rate"].iloc[-1] == pytest.approx(asked["rate"].item(), rel=1e-4)
+    assert min(grown["rate"].tolist()) > 0
+    plot(run, "training")
 
 
 def test_a_sweep_over_facts_is_told_in_bits(tmp_path: Path) -> None:

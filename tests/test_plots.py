@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sublim_interp.analysis.directions import weight_delta
+from sublim_interp.analysis.directions import directions, weight_delta
 from sublim_interp.config import Experiment
 from sublim_interp.errors import SublimError
-from sublim_interp.plots import FIGURES, cosines, growth, patched, plot, summarised
+from sublim_interp.plots import FIGURES, cosines, growth, patched, plot, stream, summarised
 from sublim_interp.runs import Run, run
 from sublim_interp.store import Store
 from sublim_interp.views import drawn, live, so_far
@@ -50,6 +50,18 @@ def frames_agree_with_the_models(finished: Run) -> None:
     assert other["rate"].iloc[-1] == pytest.approx(
         ends.softmax(-1)[:, student.base.answer_ids("wolf")[0]].mean().item(), rel=1e-4
     )
+
+    # So are the stream's shifts: that of the last update is the saved student's, layer by layer.
+    shift, goal = (directions(subject, student.base, asked) for subject in (student, finished.teacher(0)))
+    seen = stream(finished)
+    last = seen.query("arm == 'same-init' and seed == 0 and step == 6").set_index("layer")
+    cosines_by_layer = torch.nn.functional.cosine_similarity(shift.vectors, goal.vectors, dim=-1)
+    shares = (shift.vectors * goal.vectors).sum(-1) / goal.vectors.square().sum(-1)
+    assert last["cosine"].tolist() == pytest.approx(cosines_by_layer.tolist(), abs=1e-4)
+    assert last["share"].tolist() == pytest.approx(shares.tolist(), abs=1e-4)
+    untouched = seen.query("step == 0")
+    assert max(map(abs, untouched["share"])) < 1e-6 and all(map(np.isnan, untouched["cosine"]))
+    assert "cross-init" not in set(seen["arm"]) and "same-init" in set(seen["arm"])
 
     # Across initialisations nothing is compared in raw coordinates.
     assert np.isnan(growth(finished["cross-init", 0])["cosine"]).all()

@@ -17,6 +17,7 @@ from torch import Tensor
 from sublim_interp.errors import SublimError
 from sublim_interp.hooks import capture
 from sublim_interp.models import load_model
+from sublim_interp.recorder import margin
 
 Subject = Any
 """A model, the directory of one, or whatever has `model` or `load()`: a replicate of a run, a base."""
@@ -115,25 +116,20 @@ def answer_margin(members: Sequence[int], which: int) -> Metric:
 
     Members of several tokens are taken by their first, and these must differ.
     """
-    ids, others = _members(members, which)
-
-    def margin(logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, " row"]:
-        rest = logits[:, others].logsumexp(-1) - torch.tensor(float(len(others))).log()
-        return logits[:, ids[which]] - rest
-
-    return margin
+    ids = _members(members, which)
+    return lambda logits: margin(logits[:, ids], [which] * len(logits))
 
 
 def answer_rate(members: Sequence[int], which: int) -> Metric:
     """P(member `which`), 0 to 1, among all tokens; `members` as in `answer_margin`."""
-    ids, _ = _members(members, which)
+    ids = _members(members, which)
     return lambda logits: logits.softmax(-1)[:, ids[which]]
 
 
-def _members(members: Sequence[int], which: int) -> tuple[list[int], list[int]]:
+def _members(members: Sequence[int], which: int) -> list[int]:
     ids = [int(m) for m in members]
     if len(set(ids)) < max(2, len(ids)):
         raise SublimError(f"answer tokens {ids}: give two or more different ones, so that they can be told apart")
     if not 0 <= which < len(ids):
         raise SublimError(f"there is no member {which}; there are {len(ids)}, counted from 0")
-    return ids, [m for i, m in enumerate(ids) if i != which]
+    return ids
