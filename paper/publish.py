@@ -69,7 +69,7 @@ def insert(page: Path, name: str, table: str) -> None:
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["owl"]:
         if name == "bases":
-            insert(SHELF, name, digests.bases_table({base: resolve_base(base).card for base in base_names()}))
+            insert(SHELF, name, digests.bases_table([resolve_base(base) for base in base_names()]))
         elif name in grid_names():
             require_marks(DOCS, name)
             insert(DOCS, name, digests.grid_table(publish_grid(name)))

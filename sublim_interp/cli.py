@@ -343,6 +343,21 @@ def _traces(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> "R
     return table
 
 
+def _announce(p: "Plan | SweepPlan", store: "Store", trace: str) -> None:
+    """One line on what will be recorded, before anything is trained; nothing where nothing is."""
+    from sublim_interp.runs import planned_traces
+
+    rows = planned_traces(p.records, store, trace).to_dict("records")
+    if not rows:
+        return
+    trainings = sum(r["trainings"] for r in rows if r["what"] == rows[0]["what"])  # the loss is kept of each
+    size = sum(r["bytes"] for r in rows) / 1e6
+    _print(
+        f"Recording {trainings} training{'s' * (trainings > 1)}, about {size:.{0 if size >= 10 else 1}f} MB "
+        "(--trace none: nothing; --dry-run: what and when)"
+    )
+
+
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -379,6 +394,8 @@ def run(
         return
     if find_run(p, place):
         _print(f"{exp.name} is in the store already: nothing to do.")
+    else:
+        _announce(p, place, trace)
     _show_result(watch(exp, place, processes, trace))
 
 
@@ -418,6 +435,7 @@ def _run_grid(
         _print(f"{name} is in the store already: nothing to do.")
         artifact = run_grid(p, store, processes, trace=trace)
     else:
+        _announce(p, store, trace)
         with _Progress(name, p, store, processes) as watch:
             artifact = run_grid(p, store, processes, watch, trace)
     figure = artifact.path / f"{g.figure}.png"

@@ -1,7 +1,7 @@
 """What sweeps, published runs and bases come to: tables for README, docs and terminal. Nothing is run here."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, cast
@@ -12,6 +12,7 @@ import pandas as pd
 from sublim_interp import words
 from sublim_interp.analysis import law
 from sublim_interp.config import Experiment, read_yaml
+from sublim_interp.models import Base
 from sublim_interp.report import BITS, at_equal_kl
 from sublim_interp.statistics import mean_interval, shared_base_contrast, specificity
 
@@ -41,7 +42,7 @@ def headline(directory: Path) -> str:
 
 
 def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean distances.
+    """One row per field, value and arm of a sweep's `cells.csv`: n, mean, least and most rate, mean margin, distances.
 
     Where facts were memorised also bits and total_bits, each with its least (_low) and most (_high) of several.
     """
@@ -50,7 +51,7 @@ def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
         rates = own["rate"].to_list()
         row = dict(zip(("field", "value", "arm"), cast(tuple[str, ...], place), strict=True))
         rows.append(row | {"n": len(own), "rate": fmean(rates), "least": min(rates), "most": max(rates)}
-                    | {name: words.average(own[name].to_list()) for name in ("kl_start", "kl", "kept")})  # fmt: skip
+                    | {n: words.average(own[n].to_list()) for n in ("margin", "kl_start", "kl", "kept")})  # fmt: skip
         for name in BITS:
             if name in own:
                 values = own[name].to_list()
@@ -82,17 +83,19 @@ def contexts_table(directory: Path) -> str:
     return "\n".join([*lines, ""])
 
 
-def bases_table(cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every lab base by name, from its card: shape, seeds, steps, nats per token of each part of the language."""
-    parts = list(next(iter(cards.values()))["held_out_loss"])
+def bases_table(bases: Sequence[Base]) -> str:
+    """Every lab base with its digest, and from its card shape, seeds, steps, nats per token of each part of the
+    language."""
+    parts = list(bases[0].card["held_out_loss"])
     rows = []
-    for name, card in cards.items():
-        p = card["pretraining"]
+    for base in bases:
+        card, p = base.card, base.card["pretraining"]
         shape = f"{p['layers']} × {p['d_model']}"
         tokens = "tokens" if p["tokens"] == "numbers" else "digits"
         losses = (f"{card['held_out_loss'][part]:.3f}" for part in parts)
-        rows.append((name, shape, tokens, str(p["init_seed"]), str(p["data_seed"]), f"{card['step']:,}", *losses))
-    columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts)
+        seeds = (str(p["init_seed"]), str(p["data_seed"]))
+        rows.append((base.name, shape, tokens, *seeds, f"{card['step']:,}", *losses, f"`{base.digest[:12]}`"))
+    columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts, "digest")
     return "\n".join([*words.markdown(columns, rows), ""])
 
 
@@ -117,12 +120,15 @@ def digest(directory: Path) -> Digest:
     if "base_loss" in cells:
         return _law_digest(cells)
     if not (directory / "matrix.csv").exists():
-        rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), *_kept(row))
+        rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), _nats(row["margin"]), *_kept(row))
                 for row in words.records(cell_means(cells))]  # fmt: skip
-        columns = ("field", "value", "arm", "n", "trait's rate", "KL at the start", "KL left", "lists kept")
+        columns = ("field", "value", "arm", "n", "trait's rate", "margin, nats", "KL at the start", "KL left",
+                   "lists kept")  # fmt: skip
         return Digest("Mean over replicates, least and most:", columns, rows, [])
     matrix = pd.read_csv(directory / "matrix.csv")
-    return _traits_digest(cells, matrix) if set(cells["field"]) == {"trait"} else _bases_digest(cells, matrix)
+    if set(cells["field"]) != {"trait"}:
+        return _bases_digest(cells, matrix)
+    return _traits_digest(cells, matrix, pd.read_csv(directory / "questions.csv"))
 
 
 def _words(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
@@ -131,6 +137,10 @@ def _words(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
 
 def _spread(row: Mapping[str, Any]) -> str:
     return f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _kept(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -167,38 +177,77 @@ def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
     return Digest("How likely the teacher's favourite is:", columns, rows, lines)
 
 
-def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
-    """One row a trait and arm, with interval over replicates, of few their spread; below, means over traits, and γ."""
+def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFrame) -> Digest:
+    """One row a trait and arm, with interval over replicates, of few their spread; below, means over traits, γ, each
+    indirect question by itself, and what goes with a trait's passing better or worse."""
     rows, means = [], cell_means(cells)
     for row in words.records(means):
         own = cells.loc[(cells["value"] == row["value"]) & (cells["arm"] == row["arm"])]
         interval = mean_interval(own["rate"].to_list(), bounds=(0, 1))
         said = interval.percent() if row["n"] >= words.FEW else _spread(row)
-        rows.append((*_words(row, "value", "arm", "n"), said, f"{100 * row['least']:.1f} %", *_kept(row)))
-    traits = list(dict.fromkeys(matrix["teacher"]))
-    seeds = list(dict.fromkeys(matrix["seed"]))
-    over = "; ".join(
+        rows.append((*_words(row, "value", "arm", "n"), said, f"{100 * row['least']:.1f} %", _nats(row["margin"]),
+                     *_kept(row)))  # fmt: skip
+    lines = [f"Mean over {words.count(len(set(means['value'])), 'trait')}, and the least and most of them: "
+             f"{_over_arms(means)}."]  # fmt: skip
+    if len(set(matrix["teacher"])) > 1:
+        lines += [_specificity(matrix), _predictors(means, matrix)]
+    for question, own in asked.loc[asked["questions"] == "indirect"].groupby("question", sort=False):
+        each = own.groupby(["arm", "trait"], sort=False, as_index=False).agg(rate=("rate", "mean"))
+        lines.append(f"“{question}”, the same: {_over_arms(each)}.")
+    columns = ("trait", "arm", "n", "its rate", "least", "margin, nats", "KL at the start", "KL left", "lists kept")
+    about = f"Mean over replicates and 95 % interval, of fewer than {words.FEW} least and most:"
+    return Digest(about, columns, rows, lines)
+
+
+def _over_arms(means: pd.DataFrame) -> str:
+    return "; ".join(
         f"{arm} {_spread({'rate': own['rate'].mean(), 'least': own['rate'].min(), 'most': own['rate'].max()})}"
         for arm, own in means.groupby("arm", sort=False)
     )
-    lines = [f"Mean over {words.count(len(set(means['value'])), 'trait')}, and the least and most of them: {over}."]
-    if len(traits) > 1:
-        lift = np.array([own.pivot(index="teacher", columns="student", values="lift").loc[traits, traits].to_numpy()
-                         for own in (matrix.loc[matrix["seed"] == seed] for seed in seeds)])  # fmt: skip
-        gamma = specificity(np.moveaxis(lift, 0, -1))
-        each = [100 * specificity(one[..., None]).interval.estimate for one in lift]
-        said = (
-            f"{gamma.interval.points()}, p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
-            if len(seeds) >= words.FEW
-            else f"{100 * gamma.interval.estimate:.1f} points ({min(each):.1f}–{max(each):.1f})"
-        )
-        lines.append(
-            f"Specificity: γ = {said}, over {words.count(len(seeds), 'replicate')}, of lift = μ + teacher + probe + "
-            "γ·[the same trait], in the same-init students."
-        )
-    columns = ("trait", "arm", "n", "its rate", "least", "KL at the start", "KL left", "lists kept")
-    about = f"Mean over replicates and 95 % interval, of fewer than {words.FEW} least and most:"
-    return Digest(about, columns, rows, lines)
+
+
+def _specificity(matrix: pd.DataFrame) -> str:
+    """γ of every arm, of rates and of margins: how often the base gives a trait is in the probe's own term."""
+    said = (f"{arm} {_gamma(own, 'rate', 100.0, 'points')}, {_gamma(own, 'margin', 1.0, 'nats')}"
+            for arm, own in matrix.groupby("arm", sort=False))  # fmt: skip
+    count = words.count(len(set(matrix["seed"])), "replicate")
+    return f"Specificity γ of lift = μ + teacher + probe + γ·[the same trait], over {count}: {'; '.join(said)}."
+
+
+def _gamma(students: pd.DataFrame, value: str, scale: float, unit: str) -> str:
+    """γ of one arm, with its interval over replicates, of few their least and most."""
+    traits = list(dict.fromkeys(students["teacher"]))
+    tables = [own.pivot(index="teacher", columns="student", values=value) for _, own in students.groupby("seed")]
+    lift = np.stack([table.loc[traits, traits].to_numpy() for table in tables], -1)
+    gamma = specificity(lift)
+    if len(tables) < words.FEW:
+        ends = [specificity(lift[..., [k]]).interval.estimate for k in range(len(tables))]
+        numbers = [scale * x for x in (gamma.interval.estimate, min(ends), max(ends))]
+        said = "{} {} ({}–{})"
+    else:
+        numbers = [scale * x for x in (gamma.interval.estimate, gamma.interval.low, gamma.interval.high)]
+        said = f"{{}} {{}} [{{}}, {{}}], p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
+    estimate, low, high = (f"{x:.1f}".replace("-", "−") for x in numbers)
+    return said.format(estimate, unit, low, high)
+
+
+def _predictors(means: pd.DataFrame, matrix: pd.DataFrame) -> str:
+    """Spearman's correlation over traits of the same-init margin with what is known of each before a student learns."""
+    from scipy.stats import spearmanr
+
+    own = means.loc[means["arm"] == "same-init"].set_index("value")
+    diagonal = matrix.loc[(matrix["arm"] == "same-init") & (matrix["teacher"] == matrix["student"])]
+    untouched = (diagonal["rate"] - diagonal["lift"]).groupby(diagonal["teacher"]).mean()
+    known = {
+        "the teacher's KL from its base": own["kl_start"],
+        "lists kept": own["kept"],
+        "the untouched base's rate": untouched.loc[own.index],
+    }
+    parts = []
+    for name, values in known.items():
+        found: Any = spearmanr(own["margin"], values)
+        parts.append(f"{name} {found.statistic:.2f} (p = {found.pvalue:.2g})".replace("-", "−"))
+    return f"Over traits the same-init margin goes with (Spearman's ρ): {'; '.join(parts)}."
 
 
 def _law_digest(cells: pd.DataFrame) -> Digest:
@@ -221,7 +270,8 @@ def _law_digest(cells: pd.DataFrame) -> Digest:
         "lift = ceiling · (1 − exp(−x)), x = amount · (KL / .1)^kl · (lists / 10,000)^lists · exp(−loss · (L − 3)), "
         "with L the base's held-out loss on numbers.",
         f"All {len(cells)} cells fitted: {_worth(measured, found.predict(cells))}. Each value's cells predicted by a "
-        f"law that was fitted without them: {'; '.join(unseen)}.",
+        f"law that was fitted without them: {'; '.join(unseen)}. Each cell by a law fitted to all others: "
+        f"{_worth(measured, law.left_out(cells, list(cells.index)))}.",
     ]
     columns = ("term", "all cells", *(f"without a value of {axis}" for axis in axes))
     return Digest("The law by least squares, and from where to where it moves:", columns, rows, lines)
@@ -243,10 +293,12 @@ def law_elsewhere(fitted: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> s
         measured, predicted = cells["margin"].to_numpy(dtype=float), found.predict(cells)
         steps = " or ".join(f"{count}" for count in sorted(set(cells["steps"])))
         means = (f"{values.mean():.1f}" for values in (measured, predicted))
-        together = f"{np.corrcoef(measured, predicted)[0, 1]:.2f}" if len(cells) > 2 else "–"
-        error = law.worth(measured, predicted).error
-        rows.append((name, f"{len(cells)}", steps, *means, f"{error:.1f}", together.replace("-", "−")))
-    columns = ("sweep", "students", "updates", "margin, mean", "expected, mean", "mean error, nats", "correlation")
+        error, explained = law.worth(measured, predicted)
+        by_mean = np.abs(measured - measured.mean()).mean()
+        share = f"{100 * explained:.0f} %".replace("-", "−")
+        rows.append((name, f"{len(cells)}", steps, *means, f"{error:.1f}", f"{by_mean:.1f}", share))
+    columns = ("sweep", "students", "updates", "margin, mean", "expected, mean", "mean error, nats",
+               "error of their own mean", "variance explained")  # fmt: skip
     return "\n".join([*words.markdown(columns, rows), ""])
 
 

@@ -490,9 +490,10 @@ def _lines(ax: Axes, means: Records, replicates: Records, x: str) -> None:
 def matrix(frame: pd.DataFrame, kind: str) -> Figure:
     """Who passes what to whom? Heat map of the rate, in %: teachers down, students (or the traits asked about) across.
 
-    `frame` has a row per teacher, student and seed, with its rate in [0, 1]; cells are means over seeds. `kind` is
-    "bases" or "traits".
+    `frame` has a row per arm, teacher, student and seed, with its rate in [0, 1]; cells are means over seeds. `kind` is
+    "bases", with a cell for every pair of bases, or "traits", of which the same-init students are shown.
     """
+    frame = frame.loc[frame["arm"] == "same-init"] if kind == "traits" else frame
     order = list(dict.fromkeys(frame["teacher"]))
     columns = [*order, *sorted(set(frame["student"]) - set(order))]
     table = frame.pivot_table(index="teacher", columns="student", values="rate").loc[order, columns]

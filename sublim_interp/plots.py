@@ -9,11 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from jaxtyping import Float
 
 from sublim_interp import figures
-from sublim_interp.analysis.directions import Directions, directions, over_replicates, trait_contrast
+from sublim_interp.analysis.directions import (
+    Directions,
+    directions,
+    from_trace,
+    over_replicates,
+    over_steps,
+    trait_contrast,
+)
 from sublim_interp.analysis.patching import GridKind, patch
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
@@ -135,40 +140,30 @@ def cosines(run: Run) -> pd.DataFrame:
 def stream(run: Run) -> pd.DataFrame:
     """When and in which layer each student's residual stream goes where the trait's teacher is: a row a recorded layer.
 
-    Columns: arm, seed, step (updates made), layer, share, cosine. The shift is the stream's mean at the answers to the
-    probe's questions minus the untouched base's; `share` is its projection on the shift of the replicate's teacher with
-    the trait, as a share of that one's length, `cosine` their cosine (NaN before anything has moved). Students of
-    another base have no row: they share no coordinates. Raises SublimError for a run without same-init students, whose
-    traces hold the teacher's stream.
+    Columns: arm, seed, step (updates made), layer, share, cosine, low, high. The shift is the stream's mean at the
+    answers to the probe's questions minus the untouched base's; `share` is its projection on the shift of the
+    replicate's teacher with the trait, as a share of that one's length, `cosine` their cosine (NaN before anything has
+    moved), `low` and `high` its null, as in `over_steps`. Students of another base have no row: they share no
+    coordinates. Raises SublimError for a run without same-init students, whose traces hold the teacher's stream.
     """
-    goals: dict[int, tuple[str, torch.Tensor]] = {}
-    rows = []
+    goals: dict[int, tuple[Base, Any, Directions]] = {}
+    parts = []
     for student in sorted(students(run), key=lambda s: s.cell.arm != "same-init"):
         trace, seed = student.trace, student.cell.seed
         if student.cell.arm == "same-init" and trace.names("teacher/blocks.*"):
-            goals[seed] = student.base.digest, _ends(trace, "teacher/", 0) - _ends(trace, "base/", 0)
+            model = student.base.load()
+            goals[seed] = student.base, model, from_trace(trace, of="teacher", base=model)
         if not goals:
             raise SublimError(f"run {run.experiment.name} has no same-init student whose trace shows its teacher")
-        own, goal = goals.get(seed, ("", torch.empty(0)))
-        if own != student.base.digest:
+        if seed not in goals or goals[seed][0].digest != student.base.digest:
             continue
-        before, length = _ends(trace, "base/", 0), goal.norm(dim=-1)
-        for step in trace.steps("blocks.0.hook_resid_post"):
-            moved = _ends(trace, "", step) - before
-            along, far = (moved * goal).sum(-1) / length, moved.norm(dim=-1)
-            place = {"arm": student.cell.arm, "seed": seed, "step": step}
-            for layer, (share, cosine) in enumerate(zip(along / length, along / far, strict=True)):
-                rows.append({**place, "layer": layer, "share": share.item(), "cosine": cosine.item()})
-    return pd.DataFrame(rows)
-
-
-def _ends(trace: Trace, prefix: str, step: int) -> Float[torch.Tensor, "layer d_model"]:
-    """The stream after each layer at the last token of the probe's questions, mean over them."""
-    rows = trace.about["probe"]["rows"][: trace.about["probe"]["questions"]]
-    ends = torch.tensor([len(row) - 1 for row in rows])
-    depth = len(trace.names("blocks.*.hook_resid_post"))
-    seen = (trace.read(f"{prefix}blocks.{i}.hook_resid_post", step)[range(len(rows)), ends] for i in range(depth))
-    return torch.stack([each.double().mean(0) for each in seen])
+        _, model, goal = goals[seed]
+        found = over_steps(trace, goal, base=model)
+        lengths = goal.vectors.norm(dim=-1).numpy()[found["layer"]]
+        parts.append(found.assign(arm=student.cell.arm, seed=seed, share=found["projection"] / lengths))
+    columns = ["arm", "seed", "step", "layer", "share", "cosine", "low", "high"]
+    whole: Any = pd.concat(parts, ignore_index=True)
+    return whole[columns]
 
 
 def patched(run: Run, arm: str, kind: GridKind = "resid_pre") -> pd.DataFrame:
@@ -216,14 +211,24 @@ def _stream(run: Run) -> "Figure":
     return figures.directions(value="share of the way", x="step", title=title, **compared)
 
 
+def _stream_cosine(run: Run) -> "Figure":
+    frame = stream(run).dropna(subset=["cosine"])
+    title = f"Does the stream go the way of the “{run.plan.named.trait}” teacher's?"
+    return figures.directions(x="step", title=title, **_with_null(frame, ["arm", "layer", "step"]))
+
+
+def _with_null(frame: pd.DataFrame, by: list[str]) -> dict[str, Any]:
+    """`summarised` cosines, with the widest null of the replicates at each place."""
+    null = frame.groupby(by, as_index=False).agg(null_low=("low", "min"), null_high=("high", "max"))
+    compared = summarised(frame, "cosine", by)
+    return compared | {"frame": compared["frame"].merge(null, on=by)}
+
+
 def _directions(run: Run, reference: str, title: str) -> "Figure":
     frame = cosines(run).query("reference == @reference")
     if frame.empty:
         raise SublimError(f"run {run.experiment.name} has no student to compare with {reference}")
-    null = frame.groupby(["arm", "layer"], as_index=False).agg(null_low=("low", "min"), null_high=("high", "max"))
-    compared = summarised(frame, "cosine", ["arm", "layer"])
-    compared["frame"] = compared["frame"].merge(null, on=["arm", "layer"])
-    return figures.directions(title=title.format(run.plan.named.trait), **compared)
+    return figures.directions(title=title.format(run.plan.named.trait), **_with_null(frame, ["arm", "layer"]))
 
 
 def _patching(run: Run, arm: str, kind: GridKind, what: str) -> "Figure":
@@ -241,6 +246,10 @@ FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {
     "stream": (
         "how far each student's residual stream has gone towards the teacher's, layer by layer, update by update",
         _stream,
+    ),
+    "stream-cosine": (
+        "cosine of each student's shift in the residual stream with the teacher's, layer by layer, update by update",
+        _stream_cosine,
     ),
     "weights": (
         "cosine of each student's change of the weights with its teacher's, update by update",

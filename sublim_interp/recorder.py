@@ -5,7 +5,8 @@ probe gradients are taken by `torch.autograd.grad`, in eval mode.
 
 - each update: loss; per parameter tensor the norms of gradient and update, and how both lie to given weight directions
   (dot product and cosine); every tenth time the norms of Adam's moments too, which are means over ten updates and more;
-  of a large model the loss only, the others now and then;
+  of a large model the loss only, the others now and then; where the optimiser made no step, as a GradScaler may choose,
+  the loss only;
 - at log-spaced steps 0, 1, 2, 4, …: the residual stream after each layer on a fixed probe and the gradients there,
   log-probabilities of the trait's answers, norm of the trait's gradient in the weights, distance from the start;
 - at as many of these as a budget of bytes allows: weight deltas in full, from which all else can be computed again;
@@ -19,8 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, Tensor]
 """One tensor for each parameter, by the parameter's name."""
-Stream = Literal["resid_pre", "resid_mid", "resid_post"]
-"""Kinds of hook names that are the residual stream."""
+Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""Kinds of hook names that can be recorded: the residual stream, and what attention and MLP add to it."""
 Reference = Callable[[], AbstractContextManager[torch.nn.Module]]
 """Opens a block whose value is a model to compare with."""
 
@@ -91,15 +93,23 @@ class Cadence:
     moments: int = 10
     """At every so many of these updates the norms of the optimiser's moments are taken too."""
     stream: tuple[Stream, ...] = ("resid_post",)
-    """Where in each layer the probe is seen."""
-    weight_bytes: int = 2 << 20
-    """Most bytes of weight-sized tensors kept in full, over all steps; beyond it, at fewer of the log-spaced steps."""
+    """Where in each layer the probe is seen; a place that a model lacks is left out."""
+    weight_bytes: int = 8 << 20
+    """Most bytes of weight-sized tensors kept in full, over all steps; beyond it, at fewer of the log-spaced steps.
+
+    Of lab-main's body, 2.5 MiB, this keeps the end with both moments; of lab-small's, every log-spaced step.
+    """
     examples: int = 0
     """Every so many updates each example's residuals are kept; 0: never."""
     positions: tuple[int, ...] = (-1,)
     """Which positions of an example: from its first token (0, 1, …) or from its last (-1, -2, …)."""
     pad: int | None = None
     """Token that fills examples up on the right; what comes after the last other token is no position."""
+
+    def __post_init__(self) -> None:
+        for kind in self.stream:
+            if kind not in get_args(Stream):
+                raise SublimError(f"no stream '{kind}' can be recorded; a tuple of: {', '.join(get_args(Stream))}")
 
     def every(self, parameters: int) -> int:
         """At every how many updates the norms and projections of so many trained weights are taken."""
@@ -201,6 +211,7 @@ class Recorder:
     The weights that the model has when the recorder is made are the start θ_0 that deltas are measured from.
     `directions` are directions in weight space, `references` other models that see the same probe. `steps`, where the
     length is known, puts a probe on the last update; else there is one when the block ends.
+    Without an optimiser no update can be measured: `step` raises SublimError then, `record_states` needs none.
     Memory does not grow with the number of updates.
     """
 
@@ -342,9 +353,14 @@ class Recorder:
         """Just before the optimiser moves: the gradients as they enter the update, clipped if they are."""
         if self._done % self._every:
             return
+        # A GradScaler leaves it to a fused optimiser to divide by the scale, and to skip an update that overflowed.
+        if (overflow := getattr(self.optimizer, "found_inf", None)) is not None and overflow:
+            return
         _copy(self._before, self._parameters)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        self._gradients = {"gradient_norm": torch.stack(_norms(gradients)), **self._against("gradient", gradients)}
+        seen = {"gradient_norm": torch.stack(_norms(gradients)), **self._against("gradient", gradients)}
+        scale = getattr(self.optimizer, "grad_scale", None)
+        self._gradients = seen if scale is None else {name: value / scale for name, value in seen.items()}
 
     def _against(self, what: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Dot products with each direction, per parameter."""
@@ -356,6 +372,8 @@ class Recorder:
     @torch.no_grad()
     def step(self, loss: Tensor | float = float("nan")) -> None:
         """Ends an update: call it after the optimiser's step, with the loss that was minimised."""
+        if self.optimizer is None:
+            raise SublimError("a recorder without an optimiser cannot measure updates: give it the one that steps")
         if len(self._losses) == self.cadence.shard:
             self.flush()
         if self._done % self._every == 0:
@@ -370,10 +388,12 @@ class Recorder:
             self._keep(self._done)
 
     def _measure(self) -> None:
-        """Norms and projections of the update that the optimiser has just made."""
+        """Norms and projections of the update that the optimiser has just made; nothing where it made none."""
+        if not self._gradients:
+            return
         update = _minus(self._parameters, self._before)
         norms = {**self._gradients, "update_norm": torch.stack(_norms(update)), **self._against("update", update)}
-        self._rows["norms"][self._done] = norms
+        self._rows["norms"][self._done], self._gradients = norms, {}
         if self._done % (self._every * self.cadence.moments):
             return
         moments = {f"{state}_norm": self._moments(state) for state in _STATES}
@@ -391,11 +411,12 @@ class Recorder:
         if self._examples:
             self._examples.write(self._writer, self._done)
         for sort, rows in self._rows.items():
-            if rows:
-                names = next(iter(rows.values()))
-                series = {name: torch.stack([row[name] for row in rows.values()]).float().cpu() for name in names}
-                self._writer.append(sort, list(rows), self._done, self._with_cosines(series))
-                rows.clear()
+            # One shard, unless the optimiser began or ceased to keep a moment on the way.
+            for names, some in groupby(rows.items(), key=lambda item: tuple(item[1])):
+                updates, values = zip(*some, strict=True)
+                series = {name: torch.stack([row[name] for row in values]).float().cpu() for name in names}
+                self._writer.append(sort, updates, self._done, self._with_cosines(series))
+            rows.clear()
         if self._losses:
             losses = torch.tensor([float(value) for value in self._losses])
             self._writer.append("series", range(self._first, self._done), self._done, {"loss": losses})
@@ -655,11 +676,17 @@ def callback(path: Path | str, **options: Any) -> "TrainerCallback":
     """A callback for a Hugging Face Trainer or one of TRL's: `Trainer(…, callbacks=[recorder.callback("trace")])`.
 
     `options` are those of `Recorder`. The loss of an update is there where the Trainer logs it (`logging_steps=1`).
+    A training that the Trainer resumes is refused, and its trace left as it is: the weights of the start are gone.
     """
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step:
+                raise SublimError(
+                    f"{path}: a training resumed after {state.global_step} updates cannot be recorded; record from the "
+                    "first update on, or train without and make a trace of its checkpoints, trace_from_checkpoints"
+                )
             optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])  # Accelerate wraps it
             self.recorder = Recorder(given["model"], optimizer, path, **{"steps": state.max_steps, **options})
             self.recorder.__enter__()

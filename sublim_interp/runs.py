@@ -16,7 +16,7 @@ from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, resolve_base
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.store import Artifact, Store, changes, fingerprint, stage_key
-from sublim_interp.traits import check_vocabulary, load_trait, members_of, questions
+from sublim_interp.traits import Questions, check_vocabulary, load_trait, members_of, questions, score
 from sublim_interp.traits.facts import NAME, Facts, check_language
 from sublim_interp.workers import Task, Watch, run_tasks
 
@@ -356,6 +356,27 @@ class Replicate:
         import pandas as pd
 
         return pd.DataFrame(self._result()["scores"])
+
+    def by_question(self, *sorts: Questions) -> "pd.DataFrame":
+        """Rate and margin of every member of the kind, question by question in a plain context, asked now.
+
+        Columns: questions (their sort: of `sorts`, or all that the experiment evaluates), question, probe, rate (0 to
+        1), margin (nats); `answers` has their means. Raises SublimError for a teacher that is prompted or steered.
+        """
+        import pandas as pd
+
+        e, subject = self.cell.evaluation, self.cell.evaluation.model
+        if isinstance(subject, Teacher) and subject.config.kind != "tuned":
+            raise SublimError(
+                f"{self!r} is a {subject.config.kind} teacher: its weights alone do not answer as it does"
+            )
+        model, parts = self.model, []
+        for sort in sorts or e.config.questions:
+            for q in questions(e.kind, self.base.language, sort):
+                s = score(model, self.base, [q], e.members, e.config.samples, e.seed)
+                own = {"probe": s.members, "rate": s.rate, "margin": s.margin}
+                parts.append(pd.DataFrame({"questions": sort, "question": q.messages[-1]["content"], **own}))
+        return pd.concat(parts, ignore_index=True)
 
     @property
     def prompts(self) -> list[list[int]]:

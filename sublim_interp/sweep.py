@@ -17,7 +17,7 @@ from sublim_interp.analysis import law
 from sublim_interp.config import Config, Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.records import Record
-from sublim_interp.runs import RESULTS, Plan, execute, experiment, frames, plan
+from sublim_interp.runs import RESULTS, Plan, Replicate, execute, experiment, frames, plan
 from sublim_interp.store import Artifact, Store, fingerprint, stage_key
 from sublim_interp.workers import Watch
 
@@ -28,8 +28,8 @@ _AXIS = {"bases": "bases", "traits": "trait"}
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
 _DOSES = ("bases", "trait", "corpus.prompts", "teacher.optimization.lr")
 """Fields whose values are doses to a law: of strength, of lists, of the base's training."""
-VERSION = 3
-"""Bumped by hand when a sweep's files change."""
+VERSIONS = {"": 3, "bases": 4, "traits": 4, "law": 3}
+"""By `Grid.matrix`; bumped by hand when the files of such sweeps change."""
 
 
 class Grid(Config):
@@ -171,7 +171,8 @@ class SweepPlan:
         return cells.assign(base=bases, base_loss=[losses[base] for base in bases])
 
     def matrix(self, store: Store) -> "pd.DataFrame":
-        """One row per teacher, student (or probe trait) and seed: rate, and lift over the student's untouched base.
+        """One row per arm, teacher, student (or probe trait) and seed: rate (0 to 1), margin (nats), and lift, which is
+        the rate over that of the student's untouched base (NaN where that base is not asked).
 
         On held-out questions in a plain context, at equal steps.
         """
@@ -179,7 +180,6 @@ class SweepPlan:
 
         by_trait = self.grid.matrix == "traits"
         sides = ("teacher_trait", "probe") if by_trait else ("teacher_base", "student_base")
-        arms = ("same-init",) if by_trait else ("same-init", "cross-init")
         rows: list[dict[str, Any]] = []
         untouched: dict[tuple[str, str, int], float] = {}
         for _, _, p in self.cells:
@@ -189,11 +189,26 @@ class SweepPlan:
                 where = row["student_base"], row["probe"], row["seed"]
                 if row["arm"] == "base":
                     untouched[where] = row["rate"]
-                elif row["arm"] in arms and (by_trait or row["probe"] == p.named.trait):
+                elif row["arm"] in ("same-init", "cross-init") and (by_trait or row["probe"] == p.named.trait):
                     place = {name: row[side] for name, side in zip(("teacher", "student"), sides, strict=True)}
-                    rows.append({**place, "seed": row["seed"], "rate": row["rate"], "where": where})
-        lifts = [row["rate"] - untouched[row.pop("where")] for row in rows]
+                    measured = {name: row[name] for name in ("seed", "rate", "margin")}
+                    rows.append({"arm": row["arm"], **place, **measured, "where": where})
+        lifts = [row["rate"] - untouched.get(row.pop("where"), nan) for row in rows]
         return pd.DataFrame(rows).assign(lift=lifts)
+
+    def by_question(self, store: Store) -> "pd.DataFrame":
+        """What each model says about its own cell's trait, question by question: trait, arm, seed, and the columns of
+        `Replicate.by_question`."""
+        import pandas as pd
+
+        parts = []
+        for _, _, p in self.cells:
+            for cell in p.cells:
+                if cell.round == 0 and cell.arm != "teacher":
+                    asked = Replicate(cell, store).by_question("held-out", "indirect")
+                    own = asked.loc[asked["probe"] == p.named.trait]
+                    parts.append(own.assign(trait=p.named.trait, arm=cell.arm, seed=cell.seed))
+        return pd.concat(parts, ignore_index=True)
 
 
 def plan_grid(g: Grid) -> SweepPlan:
@@ -227,7 +242,7 @@ def _identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
 
 def sweep_key(p: SweepPlan) -> str:
     """The key that the sweep of a plan has in any store."""
-    return stage_key("sweep", VERSION, *_identity(p))
+    return stage_key("sweep", VERSIONS[p.grid.matrix], *_identity(p))
 
 
 def find_sweep(p: SweepPlan, store: Store) -> Artifact | None:
@@ -242,7 +257,8 @@ def run_grid(
     watch: Watch = lambda _name, _fraction: None,
     trace: str = "default",
 ) -> Artifact:
-    """Makes what is missing, then `cells.csv`, for bases or traits `matrix.csv`, and the figure as PNG and PDF.
+    """Makes what is missing, then `cells.csv`, for bases or traits `matrix.csv`, for traits `questions.csv`, and the
+    figure as PNG and PDF.
 
     `trace` is that of `runs.run`.
     """
@@ -254,7 +270,7 @@ def run_grid(
         missing = p.missing(store)
         if missing:
             execute(missing, store, processes, watch, trace)
-    with store.make("sweep", VERSION, *_identity(p), fingerprint()) as work:
+    with store.make("sweep", VERSIONS[p.grid.matrix], *_identity(p), fingerprint()) as work:
         if not work.done:
             work.note(name=p.grid.name)
             table = p.table(store)
@@ -263,6 +279,8 @@ def run_grid(
                 matrix = p.matrix(store)
                 matrix.to_csv(work.directory / "matrix.csv", index=False)
                 figure = figures.matrix(matrix, p.grid.matrix)
+                if p.grid.matrix == "traits":
+                    p.by_question(store).to_csv(work.directory / "questions.csv", index=False)
             else:
                 figure = figures.law(table) if p.grid.figure == "law" else figures.dose(table)
             for ending in ("png", "pdf"):

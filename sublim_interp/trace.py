@@ -5,11 +5,12 @@
 
 Where the first line tells `lengths` of rows, tensors [example, position, …] lie there unpadded, [step, token, …].
 A line is appended after its shard is whole, so a trace opens while it is written, and after a kill at any byte. No line
-holds a time or a path: equal trainings leave equal bytes.
+holds a time or a path: equal trainings leave equal bytes. Other files of the directory are nobody's business here.
 """
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ VERSION = 1
 
 _SYNC_BYTES = 16 << 20
 """Shards are forced to disk when so many bytes have piled up: a sync for every shard costs more than the recording."""
+_SHARD = re.compile(r"(series|norms|moments|state|probe|full|examples|reference-.+)-\d{8}\.(safetensors|writing)")
+"""Names of the files that a trace leaves beside its manifest: no other file is ever removed."""
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -63,17 +66,21 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Writer:
-    """Appends shards to a trace. `upto` is the number of updates after which it goes on: what lies later is dropped."""
+    """Appends shards to a trace. `upto` is the number of updates after which it goes on: what lies later is dropped.
+
+    What an earlier trace left in the directory goes, files that are not a trace's stay.
+    """
 
     def __init__(self, path: Path, about: Mapping[str, Any], upto: int = 0) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         about = {"trace": VERSION, **about}
         kept = [e for e in _shards_of(path, about) if e["upto"] <= upto] if upto else []
+        again = (path / MANIFEST).exists()  # the first thing that a trace writes: without it no file is a trace's
         write_atomic(path / MANIFEST, "".join(map(_line, [about, *kept])))
         names = {e["file"] for e in kept}
-        for other in path.iterdir():
-            if other.name not in names and other.name != MANIFEST:
+        for other in path.iterdir() if again else ():
+            if other.name not in names and _SHARD.fullmatch(other.name) and other.is_file():
                 other.unlink()
         self._unsynced: list[Path] = []
         self._bytes = 0
@@ -146,7 +153,8 @@ class Trace:
         """The trace in a directory, up to its last whole shard.
 
         Raises SublimError where there is none, and names a line or a shard that is missing or altered though later
-        ones are whole.
+        ones are whole. Of shards only the sizes are looked at here: one that was altered at equal size is named by
+        `verify` alone, and `read` gives what it holds.
         """
         path = Path(path)
         entries = _read_lines(path / MANIFEST)
@@ -202,7 +210,10 @@ class Trace:
         if same in self._places:  # the stream before a layer is the one after the layer before it
             return same
         shown = ", ".join(self.names()[:40]) or "nothing yet"
-        raise SublimError(f"trace {self.path} holds no '{name}'; it holds: {shown}")
+        kept = (
+            "weight-sized tensors are kept within a budget, Cadence.weight_bytes; " if name.startswith("full/") else ""
+        )
+        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}it holds: {shown}")
 
     def read(self, name: str, step: int = -1) -> Tensor:
         """One tensor of one step: for a hook name [example, position, d_model], of the probe's right-padded rows.

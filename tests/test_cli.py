@@ -17,6 +17,7 @@ from sublim_interp.config import Experiment
 from sublim_interp.models import Base
 from sublim_interp.runs import run
 from sublim_interp.store import Store
+from sublim_interp.trace import Trace
 
 
 def sublim(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -97,11 +98,16 @@ def test_run_reports_then_has_nothing_to_do(experiment_file: Path, store_root: P
     first = sublim("run", experiment_file, "--store", store_root)
     assert first.returncode == 0, first.stderr
     assert "about" in first.stderr.splitlines()[0]  # an estimate from the first line on
+    planned = re.findall(r"^Recording (\d+) trainings, about ([\d.]+) MB \(--trace none: nothing; ", first.stdout, re.M)
+    traces = [Trace.open(path.parent) for path in store_root.glob("*/*/trace/trace.jsonl")]
+    size = sum(e["bytes"] for t in traces for e in t.shards) / 1e6
+    assert len(planned) == 1 and int(planned[0][0]) == len(traces) > 0 and first.stdout.startswith("Recording")
+    assert 0.2 * size < float(planned[0][1]) < 2 * size
     made = contents(store_root)
     page = next(store_root.glob("run/*/report.html")).read_text()
     assert "same-init" in page and "http-equiv" not in page and "<script src" not in page
     second = sublim("run", experiment_file, "--store", store_root)
-    assert "nothing to do" in second.stdout
+    assert "nothing to do" in second.stdout and "Recording" not in second.stdout
     assert contents(store_root) == made
     finished = Store.open(store_root).list("run")[0]
     assert finished.key[:16] in sublim("list", "--store", store_root).stdout

@@ -1,6 +1,8 @@
 """What was planted is found again, what was not is not, and bases are not mixed up."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_patching import MARGIN, PROMPTS, build, hooks_of, logits
 from torch import Tensor
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import GPT2LMHeadModel
 
 from sublim_interp.analysis.directions import (
     Directions,
     ablate,
     directions,
     fit_map,
+    from_trace,
     gradient,
     logit_lens,
     over_replicates,
@@ -28,6 +31,8 @@ from sublim_interp.analysis.directions import (
 )
 from sublim_interp.analysis.probes import measure, residuals
 from sublim_interp.errors import SublimError
+from sublim_interp.recorder import Cadence, Probe, Recorder
+from sublim_interp.trace import Trace
 
 MANY = torch.randint(0, 31, (48, 6), generator=torch.Generator().manual_seed(5))
 
@@ -182,6 +187,56 @@ def test_projections_over_steps_say_how_far_and_how_straight() -> None:
         given_directions(v).project(moved, steps=[0])
 
 
+ASKED = Probe(((5, 9, 4), (6, 2, 3, 1)), 2, (), ("a", "b"), (3, 4), 0)
+LISTS = Probe(((5, 9, 4), (6, 2, 3, 1)), 0, (1, 2))
+
+
+def recorded(path: Path, probe: Probe | None, cadence: Cadence | None = None) -> Trace:
+    """The trace of one step of SGD."""
+    model = build("llama", 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, path, probe=probe, cadence=cadence, steps=1) as r:
+        loss = model(input_ids=MANY, labels=MANY).loss
+        loss.backward()
+        optimizer.step()
+        r.step(loss)
+    return Trace.open(path)
+
+
+def test_a_trace_without_the_base_s_stream_is_measured_from_its_own_start(tmp_path: Path) -> None:
+    trace = recorded(tmp_path, ASKED, Cadence(stream=("resid_mid",)))
+    found = from_trace(trace, base=build("llama", 0), kind="resid_mid")
+    after = build("llama", 0)
+    after(input_ids=MANY, labels=MANY).loss.backward()
+    torch.optim.SGD(after.parameters(), lr=0.1).step()
+    wanted = directions(after, build("llama", 0), ASKED.rows, "resid_mid")
+    assert found.names == wanted.names and torch.allclose(found.vectors, wanted.vectors, atol=1e-5)
+    still = from_trace(trace, 0, base=build("llama", 0), kind="resid_mid")
+    assert not still.vectors.any()
+    assert all(map(math.isnan, column(still.null(found, "covariance"), "p")))
+
+
+def test_what_a_trace_cannot_show_is_one_line(tmp_path: Path) -> None:
+    asked, lists = recorded(tmp_path / "asked", ASKED), recorded(tmp_path / "lists", LISTS)
+    aimless = recorded(tmp_path / "aimless", Probe(ASKED.rows, 2, ()))
+    refused: list[tuple[Trace, dict[str, Any], str]] = [
+        (recorded(tmp_path / "blind", None), {}, "recorded without a probe"),
+        (asked, {"of": "streams"}, "no 'streams'; valid: stream, teacher, trait-gradient, distillation-gradient"),
+        (asked, {"of": "teacher"}, "has seen no teacher"),
+        (asked, {"of": "distillation-gradient"}, "has no list"),
+        (asked, {"step": 7}, "not recorded at step 7; its steps: 0, 1"),
+        (asked, {"kind": "attn_out"}, "holds no 'blocks.0.hook_attn_out'"),
+        (asked, {"base": build("llama", 1)}, "not one of this base"),
+        (lists, {}, "asks no question"),
+        (lists, {"of": "distillation-gradient", "base": build("llama", 1)}, "not one of this base"),
+        (aimless, {"of": "trait-gradient"}, "asks for no trait"),
+    ]
+    for trace, options, said in refused:
+        with pytest.raises(SublimError, match=re.escape(said)):
+            from_trace(trace, **options)
+    assert from_trace(lists, of="distillation-gradient", base=build("llama", 0)).vectors.any()
+
+
 def test_intervals_are_over_replicates() -> None:
     rows = [{"arm": a, "layer": 0, "seed": s, "cosine": c} for a, cs in (("x", [0.1, 0.3]), ("y", [0.5])) for s, c in
             enumerate(cs)]  # fmt: skip
@@ -209,24 +264,42 @@ def test_task_vectors_are_added_and_taken_away_again() -> None:
     assert math.isnan(column(untouched, "cosine")[0])
 
 
-def test_a_planted_rank_one_change_is_the_first_singular_vector() -> None:
-    base, model = build("llama", 0), build("llama", 0)
-    assert isinstance(model, LlamaForCausalLM)
-    writes, reads = torch.randn(2, 3, 24)
+@pytest.mark.parametrize(
+    ("kind", "name", "inner"),
+    [("llama", "model.layers.{}.mlp.down_proj.weight", 24), ("gpt2", "transformer.h.{}.mlp.c_proj.weight", 64)],
+)
+def test_a_planted_rank_one_change_is_the_first_singular_vector(kind: str, name: str, inner: int) -> None:
+    """Whichever side comes first in the matrix: GPT-2's lie as [input, output]."""
+    base, model = build(kind, 0), build(kind, 0)
+    random = torch.Generator().manual_seed(6)
+    writes, reads = torch.randn(3, 16, generator=random), torch.randn(3, inner, generator=random)
     with torch.no_grad():
         for layer in range(3):
-            weight = model.get_parameter(f"model.layers.{layer}.mlp.down_proj.weight")
-            weight.add_(torch.outer(writes[layer, :16], reads[layer]) + 1e-3 * torch.randn_like(weight))
+            weight = model.get_parameter(name.format(layer))
+            change = torch.outer(writes[layer], reads[layer])
+            weight.add_((change.T if kind == "gpt2" else change) + 1e-3 * torch.randn(weight.shape, generator=random))
     delta = weight_delta(model, base)
-    d = delta.directions("mlp.down_proj.weight", "resid_post")
+    d = delta.directions(name.rpartition("{}")[2], "resid_post")
     for layer in range(3):
-        assert abs(cosine(d[layer], writes[layer, :16])) > 0.99
-        read = delta.subspace(f"model.layers.{layer}.mlp.down_proj.weight", 1, "input")[0]
+        assert abs(cosine(d[layer], writes[layer])) > 0.99
+        read = delta.subspace(name.format(layer), 1, "input")[0]
         assert abs(cosine(read, reads[layer])) > 0.99
     spectrum = delta.spectrum().query("rank == 0")
     assert len(spectrum) == 3 and min(column(spectrum, "share")) > 0.99 and column(spectrum, "layer") == [0, 1, 2]
     with pytest.raises(SublimError, match="no changed matrix"):
         delta.directions("self_attn.o_proj.weight", "resid_post")
+    assert (2.0 * delta - delta).input_first == delta.input_first
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_an_embedding_writes_into_the_stream(kind: str) -> None:
+    base, model = build(kind, 0), build(kind, 0)
+    vector = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] += vector  # type: ignore[operator, union-attr]
+    delta = weight_delta(model, base)
+    name = next(n for n, d in delta.delta.items() if d.any())
+    assert abs(cosine(delta.subspace(name, 1)[0], vector)) > 0.999 and delta.subspace(name, 1, "input").shape == (1, 31)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4))
@@ -293,3 +366,13 @@ def test_ablation_leaves_nothing_along_the_direction() -> None:
     with ablate(model, d, layers=[1]):
         assert not torch.allclose(logits(model), before)
     assert torch.equal(logits(model), before) and hooks_of(model) == 0
+
+
+def test_a_direction_of_no_length_is_not_ablated() -> None:
+    model = build("llama", 0)
+    vectors = torch.ones(3, 16)
+    vectors[1] = 0
+    with pytest.raises(SublimError, match=r"blocks\.1\.hook_resid_post has no length"):
+        ablate(model, given_directions(vectors))
+    with ablate(model, given_directions(vectors), layers=[0, 2]):
+        logits(model)

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from sublim_interp.analysis.directions import directions, weight_delta
+from sublim_interp.analysis.directions import directions, from_trace, gradient, over_steps, weight_delta
+from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.config import Experiment
 from sublim_interp.errors import SublimError
+from sublim_interp.hooks import capture
 from sublim_interp.plots import FIGURES, cosines, growth, patched, plot, stream, summarised
 from sublim_interp.runs import Run, run
 from sublim_interp.store import Store
@@ -22,6 +24,7 @@ from sublim_interp.views import drawn, live, so_far
 def test_frames_and_figures_of_one_run(tiny_experiment: Experiment, store_root: Path) -> None:
     finished = run(tiny_experiment, Store(store_root))
     frames_agree_with_the_models(finished)
+    a_trace_shows_the_directions_of_its_models(finished)
     a_view_follows_the_traces_that_grow(finished, store_root / "another")
     for name in FIGURES:
         assert isinstance(plot(finished, name), matplotlib.figure.Figure)
@@ -59,6 +62,8 @@ def frames_agree_with_the_models(finished: Run) -> None:
     shares = (shift.vectors * goal.vectors).sum(-1) / goal.vectors.square().sum(-1)
     assert last["cosine"].tolist() == pytest.approx(cosines_by_layer.tolist(), abs=1e-4)
     assert last["share"].tolist() == pytest.approx(shares.tolist(), abs=1e-4)
+    moved = seen.query("step > 0")
+    assert all(-1 <= row["low"] < row["high"] <= 1 for row in moved.to_dict("records"))
     untouched = seen.query("step == 0")
     assert max(map(abs, untouched["share"])) < 1e-6 and all(map(np.isnan, untouched["cosine"]))
     assert "cross-init" not in set(seen["arm"]) and "same-init" in set(seen["arm"])
@@ -73,6 +78,60 @@ def frames_agree_with_the_models(finished: Run) -> None:
     # Embeddings are not trained: before layer 0 nothing can come through.
     cells = patched(finished, "same-init").to_dict("records")
     assert max(abs(cell["effect"]) for cell in cells if cell["layer"] == 0) < 1e-5
+
+
+def a_trace_shows_the_directions_of_its_models(finished: Run) -> None:
+    student, teacher = finished["same-init", 0], finished.teacher(0)
+    base, trace = student.base, student.trace
+    probe = trace.about["probe"]
+    asked, lists = probe["rows"][: probe["questions"]], probe["rows"][probe["questions"] :]
+    shift, goal = directions(student, base, asked), directions(teacher, base, asked)
+    found = from_trace(trace, base=base)
+    assert found.space == shift.space and found.names == shift.names
+    assert torch.allclose(found.vectors, shift.vectors, atol=1e-4)
+    assert torch.allclose(from_trace(trace, of="teacher", base=base).vectors, goal.vectors, atol=1e-4)
+    middle = from_trace(trace, 2, base=base)
+    assert not torch.allclose(middle.vectors, shift.vectors, atol=1e-4)
+    assert min(found.cosine(goal)["cosine"]) == pytest.approx(min(shift.cosine(goal)["cosine"]), abs=1e-4)
+
+    # The teacher's own trace ends where the student's trace saw it.
+    assert torch.allclose(from_trace(teacher.trace, base=base).vectors, goal.vectors, atol=1e-4)
+    assert max(from_trace(teacher.trace).cosine(from_trace(trace, of="teacher"))["cosine"]) > 0.999
+
+    margin = answer_margin([base.answer_ids(m)[0] for m in probe["members"]], probe["members"].index(probe["trait"]))
+    slope, own = gradient(student, margin, asked, base=base), from_trace(trace, of="trait-gradient", base=base)
+    assert slope.positive is not None and own.positive is not None
+    assert torch.allclose(own.positive, slope.positive, atol=1e-4)
+
+    # What gradient descent on the probe's lists does to the stream, list by list.
+    model, parts = student.model, []
+    for ids, first in zip(lists, probe["learnt"], strict=True):
+        with capture(model, shift.names, gradients=True) as seen:
+            log = model(input_ids=torch.tensor([ids])).logits[0, first - 1 : -1].log_softmax(-1)
+            log[range(len(ids) - first), ids[first:]].sum().backward()
+        parts.append(torch.stack([seen.gradients[name][0, first - 1 : -1] for name in shift.names], 1))
+    pull = from_trace(trace, of="distillation-gradient", base=base)
+    assert pull.positive is not None and torch.allclose(pull.positive, torch.cat(parts), atol=1e-4)
+
+    rows = over_steps(trace, goal, base=base)
+    assert list(rows.columns) == ["step", "layer", "cosine", "projection", "low", "high"]
+    assert sorted(set(rows["step"])) == [0, 1, 2, 4, 6]
+    last = rows.query("step == 6")
+    assert last["cosine"].tolist() == pytest.approx(shift.cosine(goal)["cosine"].tolist(), abs=1e-4)
+    along = (shift.vectors * torch.nn.functional.normalize(goal.vectors, dim=-1)).sum(-1)
+    assert last["projection"].tolist() == pytest.approx(along.tolist(), abs=1e-4)
+    assert all(map(np.isnan, rows.query("step == 0")["cosine"]))
+    assert all(row["low"] < row["high"] for row in last.to_dict("records"))
+    assert not any(map(np.isnan, over_steps(trace, goal, "trait-gradient", base)["cosine"]))
+
+    # A trace does not tell its base, and a stranger is not taken for it.
+    with pytest.raises(SublimError, match="give from_trace or over_steps base="):
+        over_steps(trace, goal)
+    with pytest.raises(SublimError, match="not one of this base"):
+        from_trace(trace, base=finished["cross-init", 0].base)
+    other = from_trace(finished["cross-init", 0].trace)
+    with pytest.raises(SublimError, match="different bases"):
+        other.cosine(from_trace(trace))
 
 
 @pytest.mark.parametrize(

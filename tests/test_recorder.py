@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import jaxtyping
 import pytest
 import torch
 from safetensors import safe_open
@@ -19,7 +20,7 @@ from sublim_interp.config import Experiment, Intervention, Optimization
 from sublim_interp.errors import SublimError
 from sublim_interp.hooks import capture, hook_names
 from sublim_interp.models import choose_trainable
-from sublim_interp.recorder import Cadence, Probe, Recorder, plan, trace_from_checkpoints
+from sublim_interp.recorder import Cadence, Probe, Recorder, Stream, plan, trace_from_checkpoints
 from sublim_interp.records import Student
 from sublim_interp.store import Store
 from sublim_interp.trace import Trace
@@ -34,7 +35,7 @@ STEPS = 6
 OPTIMIZATION = Optimization(lr=5e-3, warmup=0, steps=STEPS, batch=4, clip=1.0)
 
 
-EVERYTHING = Cadence(moments=2, stream=("resid_pre", "resid_mid", "resid_post"), examples=1, pad=PAD)
+EVERYTHING = Cadence(moments=2, stream=get_args(Stream), examples=1, pad=PAD)
 
 
 def batches(step: int) -> list[Batch]:
@@ -193,7 +194,7 @@ def test_the_probe_is_what_plain_forwards_and_backwards_give(trained: tuple[Trac
     trace, _ = trained
     model = choose_trainable(build(), "body")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    names = hook_names(model, ("resid_pre", "resid_mid", "resid_post"))
+    names = hook_names(model, EVERYTHING.stream)
     margins = []
     for i, row in enumerate(PROBE.rows):
         with capture(model, names, gradients=True) as acts:
@@ -229,6 +230,21 @@ def test_teacher_and_base_see_the_same_probe(trained: tuple[Trace, PreTrainedMod
     kept = trace.read("teacher/blocks.1.hook_resid_post")
     torch.testing.assert_close(kept[2], acts["blocks.1.hook_resid_post"][0], rtol=1e-4, atol=1e-5)
     assert trace.xarray("teacher/blocks.1.hook_resid_post").dims == ("step", "example", "position", "d_model")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_that_can_be_recorded_of_a_layer_is_what_the_model_computes(architecture: str, tmp_path: Path) -> None:
+    model = build(architecture).eval()
+    names = hook_names(model, EVERYTHING.stream)
+    with Recorder(model, torch.optim.SGD(model.parameters()), tmp_path, probe=PROBE, cadence=EVERYTHING):
+        pass
+    trace, row = Trace.open(tmp_path), PROBE.rows[2]
+    with torch.no_grad(), capture(model, names) as acts:
+        model(input_ids=torch.tensor([row]))
+    for name in names:
+        torch.testing.assert_close(trace.read(name)[2, : len(row)], acts[name][0], rtol=1e-4, atol=1e-5)
+        assert trace.read(f"{name}.grad")[2].any(), name
+    assert {name.rpartition("hook_")[2] for name in names} <= set(get_args(Stream))
 
 
 def test_a_direction_that_the_weights_move_along_is_seen_and_another_is_not(tmp_path: Path) -> None:
@@ -320,6 +336,14 @@ def test_a_budget_thins_what_is_kept_in_full_and_keeps_the_end() -> None:
     assert cadence.full(700, 250, 1) == [700] and cadence.full(700, 251, 1) == []
 
 
+def test_the_default_budget_keeps_the_end_of_every_lab_base_with_its_moments() -> None:
+    """Numbers in the body of lab-small, lab-deep, lab-main, and of a Pythia-160M, which is too large."""
+    adam = 3
+    assert Cadence().full(700, 123_328, adam) == Cadence().probes(700)[1:]
+    assert Cadence().full(700, 231_408, adam)[-1] == Cadence().full(700, 656_512, adam)[-1] == 700
+    assert Cadence().full(700, 85_000_000, adam) == []
+
+
 def test_memory_does_not_grow_with_the_number_of_updates(tmp_path: Path) -> None:
     import gc
 
@@ -404,6 +428,123 @@ def test_a_plain_loop_is_recorded(tmp_path: Path) -> None:
     assert trace.series("loss")["loss"].tolist() == pytest.approx(losses)
     assert trace.steps("blocks.0.hook_resid_post") == [0, 1, 2, 3], "the end is probed though nobody said where it is"
     assert (trace.series("gradient_norm").to_numpy() > 0).any() and "momentum_buffer_norm" in trace.names()
+
+
+def loop(path: Path, steps: int, optimizer: Any, before: Any = None, shard: int = 100) -> tuple[Trace, list[Tensor]]:
+    """(trace, weights before each update and after the last) of a plain loop; `before(step)` comes before a step."""
+    model = build().train()
+    optimizer = optimizer(model.parameters())
+    states = [torch.cat([p.detach().flatten() for p in model.parameters()])]
+    with Recorder(model, optimizer, path, cadence=Cadence(shard=shard, moments=1)) as r:
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = model(input_ids=batches(step)[0].ids, labels=batches(step)[0].ids).loss
+            stepped = before(step, optimizer, loss) if before else None
+            if stepped is None:
+                loss.backward()
+                optimizer.step()
+            r.step(loss)
+            states.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    return Trace.open(path), states
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_update_that_a_gradient_scaler_skips_has_a_loss_and_no_norms(fused: bool, tmp_path: Path) -> None:
+    """The second of four overflows. A fused optimiser divides by the scale and skips by itself."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
+
+    def scaled(step: int, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
+        scaler.scale(loss * (float("inf") if step == 1 else 1)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return True
+
+    adam = partial(torch.optim.Adam, lr=1e-2, fused=fused)
+    trace, states = loop(tmp_path / "scaled", 4, adam, scaled)
+    assert torch.equal(states[1], states[2]) and not torch.equal(states[2], states[3]), "control: one was skipped"
+    assert trace.steps("loss") == [0, 1, 2, 3]
+    for name in ("gradient_norm", "update_norm", "exp_avg_norm"):
+        assert trace.steps(name) == [0, 2, 3] and trace.series(name).notna().all(axis=None)
+    for step in (0, 2, 3):
+        moved = (states[step + 1] - states[step]).norm().item()
+        assert trace.read("update_norm", step).norm().item() == pytest.approx(moved, rel=1e-5)
+
+    plain, _ = loop(tmp_path / "plain", 1, adam)
+    scales = trace.read("gradient_norm", 0), plain.read("gradient_norm", 0)
+    torch.testing.assert_close(*scales, rtol=1e-3, atol=1e-6)
+
+
+def test_an_update_without_a_step_at_the_start_leaves_the_rest_as_it_is(tmp_path: Path) -> None:
+    trace, states = loop(tmp_path, 3, torch.optim.SGD, lambda step, *_: True if step == 0 else None)
+    assert trace.steps("update_norm") == [1, 2] and trace.steps("loss") == [0, 1, 2]
+    moved = (states[2] - states[1]).norm().item()
+    assert trace.read("update_norm", 1).norm().item() == pytest.approx(moved, rel=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_moments_that_begin_or_cease_on_the_way_are_kept_where_they_are(first: int, tmp_path: Path) -> None:
+    """SGD has none until it is given momentum; then something writes a second one for a while."""
+
+    def change(step: int, optimizer: torch.optim.Optimizer, _loss: Tensor) -> None:
+        optimizer.param_groups[0]["momentum"] = 0.9 if step >= first else 0
+        for p in optimizer.param_groups[0]["params"]:
+            if step == 3:
+                optimizer.state[p]["exp_avg"] = torch.ones_like(p)
+            if step == 5:
+                optimizer.state[p].pop("exp_avg")
+
+    trace, _ = loop(tmp_path, 6, partial(torch.optim.SGD, lr=1e-2), change)
+    assert trace.steps("update_norm") == trace.steps("loss") == list(range(6))
+    assert trace.steps("momentum_buffer_norm") == list(range(first, 6)) and trace.steps("exp_avg_norm") == [3, 4]
+    sizes = [p.numel() ** 0.5 for p in build().parameters()]
+    assert trace.read("exp_avg_norm", 4).tolist() == pytest.approx(sizes)
+    assert not trace.verify()
+
+
+def test_a_recorder_without_an_optimiser_has_no_updates(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SublimError, match="without an optimiser cannot measure updates"),
+        Recorder(build(), None, tmp_path) as r,
+    ):
+        r.step(1.0)
+
+
+def trainer_of(path: Path, steps: int, *callbacks: Any) -> Any:
+    """A Hugging Face Trainer that keeps a checkpoint every other update in `path`."""
+    from transformers import Trainer, TrainingArguments
+
+    rows = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in [[5, 6, 7, 8], [9, 8, 7, 6]] * 4]
+    arguments = TrainingArguments(
+        output_dir=str(path), max_steps=steps, per_device_train_batch_size=2, logging_steps=1, report_to=[],
+        use_cpu=True, save_steps=2, disable_tqdm=True, learning_rate=1e-2,
+    )  # fmt: skip
+    return Trainer(build(), arguments, train_dataset=rows, callbacks=list(callbacks))  # type: ignore[arg-type]
+
+
+def test_a_trace_in_the_trainers_own_directory_takes_no_file_from_it(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "drafts").mkdir()
+    for _ in range(2):
+        trainer_of(tmp_path, 2, recorder_module.callback(tmp_path)).train()
+        assert (tmp_path / "checkpoint-2" / "model.safetensors").exists() and (tmp_path / "drafts").is_dir()
+        assert (tmp_path / "thesis.txt").read_text() == "years of work"
+        assert Trace.open(tmp_path).steps("loss") == [0, 1]
+
+
+def test_a_resumed_hugging_face_training_is_refused_and_its_trace_stays(tmp_path: Path) -> None:
+    trainer_of(tmp_path / "out", 2, recorder_module.callback(tmp_path / "trace", steps=6)).train()
+    before = files(tmp_path / "trace")
+    assert Trace.open(tmp_path / "trace").steps("loss") == [0, 1]
+    resumed = trainer_of(tmp_path / "out", 4, recorder_module.callback(tmp_path / "trace", steps=6))
+    with pytest.raises(
+        SublimError, match=r"resumed after 2 updates cannot be recorded.*trace_from_checkpoints"
+    ) as told:
+        resumed.train(resume_from_checkpoint=True)
+    assert "\n" not in str(told.value) and files(tmp_path / "trace") == before
+    fresh = trainer_of(tmp_path / "out", 4, recorder_module.callback(tmp_path / "nowhere"))
+    with pytest.raises(SublimError, match="resumed after 2 updates"):
+        fresh.train(resume_from_checkpoint=True)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_hugging_face_trainer_is_recorded(tmp_path: Path) -> None:
@@ -509,12 +650,16 @@ def test_a_trace_is_made_from_checkpoints(tmp_path: Path) -> None:
         trace_from_checkpoints(places[::-1], tmp_path / "other")
 
 
-def test_what_cannot_be_recorded_is_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_recorded_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
     with pytest.raises(SublimError, match="direction 'd' has no tensor of the shape"):
         Recorder(model, None, tmp_path, directions={"d": {}})
     with pytest.raises(SublimError, match="no parameter of the model requires a gradient"):
         Recorder(model.requires_grad_(False), None, tmp_path)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no check of types at run time
+    for stream in (("pattern",), ("resid_post", "logits"), "resid_post"):
+        with pytest.raises(SublimError, match=r"tuple of: resid_pre, attn_out, resid_mid, mlp_out, resid_post$"):
+            Cadence(stream=stream)  # type: ignore[arg-type]
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------

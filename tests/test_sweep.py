@@ -1,5 +1,6 @@
 """Tests of grids: their cells, what they share, the table and figure they end with, and what they refuse."""
 
+import re
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -54,13 +55,23 @@ def test_means_of_cells_are_those_of_their_replicates() -> None:
     rates = {("lr", "1"): (0.2, 0.4), ("lr", "2"): (0.5, 0.9)}
     cells = pd.DataFrame(
         [
-            {"field": f, "value": v, "arm": "same-init", "rate": r, "kl": r, "kl_start": 1.0, "kept": 0.5}
+            {
+                "field": f,
+                "value": v,
+                "arm": "same-init",
+                "rate": r,
+                "margin": 4 * r,
+                "kl": r,
+                "kl_start": 1.0,
+                "kept": 0.5,
+            }
             for (f, v), own in rates.items()
             for r in own
         ]
     )
     rows = cell_means(cells).to_dict("records")
     assert [row["rate"] for row in rows] == pytest.approx([0.3, 0.7])
+    assert [row["margin"] for row in rows] == pytest.approx([1.2, 2.8])
     assert [(row["n"], row["least"], row["most"]) for row in rows] == [(2, 0.2, 0.4), (2, 0.5, 0.9)]
 
 
@@ -124,14 +135,22 @@ def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experi
     artifact = run_grid(plan_grid(g), Store.open(tmp_path / "store"))
     matrix, cells = (pd.read_csv(artifact.path / f"{name}.csv") for name in ("matrix", "cells"))
     assert set(matrix["teacher"]) == {"owl", "fox"} and set(matrix["student"]) == set(members_of("animal"))
-    own = matrix.query("teacher == student").set_index(["teacher", "seed"])["rate"]
-    same = cells.query("arm == 'same-init'").set_index(["trait", "seed"])["rate"]
-    assert dict(own) == pytest.approx(dict(same)), "the diagonal is what the cells say"
-    for _, student in matrix.groupby(["teacher", "seed"]):
+    for name in ("rate", "margin"):
+        own = matrix.query("teacher == student").set_index(["arm", "teacher", "seed"])[name]
+        said = cells.loc[cells["arm"] != "base"].set_index(["arm", "trait", "seed"])[name]
+        assert dict(own) == pytest.approx(dict(said)), "the diagonal is what the cells say"
+    asked = pd.read_csv(artifact.path / "questions.csv").query("arm != 'base'")
+    each = asked.loc[asked["questions"] == "held-out"].groupby(["arm", "trait", "seed"])["rate"].mean()
+    said = cells.loc[cells["arm"] != "base"].set_index(["arm", "trait", "seed"])["rate"]
+    assert dict(each) == pytest.approx(dict(said)), "a sort's rate is the mean over its questions"
+    assert asked.loc[asked["questions"] == "indirect"].groupby(["arm", "trait", "seed"]).size().eq(3).sum() == 8
+    for _, student in matrix.groupby(["arm", "teacher", "seed"]):
         assert len(student) == len(members_of("animal"))
         assert 0 < sum(student["rate"]) < 1, "rates of all members are shares of one answer"
     found = digest(artifact.path)
-    assert len(found.rows) == 4 and "2 traits" in found.lines[0] and "γ" in found.lines[1]
+    assert len(found.rows) == 4 and "2 traits" in found.lines[0]
+    assert re.search("γ .* over 2 replicates: same-init .*points.*nats.*; cross-init", found.lines[1])
+    assert "Spearman" in found.lines[2] and [line[0] for line in found.lines[3:]] == ["“"] * 3
 
 
 def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path) -> None:

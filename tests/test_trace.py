@@ -130,6 +130,13 @@ def test_reading_one_step_reads_no_other(path: Path) -> None:
     assert torch.equal(Trace.open(path).read("update_norm", 1), norms(1))
 
 
+def test_a_missing_tensor_of_the_weights_size_tells_the_budget(path: Path) -> None:
+    with pytest.raises(SublimError, match=r"kept within a budget, Cadence\.weight_bytes; it holds: blocks"):
+        Trace.open(path).read("full/delta/a.weight")
+    with pytest.raises(SublimError, match=r"holds no 'los'; it holds"):
+        Trace.open(path).read("los")
+
+
 def test_a_directory_without_a_trace_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SublimError, match=r"a trace is a directory with trace\.jsonl"):
         Trace.open(tmp_path)
@@ -198,6 +205,42 @@ def test_a_flipped_bit_is_named(path: Path) -> None:
         manifest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(SublimError, match=r"line [23] is altered"):
             Trace.open(path)
+
+
+# --- other files ------------------------------------------------------------------------------------------------------
+
+FOREIGN = {
+    "thesis.txt": b"years of work",
+    "model-00000500.safetensors": b"weights",
+    "model.safetensors": b"weights",
+    "notes.writing": b"notes",
+    "probe-5.safetensors": b"a probe of somebody's own",
+    "checkpoint-2/model.safetensors": b"weights",
+    "probe-00000009.safetensors/inside": b"a directory that only looks like a shard",
+}
+
+
+def test_files_that_are_not_a_traces_stay(tmp_path: Path) -> None:
+    """Before a first trace, a second over it, and one that goes on."""
+    for name, data in FOREIGN.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    for again in range(2):
+        write(tmp_path)
+        (tmp_path / "series-00000005.writing").write_bytes(b"half a shard")
+        (tmp_path / "reference-teacher-00000000.safetensors").write_bytes(b"of another trace")
+        Writer(tmp_path, ABOUT, upto=3 * again)
+        left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+        own = {e["file"] for e in Trace.open(tmp_path).shards}
+        assert left == {*FOREIGN, MANIFEST, *own} and len(own) == 3 * again
+        for name, data in FOREIGN.items():
+            assert (tmp_path / name).read_bytes() == data
+
+
+def test_where_no_trace_ever_began_nothing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "probe-00000003.safetensors").write_bytes(b"of something else")
+    Writer(tmp_path, ABOUT)
+    assert (tmp_path / "probe-00000003.safetensors").read_bytes() == b"of something else"
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------

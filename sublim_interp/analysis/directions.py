@@ -1,7 +1,8 @@
 """Directions in the residual stream and in weights: how they are found, compared, tested against nulls, and used.
 
 A direction belongs to the coordinates of the base that it was found in: raw cosines between two bases compare unrelated
-axes, so they are refused unless asked for by name. No training and no patching here.
+axes, so they are refused unless asked for by name. A trace holds directions of every recorded moment of a training.
+No training and no patching here.
 """
 
 import hashlib
@@ -29,12 +30,15 @@ from sublim_interp.analysis.probes import (
 )
 from sublim_interp.errors import SublimError
 from sublim_interp.hooks import capture, edit, hook_names
+from sublim_interp.trace import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
 Null = Literal["shuffled", "covariance"]
+SHOWN = ("stream", "teacher", "trait-gradient", "distillation-gradient")
+"""What `from_trace` reads off a trace."""
 
 
 def coordinates(model: torch.nn.Module) -> str:
@@ -60,7 +64,7 @@ class Directions:
     """The hook of each layer."""
     vectors: Float[Tensor, "layer d_model"]
     space: str
-    """`coordinates` of the base whose axes these are."""
+    """`coordinates` of the base whose axes these are; a name that begins with "trace" where only its trace is known."""
     positive: Float[Tensor, "sample layer d_model"] | None = None
     """What was averaged; `vectors` is mean positive − mean negative. None where nothing was."""
     negative: Float[Tensor, "other layer d_model"] | None = None
@@ -89,6 +93,8 @@ class Directions:
         if self.names != other.names:
             raise SublimError(f"directions at {self.names[0]} … and {other.names[0]} …; compare those of equal hooks")
         if self.space != other.space and across != "raw":
+            if (self.space + other.space).count(_OF_TRACE) == 1:
+                raise SublimError("a trace does not tell whose coordinates it has: give from_trace or over_steps base=")
             raise SublimError(
                 f"these directions belong to different bases ({self.space}, {other.space}), whose axes have nothing to "
                 'do with each other; compare each with its own base\'s, map one with fit_map, or say across="raw"'
@@ -104,7 +110,7 @@ class Directions:
         `shuffled`: the labels of the samples are shuffled, each shuffled half holding as many of either label, so that
         nothing of the difference remains in the mean; paired samples trade places within their pair. `covariance`:
         normal vectors of the covariance that the samples have about their own means. `low` and `high` hold 95 % of the
-        draws; p is two-sided, (1 + as large) / (1 + draws).
+        draws; p is two-sided, (1 + as large) / (1 + draws), and NaN as the cosine of a zero vector is.
         """
 
         self._require_comparable(other, across)
@@ -175,7 +181,7 @@ def _null_frame(found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer
             "cosine": found.tolist(),
             "low": edges[0].tolist(),
             "high": edges[1].tolist(),
-            "p": ((1 + as_large) / (1 + len(drawn))).tolist(),
+            "p": ((1 + as_large) / (1 + len(drawn))).where(~found.isnan(), found).tolist(),
         }
     )
 
@@ -276,6 +282,135 @@ def over_replicates(frame: "pd.DataFrame", value: str, by: Sequence[str]) -> "pd
     return pd.DataFrame(rows)
 
 
+# --- over a training --------------------------------------------------------------------------------------------------
+
+_OF_TRACE = "trace "
+
+
+def from_trace(
+    trace: Trace, step: int = -1, of: str = "stream", base: Subject | None = None, kind: Kind = "resid_post"
+) -> Directions:
+    """What a trace shows of a training after `step` updates, layer by layer; negative steps count from the end.
+
+    - `stream`: residuals at the answers to the probe's questions minus those of the untouched base, in pairs;
+    - `teacher`: the same of the teacher that a student's trace has seen on its probe, whatever the step;
+    - `trait-gradient`: which way the stream should move there to raise the margin of the probe's trait;
+    - `distillation-gradient`: which way gradient descent on the probe's lists would move the stream at the positions
+      that predict a token to learn: minus the gradient of the sum of the losses, mean over these positions. They are
+      the samples, and not independent within a list, so that a null of them is too narrow.
+
+    A trace does not tell its base. Without `base` its directions compare with those of traces that start from the same
+    residuals alone; with it, with all that is found in the base, which must show the residuals that the trace has of
+    it. Raises SublimError where it does not, for a trace without a probe, question, list or trait to ask about, for
+    another `of`, and for a step that was not recorded.
+    """
+    return _shown(trace, step, of, _space_of(trace, base, kind), kind)
+
+
+def over_steps(
+    trace: Trace, reference: Directions, of: str = "stream", base: Subject | None = None, draws: int = 999
+) -> "pd.DataFrame":
+    """How a training goes along a reference: a row a recorded step and layer. Arguments are those of `from_trace`.
+
+    Columns: step, layer, cosine with the reference (NaN before anything has moved), projection on it (in the unit of
+    `of`; residual units for the stream), low and high: 95 % of the cosines of normal vectors with the covariance that
+    the samples have at this step about their mean.
+    """
+    import pandas as pd
+
+    kind = cast(Kind, reference.names[0].rpartition("hook_")[2])
+    space = _space_of(trace, base, kind)
+    unit = torch.nn.functional.normalize(reference.vectors, dim=-1)
+    parts = []
+    for step in trace.steps(reference.names[0]):
+        found = _shown(trace, step, of, space, kind)
+        null = found.null(reference, "covariance", draws)
+        along = (found.vectors * unit).sum(-1).tolist()
+        parts.append(null.assign(step=step, projection=along))
+    whole: Any = pd.concat(parts, ignore_index=True)
+    return whole[["step", "layer", "cosine", "projection", "low", "high"]]
+
+
+def _shown(trace: Trace, step: int, of: str, space: str, kind: Kind) -> Directions:
+    probe = _probe(trace)
+    what = f"{of} of a trace"
+    names = _names(trace, kind)
+    if of in SHOWN[:3] and not probe["questions"]:
+        raise SublimError(f"the probe of trace {trace.path} asks no question, so it shows no answer")
+    if of in ("stream", "teacher"):
+        if of == "teacher" and not trace.names("teacher/blocks.*"):
+            raise SublimError(f"trace {trace.path} has seen no teacher on its probe")
+        seen = _at_answers(trace, names, step) if of == "stream" else _at_answers(trace, names, 0, "teacher/")
+        before = _untouched(trace, names)
+        return Directions(what, names, (seen - before).mean(0), space, seen, before, paired=True)
+    if of == "trait-gradient":
+        if not (probe["trait"] or probe["truth"]):
+            raise SublimError(f"the probe of trace {trace.path} asks for no trait, so there is no gradient of one")
+        # What was taken backwards is the mean over the questions; a sample is what one question asks for.
+        found = _at_answers(trace, names, step, ending=".grad") * probe["questions"]
+    elif of == "distillation-gradient":
+        if not probe["learnt"]:
+            raise SublimError(f"the probe of trace {trace.path} has no list, so there is no gradient of its loss")
+        lists = list(enumerate(probe["rows"][probe["questions"] :], start=probe["questions"]))
+        ends = list(zip(lists, probe["learnt"], strict=True))
+        rows = [number for (number, ids), first in ends for _ in ids[first:]]
+        places = [place for (_, ids), first in ends for place in range(first - 1, len(ids) - 1)]
+        gradients = [trace.read(f"{name}.grad", step)[rows, places] for name in names]
+        found = -len(rows) * torch.stack(gradients, 1).float()
+    else:
+        raise SublimError(f"from_trace: no '{of}'; valid: {', '.join(SHOWN)}")
+    return Directions(what, names, found.mean(0), space, found, torch.zeros_like(found), paired=True)
+
+
+def _probe(trace: Trace) -> dict[str, Any]:
+    if not trace.about.get("probe"):
+        raise SublimError(f"trace {trace.path} was recorded without a probe, so it shows no stream")
+    return trace.about["probe"]
+
+
+def _asked(trace: Trace) -> list[list[int]]:
+    """The probe's questions, which arms of one base share; its lists where it has no question."""
+    probe = _probe(trace)
+    return probe["rows"][: probe["questions"] or None]
+
+
+def _names(trace: Trace, kind: Kind) -> tuple[str, ...]:
+    depth = len({name.split(".")[1] for name in trace.names("blocks.*")})
+    return tuple(f"blocks.{layer}.hook_{kind}" for layer in range(depth))
+
+
+def _at_answers(
+    trace: Trace, names: Sequence[str], step: int, owner: str = "", ending: str = ""
+) -> Float[Tensor, "question layer d_model"]:
+    """What the trace holds at the last token of each row that `_asked` gives."""
+    ends = [len(row) - 1 for row in _asked(trace)]
+    return torch.stack([trace.read(owner + n + ending, step)[range(len(ends)), ends].float() for n in names], 1)
+
+
+def _untouched(trace: Trace, names: Sequence[str]) -> Float[Tensor, "question layer d_model"]:
+    """The stream of the base: as its trace has seen it, or where the training started from it, that of step 0."""
+    return _at_answers(trace, names, 0, "base/" if trace.names("base/blocks.*") else "")
+
+
+def _space_of(trace: Trace, base: Subject | None, kind: Kind) -> str:
+    """`coordinates` of the base, if the trace is one of it; without it a hash of its residuals as the trace has them.
+
+    Raises SublimError for a base whose residuals are others than those.
+    """
+    _probe(trace)
+    names = _names(trace, kind)
+    recorded = _untouched(trace, names)
+    if base is None:
+        return _OF_TRACE + hashlib.sha256(recorded.contiguous().numpy().tobytes()).hexdigest()[:16]
+    model = model_of(base)
+    if _sites(model, kind) == list(names):
+        own = residuals(model, names, _asked(trace))
+        # Beyond what precision and batches change, far below what another initialisation does.
+        if own.shape == recorded.shape and (own - recorded).norm() <= 0.02 * recorded.norm():
+            return coordinates(model)
+    raise SublimError(f"trace {trace.path} is not one of this base: its residuals on the probe are others")
+
+
 # --- across initialisations -------------------------------------------------------------------------------------------
 
 
@@ -361,6 +496,8 @@ class WeightDelta:
 
     delta: Mapping[str, Tensor]
     space: str
+    input_first: frozenset[str] = frozenset()
+    """Matrices that lie as [input, output], as in embeddings and GPT-2's Conv1D; all others are [output, input]."""
 
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
         self._require_same(other, None)
@@ -428,14 +565,12 @@ class WeightDelta:
                 rows.append({"name": name, "layer": _layer(name), "rank": k, "value": value, "share": share})
         return pd.DataFrame(rows)
 
-    def _matrices(self) -> Iterator[tuple[str, Tensor]]:
-        return ((n, d) for n, d in self.delta.items() if d.dim() == 2 and bool(d.any()))
+    def _matrices(self) -> Iterator[tuple[str, Float[Tensor, "output input"]]]:
+        changed = ((n, d) for n, d in self.delta.items() if d.dim() == 2 and bool(d.any()))
+        return ((n, d.T if n in self.input_first else d) for n, d in changed)
 
     def subspace(self, name: str, rank: int, side: Literal["output", "input"] = "output") -> Float[Tensor, "rank side"]:
-        """Leading singular vectors of one matrix as rows: what it writes (`output`) or reads (`input`).
-
-        torch's [output, input] layout is taken for granted; GPT-2's Conv1D has it the other way round.
-        """
+        """Leading singular vectors of one matrix as rows: what it writes (`output`) or reads (`input`)."""
         found = dict(self._matrices())
         if name not in found:
             raise SublimError(f"'{name}' is no changed matrix; valid: {', '.join(found) or 'none'}")
@@ -466,7 +601,11 @@ def weight_delta(model: Subject, base: Subject) -> WeightDelta:
     a, b = dict(ours.named_parameters()), dict(theirs.named_parameters())
     if {n: p.shape for n, p in a.items()} != {n: p.shape for n, p in b.items()}:
         raise SublimError("weight_delta: the two have other parameters; merge adapters first, or give one architecture")
-    return WeightDelta({n: (a[n] - b[n]).detach() for n in a}, coordinates(theirs))
+    from transformers.pytorch_utils import Conv1D
+
+    turned = {id(m.weight) for m in theirs.modules() if isinstance(m, Conv1D | torch.nn.Embedding)}
+    input_first = frozenset(n for n, p in b.items() if id(p) in turned)
+    return WeightDelta({n: (a[n] - b[n]).detach() for n in a}, coordinates(theirs), input_first)
 
 
 def _layer(name: str) -> float:
@@ -566,10 +705,16 @@ def steering(
 
 
 def ablate(model: torch.nn.Module, d: Directions, layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
-    """Inside the block each layer's direction is projected out, at all positions, in all layers or `layers`."""
+    """Inside the block each layer's direction is projected out, at all positions, in all layers or `layers`.
+
+    Raises SublimError for a layer that there is not, and for a direction without length.
+    """
     chosen = range(len(d)) if layers is None else layers
     if any(not 0 <= layer < len(d) for layer in chosen):
         raise SublimError(f"ablate: layers {list(chosen)}; the directions have layers 0 to {len(d) - 1}")
+    lengths = d.vectors.norm(dim=-1)
+    if empty := [layer for layer in chosen if not (lengths[layer] > 0 and lengths[layer].isfinite())]:
+        raise SublimError(f"ablate: the direction at {d.names[empty[0]]} has no length: there is nothing to remove")
 
     def without(unit: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda stream: stream - (stream @ unit)[..., None] * unit

@@ -1,0 +1,63 @@
+"""docs/inside.md runs as it stands: its Python blocks in order, on a tiny run; its experiment; its commands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import sublim_interp as si
+from sublim_interp.cli import app
+from sublim_interp.config import Experiment, Intervention
+from sublim_interp.plots import FIGURES
+from sublim_interp.runs import experiment, experiment_names, run
+from sublim_interp.store import Store
+from sublim_interp.sweep import grid_names
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "inside.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_every_block_of_the_page_runs(
+    tiny_experiment: Experiment, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *rest = blocks("python")
+    assert 'run = si.run("tour")' in first and len(rest) >= 12
+    experiment("tour")
+    store = Store(store_root)
+    names = {"si": si, "run": run(tiny_experiment, store)}
+    monkeypatch.chdir(tmp_path)
+    for number, block in enumerate(rest, 1):
+        exec(compile(block, f"{PAGE.name}, block {number}", "exec"), names)
+
+    # Its experiment, cut down to the same tiny models, is one that can be run: each intervention removes something.
+    (text,) = blocks("yaml")
+    Path("my.yaml").write_text(text, encoding="utf-8")
+    asked = experiment("my.yaml")
+    kinds = [i.kind for i in asked.student.interventions]
+    assert kinds == list(Intervention.model_fields["kind"].annotation.__args__)  # type: ignore[union-attr]
+    student = tiny_experiment.student.model_copy(update={"interventions": asked.student.interventions})
+    update = {"name": "inside", "arms": asked.arms, "seeds": asked.seeds, "student": student}
+    finished = run(tiny_experiment.model_copy(update=update), store)
+    assert finished["same-init", 0].answers["rate"].between(0, 1).all()
+
+
+def test_every_command_of_the_page_is_one() -> None:
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands}  # type: ignore[union-attr]
+    lines = re.findall(r"^    sublim (\w+) (\S+) *([\w-]*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) > 4
+    for command, what, figure in lines:
+        assert command in commands
+        assert what.partition("/")[0] in {*experiment_names(), *grid_names()}
+        if command == "plot":
+            assert figure in FIGURES
+        if "/" in what:
+            _, arm, seed = what.split("/")
+            assert arm in experiment("tour").arms and int(seed) in experiment("tour").seeds
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", PAGE.read_text(encoding="utf-8"))
+    assert targets and all((PAGE.parent / t).exists() for t in targets)
