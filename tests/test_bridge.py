@@ -21,12 +21,14 @@ def test_a_bridge_answers_as_the_model_and_leaves_it_alone(kind: str, processed:
     model = build(kind, 0)
     model(input_ids=IDS).logits.sum().backward()  # a deep copy would fail now
     before = {name: p.clone() for name, p in model.state_dict().items()}
+    attention, config = model.config._attn_implementation, model.config.to_dict()
     wrapped = bridge(model, processed=processed)
     assert parity(wrapped, model, IDS) < 1e-4
     with torch.no_grad():
         for p in wrapped.original_model.parameters():
             p.zero_()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert model.config._attn_implementation == attention and model.config.to_dict() == config
 
 
 def test_names_mean_the_same_on_both_sides() -> None:

@@ -1,6 +1,7 @@
 """One call to TransformerLens: a bridge on a copy of a model, its logits checked. No analysis of its own here."""
 
 import tempfile
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -43,7 +44,8 @@ def bridge(
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as directory:
-        copy = type(model)(model.config)  # a deep copy fails after a backward pass
+        # A deep copy of the model fails after a backward pass; its config is changed by the wrapper.
+        copy = type(model)(deepcopy(model.config))
         copy.load_state_dict(model.state_dict())
         copy.eval().config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
