@@ -707,17 +707,21 @@ def callback(path: Path | str, **options: Any) -> "TrainerCallback":
 def trace_from_checkpoints(checkpoints: Sequence[Path | str], path: Path | str, **options: Any) -> Trace:
     """A trace made after the fact, from model directories in the order of the training; the first is its start.
 
-    A step is the number at the end of a directory's name (checkpoint-500), or, where not all have one, its place in the
-    list. There is no optimiser and no batch, so there are states, deltas and the probe, and no series. `options` are
+    A step is the number at the end of a directory's name (checkpoint-500); a first one of another name, such as the
+    base, is step 0. Where the names do not tell, it is the place in the list. There is no optimiser and no batch, so
+    there are states, deltas and the probe, and no series. `options` are
     those of `Recorder`: probe, directions, references, cadence.
     """
     places = [Path(c) for c in checkpoints]
     if not places:
         raise SublimError("no checkpoint is given to make a trace from")
-    numbers = [re.search(r"(\d+)$", p.name) for p in places]
-    steps = [int(n[1]) for n in numbers if n]
-    if len(steps) < len(places):
+    named = [re.fullmatch(r"(.*?)(\d+)", p.name) for p in places]
+    families = [n[1] if n else None for n in named]
+    first = len(places) > 1 and families[0] != families[1]  # a base, whatever number its name ends in
+    if None in families[first:] or len(set(families[first:])) > 1:
         steps = list(range(len(places)))
+    else:
+        steps = [0] * first + [int(n[2]) for n in named[first:] if n]
     if steps != sorted(set(steps)):
         raise SublimError(f"checkpoints must come in the order of the training; their steps are {steps}")
     model = load_model(places[0])

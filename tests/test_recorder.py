@@ -646,6 +646,12 @@ def test_a_trace_is_made_from_checkpoints(tmp_path: Path) -> None:
     torch.testing.assert_close(kept, acts["blocks.0.hook_resid_post"][0], rtol=1e-4, atol=1e-4)
     name = "model.norm.weight"
     torch.testing.assert_close(trace.read(f"full/delta/{name}", 12), torch.full((16,), 0.12))
+    base = places[0].rename(tmp_path / "base-7")  # a base's number is no step
+    assert trace_from_checkpoints([base, *places[1:]], tmp_path / "based", probe=PROBE).steps("answers") == [0, 5, 12]
+    renamed = places[2].rename(tmp_path / "last")
+    assert trace_from_checkpoints([places[1], renamed], tmp_path / "places").steps("delta_norm") == [0, 1]
+    renamed.rename(places[2])
+    base.rename(places[0])
     with pytest.raises(SublimError, match=r"in the order of the training; their steps are \[12, 5, 0\]"):
         trace_from_checkpoints(places[::-1], tmp_path / "other")
 
