@@ -295,7 +295,7 @@ def law_elsewhere(fitted: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> s
         means = (f"{values.mean():.1f}" for values in (measured, predicted))
         error, explained = law.worth(measured, predicted)
         by_mean = np.abs(measured - measured.mean()).mean()
-        share = f"{100 * explained:.0f} %".replace("-", "−")
+        share = f"{round(100 * explained)} %".replace("-", "−")
         rows.append((name, f"{len(cells)}", steps, *means, f"{error:.1f}", f"{by_mean:.1f}", share))
     columns = ("sweep", "students", "updates", "margin, mean", "expected, mean", "mean error, nats",
                "error of their own mean", "variance explained")  # fmt: skip

@@ -307,7 +307,7 @@ def published_doses() -> "dict[str, pd.DataFrame]":
     parts = []
     for name in grid_names():
         directory = published_sweep(name)
-        if directory is None or grid(name).figure != "dose":
+        if directory is None or grid(name).matrix not in ("", "traits"):
             continue
         cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
         own = cells["field"].isin(_DOSES) & (cells["arm"] == "same-init") & ("bits" not in cells)
