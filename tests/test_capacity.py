@@ -223,7 +223,15 @@ def test_a_run_reports_bits_a_fact_and_in_all(small: Experiment, store_root: Pat
 
 
 def test_a_sweep_over_facts_is_told_in_bits(tmp_path: Path) -> None:
-    rest = {"field": "teacher.facts", "arm": "same-init", "trait": "facts", "rate": 0.1, "kl": 0.1, "kl_start": 0.2}
+    rest = {
+        "field": "teacher.facts",
+        "arm": "same-init",
+        "trait": "facts",
+        "rate": 0.1,
+        "margin": 0.5,
+        "kl": 0.1,
+        "kl_start": 0.2,
+    }
     rows = [{**rest, "value": str(k), "seed": s, "bits": b, "total_bits": k * b, "kept": 0.5}
             for k, s, b in ((4, 0, 2.0), (4, 1, 3.0), (16, 0, 1.0), (16, 1, 1.0))]  # fmt: skip
     pd.DataFrame(rows).to_csv(tmp_path / "cells.csv", index=False)
