@@ -323,7 +323,8 @@ class Effect:
             raise SublimError(f"the intervention {self._what} does nothing at {idle[0]}: nothing was removed there")
 
 
-def _unit(direction: Tensor, where: str) -> Tensor:
+def unit_vector(direction: Tensor, where: str) -> Tensor:
+    """The direction at length 1. Raises SublimError, which names `where`, for one without length."""
     length = direction.norm()
     if not torch.isfinite(length) or not length:
         raise SublimError(f"the direction at {where} has no length: there is nothing to remove")
@@ -337,7 +338,7 @@ def ablate(model: torch.nn.Module, directions: Mapping[str, Float[Tensor, " d_mo
     Raises SublimError for a direction without length, and on leaving where nothing was removed.
     """
     effect = Effect("ablate")
-    units = {name: _unit(d, name) for name, d in directions.items()}
+    units = {name: unit_vector(d, name) for name, d in directions.items()}
     with edit(model, {name: partial(_ablated, effect, name, unit) for name, unit in units.items()}):
         yield effect
     effect._require(units)
@@ -354,7 +355,7 @@ def project_gradients(model: torch.nn.Module, directions: Mapping[str, Float[Ten
     Raises SublimError as `ablate` does; behind frozen weights no gradient passes.
     """
     effect = Effect("project-gradient")
-    units = {name: _unit(d, name) for name, d in directions.items()}
+    units = {name: unit_vector(d, name) for name, d in directions.items()}
 
     def visit(name: str, value: Tensor) -> None:
         if value.requires_grad:
@@ -379,7 +380,7 @@ def project_updates(
     for name, d in directions.items():
         if name not in named or named[name].shape != d.shape:
             raise SublimError(f"project-update: the model trains no parameter {name} of the shape {list(d.shape)}")
-    units = {name: _unit(d.flatten(), name) for name, d in directions.items() if d.any()}
+    units = {name: unit_vector(d.flatten(), name) for name, d in directions.items() if d.any()}
     if not units:
         raise SublimError("project-update: the direction is zero in every parameter that trains")
     before: dict[str, Tensor] = {}

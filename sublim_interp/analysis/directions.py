@@ -29,7 +29,7 @@ from sublim_interp.analysis.probes import (
     residuals,
 )
 from sublim_interp.errors import SublimError
-from sublim_interp.hooks import capture, edit, hook_names
+from sublim_interp.hooks import capture, edit, hook_names, unit_vector
 from sublim_interp.trace import Trace
 
 if TYPE_CHECKING:
@@ -712,12 +712,9 @@ def ablate(model: torch.nn.Module, d: Directions, layers: Sequence[int] | None =
     chosen = range(len(d)) if layers is None else layers
     if any(not 0 <= layer < len(d) for layer in chosen):
         raise SublimError(f"ablate: layers {list(chosen)}; the directions have layers 0 to {len(d) - 1}")
-    lengths = d.vectors.norm(dim=-1)
-    if empty := [layer for layer in chosen if not (lengths[layer] > 0 and lengths[layer].isfinite())]:
-        raise SublimError(f"ablate: the direction at {d.names[empty[0]]} has no length: there is nothing to remove")
+    units = {d.names[layer]: unit_vector(d[layer], d.names[layer]) for layer in chosen}
 
     def without(unit: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda stream: stream - (stream @ unit)[..., None] * unit
 
-    units = torch.nn.functional.normalize(d.vectors, dim=-1)
-    return edit(model, {d.names[layer]: without(units[layer]) for layer in chosen})
+    return edit(model, {name: without(unit) for name, unit in units.items()})
