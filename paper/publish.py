@@ -1,5 +1,5 @@
 """Writes finished results into the package, README and docs: `python paper/publish.py owl dose`; `bases` writes the
-table of checkpoints/.
+table of checkpoints/, `again` every table and figure once more from what is committed.
 
 Runs and sweeps are made, or found in the store; nothing here computes a number. tests/test_published.py holds README
 and docs to the committed files.
@@ -12,17 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 from sublim_interp import digests
-from sublim_interp.models import base_names, resolve_base
+from sublim_interp.figures import save
+from sublim_interp.models import Base, base_names, resolve_base
 from sublim_interp.runs import RESULTS, experiment, run
 from sublim_interp.store import Store
-from sublim_interp.sweep import grid, grid_names, plan_grid, published_doses, run_grid
+from sublim_interp.sweep import Grid, draw, grid, grid_names, plan_grid, published_doses, published_sweep, run_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCS, SHELF = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "checkpoints" / "README.md"
 BEGIN, END = "<!-- {}: begin (tests compare this table with the committed results) -->", "<!-- {}: end -->"
 
 
-def publish_run(name: str) -> Path:
+def publish_run(name: str) -> None:
     """Copies configuration, key and tables of a run to catalogue/results/NAME."""
     finished = run(experiment(name), Store.open())
     directory = _directory(name)
@@ -30,21 +31,46 @@ def publish_run(name: str) -> Path:
         shutil.copy(finished.artifact.path / file, directory / file)
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
-    return directory
 
 
-def publish_grid(name: str) -> Path:
-    """Copies tables and key of a sweep to catalogue/results/NAME, and its figure to docs/figures."""
-    g = grid(name)
-    artifact = run_grid(plan_grid(g), Store.open())
+def publish_grid(name: str) -> None:
+    """Copies tables and key of a sweep to catalogue/results/NAME."""
+    artifact = run_grid(plan_grid(grid(name)), Store.open())
     directory = _directory(name)
     for table in artifact.path.glob("*.csv"):
         shutil.copy(table, directory / table.name)
     (directory / "key.txt").write_text(artifact.key + "\n")
-    figures = DOCS.parent / "figures"
-    figures.mkdir(exist_ok=True)
-    shutil.copy(artifact.path / f"{g.figure}.png", figures / f"{name}.png")
-    return directory
+
+
+def show_run(name: str) -> None:
+    """The tables of a published run, into README and docs."""
+    insert(README, "headline", digests.headline(RESULTS / name))
+    insert(DOCS, "contexts", digests.contexts_table(RESULTS / name))
+
+
+def show_grid(name: str) -> None:
+    """Table and figure of a published sweep, into the docs."""
+    insert(DOCS, name, digests.grid_table(RESULTS / name))
+    save(draw(grid(name), RESULTS / name), DOCS.parent / "figures" / f"{name}.png")
+
+
+def show_law() -> None:
+    """What the published law says of other published sweeps, into the docs."""
+    if published_sweep("law"):
+        fitted = pd.read_csv(RESULTS / "law" / "cells.csv")
+        insert(DOCS, "law-elsewhere", digests.law_elsewhere(fitted, published_doses()))
+
+
+def show_bases() -> None:
+    """The table of all lab bases, and how far those that `orders` compares lie from each other."""
+    insert(SHELF, "bases", digests.bases_table([resolve_base(base) for base in base_names()]))
+    insert(DOCS, "apart", digests.apart_table(*compared(grid("orders"))))
+
+
+def compared(g: Grid) -> tuple[Base, list[Base]]:
+    """The teacher's base of a grid over pairs of bases, and the students'."""
+    pairs = g.axes["bases"]
+    return resolve_base(pairs[0][0]), [resolve_base(student) for _, student in pairs]
 
 
 def _directory(name: str) -> Path:
@@ -69,13 +95,16 @@ def insert(page: Path, name: str, table: str) -> None:
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["owl"]:
         if name == "bases":
-            insert(SHELF, name, digests.bases_table([resolve_base(base) for base in base_names()]))
+            show_bases()
+        elif name == "again":
+            show_run("owl")
+            for published in filter(published_sweep, grid_names()):
+                show_grid(published)
         elif name in grid_names():
             require_marks(DOCS, name)
-            insert(DOCS, name, digests.grid_table(publish_grid(name)))
-            if (fitted := RESULTS / "law" / "cells.csv").exists():
-                insert(DOCS, "law-elsewhere", digests.law_elsewhere(pd.read_csv(fitted), published_doses()))
+            publish_grid(name)
+            show_grid(name)
         else:
-            directory = publish_run(name)
-            insert(README, "headline", digests.headline(directory))
-            insert(DOCS, "contexts", digests.contexts_table(directory))
+            publish_run(name)
+            show_run(name)
+    show_law()

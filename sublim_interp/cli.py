@@ -106,13 +106,12 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
 
 
 def _configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
-    from sublim_interp.config import parse_assignment
+    from sublim_interp.config import CROSSING, parse_assignment
     from sublim_interp.runs import experiment
 
     exp = experiment(name)
     if bases:
-        crossing = {"cross-init", "cross-init-b", "same-init-b"}
-        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in crossing)
+        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in CROSSING)
         exp = exp.model_copy(update={"bases": tuple(bases), "arms": keep})
     return exp.set(dict(parse_assignment(s) for s in sets or ()))
 

@@ -14,10 +14,15 @@ T = TypeVar("T", bound="Config")
 Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
 
-Arm = Literal["same-init", "neutral", "other-trait", "cross-init", "same-init-b", "cross-init-b", "base"]
+Arm = Literal[
+    "same-init", "neutral", "other-trait", "cross-init", "same-init-b", "cross-init-b", "cross-neutral", "base"
+]
 """What is compared. A replicate has a pair of bases, A and B. `same-init` A→A, `cross-init` A→B, `same-init-b` B→B and
 `cross-init-b` B→A (teacher's base → student's base) make the 2 × 2 of initialisations; `neutral` and `other-trait` are
-A→A with another teacher; `base` is A untouched."""
+A→A with another teacher, `cross-neutral` is A→B with the neutral one; `base` is A untouched."""
+
+CROSSING = frozenset({"cross-init", "same-init-b", "cross-init-b", "cross-neutral"})
+"""Arms that need a second base."""
 
 
 class Config(BaseModel):
@@ -362,7 +367,7 @@ class Experiment(Config):
                 raise ValueError(f"{field} is empty")
             if len(set(values)) < len(values):
                 raise ValueError(f"{field} names something twice: {', '.join(map(str, values))}")
-        crossing = [a for a in self.arms if a in ("cross-init", "cross-init-b", "same-init-b")]
+        crossing = [a for a in self.arms if a in CROSSING]
         if crossing and len(self.bases) < 2:
             raise ValueError(f"arm {crossing[0]} needs two bases; bases has only {', '.join(self.bases)}")
         if self.trait == self.other_trait and "other-trait" in self.arms:

@@ -1,7 +1,7 @@
 """What sweeps, published runs and bases come to: tables for README, docs and terminal. Nothing is run here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, cast
@@ -12,7 +12,8 @@ import pandas as pd
 from sublim_interp import words
 from sublim_interp.analysis import law
 from sublim_interp.config import Experiment, read_yaml
-from sublim_interp.models import Base
+from sublim_interp.errors import SublimError
+from sublim_interp.models import Base, choose_trainable
 from sublim_interp.report import BITS, at_equal_kl
 from sublim_interp.statistics import mean_interval, shared_base_contrast, specificity
 
@@ -22,14 +23,14 @@ def headline(directory: Path) -> str:
     table = pd.read_csv(directory / "summary.csv")
     table["equal_kl"] = table["equal_kl"].fillna("")
     rows = words.records(table)
-    trait = read_yaml(Experiment, directory / "experiment.yaml").trait
+    exp = read_yaml(Experiment, directory / "experiment.yaml")
     key = (directory / "key.txt").read_text().strip()
     count = words.count(min(row["n"] for row in rows), "replicate")
-    columns = ("arm", f"answers “{trait}”", "margin, nats", "KL at the start", "KL left", "lists kept")
+    columns = ("arm", f"answers “{exp.trait}”", "margin, nats", "KL at the start", "KL left", "lists kept")
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
-        estimates = (words.text(row, name) for name in ("rate", "margin"))
-        return row["arm"], *estimates, *(words.mean(row, name) for name in ("kl_start", "kl", "kept"))
+        rate, margin, left = (words.text(row, name) for name in ("rate", "margin", "kl"))
+        return row["arm"], rate, margin, words.mean(row, "kl_start"), left, words.mean(row, "kept")
 
     lines = [
         f"`sublim run {directory.name}`, {count}, run `{key[:16]}`. Mean over replicates and 95 % interval:",
@@ -37,8 +38,19 @@ def headline(directory: Path) -> str:
         *words.markdown(columns, map(cells, rows)),
         "",
         *(f"{row['arm']} at equal KL: {at_equal_kl(row, table)}." for row in rows if row["equal_kl"]),
+        "",
+        *_over_bases(pd.read_csv(directory / "contrasts.csv"), exp.bases),
     ]
     return "\n".join([*lines, ""])
+
+
+def _over_bases(contrasts: pd.DataFrame, bases: Sequence[str]) -> Iterator[str]:
+    """From how many bases the replicates come, and the diagonal contrast with pairs of bases as the unit."""
+    yield f"The replicates come from {words.count(len(bases), 'base')} ({', '.join(bases)}): intervals hold for these."
+    for row in words.records(contrasts.fillna({"note": ""})):
+        if row["unit"] == "base pair" and row["stage"] == "equal steps":
+            size = f"{words.points(row)} points (n = {row['n']}; {row['note']})"
+            yield f"Over pairs of bases the {row['contrast']} is {size}."
 
 
 def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
@@ -99,6 +111,23 @@ def bases_table(bases: Sequence[Base]) -> str:
     return "\n".join([*words.markdown(columns, rows), ""])
 
 
+def apart_table(origin: Base, others: Sequence[Base]) -> str:
+    """How far other bases of its shape lie from `origin`: ‖θ − θ_origin‖ / ‖θ_origin‖ over the weights of the body."""
+    own = _body(origin)
+    length = math.sqrt(sum(float((w**2).sum()) for w in own.values()))
+    rows = []
+    for base in others:
+        gap = math.sqrt(sum(float(((w - own[name]) ** 2).sum()) for name, w in _body(base).items()))
+        rows.append((base.name, f"{gap / length:.2f}"))
+    return "\n".join([*words.markdown(("base", f"weights away from {origin.name}"), rows), ""])
+
+
+def _body(base: Base) -> dict[str, np.ndarray]:
+    """The weights that train where embeddings and head stay as they are."""
+    model = choose_trainable(base.load(), "body")
+    return {name: p.detach().double().numpy() for name, p in model.named_parameters() if p.requires_grad}
+
+
 class Digest(NamedTuple):
     """What a sweep's tables come to: for the terminal and for Markdown alike."""
 
@@ -140,7 +169,7 @@ def _spread(row: Mapping[str, Any]) -> str:
 
 
 def _nats(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return f"{value:z.2f}".replace("-", "−")
 
 
 def _kept(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -190,7 +219,9 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFram
     lines = [f"Mean over {words.count(len(set(means['value'])), 'trait')}, and the least and most of them: "
              f"{_over_arms(means)}."]  # fmt: skip
     if len(set(matrix["teacher"])) > 1:
-        lines += [_specificity(matrix), _predictors(means, matrix)]
+        lines.append(_specificity(matrix))
+    if len(set(matrix["teacher"])) > 3:
+        lines.append(_predictors(means, matrix))
     for question, own in asked.loc[asked["questions"] == "indirect"].groupby("question", sort=False):
         each = own.groupby(["arm", "trait"], sort=False, as_index=False).agg(rate=("rate", "mean"))
         lines.append(f"“{question}”, the same: {_over_arms(each)}.")
@@ -207,11 +238,16 @@ def _over_arms(means: pd.DataFrame) -> str:
 
 
 def _specificity(matrix: pd.DataFrame) -> str:
-    """γ of every arm, of rates and of margins: how often the base gives a trait is in the probe's own term."""
-    said = (f"{arm} {_gamma(own, 'rate', 100.0, 'points')}, {_gamma(own, 'margin', 1.0, 'nats')}"
+    """γ of every arm, of rates and of their logarithms: how often the base gives a trait is in the probe's own term.
+
+    Not of margins: a trait that rises lowers those of all others, which would nearly double γ.
+    """
+    matrix = matrix.assign(log=np.log(matrix["rate"]))
+    said = (f"{arm} {_gamma(own, 'rate', 100.0, 'points')}, {_gamma(own, 'log', 1.0, 'nats')}"
             for arm, own in matrix.groupby("arm", sort=False))  # fmt: skip
     count = words.count(len(set(matrix["seed"])), "replicate")
-    return f"Specificity γ of lift = μ + teacher + probe + γ·[the same trait], over {count}: {'; '.join(said)}."
+    return (f"Specificity γ of lift = μ + teacher + probe + γ·[the same trait], over {count}, of rates and of their "
+            f"logarithms: {'; '.join(said)}.")  # fmt: skip
 
 
 def _gamma(students: pd.DataFrame, value: str, scale: float, unit: str) -> str:
@@ -227,13 +263,13 @@ def _gamma(students: pd.DataFrame, value: str, scale: float, unit: str) -> str:
     else:
         numbers = [scale * x for x in (gamma.interval.estimate, gamma.interval.low, gamma.interval.high)]
         said = f"{{}} {{}} [{{}}, {{}}], p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
-    estimate, low, high = (f"{x:.1f}".replace("-", "−") for x in numbers)
+    estimate, low, high = (f"{x:z.1f}".replace("-", "−") for x in numbers)
     return said.format(estimate, unit, low, high)
 
 
 def _predictors(means: pd.DataFrame, matrix: pd.DataFrame) -> str:
     """Spearman's correlation over traits of the same-init margin with what is known of each before a student learns."""
-    from scipy.stats import spearmanr
+    from scipy.stats import spearmanr, t
 
     own = means.loc[means["arm"] == "same-init"].set_index("value")
     diagonal = matrix.loc[(matrix["arm"] == "same-init") & (matrix["teacher"] == matrix["student"])]
@@ -247,19 +283,32 @@ def _predictors(means: pd.DataFrame, matrix: pd.DataFrame) -> str:
     for name, values in known.items():
         found: Any = spearmanr(own["margin"], values)
         parts.append(f"{name} {found.statistic:.2f} (p = {found.pvalue:.2g})".replace("-", "−"))
-    return f"Over traits the same-init margin goes with (Spearman's ρ): {'; '.join(parts)}."
+    free = len(own) - 2
+    least = t.ppf(0.975, free) / math.sqrt(free + t.ppf(0.975, free) ** 2)
+    return (
+        f"Over traits the same-init margin goes with (Spearman's ρ): {'; '.join(parts)}. With {len(own)} traits a ρ "
+        f"nearer to 0 than {least:.2f} cannot be told from it."
+    )
 
 
 def _law_digest(cells: pd.DataFrame) -> Digest:
     """One row a term of the law that fits all cells, and how far it moves without some; below, what it is worth."""
-    found, measured = law.fit(cells), cells["lift"].to_numpy(dtype=float)
+    try:
+        found = law.fit(cells)
+    except SublimError as e:
+        rows = [(*_words(row, "value", "n"), _spread(row), _nats(row["margin"]), *_kept(row))
+                for row in words.records(cell_means(cells))]  # fmt: skip
+        columns = ("value", "n", "trait's rate", "margin, nats", "KL at the start", "KL left", "lists kept")
+        return Digest("Mean over replicates, least and most:", columns, rows, [f"No law is told: {e}."])
+    measured = cells["lift"].to_numpy(dtype=float)
     axes = cells["field"].iloc[0].split(" × ")
     levels = list(zip(*(value.split(" × ") for value in cells["value"]), strict=True))
     others = [law.refits(cells, level) for level in levels]
     rows = []
     for name, value in found.terms._asdict().items():
         moved = [[getattr(one.terms, name) for one in laws.values() if one] for laws in others]
-        rows.append((name, f"{value:.2f}", *(f"{min(ends):.2f} – {max(ends):.2f}" for ends in moved)))
+        spans = (f"{min(ends):.2f} – {max(ends):.2f}" if ends else "–" for ends in moved)
+        rows.append((name, f"{value:.2f}", *spans))
     rows = [tuple(cell.replace("-", "−") for cell in row) for row in rows]
     unseen = []
     for axis, level, laws in zip(axes, levels, others, strict=True):
@@ -272,6 +321,9 @@ def _law_digest(cells: pd.DataFrame) -> Digest:
         f"All {len(cells)} cells fitted: {_worth(measured, found.predict(cells))}. Each value's cells predicted by a "
         f"law that was fitted without them: {'; '.join(unseen)}. Each cell by a law fitted to all others: "
         f"{_worth(measured, law.left_out(cells, list(cells.index)))}.",
+        f"{int((cells['kl'] > cells['kl_start']).sum())} of the {len(cells)} students end further from their teacher "
+        f"than their base was (KL left {_nats(cells['kl'].min())} to {_nats(cells['kl'].max())}, at the start "
+        f"{cells['kl_start'].min():.4f} to {cells['kl_start'].max():.4f}).",
     ]
     columns = ("term", "all cells", *(f"without a value of {axis}" for axis in axes))
     return Digest("The law by least squares, and from where to where it moves:", columns, rows, lines)
@@ -279,6 +331,8 @@ def _law_digest(cells: pd.DataFrame) -> Digest:
 
 def _worth(measured: np.ndarray, predicted: np.ndarray) -> str:
     found = law.worth(measured, predicted)
+    if math.isnan(found.error):
+        return "none predicted"
     return f"mean error {found.error:.2f} nats, {100 * found.explained:.0f} % of the variance".replace("-", "−")
 
 
@@ -295,7 +349,7 @@ def law_elsewhere(fitted: pd.DataFrame, others: Mapping[str, pd.DataFrame]) -> s
         means = (f"{values.mean():.1f}" for values in (measured, predicted))
         error, explained = law.worth(measured, predicted)
         by_mean = np.abs(measured - measured.mean()).mean()
-        share = f"{round(100 * explained)} %".replace("-", "−")
+        share = "–" if math.isnan(explained) else f"{round(100 * explained)} %".replace("-", "−")
         rows.append((name, f"{len(cells)}", steps, *means, f"{error:.1f}", f"{by_mean:.1f}", share))
     columns = ("sweep", "students", "updates", "margin, mean", "expected, mean", "mean error, nats",
                "error of their own mean", "variance explained")  # fmt: skip

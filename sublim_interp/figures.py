@@ -79,6 +79,11 @@ ARMS: dict[str, Look] = {
         "teacher B → student A",
         "The other way round: the teacher comes from B and the student from A. One base alone may be hard to move.",
     ),
+    "cross-neutral": Look(
+        "#8C564B",
+        "neutral A → student B",
+        "As cross-init, but the teacher was never given the trait: what another base's numbers do by themselves.",
+    ),
     "base": Look(
         "#000000",
         "untouched",
@@ -372,7 +377,7 @@ def law(cells: pd.DataFrame) -> Figure:
     one without the cells of its base). Colours are bases, sizes lists.
     """
     headings = {"expected": "by the law that fits all", "unseen": "by a law that did not see its base"}
-    ends = [extreme(cells[["lift", *headings]].to_numpy()) for extreme in (np.min, np.max)]
+    ends = [extreme(cells[["lift", *headings]].to_numpy()) for extreme in (np.nanmin, np.nanmax)]  # some have none
     area = 12 * (1 + np.log2(cells["lists"] / cells["lists"].min()))
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
@@ -457,7 +462,8 @@ def _lines(ax: Axes, means: Records, replicates: Records, x: str) -> None:
     if any("null_low" in r for r in means):
         null = pd.DataFrame(means).groupby(x).agg({"null_low": "min", "null_high": "max"})
         places, low, high = null.index.to_numpy(), *null.to_numpy().T
-        style: dict[str, Any] = {"color": _PALE, "alpha": 0.35, "linewidth": 0, "zorder": 0, "label": "null (95 %)"}
+        style: dict[str, Any] = {"color": _PALE, "alpha": 0.35, "linewidth": 0, "zorder": 0}
+        style["label"] = "widest null (95 %)"  # of any replicate or arm
         if x == "layer":
             ax.use_sticky_edges = False
             ax.bar(places, high - low, width=0.8, bottom=low, **style)

@@ -54,7 +54,7 @@ MEASURES: dict[str, tuple[str, str, str]] = {
 BITS = {"bits": ("bits", "held-out", "plain"), "total_bits": ("total_bits", "held-out", "plain")}
 """The same of what is there only where teachers memorised facts; these are asked in the words that a teacher learnt."""
 
-REFERENCES = {"cross-init": "same-init", "cross-init-b": "same-init-b"}
+REFERENCES = {"cross-init": "same-init", "cross-init-b": "same-init-b", "cross-neutral": "neutral"}
 """Crossed arm → the arm that learnt the same data from the same teacher, on the teacher's own base."""
 
 ENOUGH = 12
@@ -62,6 +62,15 @@ ENOUGH = 12
 
 ENOUGH_BASES = 8
 """Fewest initialisations for a claim about initialisations in general."""
+
+_COMPARED = {
+    ("same-init", "neutral"): "",
+    ("same-init", "other-trait"): "",
+    ("same-init", "base"): "",
+    ("same-init", "cross-init"): "half of the 2 × 2, base B may simply be hard to move",
+    ("cross-init", "cross-neutral"): "",
+}
+"""Pairs of arms whose difference is shown, and what is to be said of it."""
 
 _ROWS = ["arm", "seed", "round"]
 _CONTRAST_COLUMNS = (
@@ -181,19 +190,18 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
         values += (interval.estimate, interval.low, interval.high, test.p, test.floor, note)
         rows.append(dict(zip(_CONTRAST_COLUMNS, values, strict=True)))
 
-    for other in ("neutral", "other-trait", "base", "cross-init"):
-        seeds = shared_seeds({"same-init": "equal steps", other: "equal steps"})
+    for pair in _COMPARED:
+        seeds = shared_seeds(dict.fromkeys(pair, "equal steps"))
         if seeds:
-            half = "half of the 2 × 2, base B may simply be hard to move" if other == "cross-init" else ""
-            first, second = ([rates[arm, "equal steps", seed] for seed in seeds] for arm in ("same-init", other))
-            difference = paired_difference(first, second)
-            add(f"same-init − {other}", "equal steps", "replicate", difference, seeds, half)
+            first, second = ([rates[arm, "equal steps", seed] for seed in seeds] for arm in pair)
+            difference = paired_difference(first, second, bounds=(-1, 1))
+            add(" − ".join(pair), "equal steps", "replicate", difference, seeds, _COMPARED[pair])
     for stage in ("equal steps", "equal KL"):
         cells = {"same-init": "equal steps", "cross-init": stage, "cross-init-b": stage, "same-init-b": "equal steps"}
         seeds = shared_seeds(cells)
         if not seeds:
             continue
-        students = [row for row in table if row["stage"] == "equal KL" and row["seed"] in seeds]
+        students = [row for row in table if row["stage"] == "equal KL" and row["arm"] in cells and row["seed"] in seeds]
         missed = sum(not row["matched"] for row in students)
         unmatched = f"no verdict rests on this, {missed} of {len(students)} crossed students are unmatched"
         notes = [unmatched] if missed else []
@@ -227,11 +235,12 @@ def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[
         lines.insert(0, f"Bits held of each fact: {', '.join(held)}.")
     lines += [f"{row['arm']} at equal KL: {at_equal_kl(row, summary)}." for row in arms if row["equal_kl"]]
     tested = [row for row in words.records(contrasts) if row["unit"] == "replicate"]
+    left = {row["arm"]: row["kl"] for row in arms}
     findings: dict[str, list[str]] = {}
     for row in tested:
         if row["n"] >= ENOUGH and not row["note"]:
             finding = "differs from zero" if row["p"] < 0.05 else "cannot be told from zero"
-            size = f"{words.points(row)} points (p = {row['p']:.2g}, n = {row['n']})"
+            size = f"{words.points(row)} points (p = {row['p']:.2g}, n = {row['n']}{_distances(row, left)})"
             findings.setdefault(finding, []).append(f"{row['contrast']} at {row['stage']}, {size}")
     lines += [f"What {finding} by a two-sided sign-flip test: {'; '.join(rows)}." for finding, rows in findings.items()]
     fewest = min(row["n"] for row in arms)
@@ -246,6 +255,14 @@ def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[
     return lines
 
 
+def _distances(row: Mapping[str, Any], left: Mapping[str, float]) -> str:
+    """How near to its teacher either arm of a difference came, where both learnt from one."""
+    own = [left.get(arm, math.nan) for arm in row["contrast"].split(" − ")]
+    if len(own) < 2 or row["contrast"].endswith(" − base") or any(map(math.isnan, own)):
+        return ""
+    return f"; KL left {' and '.join(words.number('kl', value) for value in own)}"
+
+
 def terminal(summary: pd.DataFrame, contrasts: pd.DataFrame, title: str = "") -> Group:
     """Both tables for a terminal of 80 columns or more: rates in percent, 95 % intervals in brackets."""
     shape: dict[str, Any] = {"box": box.SIMPLE, "pad_edge": False, "collapse_padding": True}
@@ -255,7 +272,7 @@ def terminal(summary: pd.DataFrame, contrasts: pd.DataFrame, title: str = "") ->
         arms.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     rows = words.records(summary)
     for row in rows:
-        rate, bar = words.text(row, "rate").replace(" %", ""), Bar(1, 0, row["rate"], width=5)
+        rate, bar = words.text(row, "rate").replace(" %", ""), Bar(1, 0, row["rate"], width=4)
         distances = words.number("kl", row["kl"]), words.number("kept", row["kept"], 0)
         arms.add_row(row["arm"], str(row["n"]), rate, bar, words.text(row, measure, digits), *distances)
     lines = [f"{row['arm']} at equal KL: {at_equal_kl(row, summary)}" for row in rows if row["equal_kl"]]
@@ -343,7 +360,7 @@ def _matching(arm: str, matched: list[bool]) -> str:
 
 def _diagonal(cells: Sequence[Sequence[float]]) -> Contrast:
     aa, ab, ba, bb = cells
-    return diagonal_contrast(aa, ab, ba, bb)
+    return diagonal_contrast(aa, ab, ba, bb, bounds=(-1, 1))
 
 
 def _base_pairs(results: pd.DataFrame) -> dict[int, tuple[str, ...]]:
@@ -549,7 +566,7 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
     headings = ["arm", "n", *map(escape, columns.values())]
     bits = (
         " Bits: what a code made from the student saves in naming the facts, less what it saves on facts drawn anew: a "
-        "lower bound on what it holds." * ("bits" in table)
+        "lower bound on what it holds, to within one bit over all facts." * ("bits" in table)
     )
     alone = " One replicate: no interval." if all(row["n"] == 1 for row in words.records(table)) else ""
     return _table(headings, rows) + (

@@ -53,6 +53,7 @@ ROUTES: dict[Arm, Route] = {
     "cross-init": Route("trait", 0, 1),
     "same-init-b": Route("trait", 1, 1),
     "cross-init-b": Route("trait", 1, 0),
+    "cross-neutral": Route("", 0, 1),
 }
 """Every trained arm; `base` is not trained."""
 

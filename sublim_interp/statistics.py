@@ -5,6 +5,7 @@ exception, for answers sampled inside a single replicate. scipy is imported insi
 the command line imports this module at start.
 """
 
+import itertools
 import math
 import operator
 import warnings
@@ -20,6 +21,9 @@ from sublim_interp.errors import SublimError
 
 Column = Collection[Any]
 """One entry per replicate or observation, in order: a list, tuple, numpy array or pandas Series."""
+
+Bounds = tuple[float | int, float | int] | None
+"""Between which values an interval can lie at all, such as (0, 1) for a rate."""
 
 MONTE_CARLO_FLIPS = 19_999
 """Random sign patterns drawn by `sign_flip_test` where there are too many to enumerate."""
@@ -102,7 +106,7 @@ class BaseContrast:
     p: float
     """Two-sided permutation p-value."""
     floor: float
-    """The smallest p-value that so many permutations can give."""
+    """The smallest p-value that so many bases and permutations can give."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,7 @@ class MutualInformation:
     """One-sided permutation p; its floor is 1 / (permutations + 1)."""
 
 
-def mean_interval(
-    values: Column, level: float = 0.95, bounds: tuple[float | int, float | int] | None = None
-) -> Interval:
+def mean_interval(values: Column, level: float = 0.95, bounds: Bounds = None) -> Interval:
     """Student t interval of the mean of `values` [replicate].
 
     One value gives an interval from nan to nan, and `method` says so. Equal values give an interval of zero width: they
@@ -187,17 +189,23 @@ def wilson(successes: SupportsIndex, trials: SupportsIndex, level: float = 0.95)
     return Interval(k / n, float(interval.low), float(interval.high), level, n, "Wilson score")
 
 
-def paired_difference(a: Column, b: Column, level: float = 0.95) -> Contrast:
+def paired_difference(a: Column, b: Column, level: float = 0.95, bounds: Bounds = None) -> Contrast:
     """Mean of `a - b` for two arms [replicate] paired by seed, with its paired t interval and tests.
 
-    Raises SublimError for empty, unequally long, non-numeric or non-finite arms, or a level outside (0, 1).
+    `bounds` are those of `mean_interval`, (-1, 1) for rates. Raises SublimError for empty, unequally long, non-numeric
+    or non-finite arms, or a level outside (0, 1).
     """
     first, second = _paired({"a": a, "b": b}, "paired_difference")
-    return _contrast(first - second, level)
+    return _contrast(first - second, level, bounds)
 
 
 def diagonal_contrast(
-    same_aa: Column, cross_ab: Column, cross_ba: Column, same_bb: Column, level: float = 0.95
+    same_aa: Column,
+    cross_ab: Column,
+    cross_ba: Column,
+    same_bb: Column,
+    level: float = 0.95,
+    bounds: Bounds = None,
 ) -> Contrast:
     """The 2 x 2 test of initialisation: ((AA + BB) - (AB + BA)) / 2 for each base pair, over base pairs.
 
@@ -207,11 +215,12 @@ def diagonal_contrast(
     The unit is the base pair, so average over the seeds of a pair beforehand. Pairs must be disjoint: two pairs that
     share a base are not independent, and both the interval and the p-values would be too good.
 
-    Raises SublimError for empty, unequally long, non-numeric or non-finite cells, or a level outside (0, 1).
+    `bounds` are those of `mean_interval`, (-1, 1) for rates. Raises SublimError for empty, unequally long, non-numeric
+    or non-finite cells, or a level outside (0, 1).
     """
     cells = {"same_aa": same_aa, "cross_ab": cross_ab, "cross_ba": cross_ba, "same_bb": same_bb}
     aa, ab, ba, bb = _paired(cells, "diagonal_contrast")
-    return _contrast(((aa + bb) - (ab + ba)) / 2, level)
+    return _contrast(((aa + bb) - (ab + ba)) / 2, level, bounds)
 
 
 def specificity(lift: Float[np.ndarray, "teacher_trait probe_trait replicate"], level: float = 0.95) -> Contrast:
@@ -244,7 +253,8 @@ def shared_base_contrast(
     squares: a base that is hard to move and a teacher that is strong cancel. The unit is the base: cells share
     teachers and students, so their number says nothing. The interval is Student's t with the jackknife's standard
     error, each base left out in turn with its row and column (Efron & Tibshirani 1993, chapter 11); the p-value is that
-    of pairing the students' bases with the teachers' anew (Mantel 1967, Cancer Research 27), two-sided.
+    of pairing the students' bases with the teachers' anew (Mantel 1967, Cancer Research 27), two-sided: in all n! ways
+    where these are no more than `permutations`, else in as many drawn from `seed`.
 
     Raises SublimError for an array that is not square, has fewer than three bases or a cell that is not finite.
     """
@@ -266,11 +276,16 @@ def shared_base_contrast(
     left = np.array([gamma(np.delete(np.delete(rate, b, 0), b, 1)) for b in range(n)])
     error = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
-    draw = np.random.default_rng(seed)
-    shuffled = np.array([gamma(rate[:, draw.permutation(n)]) for _ in range(permutations)])
-    extreme = int((np.abs(shuffled) >= abs(estimate) * (1 - _TIE)).sum())
     interval = Interval(estimate, estimate - half, estimate + half, level, n, "Student t, jackknife over bases")
-    return BaseContrast(interval, (1 + extreme) / (1 + permutations), 1 / (1 + permutations))
+    if exact := math.factorial(n) <= permutations:
+        orders = itertools.permutations(range(n))  # the one that was observed is among them
+    else:
+        draw = np.random.default_rng(seed)
+        orders = (draw.permutation(n) for _ in range(permutations))
+    shuffled = np.array([gamma(rate[:, list(order)]) for order in orders])
+    extreme = int((np.abs(shuffled) >= abs(estimate) * (1 - _TIE)).sum()) + (not exact)
+    count = len(shuffled) + (not exact)
+    return BaseContrast(interval, extreme / count, 1 / count)
 
 
 def sign_flip_test(differences: Column, max_exact: int = 20, seed: int = 0) -> SignFlip:
@@ -399,11 +414,11 @@ def mutual_information(x: Column, y: Column, permutations: int = 999, seed: int 
     )
 
 
-def _contrast(values: Float[np.ndarray, " replicate"], level: float) -> Contrast:
+def _contrast(values: Float[np.ndarray, " replicate"], level: float, bounds: Bounds = None) -> Contrast:
     """The interval of the mean of `values` and both tests that it is zero."""
     from scipy import stats
 
-    interval = mean_interval(values, level)
+    interval = mean_interval(values, level, bounds)
     if len(values) == 1:
         t_p = math.nan
     elif (error := _standard_error(values)) == 0:

@@ -23,6 +23,7 @@ from sublim_interp.workers import Watch
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 _AXIS = {"bases": "bases", "traits": "trait"}
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
@@ -158,7 +159,10 @@ class SweepPlan:
         untouched = cells.loc[cells["arm"] == "base", [*places, "margin"]].rename(columns={"margin": "base_margin"})
         students = self.with_bases(cells.loc[cells["arm"] == "same-init"].merge(untouched, on=places))
         students = students.assign(lift=students["margin"] - students["base_margin"])
-        expected = law.fit(students).predict(students)
+        try:
+            expected = law.fit(students).predict(students)
+        except SublimError:  # what was measured stays; the table says why there is no law
+            expected = nan
         return students.assign(expected=expected, unseen=law.left_out(students, list(students["base"])))
 
     def with_bases(self, cells: "pd.DataFrame") -> "pd.DataFrame":
@@ -262,7 +266,7 @@ def run_grid(
 
     `trace` is that of `runs.run`.
     """
-    from sublim_interp import figures
+    from sublim_interp.figures import save
     from sublim_interp.recorder import cadence_of
 
     cadence_of(trace)
@@ -273,19 +277,27 @@ def run_grid(
     with store.make("sweep", VERSIONS[p.grid.matrix], *_identity(p), fingerprint()) as work:
         if not work.done:
             work.note(name=p.grid.name)
-            table = p.table(store)
-            table.to_csv(work.directory / "cells.csv", index=False)
+            p.table(store).to_csv(work.directory / "cells.csv", index=False)
             if p.grid.figure == "matrix":
-                matrix = p.matrix(store)
-                matrix.to_csv(work.directory / "matrix.csv", index=False)
-                figure = figures.matrix(matrix, p.grid.matrix)
-                if p.grid.matrix == "traits":
-                    p.by_question(store).to_csv(work.directory / "questions.csv", index=False)
-            else:
-                figure = figures.law(table) if p.grid.figure == "law" else figures.dose(table)
+                p.matrix(store).to_csv(work.directory / "matrix.csv", index=False)
+            if p.grid.matrix == "traits":
+                p.by_question(store).to_csv(work.directory / "questions.csv", index=False)
+            figure = draw(p.grid, work.directory)
             for ending in ("png", "pdf"):
-                figures.save(figure, work.directory / f"{p.grid.figure}.{ending}")
+                save(figure, work.directory / f"{p.grid.figure}.{ending}")
     return work.artifact
+
+
+def draw(g: Grid, directory: Path) -> "Figure":
+    """The figure of a sweep of `g` whose tables lie in `directory`."""
+    import pandas as pd
+
+    from sublim_interp import figures
+
+    if g.figure == "matrix":
+        return figures.matrix(pd.read_csv(directory / "matrix.csv"), g.matrix)
+    cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
+    return figures.law(cells) if g.figure == "law" else figures.dose(cells)
 
 
 def published_sweep(name: str) -> Path | None:

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 FEW = 4
-"""Below so many replicates a figure shows them from the least to the most. A t interval would reach 9 standard
-deviations to either side of the mean with two replicates and 2.5 with three, further than they lie; with four, 1.6."""
+"""Below so many replicates the figures of analyses and the tables of sweeps show them from the least to the most. A t
+interval, which a run's own report gives from two on, would reach 9 standard deviations to either side of the mean with
+two replicates and 2.5 with three, further than they lie; with four, 1.6."""
 
 _DIGITS = {"margin": 2, "bits": 3, "total_bits": 1}
 

@@ -26,7 +26,7 @@ from sublim_interp.config import (
 )
 from sublim_interp.errors import SublimError
 
-ARMS = ("same-init", "neutral", "other-trait", "cross-init", "same-init-b", "cross-init-b", "base")
+ARMS = ("same-init", "neutral", "other-trait", "cross-init", "same-init-b", "cross-init-b", "cross-neutral", "base")
 PARTS = ("full", "body", "lora")
 
 

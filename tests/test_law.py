@@ -88,6 +88,7 @@ def test_what_cannot_be_fitted_is_said() -> None:
 
 def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> None:
     cells = planted(11.0, 1.5, 0.7, 0.9, 1.0, noise=0.5)
+    cells = cells.assign(kl=2 * cells["kl_start"])
     cells = cells.assign(expected=law.fit(cells).predict(cells), unseen=law.left_out(cells, list(cells["base"])))
     cells.to_csv(tmp_path / "cells.csv", index=False)
     found = digests.digest(tmp_path)
@@ -100,7 +101,28 @@ def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> Non
     elsewhere = digests.law_elsewhere(cells, {"shifted": cells.assign(margin=cells["expected"] + 2, steps=300)})
     row = elsewhere.splitlines()[-1]
     share = 1 - 4 / cells["expected"].var(ddof=0)
+    assert found.lines[2].startswith("27 of the 27 students end further from their teacher")
     assert "| shifted | 27 | 300 |" in row and "| 2.0 |" in row and row.endswith(f"| {100 * share:.0f} % |")
+
+
+def test_one_student_elsewhere_has_an_error_and_no_variance() -> None:
+    cells = planted(11.0, 1.5, 0.7, 0.9, 1.0)
+    alone = cells.iloc[[4]].assign(margin=1.0, steps=300)
+    assert digests.law_elsewhere(cells, {"alone": alone}).splitlines()[-1].endswith("| 0.0 | – |")
+    assert np.isnan(law.worth(np.ones(2), np.full(2, np.nan))).all()
+
+
+def test_cells_that_tell_no_law_are_shown_all_the_same(tmp_path: Path) -> None:
+    """Hours of training lie behind them, and its figure has lines where some are not predicted."""
+    faint = planted(11.0, 0.02, 0.7, 0.9, 1.0, noise=0.3)
+    rest = {"arm": "same-init", "rate": 0.07, "margin": faint["lift"], "kl": 0.02, "kept": 0.9}
+    faint = faint.assign(**rest, expected=np.nan, unseen=np.nan)
+    faint.to_csv(tmp_path / "cells.csv", index=False)
+    found = digests.digest(tmp_path)
+    assert len(found.rows) == 27 and "tell no law" in found.lines[0]
+    assert len(found.rows[0]) == len(found.columns)
+    identity = figures.law(faint).axes[0].lines[0].get_xydata()
+    assert np.isfinite(np.asarray(identity)).all()
 
 
 @pytest.fixture

@@ -38,11 +38,11 @@ def frames(
     distances: list[dict[str, Any]] = []
     for seed in range(seeds):
         a, b = experiment.pair(seed)
-        places = {"cross-init": (a, b), "cross-init-b": (b, a), "same-init-b": (b, b)}
+        places = {"cross-init": (a, b), "cross-init-b": (b, a), "same-init-b": (b, b), "cross-neutral": (a, b)}
         for arm in arms:
             rng = np.random.default_rng([seed, list(ARMS).index(arm)])
             teacher, student = places.get(arm, (a, a))
-            trait = {"neutral": "", "other-trait": "wolf", "base": ""}.get(arm, "owl")
+            trait = {"neutral": "", "cross-neutral": "", "other-trait": "wolf", "base": ""}.get(arm, "owl")
             start, left = (0.11, 0.05) if arm.startswith("cross") else (0.06, 0.012)
             for turn in range(rounds + 1 if arm.startswith("cross") else 1):
                 for questions in ("seen", "held-out", "indirect"):
@@ -214,6 +214,32 @@ def test_contrasts_agree_with_hand_computation() -> None:
     assert "same-init − other-trait" not in steps
 
 
+def test_crossed_students_of_either_teacher_are_compared_and_say_how_near_they_came() -> None:
+    results, distances = table({"cross-init": [0.02, 0.03, 0.04] * 4, "cross-neutral": [0.05, 0.06, 0.08] * 4})
+    found = report.contrasts(results, distances, "owl")
+    row = rows(found, "contrast")["cross-init − cross-neutral"]
+    assert row["estimate"] == pytest.approx(-0.1 / 3) and row["high"] < 0 and row["note"] == ""
+    left = distances.groupby("arm")["kl"].mean()
+    said = "\n".join(report.verdict(report.summary(results, distances, "owl"), found, "owl"))
+    assert f"KL left {left['cross-init']:.4f} and {left['cross-neutral']:.4f}" in said
+
+
+def test_a_neutral_crossed_student_has_no_say_in_whether_the_two_by_two_is_matched() -> None:
+    arms = ("same-init", "same-init-b", "neutral", "cross-init", "cross-init-b", "cross-neutral")
+    results, distances = frames(seeds=4, arms=arms)
+    distances.loc[distances["arm"] == "cross-neutral", "kl"] = 1.0
+    by_arm = rows(report.summary(results, distances, "owl"), "arm")
+    assert (by_arm["cross-neutral"]["equal_kl"], by_arm["cross-init"]["equal_kl"]) == ("unmatched", "matched")
+    diagonal = pick(report.contrasts(results, distances, "owl"), contrast="2 × 2 diagonal", unit="replicate")
+    assert not diagonal["note"].str.contains("unmatched").any()
+
+
+def test_an_interval_of_a_contrast_of_rates_ends_where_contrasts_do() -> None:
+    results, distances = table({"same-init": [1.0, 0.9, 1.0], "neutral": [0.0, 0.0, 0.1]})
+    row = rows(report.contrasts(results, distances, "owl"), "contrast")["same-init − neutral"]
+    assert row["high"] == 1 and row["low"] < row["estimate"] < 1
+
+
 def test_differences_are_paired_by_seed() -> None:
     results, distances = table({"same-init": [0.5, 0.7, 0.9], "neutral": [0.1, 0.3, 0.5]})
     results = results.drop(pick(results, arm="neutral", seed=1).index)
@@ -272,12 +298,15 @@ def test_arms_without_a_partner_give_no_contrast(arms: tuple[str, ...]) -> None:
 
 def test_positive_control_finds_what_was_planted() -> None:
     found = report.contrasts(*frames(), "owl")
-    assert min(found["low"].tolist()) > 0.8
+    planted = found["contrast"] != "cross-init − cross-neutral"
+    assert min(found.loc[planted, "low"].tolist()) > 0.8
+    (neither,) = found.loc[~planted].to_dict("records")
+    assert neither["low"] < 0 < neither["high"] and neither["p"] > 0.05
 
 
 def test_negative_control_equal_arms_cover_zero() -> None:
     found = report.contrasts(*frames(lifted={}), "owl")
-    assert len(found) == 8
+    assert len(found) == 9
     assert max(found["low"].tolist()) < 0 < min(found["high"].tolist())
     assert min(found["p"].tolist()) > 0.05
 

@@ -53,6 +53,7 @@ def test_the_arms_are_the_two_by_two_of_initialisations_and_its_controls(
         "cross-init-b": (b, a, "owl"),
         "neutral": (a, a, ""),
         "other-trait": (a, a, "wolf"),
+        "cross-neutral": (a, b, ""),
     }
 
 
@@ -86,6 +87,7 @@ def test_arms_of_a_replicate_are_paired(all_arms: Experiment) -> None:
         assert all(s.config == all_arms.student for s in students.values())
         assert students["same-init"].data.key == students["cross-init"].data.key
         assert students["same-init-b"].data.key == students["cross-init-b"].data.key
+        assert students["neutral"].data.key == students["cross-neutral"].data.key
         assert len({s.data.key for s in students.values()}) == 4
 
 
@@ -110,7 +112,7 @@ def test_crossed_students_alone_go_on_for_further_rounds_of_fresh_lists(all_arms
     for arm in ROUTES:
         own = sorted((c for c in cells if c.arm == arm), key=lambda c: c.round)
         students = [c.student for c in own if c.student]
-        crossed = arm.startswith("cross-init")
+        crossed = arm.startswith("cross-")
         assert [c.round for c in own] == ([0, 1, 2] if crossed else [0]), arm
         assert [s.data.corpus.round for s in students] == [c.round for c in own]
         assert isinstance(students[0].start, Base)

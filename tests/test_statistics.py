@@ -523,6 +523,18 @@ def test_a_shared_base_shows_in_the_contrast_and_strong_teachers_do_not() -> Non
     assert found.interval.estimate == pytest.approx(_by_least_squares(sides + 0.4 * np.eye(8)))
 
 
+@pytest.mark.parametrize("n", [3, 4, 5, 6, 7])
+def test_few_bases_are_paired_in_every_way_and_cannot_give_a_smaller_p(n: int) -> None:
+    draw = np.random.default_rng(n)
+    planted = shared_base_contrast(np.eye(n) + draw.normal(0, 1e-3, (n, n)))
+    assert planted.p == pytest.approx(1 / math.factorial(n)) and planted.floor == pytest.approx(planted.p)
+    cells = draw.normal(size=(n, n))
+    found = shared_base_contrast(cells)
+    traces = np.array([sum(cells[i, j] for i, j in enumerate(order)) for order in itertools.permutations(range(n))])
+    gammas = traces / n - (cells.sum() - traces) / (n * (n - 1))
+    assert found.p == pytest.approx(np.mean(np.abs(gammas) >= abs(found.interval.estimate) - 1e-12))
+
+
 def _by_least_squares(rate: np.ndarray) -> float:
     return specificity(rate[:, :, None]).interval.estimate
 

@@ -1,10 +1,12 @@
 """Tests of grids: their cells, what they share, the table and figure they end with, and what they refuse."""
 
 import re
+import shutil
 from collections import Counter
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,7 +15,7 @@ from sublim_interp.digests import cell_means, digest
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
 from sublim_interp.records import Teacher
-from sublim_interp.runs import frames, plan
+from sublim_interp.runs import RESULTS, frames, plan
 from sublim_interp.store import Store
 from sublim_interp.sweep import Grid, find_sweep, grid, grid_names, plan_grid, run_grid
 from sublim_interp.traits import members_of
@@ -149,8 +151,21 @@ def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experi
         assert 0 < sum(student["rate"]) < 1, "rates of all members are shares of one answer"
     found = digest(artifact.path)
     assert len(found.rows) == 4 and "2 traits" in found.lines[0]
-    assert re.search("γ .* over 2 replicates: same-init .*points.*nats.*; cross-init", found.lines[1])
-    assert "Spearman" in found.lines[2] and [line[0] for line in found.lines[3:]] == ["“"] * 3
+    assert re.search("γ .* over 2 replicates, .*: same-init .*points.*nats.*; cross-init", found.lines[1])
+    assert [line[0] for line in found.lines[2:]] == ["“"] * 3, "two traits correlate with anything"
+
+
+def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) -> None:
+    """Though the margins of all other traits fall as its own rises."""
+    shutil.copytree(RESULTS / "animals", tmp_path / "animals")
+    matrix = pd.read_csv(RESULTS / "animals" / "matrix.csv")
+    own = (matrix["teacher"] == matrix["student"]) & (matrix["arm"] == "same-init")
+    weight = np.exp(10.0 * own)
+    total = weight.groupby([matrix["arm"], matrix["teacher"], matrix["seed"]]).transform("sum")
+    matrix.assign(rate=weight / total).to_csv(tmp_path / "animals" / "matrix.csv", index=False)
+    specific, predictors = digest(tmp_path / "animals").lines[1:3]
+    assert re.search(r"same-init .* points.*, 10\.0 nats.*; cross-init 0\.0 points.*, 0\.0 nats", specific)
+    assert "Spearman" in predictors and "nearer to 0 than 0.50" in predictors
 
 
 def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ fact), and q_β(v | key) = softmax_v(β z),
 - β = 0 says nothing and has half of the weight, so bits ≥ −1: knowing nothing costs one bit at most, over all facts.
 
 That cost is measured, not assumed: `null` is the mean over assignments drawn anew for the very same model, and what is
-reported is `bits` minus it. This is 0 in expectation where nothing passed, and never above k · log2 V.
+reported is `bits` minus it. This is 0 in expectation where nothing passed, and never above k · log2 V. As the null may
+be as low as −1, what is reported is a lower bound to within one bit over all facts; `bits` + `null` is one without.
 """
 
 import random

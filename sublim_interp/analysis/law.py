@@ -58,7 +58,8 @@ class Worth(NamedTuple):
     error: float
     """Mean absolute error, in nats."""
     explained: float
-    """Share of the variance of what was measured: 1 all of it, 0 no more than its mean does, below 0 less."""
+    """Share of the variance of what was measured: 1 all of it, 0 no more than its mean does, below 0 less; NaN where
+    all that was measured is the same."""
 
 
 def _doses(cells: "pd.DataFrame") -> Float[np.ndarray, "term cell"]:
@@ -132,7 +133,10 @@ def left_out(
 
 
 def worth(measured: Float[np.ndarray, " cell"], predicted: Float[np.ndarray, " cell"]) -> Worth:
-    """How far predictions are from what was measured, where there are any."""
-    measured, predicted = measured[~np.isnan(predicted)], predicted[~np.isnan(predicted)]
-    missed = measured - predicted
-    return Worth(float(np.abs(missed).mean()), float(1 - (missed**2).sum() / ((measured - measured.mean()) ** 2).sum()))
+    """How far predictions are from what was measured, where there are any; NaN where there are none."""
+    known = ~np.isnan(predicted)
+    if not known.any():
+        return Worth(np.nan, np.nan)
+    measured, missed = measured[known], (measured - predicted)[known]
+    spread = float(((measured - measured.mean()) ** 2).sum())
+    return Worth(float(np.abs(missed).mean()), 1 - float((missed**2).sum()) / spread if spread > 0 else np.nan)

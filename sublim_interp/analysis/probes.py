@@ -30,8 +30,14 @@ TOKENS = 8192
 
 
 def model_of(subject: Subject) -> torch.nn.Module:
-    """The model itself, loaded afresh where a directory, a replicate or a base is given. SublimError for all else."""
+    """The model itself, loaded afresh where a directory, a replicate or a base is given.
+
+    Raises SublimError for all else, and for a model that is not on the CPU.
+    """
     if isinstance(subject, torch.nn.Module):
+        elsewhere = {str(p.device) for p in subject.parameters() if p.device.type != "cpu"}
+        if elsewhere:
+            raise SublimError(f"the model is on {min(elsewhere)}; analyses run on the CPU: give model.cpu()")
         return subject
     if isinstance(subject, str | Path):
         return load_model(Path(subject))
