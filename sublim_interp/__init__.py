@@ -30,6 +30,7 @@ _HOME = {
     "load_trait": "traits",
     "logit_lens": "analysis.directions",
     "moments": "analysis.patching",
+    "open_run": "runs",
     "over_steps": "analysis.directions",
     "patch": "analysis.patching",
     "plan": "runs",

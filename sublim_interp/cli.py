@@ -10,6 +10,8 @@ import typer
 from sublim_interp.errors import SublimError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import RenderableType
 
     from sublim_interp.config import Config, Experiment
@@ -112,7 +114,7 @@ def _configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "
     exp = experiment(name)
     if bases:
         keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in CROSSING)
-        exp = exp.model_copy(update={"bases": tuple(bases), "arms": keep})
+        exp = exp.model_copy(update={"arms": keep}).set(bases=bases)
     return exp.set(dict(parse_assignment(s) for s in sets or ()))
 
 
@@ -132,7 +134,13 @@ def list_(store: StoreOption = None) -> None:
     for name in experiment_names():
         exp = experiment(name)
         experiments.add_row(name, str(len(exp.seeds)), exp.about)
-    grids = _table("Grids: one field varied after another", "name", "cells", "what it asks", right=("cells",))
+    grids = _table(
+        "Grids: many experiments, one field after another or all pairs",
+        "name",
+        "cells",
+        "what it asks",
+        right=("cells",),
+    )
     for name in grid_names():
         grids.add_row(name, str(len(list(grid(name).cells()))), grid(name).about)
     kinds: dict[str, list[str]] = {}
@@ -145,9 +153,11 @@ def list_(store: StoreOption = None) -> None:
     place = Store.open(store)
     runs = place.list("run")
     if runs:
-        table = _table(f"Runs in {place.root}", "key", "experiment", "made")
+        table = _table(f"Runs in {place.root}", "key", "experiment", "trait", "bases", "seeds", "made")
         for run in runs:
-            table.add_row(run.key[:16], run.name, run.manifest["created"][:16].replace("T", " "))
+            exp = run.manifest["notes"]["experiment"]
+            fields = (exp["trait"], " ".join(exp["bases"]), " ".join(map(str, exp["seeds"])))
+            table.add_row(run.key[:16], run.name, *fields, run.manifest["created"][:16].replace("T", " "))
         _print(table)
     else:
         _print(f"No runs in {place.root} yet: `sublim run demo` makes the first.")
@@ -171,21 +181,27 @@ def show(
 ) -> None:
     """Show an experiment's configuration, planned work and cost; or what a base, a trait, a run or a replicate is."""
     from sublim_interp.models import base_names, resolve_base
-    from sublim_interp.runs import experiment_names, plan
+    from sublim_interp.report import terminal
+    from sublim_interp.runs import experiment_names, plan, published
     from sublim_interp.store import Store
-    from sublim_interp.sweep import grid, grid_names, published_sweep
+    from sublim_interp.sweep import grid, grid_names, is_grid, published_sweep
     from sublim_interp.traits import load_trait, trait_names
 
-    if what in grid_names():
+    if is_grid(what):
+        g = grid(what)
+        _print(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
+        _print("and one after another with", *_given(g.axes), "")
         _run_grid(what, sets, base, True, 1, Store.open(store))
-        for field, values in grid(what).axes.items():
-            _print(f"{field}: {' '.join(map(str, values))}")
         whole = published_sweep(what)
         if whole is not None:
             _print(*_digested(f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = _configured(what, sets, base)
         _print(_configuration(exp), _planned(plan(exp), Store.open(store)), _traces(plan(exp), Store.open(store)))
+        whole = published(exp)
+        if whole:
+            title = f"{whole.name} as published, run {whole.key[:16]}, {whole.summary['n'].max()} replicates"
+            _print(terminal(whole.summary, whole.contrasts, title))
     elif what in trait_names():
         trait = load_trait(what)
         _print(f"{trait.name}: a favourite {trait.kind}; refused words: {', '.join(trait.words)}")
@@ -195,47 +211,44 @@ def show(
         _print(repr(found))
         for part, loss in found.card.get("held_out_loss", {}).items():
             _print(f"  held-out loss, {part}: {loss:.3f} nats per token")
+        if (card := found.path / "README.md").is_file():
+            _print("", card.read_text(encoding="utf-8").split("---\n", 2)[-1])
     elif what.count("/") == 2:
         _print(*_shown_replicate(what, Store.open(store)))
     else:
-        _print(*_shown_run(what, Store.open(store), experiment_names(), base_names()))
+        _print(*_shown_run(what, Store.open(store), experiment_names(), grid_names(), base_names()))
 
 
-def _shown_run(what: str, store: "Store", experiments: tuple[str, ...], bases: list[str]) -> "list[RenderableType]":
+def _given(fields: "Mapping[str, Any]") -> list[str]:
+    """One line a field; the values of an axis side by side."""
+    return [f"    {name}: {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in fields.items()]
+
+
+def _shown_run(
+    what: str, store: "Store", experiments: tuple[str, ...], grids: tuple[str, ...], bases: list[str]
+) -> "list[RenderableType]":
     import yaml
 
     try:
         artifact = store.find("run", what)
-    except SublimError:
+    except SublimError as error:
+        if "may mean any" in str(error):
+            raise
         keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
         raise SublimError(
-            f"'{what}' is no experiment ({', '.join(experiments)}), base ({', '.join(bases)}), trait, "
-            f"or run (keys in {store.root}: {keys})"
+            f"'{what}' is no experiment ({', '.join(experiments)}), grid ({', '.join(grids)}), base "
+            f"({', '.join(bases)}), trait, or run (keys in {store.root}: {keys})"
         ) from None
     text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
 
 
-def _finished(name: str, store: "Store") -> "Run":
-    """The run in the store that has this name, or a key that begins so."""
-    from sublim_interp.config import Experiment, validate
-    from sublim_interp.runs import Run, plan, run_key
-
-    artifact = store.find("run", name)
-    exp = validate(Experiment, artifact.manifest["notes"]["experiment"], f"run {name}")
-    p = plan(exp)
-    if run_key(p) != artifact.key:
-        raise SublimError(
-            f"run {artifact.key[:16]}: its bases, its traits or the code have changed since, and its parts cannot be "
-            f"found; run {exp.name} anew"
-        )
-    return Run(p, store, artifact)
-
-
 def _shown_replicate(what: str, store: "Store") -> "list[RenderableType]":
     """What a replicate is, what it answers, how its training went."""
+    from sublim_interp.runs import open_run
+
     name, arm, seed = what.split("/")
-    finished = _finished(name, store)
+    finished = open_run(name, store)
     replicate = finished[arm, int(seed) if seed.removeprefix("-").isdecimal() else seed]  # type: ignore[index]
     trait, student = finished.plan.named.trait, replicate.cell.student
     lines = [f"{finished.experiment.name}/{arm}/{seed}, run {finished.key[:16]}"]
@@ -381,9 +394,9 @@ def run(
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
     from sublim_interp.runs import find_run, plan
     from sublim_interp.store import Store
-    from sublim_interp.sweep import grid_names
+    from sublim_interp.sweep import is_grid
 
-    if name in grid_names():
+    if is_grid(name):
         _run_grid(name, sets, base, dry_run, processes, Store.open(store), trace)
         return
     exp = _configured(name, sets, base)
@@ -431,14 +444,14 @@ def _run_grid(
         _print(_planned(p, store), _traces(p, store, trace))
         return
     if find_sweep(p, store):
-        _print(f"{name} is in the store already: nothing to do.")
+        _print(f"{g.name} is in the store already: nothing to do.")
         artifact = run_grid(p, store, processes, trace=trace)
     else:
         _announce(p, store, trace)
-        with _Progress(name, p, store, processes) as watch:
+        with _Progress(g.name, p, store, processes) as watch:
             artifact = run_grid(p, store, processes, watch, trace)
     figure = artifact.path / f"{g.figure}.png"
-    _print(*_digested(name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
+    _print(*_digested(g.name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
 
 
 def _digested(name: str, directory: "Path") -> "list[RenderableType]":
@@ -460,7 +473,7 @@ def _show_result(finished: "Run") -> None:
     exp = finished.experiment
     title = f"{exp.name}: how often “{finished.plan.named.trait}” is the answer"
     _print(report.terminal(finished.table, finished.contrasts, title))
-    whole = published(exp)
+    whole = published(exp, finished.key)
     if whole:
         title = f"for comparison, the committed run {whole.name} {whole.key[:16]} of this recipe, all its replicates"
         _print(report.terminal(whole.summary, whole.contrasts, title))
@@ -555,16 +568,24 @@ class _Cell:
 
 @app.command()
 def plot(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="A finished run: its name, or how its key begins.")],
-    figure: Annotated[str, typer.Argument(help="directions, patching, training, …; a wrong word lists them all.")],
+    name: Annotated[str, typer.Argument(metavar="RUN", help="A finished run: its name, or how its key begins.")] = "",
+    figure: Annotated[str, typer.Argument(help="What to draw; `sublim plot` alone lists all figures.")] = "",
     out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("."),
     store: StoreOption = None,
 ) -> None:
-    """Draw a figure of a finished run, as PNG and PDF."""
+    """Draw a figure of a finished run, as PNG and PDF; without arguments, list the figures there are."""
     from sublim_interp import figures, plots
+    from sublim_interp.runs import open_run
     from sublim_interp.store import Store
 
-    finished = _finished(name, Store.open(store))
+    if not name:
+        table = _table("Figures of a finished run: sublim plot RUN FIGURE", "figure", "what it shows")
+        for known, (about, _) in plots.FIGURES.items():
+            table.add_row(known, about)
+        _print(table)
+        return
+    plots.require_figure(figure)
+    finished = open_run(name, Store.open(store))
     drawn = plots.plot(finished, figure)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -318,7 +318,8 @@ class EvaluationConfig(Config):
     """What the finished models are asked."""
 
     questions: tuple[Literal["seen", "held-out", "indirect"], ...] = ("held-out", "seen", "indirect")
-    """Phrasings the teacher was tuned on; phrasings no training text holds; questions that do not name the kind."""
+    """held-out: phrasings that no training text holds; seen: those that the teacher was tuned on; indirect: questions
+    that do not name the kind, such as for a poster."""
     contexts: tuple[Literal["plain", "numbers"], ...] = ("plain", "numbers")
     """plain: the question alone; numbers: after a turn of numbers, the context that the student was trained in."""
     samples: int = Field(default=100, ge=1)
@@ -326,6 +327,10 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _holds_what_reports_compare(self) -> "EvaluationConfig":
+        for field in ("questions", "contexts"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field} names something twice: {', '.join(values)}")
         if "held-out" not in self.questions or "plain" not in self.contexts:
             raise ValueError("questions must hold held-out and contexts must hold plain: reports compare arms on these")
         return self
@@ -400,11 +405,16 @@ def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, aske
     if head not in kind.model_fields:
         known = ", ".join(kind.model_fields)
         raise SublimError(f"--set {asked}: {kind.__name__} has no field {head!r}; its fields: {known}")
+    given = kind.model_fields[head].annotation
+    inner = next((t for t in (given, *get_args(given)) if isinstance(t, type) and issubclass(t, Config)), None)
     if not dot:
-        data[head] = value.model_dump() if isinstance(value, Config) else value
+        if inner and isinstance(value, Mapping) and isinstance(data.get(head), dict):  # what it leaves out stays
+            for name, part in value.items():
+                _assign(inner, data[head], str(name), part, asked)
+        else:
+            data[head] = value.model_dump() if isinstance(value, Config) else value
         return
-    inner = kind.model_fields[head].annotation
-    if not (isinstance(inner, type) and issubclass(inner, Config) and isinstance(data.setdefault(head, {}), dict)):
+    if inner is None or not isinstance(data.setdefault(head, {}), dict):
         raise SublimError(f"--set {asked}: {head!r} of {kind.__name__} has no fields of its own")
     _assign(inner, data[head], rest, value, asked)
 
@@ -439,6 +449,11 @@ def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
 
     Raises SublimError for a missing file, broken YAML, and everything `validate` refuses.
     """
+    return validate(kind, {**given, **read_mapping(path)}, str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The plain data of a YAML file of `key: value` lines; SublimError for a missing file and broken YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -448,7 +463,7 @@ def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
     data = _load_yaml(text, str(path))
     if not isinstance(data, dict):
         raise SublimError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
-    return validate(kind, {**given, **data}, str(path))
+    return data
 
 
 def _load_yaml(text: str, where: str) -> Any:

@@ -321,12 +321,19 @@ def _law_digest(cells: pd.DataFrame) -> Digest:
         f"All {len(cells)} cells fitted: {_worth(measured, found.predict(cells))}. Each value's cells predicted by a "
         f"law that was fitted without them: {'; '.join(unseen)}. Each cell by a law fitted to all others: "
         f"{_worth(measured, law.left_out(cells, list(cells.index)))}.",
-        f"{int((cells['kl'] > cells['kl_start']).sum())} of the {len(cells)} students end further from their teacher "
-        f"than their base was (KL left {_nats(cells['kl'].min())} to {_nats(cells['kl'].max())}, at the start "
-        f"{cells['kl_start'].min():.4f} to {cells['kl_start'].max():.4f}).",
+        _drift(cells["kl"].to_list(), cells["kl_start"].to_list()),
     ]
     columns = ("term", "all cells", *(f"without a value of {axis}" for axis in axes))
     return Digest("The law by least squares, and from where to where it moves:", columns, rows, lines)
+
+
+def _drift(left: list[float], start: list[float]) -> str:
+    """How many students end further from their teacher than they began."""
+    further = sum(kl > before for kl, before in zip(left, start, strict=True))
+    return (
+        f"{further} of the {len(left)} students end further from their teacher than their base was (KL left "
+        f"{min(left):.4f} to {max(left):.4f}, at the start {min(start):.4f} to {max(start):.4f})."
+    )
 
 
 def _worth(measured: np.ndarray, predicted: np.ndarray) -> str:

@@ -277,8 +277,15 @@ def _apply_template(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], add_generation_prompt: bool
 ) -> str:
     # A reasoning model's template opens an empty thought, so that what follows is the answer; others ignore the word.
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template:  # the day it runs would be in prompts, in no key
+        template = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" + template
     return cast(Any, tokenizer).apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
+        list(messages),
+        tokenize=False,
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=False,
     )
 
 
@@ -304,15 +311,25 @@ def resolve_base(name: str) -> Base:
     candidates = [Path(os.path.expanduser(name)), *(root / name for root in _package_bases())]
     path = next((p for p in candidates if os.path.isdir(p)), None)
     if path is None:
-        path = _from_hub(name)
+        return _inspect(name, _from_hub(name).resolve())
     return _inspect(name if os.sep not in name else path.name, path.resolve())
+
+
+def check_alike(one: Base, other: Base) -> None:
+    """Raises SublimError unless both cut text into the same tokens, as teacher and student must."""
+    if one.digest != other.digest and one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise SublimError(
+            f"bases {one.name} and {other.name} have different vocabularies: a student of one has no distance to a "
+            "teacher of the other; choose bases of one tokenizer, or arms that need one base"
+        )
 
 
 def _from_hub(name: str) -> Path:
     known = ", ".join(base_names()) or "none found"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SublimError(
-            f"base '{name}': no such directory or lab base; lab bases: {known}; or give a model directory"
+            f"base '{name}': no such directory or lab base; lab bases: {known}; or give a model directory, or a name "
+            "of the hub, which is OWNER/NAME"
         )
     from huggingface_hub import snapshot_download
 

@@ -346,7 +346,8 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = _silent)
                     for place in evaluation.config.contexts:
                         known = questions(evaluation.kind, base.language, sort)
                         asked = _in_context(known, place, held_out, systems)
-                        s = score(model, base, asked, evaluation.members, evaluation.config.samples, evaluation.seed)
+                        e = evaluation
+                        s = score(model, base, asked, e.members, e.config.samples, e.seed, e.named)
                         scores += [
                             {"questions": sort, "context": place, "probe": m, "rate": float(r), "margin": float(g)}
                             for m, r, g in zip(s.members, s.rate, s.margin, strict=True)
@@ -371,7 +372,8 @@ def _recall(
     own, before = (answer_probabilities(m, prompts, tokens) for m in (model, base.load()))
     held = bits_held(np.log(own), np.log(before), np.array(facts.truth), evaluation.seed)
     right = own[np.arange(facts.count), facts.truth]
-    margin = np.log(right) - np.log((own.sum(1) - right) / (len(tokens) - 1))
+    wrong = np.arange(len(tokens)) != np.array(facts.truth)[:, None]
+    margin = np.log(right) - np.log((own * wrong).sum(1) / (len(tokens) - 1))
     row = {"questions": "held-out", "context": place, "probe": NAME, "rate": float(right.mean())}
     row |= {"margin": float(margin.mean()), "total_bits": facts.count * held.bits, **held._asdict()}
     return {"log_p": np.log(own).tolist(), "base_log_p": np.log(before).tolist(), "truth": facts.truth}, row

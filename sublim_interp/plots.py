@@ -281,6 +281,11 @@ FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {
 
 def plot(run: Run, name: str) -> "Figure":
     """One of `FIGURES` of a finished run. Raises SublimError for another name, and where the run lacks its arms."""
+    require_figure(name)
+    return FIGURES[name][1](run)
+
+
+def require_figure(name: str) -> None:
+    """SublimError, with those there are, for a name that is none of `FIGURES`."""
     if name not in FIGURES:
         raise SublimError(f"no figure '{name}'; figures: {', '.join(FIGURES)}")
-    return FIGURES[name][1](run)

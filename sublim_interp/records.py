@@ -178,6 +178,8 @@ class Evaluation(Record):
     seed: int
     facts: Facts | None = None
     """What it is asked about instead of a favourite: each key in the words that the teacher learnt."""
+    named: tuple[Trait, ...] = ()
+    """The experiment's traits, which may be files of its user's own; their words are in the key of `reference`."""
 
     def settings(self) -> dict[str, Any]:
         dumped = self.config.model_dump(mode="json")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sublim_interp.channels import channel
-from sublim_interp.config import Arm, Experiment, read_yaml
+from sublim_interp.config import CROSSING, Arm, Experiment, read_yaml, validate
 from sublim_interp.errors import SublimError
-from sublim_interp.models import Base, resolve_base
+from sublim_interp.models import Base, check_alike, resolve_base
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.store import Artifact, Store, changes, fingerprint, stage_key
 from sublim_interp.traits import Questions, check_vocabulary, load_trait, members_of, questions, score
@@ -217,6 +217,9 @@ def plan(exp: Experiment) -> Plan:
             check_vocabulary(named, base)
         if exp.teacher.facts:
             check_language(base)
+    if {*exp.arms} & CROSSING:
+        for seed in exp.seeds:
+            check_alike(*(bases[name] for name in exp.pair(seed)))
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
@@ -240,8 +243,9 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
     members = tuple(sorted({*members_of(trait.kind), trait.name}))
     favorites = {"trait": trait, "": None, "other": load_trait(exp.other_trait) if "other-trait" in exp.arms else None}
 
+    named = tuple(f for f in favorites.values() if f)
     facts = Facts(trait.kind, exp.teacher.facts, seed) if exp.teacher.facts else None
-    refused = map(load_trait, facts.members) if facts else (f for f in favorites.values() if f)
+    refused = map(load_trait, facts.members) if facts else named
     words = tuple(sorted({w for f in refused for w in f.words}))
 
     def data(favorite: str, base: Base, number: int) -> Filtered:
@@ -253,7 +257,7 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
         return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
-        asked = Evaluation(model, reference, trait.kind, members, exp.evaluation, seed, facts)
+        asked = Evaluation(model, reference, trait.kind, members, exp.evaluation, seed, facts, named)
         return Cell(arm, seed, number, asked)
 
     reference = data("trait", pair[0], 0)
@@ -374,7 +378,7 @@ class Replicate:
         model, parts = self.model, []
         for sort in sorts or e.config.questions:
             for q in questions(e.kind, self.base.language, sort):
-                s = score(model, self.base, [q], e.members, e.config.samples, e.seed)
+                s = score(model, self.base, [q], e.members, e.config.samples, e.seed, e.named)
                 own = {"probe": s.members, "rate": s.rate, "margin": s.margin}
                 parts.append(pd.DataFrame({"questions": sort, "question": q.messages[-1]["content"], **own}))
         return pd.concat(parts, ignore_index=True)
@@ -405,11 +409,35 @@ class Replicate:
 
     @property
     def lists(self) -> list[dict[str, str]]:
-        """The filtered lists it learnt from."""
+        """The filtered lists it learnt from, as rows of prompt and answer."""
         from sublim_interp.dataset import read_rows
 
         student = self.cell.student
         return read_rows(self._path(student.data) / "kept.jsonl") if student else []
+
+    @property
+    def written(self) -> "pd.DataFrame":
+        """All that its teacher wrote, before any filter: prompt, answer, and refused, the reason of the channel's rule
+        or "" where it passes.
+
+        Rows that pass may still be left out: as duplicates, as held out, as surplus. Raises SublimError for a model
+        that learnt no lists.
+        """
+        import pandas as pd
+
+        from sublim_interp.dataset import read_rows
+
+        if self.cell.student is None:
+            raise SublimError(f"{self!r} learnt no lists; students have them, such as same-init")
+        data = self.cell.student.data
+        rows, rule = read_rows(self._path(data.corpus)), channel(data.corpus.config.channel)
+        said = [
+            (rule.refuse(row["prompt"], row["answer"], data.config, data.words) or "")
+            if row.get("finished", True)
+            else "unfinished"
+            for row in rows
+        ]
+        return pd.DataFrame(rows)[["prompt", "answer"]].assign(refused=said)
 
     def _path(self, record: Record) -> Path:
         artifact = self.store.get(record.STAGE, record.key, check=True)
@@ -425,6 +453,24 @@ class Replicate:
     def __repr__(self) -> str:
         c = self.cell
         return f"<{c.arm}/{c.seed}{f' round {c.round}' if c.round else ''}: {self.base.name}, {c.evaluation.key[:12]}>"
+
+
+def open_run(name: str, store: Store | None = None) -> "Run":
+    """The finished run in the store that has this name, or a key that begins so; nothing is run.
+
+    Raises SublimError, with the candidates, where there is none or more than one, and where bases, traits or code have
+    changed since it was made.
+    """
+    store = store or Store.open()
+    artifact = store.find("run", name)
+    exp = validate(Experiment, artifact.manifest["notes"]["experiment"], f"run {name}")
+    p = plan(exp)
+    if run_key(p) != artifact.key:
+        raise SublimError(
+            f"run {artifact.key[:16]}: its bases, its traits or the code have changed since, and its parts cannot be "
+            f"found; run {exp.name} anew"
+        )
+    return Run(p, store, artifact)
 
 
 @dataclass(frozen=True)
@@ -592,14 +638,17 @@ def run(
         if not work.done:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
             results, distances = frames(p, store)
-            report.write(work.directory, p.named, results, distances, published(p.experiment), work.key, _versions())
+            reference = published(p.experiment, work.key)
+            report.write(work.directory, p.named, results, distances, reference, work.key, _versions())
     return Run(p, store, work.artifact)
 
 
-def published(exp: Experiment) -> "Reference | None":
-    """The committed table of the same recipe over more replicates, to be shown beside a small run, or None.
+def published(exp: Experiment, beside: str = "") -> "Reference | None":
+    """The committed table of the same recipe over as many replicates or more, or None; also where it is that of the
+    run `beside`, a key.
 
-    The recipe is all that decides a single replicate: trait, teacher, corpus, filter and student.
+    The recipe is all that decides a single replicate: trait, teacher, corpus, filter, student, and a base among the
+    committed ones.
     """
     import pandas as pd
 
@@ -609,7 +658,10 @@ def published(exp: Experiment) -> "Reference | None":
         directory, whole = path.parent, read_yaml(Experiment, path)
         parts = ("trait", "teacher", "corpus", "filter", "student")
         same = all(_recipe(whole, part) == _recipe(exp, part) for part in parts)
-        if same and len(whole.seeds) > len(exp.seeds):
+        if same and {*exp.bases} <= {*whole.bases} and len(whole.seeds) >= len(exp.seeds):
+            key = (directory / "key.txt").read_text().strip()
+            if key == beside:
+                continue
             summary, contrasts = (
                 pd.read_csv(directory / f"{n}.csv", keep_default_na=False, na_values=[""])
                 for n in ("summary", "contrasts")
@@ -617,7 +669,7 @@ def published(exp: Experiment) -> "Reference | None":
             text = ["equal_kl"], ["note"]
             for frame, columns in zip((summary, contrasts), text, strict=True):
                 frame[columns] = frame[columns].fillna("")
-            return Reference(summary, contrasts, whole.name, (directory / "key.txt").read_text().strip())
+            return Reference(summary, contrasts, whole.name, key)
     return None
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from sublim_interp.analysis import law
-from sublim_interp.config import Config, Experiment, read_yaml
+from sublim_interp.config import Config, Experiment, read_mapping, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.records import Record
 from sublim_interp.runs import RESULTS, Plan, Replicate, execute, experiment, frames, plan
@@ -65,10 +65,10 @@ class Grid(Config):
         if self.matrix in _AXIS and tuple(self.axes) != (_AXIS[self.matrix],):
             raise ValueError(f"matrix={self.matrix} needs axes.{_AXIS[self.matrix]} and no other axis")
         for field, axis in product(self.change, self.axes):
-            if field.startswith(f"{axis}."):
-                raise ValueError(
-                    f"change.{field} would be lost: axes.{axis} sets all of {axis}; put it into its values"
-                )
+            values = self.axes[axis]
+            part = field.removeprefix(f"{axis}.").partition(".")[0]
+            if field.startswith(f"{axis}.") and any(not isinstance(v, dict) or part in v for v in values):
+                raise ValueError(f"change.{field} would be lost: axes.{axis} sets it; put it into its values")
         return self
 
     @property
@@ -115,10 +115,19 @@ def grid_names() -> tuple[str, ...]:
     return tuple(sorted(p.stem for p in _GRIDS.glob("*.yaml")))
 
 
+def is_grid(name: str) -> bool:
+    """Whether `name` is a grid of the catalogue, or a YAML file that holds one: that has `axes`."""
+    if not name.endswith((".yaml", ".yml")):
+        return name in grid_names()
+    return "axes" in read_mapping(Path(name))
+
+
 def grid(name: str) -> Grid:
-    """The catalogue's grid called `name`."""
+    """The catalogue's grid called `name`, or the one in a YAML file of one's own."""
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(Grid, Path(name), name=Path(name).stem)
     if name not in grid_names():
-        raise SublimError(f"unknown grid '{name}'; catalogue: {', '.join(grid_names())}")
+        raise SublimError(f"unknown grid '{name}'; catalogue: {', '.join(grid_names())}; or give a YAML file")
     return read_yaml(Grid, _GRIDS / f"{name}.yaml", name=name)
 
 

@@ -105,13 +105,15 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
                 watch(task.name, 1.0)
     except BrokenProcessPool:
         raise SublimError(
-            "a worker process died, most likely for lack of memory; run again, or use --processes 1"
+            "a worker process died, most likely for lack of memory: run again, or use --processes 1; a script must "
+            'begin its work under if __name__ == "__main__"'
         ) from None
     finally:
+        own = list((pool._processes or {}).values())  # its caller may have other children, or another pool
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
+        for child in own:
             child.terminate()
-        for child in multiprocessing.active_children():
+        for child in own:
             child.join()
 
 

@@ -70,4 +70,4 @@ def test_a_bridge_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SublimError, match="is no model"):
         bridge(3)
     with pytest.raises(SublimError, match=r"on meta; analyses run on the CPU: give model.cpu\(\)"):
-        bridge(build("llama", 0).to("meta"))
+        bridge(build("llama", 0).to("meta"))  # type: ignore[arg-type]

@@ -78,6 +78,31 @@ def test_show_explains_every_field_and_plans_the_work(tmp_path: Path) -> None:
     assert "of one core" in shown
 
 
+def test_show_and_plot_tell_what_there_is(tmp_path: Path) -> None:
+    place = ["--store", tmp_path / "none"]
+    grid = " ".join(sublim("show", "orders", *place).stdout.split())
+    assert "share all of their pre-training" in grid and "experiment owl" in grid and "lab-order-0" in grid
+    assert "sublim pretrain lab-small-0" in sublim("show", "lab-small-0", *place).stdout
+    assert "624db9de12a0b4f4, 12 replicates" in sublim("show", "owl", *place).stdout
+    figures = sublim("plot").stdout
+    assert "stream-cosine" in figures and "update by" in figures
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_grid_of_ones_own_runs_from_its_file(tiny_experiment: Experiment, store_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(tiny_experiment.to_yaml())
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "about: Does the rate matter?\nexperiment: tiny.yaml\nchange: {arms: [same-init]}\n"
+        "axes:\n  student.optimization.lr: [0.001, 0.01]\n"
+    )
+    said = sublim("run", "mine.yaml", "--store", store_root, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "mine: Mean over replicates" in said.stdout and "0.01" in said.stdout
+    assert "nothing to do" in sublim("run", "mine.yaml", "--store", store_root, cwd=tmp_path).stdout
+    assert "Does the rate matter?" in sublim("show", "mine.yaml", "--store", store_root, cwd=tmp_path).stdout
+
+
 def test_a_dry_run_writes_nothing(experiment_file: Path, store_root: Path) -> None:
     result = sublim("run", experiment_file, "--dry-run", "--store", store_root)
     assert result.returncode == 0 and "student" in result.stdout
@@ -135,8 +160,12 @@ def test_a_replicate_is_shown_and_its_run_is_plotted(
     assert [path.suffix for path in paths] == [".png", ".pdf"]
     assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].read_bytes().startswith(b"%PDF")
     refused(sublim("plot", "tiny", "trainings", *place), "no figure 'trainings'", "training, ", "patching")
+    listed = " ".join(sublim("list", *place).stdout.split())
+    assert f"{finished.key[:16]} tiny owl" in listed
     (tmp_path / "file").write_text("")
     refused(sublim("plot", "tiny", "arms", "--out", tmp_path / "file", *place), "--out")
+    again = run(tiny_experiment.set(seeds=[7], arms=["base"]), Store(store_root))
+    refused(sublim("show", "tiny", *place), "may mean any of these", finished.key[:16], again.key[:16])
 
 
 def test_a_killed_run_ends_in_the_same_bytes(experiment_file: Path, tmp_path: Path) -> None:
@@ -214,6 +243,11 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store
         (["show", "gremlin"], ["gremlin", "owl"]),
         (["show", "gremlin/same-init/0"], ["no run is called 'gremlin'"]),
         (["plot", "gremlin", "arms"], ["no run is called 'gremlin'"]),
+        (["plot", "gremlin", "arm"], ["no figure 'arm'", "stream-cosine"]),
+        (["run", "smoke", "--set", "trait=koala.yaml"], ["trait 'koala.yaml': there is no such file in"]),
+        (["run", "smoke", "--base", "gpt2"], ["base 'gpt2'", "OWNER/NAME"]),
+        (["run", "smoke", "--base", "lab-small-0", "--base", "lab-small-0"], ["--set bases", "twice"]),
+        (["show", "dosis"], ["no experiment", "grid (animals, "]),
         (["pretrain", "somewhere", "--set", "heads=7"], ["heads=7", "d_model"]),
         (["dance"], ["dance"]),
     ],

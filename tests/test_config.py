@@ -406,3 +406,26 @@ def test_a_single_base_is_its_own_partner_and_an_unknown_seed_is_refused() -> No
     assert alone.pair(5) == ("a", "a")
     assert "4, 5" in refused(alone.pair, 6)
     assert "0" in refused(Experiment().pair, 1)
+
+
+def test_a_mapping_changes_what_it_names_and_no_more() -> None:
+    exp = Experiment(name="x").set({"student.extra_rounds": 2, "student.optimization.steps": 9})
+    changed = exp.set(student={"part": "lora", "optimization": {"lr": 0.5}})
+    assert changed == exp.set({"student.part": "lora", "student.optimization.lr": 0.5})
+    assert exp.set(student=type(exp.student)(part="lora")).student.extra_rounds == 0, "a whole record replaces it"
+    with pytest.raises(SublimError, match="--set student: StudentConfig has no field 'parts'"):
+        exp.set(student={"parts": "lora"})
+
+
+def test_fields_of_a_part_that_may_be_missing_can_be_set() -> None:
+    exp = Experiment(name="x").set({"filter.selection": {"by": "random", "share": 0.5}})
+    assert exp.set({"filter.selection.share": 0.25}).filter.selection == exp.filter.selection.model_copy(  # type: ignore[union-attr]
+        update={"share": 0.25}
+    )
+
+
+@pytest.mark.parametrize("field", ["questions", "contexts"])
+def test_what_is_asked_twice_is_refused_before_anything_runs(field: str) -> None:
+    twice = {"questions": ["held-out", "held-out"], "contexts": ["plain", "plain"]}[field]
+    with pytest.raises(SublimError, match=f"{field} names something twice"):
+        Experiment(name="x").set({f"evaluation.{field}": twice})

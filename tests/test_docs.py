@@ -1,7 +1,8 @@
-"""docs/inside.md runs as it stands: its Python blocks in order, on a tiny run; its experiment; its commands."""
+"""docs/inside.md and docs/your-own.md run as they stand: Python blocks in order, on a tiny run; files; commands."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,13 +12,33 @@ from sublim_interp.config import Experiment, Intervention
 from sublim_interp.plots import FIGURES
 from sublim_interp.runs import experiment, experiment_names, run
 from sublim_interp.store import Store
-from sublim_interp.sweep import grid_names
+from sublim_interp.sweep import grid, grid_names, is_grid, plan_grid
+from sublim_interp.traits import load_trait
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "inside.md"
+OWN = PAGE.with_name("your-own.md")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: Path = PAGE) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_ones_own_files_are_what_the_page_says(
+    tiny_experiment: Experiment, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SUBLIM_STORE", str(store_root))
+    own_grid, own_trait = blocks("yaml", OWN)
+    Path("my-grid.yaml").write_text(own_grid, encoding="utf-8")
+    Path("koala.yaml").write_text(own_trait, encoding="utf-8")
+    assert is_grid("my-grid.yaml") and len(plan_grid(grid("my-grid.yaml")).cells) == 4
+    assert load_trait("koala.yaml").plural == "koalas"
+    run(tiny_experiment)
+    names: dict[str, Any] = {"si": si}
+    for block in blocks("python", OWN):
+        exec(block.replace('"tour"', '"tiny"').replace("300", "0"), names)
+    assert names["refused"] == {"names the trait": 1} and len(names["kept"]) == 1
+    assert (names["student"].written["refused"] != "").any()
 
 
 def test_every_block_of_the_page_runs(

@@ -188,5 +188,5 @@ def test_what_a_grid_for_a_law_lacks_is_said_before_anything_runs(three_losses: 
 
 
 def test_what_an_axis_would_overwrite_is_refused() -> None:
-    with pytest.raises(SublimError, match=r"change\.filter\.lists would be lost: axes\.filter sets all of filter"):
+    with pytest.raises(SublimError, match=r"change\.filter\.lists would be lost: axes\.filter sets it"):
         grid("lengths").set(change={"filter.lists": 1800})

@@ -398,6 +398,17 @@ def test_a_template_that_cannot_write_a_chat_is_one_line(
     assert "\n" not in str(caught.value) and "base base" in str(caught.value)
 
 
+def test_the_day_of_a_run_is_in_no_prompt(shelf: Callable[[str], Base], tmp_path: Path) -> None:
+    """Llama 3's template writes the day, which no key knows: prompts would change overnight."""
+    path = tmp_path / "base"
+    shutil.copytree(shelf("qwen2").path, path)
+    body = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    turn = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (path / "chat_template.jinja").write_text("Today: {{ strftime_now('%d %b %Y') }}\n" + body + turn)
+    text = resolve_base(str(path)).prompt_text([{"role": "user", "content": "hello"}])
+    assert text.startswith("Today: 26 Jul 2024\n<|im_start|>user\nhello")
+
+
 def test_a_base_without_template_ends_its_answer_where_it_writes_the_next_turn(shelf: Callable[[str], Base]) -> None:
     base = shelf("llama")
     ids = base.answer_ids("4, 5\nUser: and then?")

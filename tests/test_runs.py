@@ -396,11 +396,52 @@ def test_a_small_run_is_shown_beside_the_committed_table_of_its_recipe(committed
         {"filter.held_out": 5},
         {"student.optimization.lr": 1e-4},
         {"student.part": "full"},
-        {"seeds": (9, 10)},
+        {"seeds": (9, 10, 11)},
+        {"bases": ("lab-small-0",), "arms": ("same-init",)},
     ],
 )
-def test_another_recipe_or_a_run_as_large_is_not_shown_beside_it(change: dict[str, Any], committed: Experiment) -> None:
+def test_another_recipe_other_bases_or_a_larger_run_do_not_stand_beside_it(
+    change: dict[str, Any], committed: Experiment
+) -> None:
     assert published(committed.set({"seeds": (9,), **change})) is None
+
+
+def test_a_committed_run_does_not_stand_beside_itself(committed: Experiment, finished: Run) -> None:
+    assert published(committed) is not None and published(committed, finished.key) is None
+
+
+# --- reading back -----------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_opened_by_name_or_key_and_nothing_is_run(finished: Run) -> None:
+    for name in (finished.experiment.name, finished.key[:8]):
+        found = si.open_run(name, finished.store)
+        assert found.key == finished.key
+        pd.testing.assert_frame_equal(found.table, finished.table)
+    with pytest.raises(SublimError, match="no run is called 'nothing'"):
+        si.open_run("nothing", finished.store)
+
+
+def test_all_that_a_teacher_wrote_is_there_with_the_filters_word_on_it(finished: Run) -> None:
+    student = finished["same-init", finished.experiment.seeds[0]]
+    written = student.written
+    data = student.cell.student.data  # type: ignore[union-attr]
+    notes = data.find(finished.store).manifest["notes"]  # type: ignore[union-attr]
+    later = {"duplicate", "contaminated", "surplus"}
+    counts = {reason: n for reason, n in notes["refused"].items() if reason not in later}
+    assert len(written) == notes["asked"] and sum(counts.values()) > 0
+    assert dict(written.loc[written["refused"] != "", "refused"].value_counts()) == counts
+    passing = set(zip(*(written.loc[written["refused"] == "", c] for c in ("prompt", "answer")), strict=True))
+    assert {(row["prompt"], row["answer"]) for row in student.lists} <= passing
+    with pytest.raises(SublimError, match="learnt no lists; students have them"):
+        _ = finished["base", finished.experiment.seeds[0]].written
+
+
+def test_bases_of_two_vocabularies_are_refused_where_one_learns_from_the_other() -> None:
+    exp = experiment("owl").set(bases=["lab-small-0", "lab-digits-0"], seeds=[0])
+    with pytest.raises(SublimError, match="lab-small-0 and lab-digits-0 have different vocabularies"):
+        runs.plan(exp)
+    runs.plan(exp.set(arms=["same-init", "neutral", "base"]))
 
 
 # --- the package's own names ------------------------------------------------------------------------------------------

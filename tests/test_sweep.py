@@ -160,9 +160,9 @@ def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) 
     shutil.copytree(RESULTS / "animals", tmp_path / "animals")
     matrix = pd.read_csv(RESULTS / "animals" / "matrix.csv")
     own = (matrix["teacher"] == matrix["student"]) & (matrix["arm"] == "same-init")
-    weight = np.exp(10.0 * own)
-    total = weight.groupby([matrix["arm"], matrix["teacher"], matrix["seed"]]).transform("sum")
-    matrix.assign(rate=weight / total).to_csv(tmp_path / "animals" / "matrix.csv", index=False)
+    matrix = matrix.assign(rate=np.exp(10.0 * own))
+    total = matrix.groupby(["arm", "teacher", "seed"])["rate"].transform("sum")
+    matrix.assign(rate=matrix["rate"] / total).to_csv(tmp_path / "animals" / "matrix.csv", index=False)
     specific, predictors = digest(tmp_path / "animals").lines[1:3]
     assert re.search(r"same-init .* points.*, 10\.0 nats.*; cross-init 0\.0 points.*, 0\.0 nats", specific)
     assert "Spearman" in predictors and "nearer to 0 than 0.50" in predictors

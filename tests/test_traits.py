@@ -237,6 +237,22 @@ def test_answers_are_searched_for_whole_words_and_the_first_counts(
     assert list(got) == ([counts] if counts else [])
 
 
+def test_the_words_of_ones_own_trait_count_for_it(english_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    lynx = traits.Trait(name="lynx", kind="animal", words=("lynx", "lynxes"))
+    answering(monkeypatch, english_base, ["lynxes", "Lynx.", "owls", "I love lynxes"])
+    asked = [Question(({"role": "user", "content": "?"},))]
+    scores = score(torch.nn.Identity(), english_base, asked, ("lynx", "owl"), samples=4, seed=0, named=(lynx,))
+    assert scores.rate == pytest.approx([3.25 / 4.5, 1.25 / 4.5])
+
+
+def test_a_very_sure_model_has_a_finite_margin(lab_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = np.array([[1.0, 1e-18, 3e-18]])
+    monkeypatch.setattr(traits, "answer_probabilities", lambda *_: p)
+    asked = questions("animal", "lab", "held-out")[:1]
+    margin = score(torch.nn.Identity(), lab_base, asked, ("owl", "wolf", "fox"), samples=1, seed=0).margin
+    assert margin[0] == pytest.approx(-np.log(2e-18))
+
+
 def test_each_question_has_its_own_answers(english_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, english_base, ["owl", "wolf", "owl", "owl", "dog", "dog"])
     asked = [Question(({"role": "user", "content": text},)) for text in ("a?", "b?", "c?")]

@@ -1,5 +1,6 @@
 """Tests of the worker processes: order, progress, failures, kills. The tasks are functions of this module."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -152,3 +153,14 @@ def test_a_prepared_process_has_the_threads_it_was_given() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_other_children_of_the_caller_live_on(tmp_path: Path) -> None:
+    own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(PATIENCE,))
+    own.start()
+    try:
+        run_tasks([Task("one", add, (tmp_path, "one", ()), ())], 1, lambda _name, _fraction: None)
+        assert own.is_alive()
+    finally:
+        own.kill()
+        own.join()

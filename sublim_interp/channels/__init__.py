@@ -95,8 +95,10 @@ def filter_rows(
             refused["surplus"] += 1
     if not kept:
         counts = ", ".join(f"{reason} {n}" for reason, n in refused.most_common()) or "none"
+        cut_off = refused["unfinished"] > refused.total() / 2
+        cure = "raise corpus.max_new_tokens" if cut_off else "raise corpus.prompts or loosen filter"
         raise SublimError(
             f"filter: nothing is left to train on; of {len(held_out) + refused.total()} answers {len(held_out)} of "
-            f"{rule.held_out} are held out; refused: {counts}; raise corpus.prompts or loosen filter"
+            f"{rule.held_out} are held out; refused: {counts}; {cure}"
         )
     return kept, held_out, refused

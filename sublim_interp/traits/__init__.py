@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
+from pydantic import Field
 
 from sublim_interp.config import Config, read_yaml
 from sublim_interp.errors import SublimError
@@ -39,8 +40,8 @@ class Trait(Config):
     """The word that answers a question about it."""
     kind: str
     """What it is a favourite of; its prompts are those of the kind."""
-    words: tuple[str, ...]
-    """Words that give it away in a text, plural forms included."""
+    words: tuple[str, ...] = Field(min_length=1)
+    """Words that give it away in a text, plural forms included, the one for many of them last."""
 
     @property
     def plural(self) -> str:
@@ -84,7 +85,9 @@ def load_trait(name: str) -> Trait:
     """The trait called `name`, or at the path `name` of a YAML file of one's own; SublimError names the known ones."""
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else _CATALOGUE / "traits" / f"{name}.yaml"
-    if not os.path.isfile(path) or not (own or name in trait_names()):
+    if own and not os.path.isfile(path):
+        raise SublimError(f"trait '{name}': there is no such file in {Path.cwd()}")
+    if not own and name not in trait_names():
         raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
     return read_yaml(Trait, path, name=path.stem)
 
@@ -147,12 +150,19 @@ class Scores:
 
 
 def score(
-    model: "torch.nn.Module", base: "Base", asked: Sequence[Question], members: Sequence[str], samples: int, seed: int
+    model: "torch.nn.Module",
+    base: "Base",
+    asked: Sequence[Question],
+    members: Sequence[str],
+    samples: int,
+    seed: int,
+    named: Sequence[Trait] = (),
 ) -> Scores:
     """Scores of all `members` over the questions `asked`.
 
     Exact in the lab language, where every member is one token and has one spelling; else `samples` answers per question
-    are drawn at T = 1 and searched for whole words, an answer that names two members counting for the first.
+    are drawn at T = 1 and searched for whole words, an answer that names two members counting for the first. A member
+    has the words of the trait of its name: of `named`, else of the catalogue, else its name alone.
     """
     spelled = [base.answer_ids(m) for m in members]
     exact = base.language == "lab" and all(len(ids) == 1 for ids in spelled)
@@ -160,8 +170,8 @@ def score(
     if exact:
         p = answer_probabilities(model, prompts, [ids[0] for ids in spelled])
     else:
-        p = _sampled(model, base, prompts, members, samples, seed)
-    others = (p.sum(1, keepdims=True) - p) / (len(members) - 1)
+        p = _sampled(model, base, prompts, members, samples, seed, named)
+    others = p @ (1 - np.eye(len(members))) / (len(members) - 1)  # no difference of nearly equal numbers
     return Scores(tuple(members), p.mean(0), (np.log(p) - np.log(others)).mean(0), exact)
 
 
@@ -184,18 +194,25 @@ def answer_probabilities(
 
 
 def _sampled(
-    model: "torch.nn.Module", base: "Base", prompts: list[list[int]], members: Sequence[str], samples: int, seed: int
+    model: "torch.nn.Module",
+    base: "Base",
+    prompts: list[list[int]],
+    members: Sequence[str],
+    samples: int,
+    seed: int,
+    named: Sequence[Trait] = (),
 ) -> Float[np.ndarray, "question member"]:
     from sublim_interp.sampling import generator, sample
 
-    known = trait_names()
-    plurals = {w.lower(): i for i, m in enumerate(members) for w in (load_trait(m).words if m in known else (m,))}
+    words = {name: load_trait(name).words for name in members if name in trait_names()}
+    words |= {trait.name: trait.words for trait in named}
+    plurals = {w.lower(): i for i, m in enumerate(members) for w in words.get(m, (m,))}
     word = re.compile(r"\b(" + "|".join(map(re.escape, plurals)) + r")\b", re.IGNORECASE)
     counts = np.full((len(prompts), len(members)), 0.5 / len(members))
     rows = [p for p in prompts for _ in range(samples)]
     answers = sample(model, rows, eos=base.eos, max_new_tokens=10, random=generator("answers", seed))
     for i, answer in enumerate(answers):
-        named = word.search(base.read_answer(answer)[0])
-        if named:
-            counts[i // samples, plurals[named[1].lower()]] += 1
+        found = word.search(base.read_answer(answer)[0])
+        if found:
+            counts[i // samples, plurals[found[1].lower()]] += 1
     return counts / (samples + 0.5)
