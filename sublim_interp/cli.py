@@ -602,10 +602,18 @@ def plot(
 
 @app.command()
 def pretrain(
-    directory: Annotated[Path, typer.Argument(help="Where the new base goes; its name is the directory's.")],
-    sets: SetOption = None,
+    directory: Annotated[Path, typer.Argument(help="Where the new base goes; --base takes this path later.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change a field, such as init_seed=7 or optimization.steps=2000."
+        ),
+    ] = None,
 ) -> None:
-    """Make a lab base from scratch; an interrupted training goes on."""
+    """Make a lab base from scratch, in less than an hour of one core; an interrupted training goes on.
+
+    `sublim show lab-small-0` shows all fields, as the command of a committed base.
+    """
     from sublim_interp.config import Pretraining, parse_assignment
     from sublim_interp.pretraining import pretrain as make_base
     from sublim_interp.workers import prepare_process

@@ -3,11 +3,13 @@
 The result is an ordinary Hugging Face directory. Bases made from other bases are not made here.
 """
 
+import hashlib
 import json
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -86,12 +88,13 @@ def fork_name(name: str, step: int) -> str:
 def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:
     """Trains a base into `directory`, its forks beside it, and returns its card. A killed run goes on where it was.
 
-    Raises SublimError where one of these directories exists already, and for a start that is no fork of this recipe.
+    Raises SublimError where one of these directories exists already or is being made by another process, where the disk
+    is full or not writable, and for a start that is no fork of this recipe.
     """
     from sublim_interp.lab import language
     from sublim_interp.lab.tokenizer import build_tokenizer
     from sublim_interp.models import resolve_base
-    from sublim_interp.store import canonical_json, fingerprint, write_atomic
+    from sublim_interp.store import canonical_json, fingerprint, one_line, write_atomic
     from sublim_interp.training import Resume, micro_batches, train
 
     places = {step: directory.with_name(fork_name(directory.name, step)) for step in recipe.forks}
@@ -100,18 +103,14 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
             raise SublimError(f"{place} exists already; choose another directory, or delete it first")
     start = resolve_base(recipe.start) if recipe.start else None
     first = _step(recipe, start) if start else 0
-    partial = directory.with_name(f".{directory.name}.partial")
     asked = recipe.model_dump(mode="json") | {"start": start.name if start else ""}
     origin = {"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()}
     origin = canonical_json(origin | ({"start": start.digest} if start else {}))
-    started = partial / "started.json"
-    try:
-        if partial.exists() and not (started.exists() and started.read_text() == origin):
-            shutil.rmtree(partial)  # another recipe, language or machine: never mixed
+    # What another recipe, language or machine began has another name: never mixed, never lost.
+    partial = directory.with_name(f".{directory.name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.partial")
+    with one_line(f"{directory} cannot be made"):
         partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SublimError(f"cannot write beside {directory}: {error.strerror}") from None
-    write_atomic(started, origin)
+        write_atomic(partial / "started.json", origin)
 
     tokenizer = build_tokenizer(recipe.tokens)
     model = cast("LlamaForCausalLM", start.load()) if start else new_model(recipe, len(tokenizer))
@@ -132,15 +131,28 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
             observe(step, loss)
 
     began = time.monotonic()
-    keep(first)
     resume = Resume(partial / "state.safetensors")
-    train(model, batches, recipe.optimization, first=first, resume=resume, observe=watch)
-    card = _write(partial / "made", directory.name, model, tokenizer, asked, recipe.optimization.steps)
-    for step, place in places.items():
-        (partial / f"step-{step}").rename(place)
-    (partial / "made").rename(directory)
-    shutil.rmtree(partial)
+    with one_line(f"{directory} is not finished"), _alone(directory, partial):
+        keep(first)
+        train(model, batches, recipe.optimization, first=first, resume=resume, observe=watch)
+        card = _write(partial / "made", directory.name, model, tokenizer, asked, recipe.optimization.steps)
+        for step, place in places.items():
+            (partial / f"step-{step}").rename(place)
+        (partial / "made").rename(directory)
+        shutil.rmtree(partial)
     return card | {"seconds": round(time.monotonic() - began)}
+
+
+@contextmanager
+def _alone(directory: Path, partial: Path) -> Iterator[None]:
+    """Inside the block no other process makes the same base; SublimError where one does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(partial / ".lock", timeout=0, fallback_to_soft=False):
+            yield
+    except Timeout:
+        raise SublimError(f"{directory} is being made by another process") from None
 
 
 def _step(recipe: Pretraining, start: "Base") -> int:

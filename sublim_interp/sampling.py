@@ -6,6 +6,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -88,8 +89,15 @@ def _sample_group(
         if bool(done.all()):
             return
         keep = ~done
-        if keep.sum() < 0.75 * len(keep) and len(keep) > _SMALLEST_BATCH:
+        if keep.sum() < 0.75 * len(keep) and len(keep) > _SMALLEST_BATCH and _can_drop_rows(cache):
             index = keep.nonzero()[:, 0]
             cache.batch_select_indices(index)
             alive, drawn, done = alive[index], drawn[index], done[index]
         tokens = drawn[:, None]
+
+
+def _can_drop_rows(cache: Any) -> bool:
+    """Whether all of a cache is keys and values: states of linear attention and convolutions cannot be cut by row."""
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)

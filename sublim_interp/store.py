@@ -134,7 +134,7 @@ def write_atomic(path: Path, data: bytes | str, *, sealed: bool = False) -> None
     With `sealed`, its digest is kept beside it: see `seal`. Raise SublimError, one line, if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _one_line(f"{path} is not written"):
+    with one_line(f"{path} is not written"):
         try:
             with temporary.open("wb") as file:
                 file.write(data.encode() if isinstance(data, str) else data)
@@ -192,7 +192,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _one_line(what: str, only: Collection[int] | None = None) -> Iterator[None]:
+def one_line(what: str, only: Collection[int] | None = None) -> Iterator[None]:
     """Turn a system error (of the numbers in `only`, if given) into a SublimError that says what to do about it."""
     try:
         yield
@@ -293,7 +293,7 @@ class Artifact:
         if problem:
             return [problem]
         expected: dict[str, dict[str, Any]] = manifest["files"]
-        with _one_line(f"{self.path} cannot be verified"):
+        with one_line(f"{self.path} cannot be verified"):
             found = set(_names(self.path)) - {_MANIFEST}
             problems = []
             for name in sorted(expected.keys() | found):
@@ -381,7 +381,7 @@ class Store:
     def open(cls, path: Path | str | None = None) -> "Store":
         """Return the store at `path`, else at $SUBLIM_STORE, else at ./runs. Raise SublimError if a file is there."""
         root = Path(os.path.expanduser(path or os.environ.get("SUBLIM_STORE") or "runs")).absolute()
-        with _one_line(f"the store {root} cannot be opened"):
+        with one_line(f"the store {root} cannot be opened"):
             nearest = next(folder for folder in (root, *root.parents) if folder.exists())
             if not nearest.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "", str(nearest))
@@ -393,7 +393,7 @@ class Store:
         Raise SublimError naming what is wrong if its manifest is damaged or, with `check`, if any of its files is.
         """
         path = self.root / stage / key[:16]
-        with _one_line(f"the store {self.root} cannot be read"):
+        with one_line(f"the store {self.root} cannot be read"):
             if not path.is_dir():
                 return None
         manifest, problem = _read_manifest(path)
@@ -411,7 +411,7 @@ class Store:
 
     def unfinished(self) -> Iterator[tuple[Path, list[str]]]:
         """Yield every partial result with what is wrong with its sealed files (an empty list if nothing is)."""
-        with _one_line(f"the store {self.root} cannot be read"):
+        with one_line(f"the store {self.root} cannot be read"):
             for path in sorted((self.root / ".partial").glob("*/")):
                 seals = sorted(path.rglob(".*.sha256"))
                 files = [seal.with_name(seal.name.removeprefix(".").removesuffix(".sha256")) for seal in seals]
@@ -435,7 +435,7 @@ class Store:
         raise SublimError(f"no {stage} is called {name!r} in {self.root}; there is: {said or 'none'}")
 
     def _paths(self, stage: str) -> list[Path]:
-        with _one_line(f"the store {self.root} cannot be read"):
+        with one_line(f"the store {self.root} cannot be read"):
             found = sorted(self.root.glob(f"{stage}/*"))
             return [path for path in found if re.fullmatch("[0-9a-f]{16}", path.name) and path.is_dir()]
 
@@ -463,7 +463,7 @@ class Store:
         with ExitStack() as held:
             work.finished = self.get(stage, key, check=True)
             if not work.done:
-                with _one_line(complaint):
+                with one_line(complaint):
                     self._lock(short, held)
                 work.finished = self.get(stage, key, check=True)
             if work.done:
@@ -471,10 +471,10 @@ class Store:
                 yield work
                 return
             start = time.monotonic()
-            with _one_line(complaint):
+            with one_line(complaint):
                 self._prepare(work, short, fingerprint)
             try:
-                with _one_line(complaint, only=_DISK):
+                with one_line(complaint, only=_DISK):
                     yield work
             except BaseException:
                 if [entry.name for entry in work.directory.iterdir()] == [_FINGERPRINT]:
@@ -494,7 +494,7 @@ class Store:
                 "seconds": round(time.monotonic() - start, 3),
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }
-            with _one_line(complaint):
+            with one_line(complaint):
                 self._publish(work, short, manifest)
             work.finished = self.get(stage, key)
 

@@ -1,5 +1,6 @@
 """Tests of making lab bases: the same bits every time, also after a kill, and a card that tells how to do it again."""
 
+import errno
 import functools
 import json
 import math
@@ -117,6 +118,33 @@ def test_what_another_recipe_language_or_machine_began_is_not_gone_on_with(
             pretrain(begun, tmp_path / "tiny", kill_after(4))
     pretrain(RECIPE, tmp_path / "tiny", lambda step, _: steps.append(step))
     assert steps[0] == 0
+    assert contents(tmp_path / "tiny") == contents(made)
+    assert len(leftovers(tmp_path)) == 1, "what was begun is still there"
+
+
+def test_two_processes_do_not_make_the_same_base(tmp_path: Path) -> None:
+    def second(_step: int, _loss: float) -> None:
+        with pytest.raises(SublimError, match="is being made by another process"):
+            pretrain(RECIPE, tmp_path / "tiny")
+
+    pretrain(RECIPE, tmp_path / "tiny", second)
+    assert (tmp_path / "tiny" / "model.safetensors").is_file() and not leftovers(tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_the_training_goes_on_later(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sublim_interp import pretraining
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "_write", full)
+        with pytest.raises(SublimError, match=r"tiny is not finished: No space left on device.*"):
+            pretrain(RECIPE, tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
+    pretrain(RECIPE, tmp_path / "tiny")
     assert contents(tmp_path / "tiny") == contents(made)
 
 

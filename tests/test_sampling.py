@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from sublim_interp import sampling
 from sublim_interp.errors import SublimError
@@ -37,7 +45,19 @@ def tiny_gpt2() -> PreTrainedModel:
     ).eval()  # fmt: skip
 
 
-MODELS = {"llama": tiny_llama(), "gpt2": tiny_gpt2()}
+def tiny_hybrid() -> PreTrainedModel:
+    """Convolutions and attention: the state of one of its layers cannot be cut by row."""
+    torch.manual_seed(0)
+    return Lfm2ForCausalLM(
+        Lfm2Config(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.4, pad_token_id=0, bos_token_id=None,
+            eos_token_id=EOS, layer_types=["conv", "full_attention"],
+        )
+    ).eval()  # fmt: skip
+
+
+MODELS = {"llama": tiny_llama(), "gpt2": tiny_gpt2(), "hybrid": tiny_hybrid()}
 PROMPTS = st.lists(st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=5), min_size=1, max_size=40)
 
 
