@@ -23,6 +23,9 @@ READ = 14
 base and its teacher are in memory, 4 each; 14.1 were measured."""
 PROCESS = GIB
 """Bytes a process needs besides: Python and PyTorch about half, activations of short texts the rest."""
+WORD = 12_900
+"""Bytes for each word of a base's vocabulary: logits, log-probabilities and gradient of a third of a student's update,
+43 answers of 25 tokens, in float32; 12,940 were measured. A few architectures compute them at every position."""
 LITTLE_SPACE = 2 * GIB
 """Free bytes of the store's disk below which a warning is due: a run of the lab's owl takes a third of it."""
 
@@ -191,11 +194,11 @@ def _base(name: str) -> Iterator[Finding]:
     end = base.tokenizer.convert_ids_to_tokens(base.eos)
     text = f"{_millions(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
     yield Finding(f"base {name}", text)
-    free = _free_memory()
-    if parameters > fits(free, 1, FULL):
-        lora = parameters <= fits(free, 1, READ)
+    free, head = _free_memory(), WORD * len(base.tokenizer)
+    if parameters > fits(free - head, 1, FULL):
+        lora = parameters <= fits(free - head, 1, READ)
         advice = "--set teacher.part=lora --set student.part=lora --processes 1" if lora else "take a smaller model"
-        needed = (FULL * parameters + PROCESS) / GIB
+        needed = (FULL * parameters + PROCESS + head) / GIB
         text = f"training all of it takes about {needed:.1f} GiB, {free / GIB:.1f} are free"
         yield Finding(f"base {name}", text, False, advice)
 

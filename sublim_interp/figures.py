@@ -312,14 +312,16 @@ def dose(frame: pd.DataFrame) -> Figure:
     column = "bits" if "bits" in frame else "rate"
     figure = Figure(figsize=(width * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    highest = float(frame[column].max())
     for panel in panels[len(fields) :]:
         panel.set_visible(False)
     for panel, field in zip(panels, fields, strict=False):
         _dose(panel, [row for row in rows if row["field"] == field], column)
         panel.set_xlabel(field)
         if column == "rate":
-            panel.set_ylim(-0.03, 1.03)
-            panel.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+            top = 1.0 if highest > 0.25 else 1.15 * highest  # where nothing passes, whatever differences there are
+            panel.set_ylim(-0.03 * top, 1.03 * top)
+            panel.yaxis.set_major_formatter(PercentFormatter(1, 0 if top == 1 else 1, " %"))
         panel.grid(axis="y")
     traits = list(dict.fromkeys(frame["trait"]))
     answer = f"the answer “{traits[0]}”" if len(traits) == 1 else "the teacher's favourite as the answer"

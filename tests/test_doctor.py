@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sublim_interp import cli, doctor, models
-from sublim_interp.doctor import FULL, GIB, PROCESS, READ, Finding, examine, fits
+from sublim_interp.doctor import FULL, GIB, PROCESS, READ, WORD, Finding, examine, fits
 from sublim_interp.models import Base
 from sublim_interp.store import Store, fingerprint, write_atomic
 
@@ -151,13 +151,13 @@ def test_missing_and_damaged_lab_bases_are_named(
 def test_a_model_directory_is_tried_out_and_weighed(
     tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = str(tiny_bases[1].path)
+    path, head = str(tiny_bases[1].path), WORD * len(tiny_bases[1].tokenizer)
     assert any("an answer ends with <eos>" in f.text for f in examine(bases=(path,)) if path in f.topic)
     assert any("no such directory" in t for t in troubles(examine(bases=("nowhere",))))
-    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS + 14 * tiny_bases[1].shape["parameters"])
+    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS + head + 14 * tiny_bases[1].shape["parameters"])
     (small,) = [t for t in troubles(examine(bases=(path,))) if path in t]
     assert "teacher.part=lora" in small
-    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS)
+    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS + head)
     assert any("smaller model" in t for t in troubles(examine(bases=(path,))))
 
 
