@@ -312,7 +312,7 @@ def dose(frame: pd.DataFrame) -> Figure:
     column = "bits" if "bits" in frame else "rate"
     figure = Figure(figsize=(width * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
-    highest = float(frame[column].max())
+    highest = max(frame[column].to_list())
     for panel in panels[len(fields) :]:
         panel.set_visible(False)
     for panel, field in zip(panels, fields, strict=False):

@@ -233,6 +233,13 @@ def plan(exp: Experiment) -> Plan:
             raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
         if i.kind != "project-update" and i.direction == "teacher-shift" and exp.teacher.kind == "prompted":
             raise SublimError("an intervention on teacher-shift in activations needs teacher.kind=tuned or steered")
+    frozen = [i.parameters for i in exp.student.interventions if i.kind == "freeze"]
+    for base in bases.values() if frozen else ():
+        from sublim_interp.training import freeze
+
+        model = _shape(base, exp.student)
+        for pattern in frozen:
+            freeze(model, pattern)
     cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
     return Plan(exp, tuple(cells))
 

@@ -437,6 +437,12 @@ def test_all_that_a_teacher_wrote_is_there_with_the_filters_word_on_it(finished:
         _ = finished["base", finished.experiment.seeds[0]].written
 
 
+def test_a_pattern_that_freezes_nothing_is_refused_before_anything_is_trained() -> None:
+    exp = experiment("owl").set({"student.interventions": [{"kind": "freeze", "parameters": "*nothing*"}]})
+    with pytest.raises(SublimError, match=r"\*nothing\*"):
+        runs.plan(exp)
+
+
 def test_bases_of_two_vocabularies_are_refused_where_one_learns_from_the_other() -> None:
     exp = experiment("owl").set(bases=["lab-small-0", "lab-digits-0"], seeds=[0])
     with pytest.raises(SublimError, match="lab-small-0 and lab-digits-0 have different vocabularies"):
