@@ -113,19 +113,16 @@ def bases_table(bases: Sequence[Base]) -> str:
 
 def apart_table(origin: Base, others: Sequence[Base]) -> str:
     """How far other bases of its shape lie from `origin`: ‖θ − θ_origin‖ / ‖θ_origin‖ over the weights of the body."""
-    own = _body(origin)
-    length = math.sqrt(sum(float((w**2).sum()) for w in own.values()))
-    rows = []
-    for base in others:
-        gap = math.sqrt(sum(float(((w - own[name]) ** 2).sum()) for name, w in _body(base).items()))
-        rows.append((base.name, f"{gap / length:.2f}"))
+    from sublim_interp.analysis.directions import weight_delta
+
+    model = choose_trainable(origin.load(), "body")
+    body = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def length(weights: Mapping[str, Any]) -> float:
+        return math.sqrt(sum(float((weights[name].double() ** 2).sum()) for name in body))
+
+    rows = [(base.name, f"{length(weight_delta(base, model).delta) / length(body):.2f}") for base in others]
     return "\n".join([*words.markdown(("base", f"weights away from {origin.name}"), rows), ""])
-
-
-def _body(base: Base) -> dict[str, np.ndarray]:
-    """The weights that train where embeddings and head stay as they are."""
-    model = choose_trainable(base.load(), "body")
-    return {name: p.detach().double().numpy() for name, p in model.named_parameters() if p.requires_grad}
 
 
 class Digest(NamedTuple):
