@@ -392,10 +392,15 @@ def run(
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
-    from sublim_interp.runs import find_run, plan
+    from sublim_interp.runs import experiment_names, find_run, plan
     from sublim_interp.store import Store
-    from sublim_interp.sweep import is_grid
+    from sublim_interp.sweep import grid_names, is_grid
 
+    if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
+        raise SublimError(
+            f"unknown experiment '{name}'; experiments: {', '.join(experiment_names())}; grids: "
+            f"{', '.join(grid_names())}; or give a YAML file"
+        )
     if is_grid(name):
         _run_grid(name, sets, base, dry_run, processes, Store.open(store), trace)
         return

@@ -231,7 +231,7 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store
 @pytest.mark.parametrize(
     ("arguments", "mentions"),
     [
-        (["run", "owls"], ["unknown experiment 'owls'", "owl"]),
+        (["run", "owls"], ["unknown experiment 'owls'", "experiments: demo, owl, ", "grids: animals, "]),
         (["run", "smoke", "--set", "trait=unicorn"], ["unknown trait 'unicorn'", "dolphin"]),
         (["run", "smoke", "--set", "trait"], ["--set 'trait'", "field=value"]),
         (["run", "smoke", "--set", "student.optimization.rate=1"], ["rate", "lr"]),
