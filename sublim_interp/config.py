@@ -452,7 +452,7 @@ def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
     return validate(kind, {**given, **read_mapping(path)}, str(path))
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[Any, Any]:
     """The plain data of a YAML file of `key: value` lines; SublimError for a missing file and broken YAML."""
     try:
         text = path.read_text(encoding="utf-8")
