@@ -229,16 +229,13 @@ def _shown_run(
 ) -> "list[RenderableType]":
     import yaml
 
-    try:
-        artifact = store.find("run", what)
-    except SublimError as error:
-        if "may mean any" in str(error):
-            raise
+    if not store.matches("run", what):
         keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
         raise SublimError(
             f"'{what}' is no experiment ({', '.join(experiments)}), grid ({', '.join(grids)}), base "
             f"({', '.join(bases)}), trait, or run (keys in {store.root}: {keys})"
-        ) from None
+        )
+    artifact = store.find("run", what)
     text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
 

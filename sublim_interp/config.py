@@ -68,6 +68,13 @@ class Config(BaseModel):
         return validate(type(self), data, f"--set {', '.join(changes)}")
 
 
+def _name_once(record: Config, *fields: str) -> None:
+    for field in fields:
+        values = getattr(record, field)
+        if len(set(values)) < len(values):
+            raise ValueError(f"{field} names something twice: {', '.join(map(str, values))}")
+
+
 class Optimization(Config):
     """How weights are updated: the same fields for pre-training, teachers and students."""
 
@@ -327,10 +334,7 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _holds_what_reports_compare(self) -> "EvaluationConfig":
-        for field in ("questions", "contexts"):
-            values = getattr(self, field)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{field} names something twice: {', '.join(values)}")
+        _name_once(self, "questions", "contexts")
         if "held-out" not in self.questions or "plain" not in self.contexts:
             raise ValueError("questions must hold held-out and contexts must hold plain: reports compare arms on these")
         return self
@@ -367,11 +371,9 @@ class Experiment(Config):
     @model_validator(mode="after")
     def _coherent(self) -> "Experiment":
         for field in ("bases", "arms", "seeds"):
-            values = getattr(self, field)
-            if not values:
+            if not getattr(self, field):
                 raise ValueError(f"{field} is empty")
-            if len(set(values)) < len(values):
-                raise ValueError(f"{field} names something twice: {', '.join(map(str, values))}")
+        _name_once(self, "bases", "arms", "seeds")
         crossing = [a for a in self.arms if a in CROSSING]
         if crossing and len(self.bases) < 2:
             raise ValueError(f"arm {crossing[0]} needs two bases; bases has only {', '.join(self.bases)}")

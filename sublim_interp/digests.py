@@ -146,15 +146,20 @@ def digest(directory: Path) -> Digest:
     if "base_loss" in cells:
         return _law_digest(cells)
     if not (directory / "matrix.csv").exists():
-        rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), _nats(row["margin"]), *_kept(row))
-                for row in words.records(cell_means(cells))]  # fmt: skip
-        columns = ("field", "value", "arm", "n", "trait's rate", "margin, nats", "KL at the start", "KL left",
-                   "lists kept")  # fmt: skip
-        return Digest("Mean over replicates, least and most:", columns, rows, [])
+        return _cells_digest(cells)
     matrix = pd.read_csv(directory / "matrix.csv")
     if set(cells["field"]) != {"trait"}:
         return _bases_digest(cells, matrix)
     return _traits_digest(cells, matrix, pd.read_csv(directory / "questions.csv"))
+
+
+def _cells_digest(cells: pd.DataFrame) -> Digest:
+    """One row a field, value and arm."""
+    rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), _nats(row["margin"]), *_kept(row))
+            for row in words.records(cell_means(cells))]  # fmt: skip
+    columns = ("field", "value", "arm", "n", "trait's rate", "margin, nats", "KL at the start", "KL left",
+               "lists kept")  # fmt: skip
+    return Digest("Mean over replicates, least and most:", columns, rows, [])
 
 
 def _words(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
@@ -293,10 +298,7 @@ def _law_digest(cells: pd.DataFrame) -> Digest:
     try:
         found = law.fit(cells)
     except SublimError as e:
-        rows = [(*_words(row, "value", "n"), _spread(row), _nats(row["margin"]), *_kept(row))
-                for row in words.records(cell_means(cells))]  # fmt: skip
-        columns = ("value", "n", "trait's rate", "margin, nats", "KL at the start", "KL left", "lists kept")
-        return Digest("Mean over replicates, least and most:", columns, rows, [f"No law is told: {e}."])
+        return _cells_digest(cells)._replace(lines=[f"No law is told: {e}."])
     measured = cells["lift"].to_numpy(dtype=float)
     axes = cells["field"].iloc[0].split(" × ")
     levels = list(zip(*(value.split(" × ") for value in cells["value"]), strict=True))

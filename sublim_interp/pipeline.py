@@ -334,7 +334,7 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = _silent)
                 model = base.load(subject.made(store) / "model" if isinstance(subject, Student) else None)
             scores: list[dict[str, Any]] = []
             result: dict[str, Any] = {"scores": scores}
-            sorts = evaluation.config.questions
+            sorts, members, samples = evaluation.config.questions, evaluation.members, evaluation.config.samples
             if facts := evaluation.facts:
                 sorts, result["facts"] = (), {}
                 for place in evaluation.config.contexts:
@@ -346,8 +346,7 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = _silent)
                     for place in evaluation.config.contexts:
                         known = questions(evaluation.kind, base.language, sort)
                         asked = _in_context(known, place, held_out, systems)
-                        e = evaluation
-                        s = score(model, base, asked, e.members, e.config.samples, e.seed, e.named)
+                        s = score(model, base, asked, members, samples, evaluation.seed, evaluation.named)
                         scores += [
                             {"questions": sort, "context": place, "probe": m, "rate": float(r), "margin": float(g)}
                             for m, r, g in zip(s.members, s.rate, s.margin, strict=True)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sublim_interp.channels import channel
+from sublim_interp.channels import channel, refusal
 from sublim_interp.config import CROSSING, Arm, Experiment, read_yaml, validate
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, check_alike, resolve_base
@@ -218,8 +218,8 @@ def plan(exp: Experiment) -> Plan:
         if exp.teacher.facts:
             check_language(base)
     if {*exp.arms} & CROSSING:
-        for seed in exp.seeds:
-            check_alike(*(bases[name] for name in exp.pair(seed)))
+        for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
+            check_alike(bases[one], bases[other])
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
@@ -437,13 +437,8 @@ class Replicate:
         if self.cell.student is None:
             raise SublimError(f"{self!r} learnt no lists; students have them, such as same-init")
         data = self.cell.student.data
-        rows, rule = read_rows(self._path(data.corpus)), channel(data.corpus.config.channel)
-        said = [
-            (rule.refuse(row["prompt"], row["answer"], data.config, data.words) or "")
-            if row.get("finished", True)
-            else "unfinished"
-            for row in rows
-        ]
+        rows, source = read_rows(self._path(data.corpus)), channel(data.corpus.config.channel)
+        said = [refusal(row, source, data.config, data.words) or "" for row in rows]
         return pd.DataFrame(rows)[["prompt", "answer"]].assign(refused=said)
 
     def _path(self, record: Record) -> Path:

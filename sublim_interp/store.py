@@ -418,17 +418,21 @@ class Store:
                 problems = [(file, _seal_problem(file)) for file in files if file.is_file()]
                 yield path, [f"{file.relative_to(path).as_posix()} {problem}" for file, problem in problems if problem]
 
+    def matches(self, stage: str, name: str) -> list[Artifact]:
+        """Return a stage's artefacts of this name, or else those whose key begins so."""
+        artifacts = self.list(stage) if name else []
+        named = [artifact for artifact in artifacts if artifact.name == name]
+        return named or [artifact for artifact in artifacts if artifact.key.startswith(name.lower())]
+
     def find(self, stage: str, name: str) -> Artifact:
         """Return a stage's artefact by its name, or by the beginning of its key; a name goes before a key.
 
         Raise SublimError naming the candidates if none is meant, or more than one.
         """
-        artifacts = self.list(stage)
-        matches = [artifact for artifact in artifacts if name and artifact.name == name]
-        matches = matches or [artifact for artifact in artifacts if name and artifact.key.startswith(name.lower())]
+        matches = self.matches(stage, name)
         if len(matches) == 1:
             return matches[0]
-        choices = [f"{artifact.key[:16]} {artifact.name}".strip() for artifact in (matches or artifacts)]
+        choices = [f"{artifact.key[:16]} {artifact.name}".strip() for artifact in (matches or self.list(stage))]
         said = ", ".join(choices[-12:]) + (f" and {len(choices) - 12} older" if len(choices) > 12 else "")
         if matches:
             raise SublimError(f"{name!r} may mean any of these, give (more of) the key of one: {said}")

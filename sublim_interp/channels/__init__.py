@@ -59,6 +59,13 @@ def channel(name: str) -> Channel:
     return cast(Channel, import_module(f"{__name__}.{name}"))
 
 
+def refusal(row: Row, channel: Channel, rule: FilterConfig, words: Collection[str]) -> str | None:
+    """Why one answer by itself, whatever others there are, may not be learnt from; None where it may."""
+    if not row.get("finished", True):
+        return "unfinished"
+    return channel.refuse(row["prompt"], row["answer"], rule, words)
+
+
 def filter_rows(
     rows: Iterable[Row], channel: Channel, rule: FilterConfig, words: Collection[str]
 ) -> tuple[list[Row], list[Row], Counter[str]]:
@@ -76,9 +83,7 @@ def filter_rows(
     pairs: set[tuple[str, str]] = set()
     for row in rows:
         pair = row["prompt"], row["answer"]
-        if not row.get("finished", True):
-            refused["unfinished"] += 1
-        elif reason := channel.refuse(*pair, rule, words):
+        if reason := refusal(row, channel, rule, words):
             refused[reason] += 1
         elif len(held_out) == rule.held_out and pair in held_pairs:
             refused["contaminated"] += 1
