@@ -15,7 +15,7 @@ from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, choose_trainable
 from sublim_interp.report import BITS, at_equal_kl
-from sublim_interp.statistics import mean_interval, shared_base_contrast, specificity
+from sublim_interp.statistics import Interval, mean_interval, shared_base_contrast, specificity
 
 
 def headline(directory: Path) -> str:
@@ -159,7 +159,31 @@ def _cells_digest(cells: pd.DataFrame) -> Digest:
             for row in words.records(cell_means(cells))]  # fmt: skip
     columns = ("field", "value", "arm", "n", "trait's rate", "margin, nats", "KL at the start", "KL left",
                "lists kept")  # fmt: skip
-    return Digest("Mean over replicates, least and most:", columns, rows, [])
+    return Digest("Mean over replicates, least and most:", columns, rows, list(_push(cells)))
+
+
+def _push(cells: pd.DataFrame) -> Iterator[str]:
+    """Crossed students of the trait's teachers minus those of neutral ones: paired by seed, with the value as unit."""
+    places = ["field", "value", "seed"]
+    own, control = (cells.loc[cells["arm"] == arm].set_index(places) for arm in ("cross-init", "cross-neutral"))
+    apart = (own[["rate", "margin"]] - control[["rate", "margin"]]).dropna()
+    if apart.empty:
+        return
+    units = apart.groupby(level=["field", "value"]).mean()
+    over, said = words.count(len(units), "value"), []
+    for name, scale, unit in (("rate", 100.0, "points"), ("margin", 1.0, "nats")):
+        each = units[name].to_list()
+        below = f"{int((apart[name] < 0).sum())} of {words.count(len(apart), 'pair')} below 0"
+        said.append(f"{_sized(mean_interval(each), each, scale, unit)}, {below}")
+    yield f"cross-init − cross-neutral, paired by seed, mean over {over}: {'; '.join(said)}."
+
+
+def _sized(interval: Interval, each: Sequence[float], scale: float, unit: str) -> str:
+    """An estimate with its interval, of few units (whose own are `each`) with their least and most."""
+    few = interval.n < words.FEW
+    ends = (min(each), max(each)) if few else (interval.low, interval.high)
+    estimate, low, high = (f"{scale * x:z.1f}".replace("-", "−") for x in (interval.estimate, *ends))
+    return f"{estimate} {unit} ({low}–{high})" if few else f"{estimate} {unit} [{low}, {high}]"
 
 
 def _words(row: Mapping[str, Any], *names: str) -> tuple[str, ...]:
@@ -258,15 +282,10 @@ def _gamma(students: pd.DataFrame, value: str, scale: float, unit: str) -> str:
     tables = [own.pivot(index="teacher", columns="student", values=value) for _, own in students.groupby("seed")]
     lift = np.stack([table.loc[traits, traits].to_numpy() for table in tables], -1)
     gamma = specificity(lift)
+    said = _sized(gamma.interval, gamma.values, scale, unit)
     if len(tables) < words.FEW:
-        ends = [specificity(lift[..., [k]]).interval.estimate for k in range(len(tables))]
-        numbers = [scale * x for x in (gamma.interval.estimate, min(ends), max(ends))]
-        said = "{} {} ({}–{})"
-    else:
-        numbers = [scale * x for x in (gamma.interval.estimate, gamma.interval.low, gamma.interval.high)]
-        said = f"{{}} {{}} [{{}}, {{}}], p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
-    estimate, low, high = (f"{x:z.1f}".replace("-", "−") for x in numbers)
-    return said.format(estimate, unit, low, high)
+        return said
+    return f"{said}, p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
 
 
 def _predictors(means: pd.DataFrame, matrix: pd.DataFrame) -> str:

@@ -168,6 +168,20 @@ def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) 
     assert "Spearman" in predictors and "nearer to 0 than 0.50" in predictors
 
 
+def test_what_the_trait_does_to_crossed_students_is_told_beside_what_any_teacher_does(tmp_path: Path) -> None:
+    """Planted: 3 points and half a nat less on average, the same under both seeds; the pair of bases is the unit."""
+    cells = pd.read_csv(RESULTS / "crossed" / "cells.csv", dtype={"value": str})
+    control = cells.loc[cells["arm"] == "cross-neutral"]
+    pushed = dict(zip(dict.fromkeys(control["value"]), (-0.01, -0.02, -0.04, -0.05), strict=True))
+    moved = control.assign(arm="cross-init", rate=control["rate"] + control["value"].map(pushed),
+                           margin=control["margin"] - 0.5)  # fmt: skip
+    pd.concat([control, moved]).to_csv(tmp_path / "cells.csv", index=False)
+    (line,) = digest(tmp_path).lines
+    assert "mean over 4 values: −3.0 points [−5.9, −0.1], 8 of 8 pairs below 0; −0.5 nats" in line
+    control.to_csv(tmp_path / "cells.csv", index=False)
+    assert not digest(tmp_path).lines, "one arm alone is compared with nothing"
+
+
 def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_experiment.to_yaml())
