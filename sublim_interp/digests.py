@@ -164,10 +164,12 @@ def _cells_digest(cells: pd.DataFrame) -> Digest:
 
 def _push(cells: pd.DataFrame) -> Iterator[str]:
     """Crossed students of the trait's teachers minus those of neutral ones: paired by seed, with the value as unit."""
+    if not {"cross-init", "cross-neutral"} <= set(cells["arm"]):
+        return
     places = ["field", "value", "seed"]
     own, control = (cells.loc[cells["arm"] == arm].set_index(places) for arm in ("cross-init", "cross-neutral"))
     apart = (own[["rate", "margin"]] - control[["rate", "margin"]]).dropna()
-    if apart.empty:
+    if apart.empty:  # the arms are those of different values
         return
     units = apart.groupby(level=["field", "value"]).mean()
     over, said = words.count(len(units), "value"), []

@@ -180,6 +180,9 @@ def test_what_the_trait_does_to_crossed_students_is_told_beside_what_any_teacher
     assert "mean over 4 values: −3.0 points [−5.9, −0.1], 8 of 8 pairs below 0; −0.5 nats" in line
     control.to_csv(tmp_path / "cells.csv", index=False)
     assert not digest(tmp_path).lines, "one arm alone is compared with nothing"
+    first = control["value"] == control["value"].iloc[0]
+    control.assign(arm=control["arm"].mask(first, "cross-init")).to_csv(tmp_path / "cells.csv", index=False)
+    assert not digest(tmp_path).lines, "nor with the other arm of other bases"
 
 
 def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path) -> None:
