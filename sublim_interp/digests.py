@@ -15,7 +15,7 @@ from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, choose_trainable
 from sublim_interp.report import BITS, at_equal_kl
-from sublim_interp.statistics import Interval, mean_interval, shared_base_contrast, specificity
+from sublim_interp.statistics import mean_interval, shared_base_contrast, specificity
 
 
 def headline(directory: Path) -> str:
@@ -146,45 +146,43 @@ def digest(directory: Path) -> Digest:
     if "base_loss" in cells:
         return _law_digest(cells)
     if not (directory / "matrix.csv").exists():
-        return _cells_digest(cells)
+        return _cells_digest(cells, list(_push(cells)))
     matrix = pd.read_csv(directory / "matrix.csv")
     if set(cells["field"]) != {"trait"}:
         return _bases_digest(cells, matrix)
     return _traits_digest(cells, matrix, pd.read_csv(directory / "questions.csv"))
 
 
-def _cells_digest(cells: pd.DataFrame) -> Digest:
+def _cells_digest(cells: pd.DataFrame, lines: list[str]) -> Digest:
     """One row a field, value and arm."""
     rows = [(*_words(row, "field", "value", "arm", "n"), _spread(row), _nats(row["margin"]), *_kept(row))
             for row in words.records(cell_means(cells))]  # fmt: skip
     columns = ("field", "value", "arm", "n", "trait's rate", "margin, nats", "KL at the start", "KL left",
                "lists kept")  # fmt: skip
-    return Digest("Mean over replicates, least and most:", columns, rows, list(_push(cells)))
+    return Digest("Mean over replicates, least and most:", columns, rows, lines)
 
 
 def _push(cells: pd.DataFrame) -> Iterator[str]:
     """Crossed students of the trait's teachers minus those of neutral ones: paired by seed, with the value as unit."""
-    if not {"cross-init", "cross-neutral"} <= set(cells["arm"]):
+    own, control = (cells.loc[cells["arm"] == arm] for arm in ("cross-init", "cross-neutral"))
+    both = own.merge(control, on=["field", "value", "seed"], suffixes=("", "_control"))
+    if both.empty:
         return
-    places = ["field", "value", "seed"]
-    own, control = (cells.loc[cells["arm"] == arm].set_index(places) for arm in ("cross-init", "cross-neutral"))
-    apart = (own[["rate", "margin"]] - control[["rate", "margin"]]).dropna()
-    if apart.empty:  # the arms are those of different values
-        return
-    units = apart.groupby(level=["field", "value"]).mean()
-    over, said = words.count(len(units), "value"), []
+    said = []
     for name, scale, unit in (("rate", 100.0, "points"), ("margin", 1.0, "nats")):
-        each = units[name].to_list()
-        below = f"{int((apart[name] < 0).sum())} of {words.count(len(apart), 'pair')} below 0"
-        said.append(f"{_sized(mean_interval(each), each, scale, unit)}, {below}")
+        apart = both[name] - both[f"{name}_control"]
+        each = apart.groupby([both["field"], both["value"]]).mean().to_list()
+        below = f"{int((apart < 0).sum())} of {words.count(len(apart), 'pair')} below 0"
+        said.append(f"{_sized(each, scale, unit)}, {below}")
+    over = words.count(len(both[["field", "value"]].drop_duplicates()), "value")
     yield f"cross-init − cross-neutral, paired by seed, mean over {over}: {'; '.join(said)}."
 
 
-def _sized(interval: Interval, each: Sequence[float], scale: float, unit: str) -> str:
-    """An estimate with its interval, of few units (whose own are `each`) with their least and most."""
-    few = interval.n < words.FEW
-    ends = (min(each), max(each)) if few else (interval.low, interval.high)
-    estimate, low, high = (f"{scale * x:z.1f}".replace("-", "−") for x in (interval.estimate, *ends))
+def _sized(each: Sequence[float], scale: float, unit: str) -> str:
+    """The mean over units with its interval, of few with their least and most."""
+    found, few = mean_interval(each), len(each) < words.FEW
+    ends = (min(each), max(each)) if few else (found.low, found.high)
+    estimate, low, high = (f"{scale * x:z.1f}".replace("-", "−") for x in (found.estimate, *ends))
     return f"{estimate} {unit} ({low}–{high})" if few else f"{estimate} {unit} [{low}, {high}]"
 
 
@@ -284,7 +282,7 @@ def _gamma(students: pd.DataFrame, value: str, scale: float, unit: str) -> str:
     tables = [own.pivot(index="teacher", columns="student", values=value) for _, own in students.groupby("seed")]
     lift = np.stack([table.loc[traits, traits].to_numpy() for table in tables], -1)
     gamma = specificity(lift)
-    said = _sized(gamma.interval, gamma.values, scale, unit)
+    said = _sized(gamma.values, scale, unit)
     if len(tables) < words.FEW:
         return said
     return f"{said}, p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
@@ -319,7 +317,7 @@ def _law_digest(cells: pd.DataFrame) -> Digest:
     try:
         found = law.fit(cells)
     except SublimError as e:
-        return _cells_digest(cells)._replace(lines=[f"No law is told: {e}."])
+        return _cells_digest(cells, [f"No law is told: {e}."])
     measured = cells["lift"].to_numpy(dtype=float)
     axes = cells["field"].iloc[0].split(" × ")
     levels = list(zip(*(value.split(" × ") for value in cells["value"]), strict=True))
