@@ -15,7 +15,7 @@ from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, choose_trainable
 from sublim_interp.report import BITS, at_equal_kl
-from sublim_interp.statistics import mean_interval, shared_base_contrast, specificity
+from sublim_interp.statistics import concordance, mean_interval, rank_correlation, shared_base_contrast, specificity
 
 
 def headline(directory: Path) -> str:
@@ -25,7 +25,7 @@ def headline(directory: Path) -> str:
     rows = words.records(table)
     exp = read_yaml(Experiment, directory / "experiment.yaml")
     key = (directory / "key.txt").read_text().strip()
-    count = words.count(min(row["n"] for row in rows), "replicate")
+    n = min(row["n"] for row in rows)
     columns = ("arm", f"answers “{exp.trait}”", "margin, nats", "KL at the start", "KL left", "lists kept")
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -33,20 +33,29 @@ def headline(directory: Path) -> str:
         return row["arm"], rate, margin, words.mean(row, "kl_start"), left, words.mean(row, "kept")
 
     lines = [
-        f"`sublim run {directory.name}`, {count}, run `{key[:16]}`. Mean over replicates and 95 % interval:",
+        f"`sublim run {directory.name}`, {words.count(n, 'replicate')}, run `{key[:16]}`. Mean over replicates and 95 "
+        "% interval (cut at 0 and 100 %):",
         "",
         *words.markdown(columns, map(cells, rows)),
         "",
         *(f"{row['arm']} at equal KL: {at_equal_kl(row, table)}." for row in rows if row["equal_kl"]),
         "",
-        *_over_bases(pd.read_csv(directory / "contrasts.csv"), exp.bases),
+        _origin(exp.bases, n),
+        *_over_bases(pd.read_csv(directory / "contrasts.csv")),
     ]
     return "\n".join([*lines, ""])
 
 
-def _over_bases(contrasts: pd.DataFrame, bases: Sequence[str]) -> Iterator[str]:
-    """From how many bases the replicates come, and the diagonal contrast with pairs of bases as the unit."""
-    yield f"The replicates come from {words.count(len(bases), 'base')} ({', '.join(bases)}): intervals hold for these."
+def _origin(bases: Sequence[str], replicates: int) -> str:
+    """From which bases the replicates' teachers come: replicates of one base are much alike."""
+    named = f"{words.count(len(bases), 'base')} ({', '.join(bases)})"
+    if len(bases) < replicates:
+        return f"The replicates come from {named}: intervals and p hold for these."
+    return f"Each replicate's teacher comes from a base of its own: {named}."
+
+
+def _over_bases(contrasts: pd.DataFrame) -> Iterator[str]:
+    """The diagonal contrast with pairs of bases as the unit."""
     for row in words.records(contrasts.fillna({"note": ""})):
         if row["unit"] == "base pair" and row["stage"] == "equal steps":
             size = f"{words.points(row)} points (n = {row['n']}; {row['note']})"
@@ -86,7 +95,8 @@ def contexts_table(directory: Path) -> str:
     rows = words.records(pd.read_csv(directory / "summary.csv"))
     key = (directory / "key.txt").read_text().strip()
     lines = [
-        f"Run `{key[:16]}`, mean over {max(row['n'] for row in rows)} replicates and 95 % interval:",
+        f"Run `{key[:16]}`, mean over {max(row['n'] for row in rows)} replicates and 95 % interval (cut at 0 and 100 "
+        "%):",
         "",
         *words.markdown(
             ("arm", *CONTEXTS.values()), ((row["arm"], *(words.text(row, n) for n in CONTEXTS)) for row in rows)
@@ -244,15 +254,16 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFram
                      *_kept(row)))  # fmt: skip
     lines = [f"Mean over {words.count(len(set(means['value'])), 'trait')}, and the least and most of them: "
              f"{_over_arms(means)}."]  # fmt: skip
+    lines.append(_origin(list(dict.fromkeys(cells["base"])), len(set(cells["seed"]))))
     if len(set(matrix["teacher"])) > 1:
         lines.append(_specificity(matrix))
     if len(set(matrix["teacher"])) > 3:
-        lines.append(_predictors(means, matrix))
+        lines.append(_predictors(cells, means, matrix))
     for question, own in asked.loc[asked["questions"] == "indirect"].groupby("question", sort=False):
         each = own.groupby(["arm", "trait"], sort=False, as_index=False).agg(rate=("rate", "mean"))
         lines.append(f"“{question}”, the same: {_over_arms(each)}.")
     columns = ("trait", "arm", "n", "its rate", "least", "margin, nats", "KL at the start", "KL left", "lists kept")
-    about = f"Mean over replicates and 95 % interval, of fewer than {words.FEW} least and most:"
+    about = f"Mean over replicates and 95 % interval (cut at 0 and 100 %), of fewer than {words.FEW} least and most:"
     return Digest(about, columns, rows, lines)
 
 
@@ -288,10 +299,9 @@ def _gamma(students: pd.DataFrame, value: str, scale: float, unit: str) -> str:
     return f"{said}, p = {gamma.sign_flip.p:.2g} (smallest possible {gamma.sign_flip.floor:.2g})"
 
 
-def _predictors(means: pd.DataFrame, matrix: pd.DataFrame) -> str:
-    """Spearman's correlation over traits of the same-init margin with what is known of each before a student learns."""
-    from scipy.stats import spearmanr, t
-
+def _predictors(cells: pd.DataFrame, means: pd.DataFrame, matrix: pd.DataFrame) -> str:
+    """Spearman's correlation over traits of the same-init margin with what is known of each before a student learns;
+    and whether bases agree at all which traits pass better."""
     own = means.loc[means["arm"] == "same-init"].set_index("value")
     diagonal = matrix.loc[(matrix["arm"] == "same-init") & (matrix["teacher"] == matrix["student"])]
     untouched = (diagonal["rate"] - diagonal["lift"]).groupby(diagonal["teacher"]).mean()
@@ -300,15 +310,25 @@ def _predictors(means: pd.DataFrame, matrix: pd.DataFrame) -> str:
         "lists kept": own["kept"],
         "the untouched base's rate": untouched.loc[own.index],
     }
-    parts = []
+    parts, least = [], math.nan
     for name, values in known.items():
-        found: Any = spearmanr(own["margin"], values)
-        parts.append(f"{name} {found.statistic:.2f} (p = {found.pvalue:.2g})".replace("-", "−"))
-    free = len(own) - 2
-    least = t.ppf(0.975, free) / math.sqrt(free + t.ppf(0.975, free) ** 2)
+        if values.nunique() == 1:
+            parts.append(f"{name} the same for all")
+            continue
+        found = rank_correlation(own["margin"], values)
+        least = found.least
+        parts.append(f"{name} {found.rho:z.2f} (p = {found.p:.2g})".replace("-", "−"))
+    said = f"Over traits the same-init margin goes with (Spearman's ρ, p by permutations): {'; '.join(parts)}."
+    if not math.isnan(least):
+        said += f" With {len(own)} traits a ρ nearer to 0 than {least:.2f} cannot be told from it."
+    bases = cells.drop_duplicates("seed").set_index("seed")["base"]
+    scores = diagonal.assign(base=diagonal["seed"].map(bases)).pivot_table("margin", "base", "teacher").to_numpy()
+    if len(scores) < words.FEW:
+        return said
+    agreed = concordance(scores)
     return (
-        f"Over traits the same-init margin goes with (Spearman's ρ): {'; '.join(parts)}. With {len(own)} traits a ρ "
-        f"nearer to 0 than {least:.2f} cannot be told from it."
+        f"{said} {len(scores)} bases rank the traits by this margin with Kendall's W = {agreed.w:.2f}, where 1 is "
+        f"agreement and {1 / len(scores):.2f} chance (Friedman's p = {agreed.p:.2g})."
     )
 
 

@@ -29,7 +29,7 @@ _AXIS = {"bases": "bases", "traits": "trait"}
 _GRIDS = Path(__file__).resolve().parent / "catalogue" / "grids"
 _DOSES = ("bases", "trait", "corpus.prompts", "teacher.optimization.lr")
 """Fields whose values are doses to a law: of strength, of lists, of the base's training."""
-VERSIONS = {"": 3, "bases": 4, "traits": 4, "law": 3}
+VERSIONS = {"": 3, "bases": 4, "traits": 5, "law": 3}
 """By `Grid.matrix`; bumped by hand when the files of such sweeps change."""
 
 
@@ -148,7 +148,8 @@ class SweepPlan:
         return [r for r in self.records if r.find(store) is None]
 
     def table(self, store: Store) -> "pd.DataFrame":
-        """One row per field, value, arm and seed: rate and margin on held-out questions, distances."""
+        """One row per field, value, arm and seed: rate and margin on held-out questions, distances; of traits also the
+        teacher's base, of a law what `lifts` adds."""
         import pandas as pd
 
         from sublim_interp.report import replicates
@@ -160,7 +161,9 @@ class SweepPlan:
             each = each.loc[(each["stage"] == "equal steps") & ~each["arm"].isin(hidden)]
             parts.append(each.assign(field=field, value=value, trait=p.named.trait))
         cells = pd.concat(parts, ignore_index=True)
-        return self.lifts(cells) if self.grid.matrix == "law" else cells
+        if self.grid.matrix == "law":
+            return self.lifts(cells)
+        return cells.assign(base=self._teachers(cells)) if self.grid.matrix == "traits" else cells
 
     def lifts(self, cells: "pd.DataFrame") -> "pd.DataFrame":
         """The students with their lift over the untouched base, and what a law expects: see `figures.law`."""
@@ -177,11 +180,15 @@ class SweepPlan:
     def with_bases(self, cells: "pd.DataFrame") -> "pd.DataFrame":
         """The cells with two more columns: the teacher's base, and its held-out loss on numbers (nats a token), NaN
         where its card does not say."""
-        named = {(field, value): p.named for field, value, p in self.cells}
-        places = zip(cells["field"], cells["value"], cells["seed"], strict=True)
-        bases = [named[field, value].pair(seed)[0] for field, value, seed in places]
+        bases = self._teachers(cells)
         losses = {base: _numbers_loss(base) for base in set(bases)}
         return cells.assign(base=bases, base_loss=[losses[base] for base in bases])
+
+    def _teachers(self, cells: "pd.DataFrame") -> list[str]:
+        """The teacher's base of each row."""
+        named = {(field, value): p.named for field, value, p in self.cells}
+        places = zip(cells["field"], cells["value"], cells["seed"], strict=True)
+        return [named[field, value].pair(seed)[0] for field, value, seed in places]
 
     def matrix(self, store: Store) -> "pd.DataFrame":
         """One row per arm, teacher, student (or probe trait) and seed: rate (0 to 1), margin (nats), and lift, which is

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from sublim_interp.statistics import (
     Interval,
     bh_fdr,
     bootstrap_interval,
+    concordance,
     diagonal_contrast,
     mean_interval,
     mutual_information,
     paired_difference,
+    rank_correlation,
     shared_base_contrast,
     sign_flip_test,
     specificity,
@@ -555,3 +558,67 @@ def test_what_the_shared_base_contrast_cannot_take() -> None:
         shared_base_contrast(np.eye(2))
     with pytest.raises(SublimError, match=r"no number at \[0, 1\]"):
         shared_base_contrast(np.array([[1, np.nan, 0], [0, 1, 0], [0, 0, 1.0]]))
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> Any:
+    return stats.spearmanr(a, b)
+
+
+@pytest.mark.parametrize("n", [5, 6, 7, 8, 12, 16])
+def test_rank_correlation_is_spearmans_with_the_p_of_all_pairings(n: int) -> None:
+    draw = np.random.default_rng(n)
+    a = draw.normal(size=n)
+    b = np.round(a + draw.normal(size=n), 0)  # with ties
+    found = rank_correlation(a, b)
+    assert found.rho == pytest.approx(_spearman(a, b).statistic)
+    if n <= 6:  # scipy recomputes ρ for every pairing
+
+        def size(x: np.ndarray) -> float:
+            return abs(_spearman(x, b).statistic)
+
+        exact = stats.permutation_test((a,), size, permutation_type="pairings", alternative="greater", n_resamples=720)
+        assert found.p == pytest.approx(exact.pvalue)
+    else:
+        assert found.p == pytest.approx(_spearman(a, b).pvalue, abs=0.03)
+    assert rank_correlation(-a, b).rho == pytest.approx(-found.rho)
+
+
+def test_the_least_rank_correlation_is_the_tables_critical_value() -> None:
+    """Zar 1972, J. Am. Stat. Assoc. 67, table 1: two-sided, .05."""
+    for n, critical in ((5, 1.0), (6, 0.886), (7, 0.786), (8, 0.738)):
+        found = rank_correlation(range(n), range(n))
+        assert round(found.least, 3) == critical and found.rho == pytest.approx(1)
+    assert rank_correlation(range(16), range(16)).least == pytest.approx(0.503, abs=0.015)
+    assert math.isnan(rank_correlation(range(4), range(4)).least), "four cannot reach .05"
+
+
+def test_shuffled_observations_seldom_correlate() -> None:
+    draw = np.random.default_rng(3)
+    hits = sum(rank_correlation(draw.normal(size=9), draw.normal(size=9), seed=i).p <= 0.05 for i in range(200))
+    assert 2 <= hits <= 20
+
+
+def test_replicates_that_rank_alike_are_concordant_and_others_are_not() -> None:
+    draw = np.random.default_rng(4)
+    items, noise = np.arange(10.0), draw.normal(size=(6, 10))
+    alike, apart = concordance(items + 0.1 * noise), concordance(noise)
+    assert alike.w == pytest.approx(1) and alike.p < 1e-6
+    assert apart.w < 0.4 and apart.p > 0.05
+    ranks = stats.rankdata(noise, axis=1).sum(0)
+    assert apart.w == pytest.approx(12 * ((ranks - ranks.mean()) ** 2).sum() / (6**2 * (10**3 - 10)))
+    assert np.mean([concordance(draw.normal(size=(6, 10))).w for _ in range(200)]) == pytest.approx(1 / 6, abs=0.02)
+
+
+def test_what_ranks_cannot_be_made_of() -> None:
+    with pytest.raises(SublimError, match="2 observations; needs three"):
+        rank_correlation([1, 2], [1, 2])
+    with pytest.raises(SublimError, match="b is the same throughout"):
+        rank_correlation([1, 2, 3], [5, 5, 5])
+    with pytest.raises(SublimError, match="lengths differ"):
+        rank_correlation([1, 2, 3], [1, 2])
+    with pytest.raises(SublimError, match=r"shape \(2, 2\)"):
+        concordance(np.eye(2))
+    with pytest.raises(SublimError, match=r"no number at \[0, 1\]"):
+        concordance(np.array([[1, np.nan, 0], [0, 1, 0]]))
+    with pytest.raises(SublimError, match="nothing is ranked"):
+        concordance(np.ones((3, 4)))

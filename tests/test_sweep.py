@@ -151,8 +151,13 @@ def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experi
         assert 0 < sum(student["rate"]) < 1, "rates of all members are shares of one answer"
     found = digest(artifact.path)
     assert len(found.rows) == 4 and "2 traits" in found.lines[0]
-    assert re.search("γ .* over 2 replicates, .*: same-init .*points.*nats.*; cross-init", found.lines[1])
-    assert [line[0] for line in found.lines[2:]] == ["“"] * 3, "two traits correlate with anything"
+    assert re.search("a base of its own: 2 bases", found.lines[1])
+    assert re.search("γ .* over 2 replicates, .*: same-init .*points.*nats.*; cross-init", found.lines[2])
+    assert [line[0] for line in found.lines[3:]] == ["“"] * 3, "two traits correlate with anything"
+    for table in ("matrix", "questions"):
+        shutil.copy(artifact.path / f"{table}.csv", tmp_path)
+    cells.assign(base="only").to_csv(tmp_path / "cells.csv", index=False)
+    assert "come from 1 base (only): intervals and p hold for these" in digest(tmp_path).lines[1]
 
 
 def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) -> None:
@@ -163,9 +168,17 @@ def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) 
     matrix = matrix.assign(rate=np.exp(10.0 * own))
     total = matrix.groupby(["arm", "teacher", "seed"])["rate"].transform("sum")
     matrix.assign(rate=matrix["rate"] / total).to_csv(tmp_path / "animals" / "matrix.csv", index=False)
-    specific, predictors = digest(tmp_path / "animals").lines[1:3]
+    cells = pd.read_csv(RESULTS / "animals" / "cells.csv")
+    cells.assign(base="base-" + cells["seed"].astype(str)).to_csv(tmp_path / "animals" / "cells.csv", index=False)
+    specific, predictors = digest(tmp_path / "animals").lines[2:4]
     assert re.search(r"same-init .* points.*, 10\.0 nats.*; cross-init 0\.0 points.*, 0\.0 nats", specific)
-    assert "Spearman" in predictors and "nearer to 0 than 0.50" in predictors
+    assert (
+        "Spearman" in predictors
+        and "nearer to 0 than 0.5" in predictors
+        and f"{len(set(cells['seed']))} bases rank" in predictors
+    )
+    cells.assign(base="only").to_csv(tmp_path / "animals" / "cells.csv", index=False)
+    assert "rank" not in digest(tmp_path / "animals").lines[3].lower(), "one base agrees with nobody"
 
 
 def test_what_the_trait_does_to_crossed_students_is_told_beside_what_any_teacher_does(tmp_path: Path) -> None:
