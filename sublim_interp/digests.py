@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from sublim_interp import words
 from sublim_interp.analysis import law
@@ -146,8 +147,22 @@ class Digest(NamedTuple):
 
 
 def digest(directory: Path) -> Digest:
-    """The table of the sweep whose cells.csv, and for a matrix matrix.csv, lie in `directory`."""
+    """The table of the sweep whose cells.csv, for a matrix matrix.csv, and dead_ends.csv if any lie in `directory`."""
     cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
+    found, path = _digest(cells, directory), directory / "dead_ends.csv"
+    return found._replace(lines=[*found.lines, *_dead_ends(path)]) if path.exists() else found
+
+
+def _dead_ends(path: Path) -> Iterator[str]:
+    """What cannot be had, and why: a line for each thing that went wrong."""
+    ends = pd.read_csv(path, dtype={"value": str})
+    for place, own in ends.groupby(["seed", "why"], sort=False):
+        seed, why = cast(tuple[int, str], place)
+        values, arms = (", ".join(own[column].unique()) for column in ("value", "arm"))
+        yield f"A dead end: {values}, seed {seed} ({arms}): {why}."
+
+
+def _digest(cells: pd.DataFrame, directory: Path) -> Digest:
     if "bits" in cells:
         rows = [(*_words(row, "field", "value", "arm", "n"), words.text(row, "bits"), words.text(row, "total_bits"),
                  words.mean(row, "rate"), *_kept(row)) for row in words.records(cell_means(cells))]  # fmt: skip
@@ -214,25 +229,21 @@ def _kept(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
     """One row a base: as its own teacher, as a teacher of others, as a student of others; the contrast below."""
-    bases = list(dict.fromkeys(matrix["teacher"]))
-    table = matrix.pivot(index="teacher", columns="student", values="rate").loc[bases, bases].to_numpy()
+    named = list(dict.fromkeys(matrix["teacher"]))
+    square = matrix.pivot(index="teacher", columns="student", values="rate").reindex(index=named, columns=named)
+    bases = [base for base in named if square.loc[base].notna().all()]  # a teacher without a student is a dead end
+    table = square.loc[bases, bases].to_numpy()
     rows = []
     for i, base in enumerate(bases):
         others = [j for j in range(len(bases)) if j != i]
         taught, heard = table[i, others].tolist(), table[others, i].tolist()
         sides = (_spread({"rate": fmean(r), "least": min(r), "most": max(r)}) for r in (taught, heard))
         rows.append((base, f"{100 * table[i, i]:.1f} %", *sides))
-    found = shared_base_contrast(table)
     shares = ", ".join(
         f"{arm} {words.average(own['kl'].to_list()):.4f} (at the start {words.average(own['kl_start'].to_list()):.4f})"
         for arm, own in ((arm, cells.loc[cells["arm"] == arm]) for arm in ("same-init", "cross-init"))
     )
-    interval = found.interval
-    lines = [
-        f"Diagonal minus the rest: {interval.points()} ({interval.method}, n = {interval.n} bases), p = {found.p:.2g} "
-        f"(permutations of the students' bases; smallest possible {found.floor:.2g}). At equal steps; "
-        f"KL left: {shares}.",
-    ]
+    lines = [f"{_off_diagonal(table)} At equal steps; KL left: {shares}."]
     columns = (
         "base",
         "its own teacher",
@@ -240,6 +251,17 @@ def _bases_digest(cells: pd.DataFrame, matrix: pd.DataFrame) -> Digest:
         "learnt of others: mean (least–most)",
     )
     return Digest("How likely the teacher's favourite is:", columns, rows, lines)
+
+
+def _off_diagonal(table: Float[np.ndarray, "teacher student"]) -> str:
+    if len(table) < 3:
+        return "Fewer than three bases taught every student, so their own and others' students are not compared."
+    found = shared_base_contrast(table)
+    interval = found.interval
+    return (
+        f"Diagonal minus the rest: {interval.points()} ({interval.method}, n = {interval.n} bases), p = {found.p:.2g} "
+        f"(permutations of the students' bases; smallest possible {found.floor:.2g})."
+    )
 
 
 def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFrame) -> Digest:
@@ -291,7 +313,7 @@ def _gamma(students: pd.DataFrame, value: str, scale: float, unit: str) -> str:
     """γ of one arm, with its interval over replicates, of few their least and most."""
     traits = list(dict.fromkeys(students["teacher"]))
     tables = [own.pivot(index="teacher", columns="student", values=value) for _, own in students.groupby("seed")]
-    lift = np.stack([table.loc[traits, traits].to_numpy() for table in tables], -1)
+    lift = np.stack([table.reindex(index=traits, columns=traits).to_numpy() for table in tables], -1)
     gamma = specificity(lift)
     said = _sized(gamma.values, scale, unit)
     if len(tables) < words.FEW:
@@ -323,6 +345,7 @@ def _predictors(cells: pd.DataFrame, means: pd.DataFrame, matrix: pd.DataFrame) 
         said += f" With {len(own)} traits a ρ nearer to 0 than {least:.2f} cannot be told from it."
     bases = cells.drop_duplicates("seed").set_index("seed")["base"]
     scores = diagonal.assign(base=diagonal["seed"].map(bases)).pivot_table("margin", "base", "teacher").to_numpy()
+    scores = scores[~np.isnan(scores).any(axis=1)]  # a trait that is a dead end there has no rank
     if len(scores) < words.FEW:
         return said
     agreed = concordance(scores)

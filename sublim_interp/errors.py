@@ -1,8 +1,15 @@
-"""The one exception that users see as a single line. No other module defines exceptions for bad input."""
+"""The exceptions that users see as a single line. No other module defines exceptions for bad input."""
 
 
 class SublimError(Exception):
     """Bad input: the message is one line that names what was wrong, where, and the valid choices.
 
     The command line prints it and exits with code 2; nothing has been written when it is raised.
+    """
+
+
+class DeadEnd(SublimError):
+    """The work was done and led nowhere, such as a teacher of whose answers the filter leaves none.
+
+    Done again it ends the same, so a sweep tells of it and goes on, where any other error stops.
     """

@@ -509,8 +509,8 @@ def matrix(frame: pd.DataFrame, kind: str) -> Figure:
     ax = figure.subplots()
     image = ax.imshow(table.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(table.to_numpy()):
-        ink = "white" if value > 0.6 else _INK
-        ax.annotate(f"{100 * value:.0f}", (column, row), ha="center", va="center", color=ink, fontsize=6.5)
+        ink, said = "white" if value > 0.6 else _INK, "" if np.isnan(value) else f"{100 * value:.0f}"
+        ax.annotate(said, (column, row), ha="center", va="center", color=ink, fontsize=6.5)
     ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(order)), order)
     ax.set_xlabel("student" if kind == "bases" else "trait asked about")

@@ -23,7 +23,7 @@ from sublim_interp.analysis.capacity import bits_held
 from sublim_interp.channels import channel, filter_rows
 from sublim_interp.config import Optimization, Selection
 from sublim_interp.dataset import PIECE, Order, read_rows, tokenize
-from sublim_interp.errors import SublimError
+from sublim_interp.errors import DeadEnd, SublimError
 from sublim_interp.inside import (
     intervening,
     learnt_tokens,
@@ -168,7 +168,7 @@ def _fit(
     )
     work.note(trace=trace)
     if any(value != value for value in losses):
-        raise SublimError(f"training diverged (loss is not a number); lower the learning rate {optimization.lr:g}")
+        raise DeadEnd(f"training diverged (loss is not a number); lower the learning rate {optimization.lr:g}")
     save_model(merge_adapters(model), work.directory / "model")
 
 

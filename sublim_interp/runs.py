@@ -307,8 +307,18 @@ def _make_in_worker(record: Record, root: Path, trace: str, progress: Callable[[
     make(record, Store(root), progress, trace)
 
 
-def execute(records: list[Record], store: Store, processes: int, watch: Watch, trace: str = "default") -> None:
-    """Makes the records, and what they need, in worker processes; trainings are recorded as `trace` says."""
+def execute(
+    records: list[Record],
+    store: Store,
+    processes: int,
+    watch: Watch,
+    trace: str = "default",
+    skip: tuple[type[Exception], ...] = (),
+) -> dict[str, Exception]:
+    """Makes the records, and what they need, in worker processes; trainings are recorded as `trace` says.
+
+    Returns by key what could not be made for an error of a kind in `skip`; any other error is raised, and ends all.
+    """
     names = {r.key for r in records}
     tasks = []
     for record in records:
@@ -316,7 +326,7 @@ def execute(records: list[Record], store: Store, processes: int, watch: Watch, t
         if isinstance(record, Evaluation) and isinstance(record.model, Base):
             needs = (record.reference.key,) if record.reference.key in names else ()
         tasks.append(Task(record.key, _make_in_worker, (record, store.root, trace), needs))
-    run_tasks(tasks, processes, watch)
+    return run_tasks(tasks, processes, watch, skip)
 
 
 # --- what a run gives back --------------------------------------------------------------------------------------------

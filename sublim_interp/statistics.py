@@ -299,12 +299,8 @@ def shared_base_contrast(
     error = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
     interval = Interval(estimate, estimate - half, estimate + half, level, n, "Student t, jackknife over bases")
-    if exact := math.factorial(n) <= permutations:
-        orders = itertools.permutations(range(n))  # the one that was observed is among them
-    else:
-        draw = np.random.default_rng(seed)
-        orders = (draw.permutation(n) for _ in range(permutations))
-    shuffled = np.array([gamma(rate[:, list(order)]) for order in orders])
+    orders, exact = _pairings(n, permutations, permutations, seed)
+    shuffled = np.array([gamma(rate[:, order]) for order in orders])
     extreme = int((np.abs(shuffled) >= abs(estimate) * (1 - _TIE)).sum()) + (not exact)
     count = len(shuffled) + (not exact)
     return BaseContrast(interval, extreme / count, 1 / count)
@@ -333,10 +329,7 @@ def rank_correlation(a: Column, b: Column, seed: int = 0) -> RankCorrelation:
             raise SublimError(f"rank_correlation: {name} is the same throughout, so nothing can rise with it")
         sides.append(ranks / np.linalg.norm(ranks))
     x, y = sides
-    if exact := n <= 8:
-        orders = np.array(list(itertools.permutations(range(n))))
-    else:
-        orders = np.random.default_rng(seed).permuted(np.tile(np.arange(n), (9_999, 1)), axis=1)
+    orders, exact = _pairings(n, math.factorial(8), 9_999, seed)
     shuffled = np.sort(np.abs(y[orders] @ x))
     rho = float(x @ y)
 
@@ -365,6 +358,15 @@ def concordance(scores: Float[np.ndarray, "replicate item"]) -> Concordance:
 
     found = stats.friedmanchisquare(*scores.T)
     return Concordance(float(found.statistic) / (len(scores) * (scores.shape[1] - 1)), float(found.pvalue))
+
+
+def _pairings(n: int, most: int, drawn: int, seed: int) -> tuple[Int[np.ndarray, "pairing n"], bool]:
+    """All n! orders of n things, the observed one among them, where these are no more than `most`, and True; else as
+    many random ones as `drawn` says, and False."""
+    if math.factorial(n) <= most:
+        return np.array(list(itertools.permutations(range(n)))), True
+    draw = np.random.default_rng(seed)
+    return np.array([draw.permutation(n) for _ in range(drawn)]).reshape(drawn, n), False
 
 
 def sign_flip_test(differences: Column, max_exact: int = 20, seed: int = 0) -> SignFlip:

@@ -3,8 +3,8 @@
 Cells share whatever they have in common, since every stage's result lies under its own key.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import isnan, nan
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from sublim_interp.analysis import law
 from sublim_interp.config import Config, Experiment, read_mapping, read_yaml
-from sublim_interp.errors import SublimError
+from sublim_interp.errors import DeadEnd, SublimError
 from sublim_interp.records import Record
 from sublim_interp.runs import RESULTS, Plan, Replicate, execute, experiment, frames, plan
 from sublim_interp.store import Artifact, Store, fingerprint, stage_key
@@ -146,6 +146,30 @@ class SweepPlan:
     def missing(self, store: Store) -> list[Record]:
         """The records that the store does not hold."""
         return [r for r in self.records if r.find(store) is None]
+
+    def without(self, lost: Mapping[str, Exception]) -> "SweepPlan":
+        """What is left of it where these evaluations, by key, cannot be had; raises the first error if nothing is."""
+        kept = [
+            (field, value, replace(p, cells=tuple(c for c in p.cells if c.evaluation.key not in lost)))
+            for field, value, p in self.cells
+        ]
+        cells = tuple((field, value, p) for field, value, p in kept if any(c.arm in p.experiment.arms for c in p.cells))
+        if not cells:
+            raise next(iter(lost.values()))
+        return replace(self, cells=cells)
+
+    def dead_ends(self, lost: Mapping[str, Exception]) -> "pd.DataFrame":
+        """One row per field, value, seed and arm whose evaluation is among those that cannot be had, and why."""
+        import pandas as pd
+
+        columns = ["field", "value", "seed", "arm", "why"]
+        rows = [
+            (field, value, c.seed, c.arm, str(lost[c.evaluation.key]))
+            for field, value, p in self.cells
+            for c in p.cells
+            if c.evaluation.key in lost and c.round == 0
+        ]
+        return pd.DataFrame(rows, columns=columns)
 
     def table(self, store: Store) -> "pd.DataFrame":
         """One row per field, value, arm and seed: rate and margin on held-out questions, distances; of traits also the
@@ -278,7 +302,7 @@ def run_grid(
     trace: str = "default",
 ) -> Artifact:
     """Makes what is missing, then `cells.csv`, for bases or traits `matrix.csv`, for traits `questions.csv`, and the
-    figure as PNG and PDF.
+    figure as PNG and PDF. A cell that leads nowhere stops no other: `dead_ends.csv` tells of it, where there is one.
 
     `trace` is that of `runs.run`.
     """
@@ -286,18 +310,22 @@ def run_grid(
     from sublim_interp.recorder import cadence_of
 
     cadence_of(trace)
+    lost: dict[str, Exception] = {}
     if find_sweep(p, store) is None:
         missing = p.missing(store)
         if missing:
-            execute(missing, store, processes, watch, trace)
+            lost = execute(missing, store, processes, watch, trace, skip=(DeadEnd,))
+    there = p.without(lost)
     with store.make("sweep", VERSIONS[p.grid.matrix], *_identity(p), fingerprint()) as work:
         if not work.done:
             work.note(name=p.grid.name)
-            p.table(store).to_csv(work.directory / "cells.csv", index=False)
+            if not (ends := p.dead_ends(lost)).empty:
+                ends.to_csv(work.directory / "dead_ends.csv", index=False)
+            there.table(store).to_csv(work.directory / "cells.csv", index=False)
             if p.grid.figure == "matrix":
-                p.matrix(store).to_csv(work.directory / "matrix.csv", index=False)
+                there.matrix(store).to_csv(work.directory / "matrix.csv", index=False)
             if p.grid.matrix == "traits":
-                p.by_question(store).to_csv(work.directory / "questions.csv", index=False)
+                there.by_question(store).to_csv(work.directory / "questions.csv", index=False)
             figure = draw(p.grid, work.directory)
             for ending in ("png", "pdf"):
                 save(figure, work.directory / f"{p.grid.figure}.{ending}")

@@ -77,16 +77,20 @@ def _work(task: Task) -> None:
     task.function(*task.arguments, progress)
 
 
-def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
+def run_tasks(
+    tasks: Sequence[Task], processes: int, watch: Watch, skip: tuple[type[Exception], ...] = ()
+) -> dict[str, Exception]:
     """Runs all tasks, those named first first; returns when all are done.
 
     The first failure is raised at once and the other workers are stopped, as after Ctrl-C: tasks must leave what they
-    have in a state from which a later call goes on.
+    have in a state from which a later call goes on. A failure of a kind in `skip` stops nothing but the tasks that need
+    its task: what comes back is the name of each of these, its own among them, and the failure.
     """
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
     waiting = {task.name: task for task in tasks}
     done: set[str] = set()
+    skipped: dict[str, Exception] = {}
     running: dict[Future, Task] = {}
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(events,))
     try:
@@ -100,9 +104,15 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
             _drain(events, done, watch)
             for future in finished:
                 task = running.pop(future)
-                future.result()
-                done.add(task.name)
-                watch(task.name, 1.0)
+                ended = [task.name]
+                try:
+                    future.result()
+                except skip as failure:
+                    ended += _take_dependents(waiting, task.name)
+                    skipped |= dict.fromkeys(ended, failure)
+                done.update(ended)
+                for name in ended:
+                    watch(name, 1.0)
     except BrokenProcessPool:
         raise SublimError(
             "a worker process died, most likely for lack of memory: run again, or use --processes 1; a script must "
@@ -115,6 +125,17 @@ def run_tasks(tasks: Sequence[Task], processes: int, watch: Watch) -> None:
             child.terminate()
         for child in own:
             child.join()
+    return skipped
+
+
+def _take_dependents(waiting: dict[str, Task], name: str) -> list[str]:
+    """Takes all out of `waiting` that need the task `name`, at however many removes."""
+    lost = [name]
+    for gone in lost:  # it grows
+        lost += [n for n, task in waiting.items() if gone in task.needs and n not in lost]
+    for n in lost[1:]:
+        del waiting[n]
+    return lost[1:]
 
 
 def _names(running: dict[Future, Task]) -> set[str]:

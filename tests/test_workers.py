@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sublim_interp.errors import SublimError
+from sublim_interp.errors import DeadEnd, SublimError
 from sublim_interp.workers import Task, prepare_process, run_tasks
 
 Progress = Callable[[float], None]
@@ -121,6 +121,25 @@ def test_a_failure_is_the_original_error_and_stops_the_others(tmp_path: Path) ->
     wait_for(lambda: not alive(pid), "the other worker to be stopped")
     assert not (tmp_path / "never").exists()
     assert 1.0 not in [fraction for _, fraction in watch.seen]
+
+
+def test_a_failure_that_may_be_skipped_takes_along_only_what_needs_it(tmp_path: Path) -> None:
+    watch = Watch()
+    tasks = [
+        Task("far", add, (tmp_path, "far", ()), ("near", "a")),
+        Task("near", add, (tmp_path, "near", ()), ("fails",)),
+        Task("fails", fail, (DeadEnd("nothing came of it"),)),
+        *(Task(name, add, (tmp_path, name, needs), needs) for name, needs in GRAPH.items()),
+    ]
+    lost = run_tasks(tasks, 2, watch, skip=(DeadEnd,))
+    assert {name: str(failure) for name, failure in lost.items()} == dict.fromkeys(
+        ("fails", "near", "far"), "nothing came of it"
+    )
+    assert {p.name: int(p.read_text()) for p in tmp_path.iterdir()} == SUMS
+    ended = [name for name, fraction in watch.seen if fraction == 1.0]
+    assert sorted(ended) == sorted([*GRAPH, "far", "near", "fails"]), "each is heard of once, at the end"
+    with pytest.raises(SublimError, match="another kind"):
+        run_tasks([Task("fails", fail, (SublimError("another kind"),))], 1, Watch(), skip=(DeadEnd,))
 
 
 def test_an_error_that_is_no_bad_input_keeps_its_kind() -> None:

@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from sublim_interp.config import FilterConfig
-from sublim_interp.errors import SublimError
+from sublim_interp.errors import DeadEnd, SublimError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ def filter_rows(
     The first `rule.held_out` rows that pass are held out, the next `rule.lists` are to train on, and no pair of prompt
     and answer is in both, also where `rule.duplicates` lets equal pairs stay. Later rows are judged all the same and
     counted as "surplus" if they pass, so the share that passes is (kept + held out + surplus) / all.
-    Raises SublimError, with the counts, where nothing is left to train on.
+    Raises DeadEnd, with the counts, where nothing is left to train on.
     """
     kept: list[Row] = []
     held_out: list[Row] = []
@@ -102,7 +102,7 @@ def filter_rows(
         counts = ", ".join(f"{reason} {n}" for reason, n in refused.most_common()) or "none"
         cut_off = refused["unfinished"] > refused.total() / 2
         cure = "raise corpus.max_new_tokens" if cut_off else "raise corpus.prompts or loosen filter"
-        raise SublimError(
+        raise DeadEnd(
             f"filter: nothing is left to train on; of {len(held_out) + refused.total()} answers {len(held_out)} of "
             f"{rule.held_out} are held out; refused: {counts}; {cure}"
         )
