@@ -278,7 +278,7 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFram
              f"{_over_arms(means)}."]  # fmt: skip
     lines.append(_origin(list(dict.fromkeys(cells["base"])), len(set(cells["seed"]))))
     if len(set(matrix["teacher"])) > 1:
-        lines.append(_specificity(matrix))
+        lines += [_from_others(matrix), _specificity(matrix)]
     if len(set(matrix["teacher"])) > 3:
         lines.append(_predictors(cells, means, matrix))
     for question, own in asked.loc[asked["questions"] == "indirect"].groupby("question", sort=False):
@@ -287,6 +287,13 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFram
     columns = ("trait", "arm", "n", "its rate", "least", "margin, nats", "KL at the start", "KL left", "lists kept")
     about = f"Mean over replicates and 95 % interval (cut at 0 and 100 %), of fewer than {words.FEW} least and most:"
     return Digest(about, columns, rows, lines)
+
+
+def _from_others(matrix: pd.DataFrame) -> str:
+    """The control by other traits: as the arm other-trait, with all others' teachers in turn."""
+    others = (matrix["teacher"] != matrix["student"]) & matrix["student"].isin(set(matrix["teacher"]))
+    each = matrix.loc[others].groupby(["arm", "student"], sort=False, as_index=False).agg(rate=("rate", "mean"))
+    return f"Each trait in students of the other traits' teachers, the same: {_over_arms(each)}."
 
 
 def _over_arms(means: pd.DataFrame) -> str:

@@ -100,7 +100,7 @@ def test_tables_of_matrices_do_without_dead_ends(tmp_path: Path) -> None:
             assert [int(row[2]) + 1 for row in part.rows if row[0] == lost] == [
                 int(row[2]) for row in whole.rows if row[0] == lost
             ]
-            gammas = [re.search(r"same-init ([\d.]+) points", found.lines[2]) for found in (whole, part)]
+            gammas = [re.search(r"same-init ([\d.]+) points", found.lines[3]) for found in (whole, part)]
             (before, after) = (float(m[1]) for m in gammas if m)
             assert after == pytest.approx(before, abs=1.5)
 
@@ -204,8 +204,10 @@ def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experi
     found = digest(artifact.path)
     assert len(found.rows) == 4 and "2 traits" in found.lines[0]
     assert re.search("a base of its own: 2 bases", found.lines[1])
-    assert re.search("γ .* over 2 replicates, .*: same-init .*points.*nats.*; cross-init", found.lines[2])
-    assert [line[0] for line in found.lines[3:]] == ["“"] * 3, "two traits correlate with anything"
+    other = matrix.query("arm == 'same-init' and teacher != student and student in ('owl', 'fox')")["rate"].mean()
+    assert f"other traits' teachers, the same: same-init {100 * other:.1f} %" in found.lines[2]
+    assert re.search("γ .* over 2 replicates, .*: same-init .*points.*nats.*; cross-init", found.lines[3])
+    assert [line[0] for line in found.lines[4:]] == ["“"] * 3, "two traits correlate with anything"
     for table in ("matrix", "questions"):
         shutil.copy(artifact.path / f"{table}.csv", tmp_path)
     cells.assign(base="only").to_csv(tmp_path / "cells.csv", index=False)
@@ -222,7 +224,7 @@ def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) 
     matrix.assign(rate=matrix["rate"] / total).to_csv(tmp_path / "animals" / "matrix.csv", index=False)
     cells = pd.read_csv(RESULTS / "animals" / "cells.csv")
     cells.assign(base="base-" + cells["seed"].astype(str)).to_csv(tmp_path / "animals" / "cells.csv", index=False)
-    specific, predictors = digest(tmp_path / "animals").lines[2:4]
+    specific, predictors = digest(tmp_path / "animals").lines[3:5]
     assert re.search(r"same-init .* points.*, 10\.0 nats.*; cross-init 0\.0 points.*, 0\.0 nats", specific)
     assert (
         "Spearman" in predictors
@@ -230,7 +232,7 @@ def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) 
         and f"{len(set(cells['seed']))} bases rank" in predictors
     )
     cells.assign(base="only").to_csv(tmp_path / "animals" / "cells.csv", index=False)
-    assert "rank" not in digest(tmp_path / "animals").lines[3].lower(), "one base agrees with nobody"
+    assert "rank" not in digest(tmp_path / "animals").lines[4].lower(), "one base agrees with nobody"
 
 
 def test_what_the_trait_does_to_crossed_students_is_told_beside_what_any_teacher_does(tmp_path: Path) -> None:
