@@ -442,11 +442,14 @@ def _run_grid(
     g = grid(name)
     change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
     p = plan_grid(g.set(change=change))
-    if dry_run:
-        _print(_planned(p, store), _traces(p, store, trace))
-        return
-    if find_sweep(p, store):
+    finished = find_sweep(p, store) is not None  # though dead ends are missing from the store
+    if finished:
         _print(f"{g.name} is in the store already: nothing to do.")
+    elif dry_run:
+        _print(_planned(p, store), _traces(p, store, trace))
+    if dry_run:
+        return
+    if finished:
         artifact = run_grid(p, store, processes, trace=trace)
     else:
         _announce(p, store, trace)

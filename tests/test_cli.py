@@ -94,12 +94,15 @@ def test_a_grid_of_ones_own_runs_from_its_file(tiny_experiment: Experiment, stor
     mine = tmp_path / "mine.yaml"
     mine.write_text(
         "about: Does the rate matter?\nexperiment: tiny.yaml\nchange: {arms: [same-init]}\n"
-        "axes:\n  student.optimization.lr: [0.001, 0.01]\n"
+        "axes:\n  student.optimization.lr: [0.001, 0.01]\n  filter.max_value: [0]\n"
     )
     said = sublim("run", "mine.yaml", "--store", store_root, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     assert "mine: Mean over replicates" in said.stdout and "0.01" in said.stdout
-    assert "nothing to do" in sublim("run", "mine.yaml", "--store", store_root, cwd=tmp_path).stdout
+    assert "A dead end: 0, seed 0 (teacher, same-init): filter: nothing is left" in said.stdout
+    for option in ([], ["--dry-run"]):
+        again = sublim("run", "mine.yaml", *option, "--store", store_root, cwd=tmp_path).stdout
+        assert "nothing to do" in again and "Planned work" not in again
     assert "Does the rate matter?" in sublim("show", "mine.yaml", "--store", store_root, cwd=tmp_path).stdout
 
 
