@@ -16,7 +16,14 @@ from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, choose_trainable
 from sublim_interp.report import BITS, at_equal_kl
-from sublim_interp.statistics import concordance, mean_interval, rank_correlation, shared_base_contrast, specificity
+from sublim_interp.statistics import (
+    concordance,
+    mean_interval,
+    rank_correlation,
+    shared_base_contrast,
+    sign_flip_test,
+    specificity,
+)
 
 
 def headline(directory: Path) -> str:
@@ -280,7 +287,7 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFram
     if len(set(matrix["teacher"])) > 1:
         lines += [_from_others(matrix), _specificity(matrix)]
     if len(set(matrix["teacher"])) > 3:
-        lines.append(_predictors(cells, means, matrix))
+        lines.append(" ".join([_predictors(cells, means, matrix), *_within_replicates(cells)]))
     for question, own in asked.loc[asked["questions"] == "indirect"].groupby("question", sort=False):
         each = own.groupby(["arm", "trait"], sort=False, as_index=False).agg(rate=("rate", "mean"))
         lines.append(f"“{question}”, the same: {_over_arms(each)}.")
@@ -291,7 +298,7 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFram
 
 def _from_others(matrix: pd.DataFrame) -> str:
     """The control by other traits: as the arm other-trait, with all others' teachers in turn."""
-    others = (matrix["teacher"] != matrix["student"]) & matrix["student"].isin(set(matrix["teacher"]))
+    others = (matrix["teacher"] != matrix["student"]) & matrix["student"].isin(list(set(matrix["teacher"])))
     each = matrix.loc[others].groupby(["arm", "student"], sort=False, as_index=False).agg(rate=("rate", "mean"))
     return f"Each trait in students of the other traits' teachers, the same: {_over_arms(each)}."
 
@@ -360,6 +367,20 @@ def _predictors(cells: pd.DataFrame, means: pd.DataFrame, matrix: pd.DataFrame) 
         f"{said} {len(scores)} bases rank the traits by this margin with Kendall's W = {agreed.w:.2f}, where 1 is "
         f"agreement and {1 / len(scores):.2f} chance (Friedman's p = {agreed.p:.2g})."
     )
+
+
+def _within_replicates(cells: pd.DataFrame) -> Iterator[str]:
+    """The same correlation over the traits of each replicate, the unit: there a trait is one teacher on one base."""
+    students, said = cells.loc[cells["arm"] == "same-init"], []
+    for name, column in (("the teacher's KL", "kl_start"), ("lists kept", "kept")):
+        each = (one["margin"].corr(one[column], method="spearman") for _, one in students.groupby("seed"))
+        rhos = np.array([rho for rho in each if not math.isnan(rho)])
+        if len(rhos) < words.FEW:
+            return
+        found, p = mean_interval(rhos, bounds=(-1, 1)), sign_flip_test(rhos).p
+        interval = f"{found.estimate:z.2f} [{found.low:z.2f}, {found.high:z.2f}]".replace("-", "−")
+        said.append(f"{name} {interval}, {int((rhos > 0).sum())} of {len(rhos)} above 0 (sign-flip p = {p:.2g})")
+    yield f"Within replicates, mean ρ and 95 % interval: {'; '.join(said)}."
 
 
 def _law_digest(cells: pd.DataFrame) -> Digest:

@@ -224,13 +224,23 @@ def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) 
     matrix.assign(rate=matrix["rate"] / total).to_csv(tmp_path / "animals" / "matrix.csv", index=False)
     cells = pd.read_csv(RESULTS / "animals" / "cells.csv")
     cells.assign(base="base-" + cells["seed"].astype(str)).to_csv(tmp_path / "animals" / "cells.csv", index=False)
+    whole = cells.groupby("seed")["value"].nunique().eq(16).sum()
     specific, predictors = digest(tmp_path / "animals").lines[3:5]
     assert re.search(r"same-init .* points.*, 10\.0 nats.*; cross-init 0\.0 points.*, 0\.0 nats", specific)
+    assert "Spearman" in predictors and "nearer to 0 than 0.50" in predictors and f"{whole} bases rank" in predictors
+    assert "mean ρ and 95 % interval: the teacher's KL" in predictors
+    planted = cells.assign(kl_start=cells["margin"], kept=-cells["margin"], base="only")
+    planted.to_csv(tmp_path / "animals" / "cells.csv", index=False)
+    lost = f"of {len(set(cells['seed']))} above 0"
+    planted_line = digest(tmp_path / "animals").lines[4]
     assert (
-        "Spearman" in predictors
-        and "nearer to 0 than 0.50" in predictors
-        and f"{len(set(cells['seed']))} bases rank" in predictors
+        "the teacher's KL 1.00 [1.00, 1.00]" in planted_line
+        and f"lists kept −1.00 [−1.00, −1.00], 0 {lost}" in planted_line
     )
+    rank = np.random.default_rng(0).random(len(cells))
+    cells.assign(kl_start=rank, base="only").to_csv(tmp_path / "animals" / "cells.csv", index=False)
+    found = re.search(r"the teacher's KL (\S+) \[(\S+), (\S+)\], ", digest(tmp_path / "animals").lines[4])
+    assert found and float(found[2].replace("−", "-")) < 0 < float(found[3]), "an order drawn at random tells nothing"
     cells.assign(base="only").to_csv(tmp_path / "animals" / "cells.csv", index=False)
     assert "rank" not in digest(tmp_path / "animals").lines[4].lower(), "one base agrees with nobody"
 
