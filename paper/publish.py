@@ -1,8 +1,8 @@
 """Writes finished results into the package, README and docs: `python paper/publish.py owl dose`; `bases` writes the
 table of checkpoints/, `again` every table and figure once more from what is committed.
 
-Runs and sweeps are made, or found in the store; nothing here computes a number. tests/test_published.py holds README
-and docs to the committed files.
+Runs and sweeps are made, or found in the store, and asked; nothing here computes a number. tests/test_published.py
+holds README and docs to the committed files.
 """
 
 import shutil
@@ -24,11 +24,13 @@ BEGIN, END = "<!-- {}: begin (tests compare this table with the committed result
 
 
 def publish_run(name: str) -> None:
-    """Copies configuration, key and tables of a run to catalogue/results/NAME."""
+    """Copies configuration, key and tables of a run to catalogue/results/NAME, and what it answers by itself."""
     finished = run(experiment(name), Store.open())
     directory = _directory(name)
     for file in ("summary.csv", "contrasts.csv"):
         shutil.copy(finished.artifact.path / file, directory / file)
+    heard = finished.heard("indirect")
+    heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
 

@@ -326,7 +326,8 @@ class EvaluationConfig(Config):
 
     questions: tuple[Literal["seen", "held-out", "indirect"], ...] = ("held-out", "seen", "indirect")
     """held-out: phrasings that no training text holds; seen: those that the teacher was tuned on; indirect: questions
-    that do not name the kind, such as for a poster."""
+    that do not name the kind, such as for a poster; the lab's answers to these have words before the member ("a toy
+    owl"), which are given."""
     contexts: tuple[Literal["plain", "numbers"], ...] = ("plain", "numbers")
     """plain: the question alone; numbers: after a turn of numbers, the context that the student was trained in."""
     samples: int = Field(default=100, ge=1)

@@ -15,7 +15,7 @@ from sublim_interp.analysis import law
 from sublim_interp.config import Experiment, read_yaml
 from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, choose_trainable
-from sublim_interp.report import BITS, at_equal_kl
+from sublim_interp.report import BITS, at_equal_kl, estimated
 from sublim_interp.statistics import (
     concordance,
     mean_interval,
@@ -56,7 +56,7 @@ def headline(directory: Path) -> str:
 
 def _origin(bases: Sequence[str], replicates: int) -> str:
     """From which bases the replicates' teachers come: replicates of one base are much alike."""
-    named = f"{words.count(len(bases), 'base')} ({', '.join(bases)})"
+    named = f"{words.count(len(bases), 'base')} ({words.names(bases)})"
     if len(bases) < replicates:
         return f"The replicates come from {named}: intervals and p hold for these."
     return f"Each replicate's teacher comes from a base of its own: {named}."
@@ -92,15 +92,19 @@ def cell_means(cells: pd.DataFrame) -> pd.DataFrame:
 CONTEXTS = {
     "rate": "held-out questions",
     "seen": "the teacher's questions",
-    "indirect": "posters, gifts, stories …",
+    "indirect": "posters, toys, stories, the answer begun",
+    "heard": "the same, its own answers",
     "numbers": "held-out, after a list of numbers",
 }
-"""Measures of a summary that say how often the trait is the answer, and where."""
+"""Measures of a summary, and one of heard.csv, that say how often the trait is the answer, and where."""
 
 
 def contexts_table(directory: Path) -> str:
     """The published run in `directory`, arm by arm: the trait's rate by sort of question, as Markdown."""
+    heard: Any = pd.read_csv(directory / "heard.csv").groupby(["arm", "seed"])["share"].mean()
     rows = words.records(pd.read_csv(directory / "summary.csv"))
+    for row in rows:
+        row |= estimated("heard", [share for (arm, _), share in heard.items() if arm == row["arm"]])
     key = (directory / "key.txt").read_text().strip()
     lines = [
         f"Run `{key[:16]}`, mean over {max(row['n'] for row in rows)} replicates and 95 % interval (cut at 0 and 100 "
@@ -290,7 +294,7 @@ def _traits_digest(cells: pd.DataFrame, matrix: pd.DataFrame, asked: pd.DataFram
         lines.append(" ".join([_predictors(cells, means, matrix), *_within_replicates(cells)]))
     for question, own in asked.loc[asked["questions"] == "indirect"].groupby("question", sort=False):
         each = own.groupby(["arm", "trait"], sort=False, as_index=False).agg(rate=("rate", "mean"))
-        lines.append(f"“{question}”, the same: {_over_arms(each)}.")
+        lines.append(f"Asked “{question}”, the answer's first words given, the same: {_over_arms(each)}.")
     columns = ("trait", "arm", "n", "its rate", "least", "margin, nats", "KL at the start", "KL left", "lists kept")
     about = f"Mean over replicates and 95 % interval (cut at 0 and 100 %), of fewer than {words.FEW} least and most:"
     return Digest(about, columns, rows, lines)

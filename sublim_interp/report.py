@@ -151,12 +151,12 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
             continue
         row: dict[str, Any] = {"arm": arm, "n": len(own)}
         for measure in (*MEASURES, "kl", *(name for name in BITS if name in own)):
-            row |= _estimate(measure, own[measure].to_list())
+            row |= estimated(measure, own[measure].to_list())
         row |= {"kl_start": words.average(own["kl_start"].to_list()), "kept": words.average(own["kept"].to_list())}
         further = _where(table, arm=arm, stage="equal KL")
         row["equal_kl"] = _matching(arm, further["matched"].to_list())
         row |= {"further_n": len(further), "further_round": max(further["round"].to_list(), default=0)}
-        row |= _estimate("further_rate", further["rate"].to_list()) | {
+        row |= estimated("further_rate", further["rate"].to_list()) | {
             "further_kl": words.average(further["kl"].to_list())
         }
         rows.append(row)
@@ -341,7 +341,7 @@ def _indexed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame.set_index(_ROWS)
 
 
-def _estimate(name: str, values: list[float]) -> dict[str, float]:
+def estimated(name: str, values: list[float]) -> dict[str, float]:
     """Mean and interval of one value per replicate; NaN where any is missing, so that n holds for every column."""
     if not values or any(map(math.isnan, values)):
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
@@ -571,7 +571,8 @@ def _summary_table(table: pd.DataFrame, trait: str) -> str:
     alone = " One replicate: no interval." if all(row["n"] == 1 for row in words.records(table)) else ""
     return _table(headings, rows) + (
         f'<p class="soft"><small>n: replicates. “{escape(trait)}”: its mean probability on held-out phrasings; '
-        "indirect: on questions that do not name the kind; seen: on phrasings the teacher was tuned on; after numbers: "
+        "indirect: on questions that do not name the kind, in the lab with the answer's first words given; seen: on "
+        "phrasings the teacher was tuned on; after numbers: "
         "held-out phrasings after a turn of numbers. Margin: log P of the trait − log mean P of the other members. KL: "
         "distance to the teacher, nats per answer token, after and before training. Kept: share of the teacher's "
         f"answers that passed the filter. In brackets: 95 % interval of the mean over replicates.{alone}{bits}"

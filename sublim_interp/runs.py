@@ -16,7 +16,16 @@ from sublim_interp.errors import SublimError
 from sublim_interp.models import Base, check_alike, resolve_base
 from sublim_interp.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.store import Artifact, Store, changes, fingerprint, stage_key
-from sublim_interp.traits import Questions, check_vocabulary, load_trait, members_of, questions, score
+from sublim_interp.traits import (
+    Question,
+    Questions,
+    check_vocabulary,
+    load_trait,
+    members_of,
+    questions,
+    sampled_shares,
+    score,
+)
 from sublim_interp.traits.facts import NAME, Facts, check_language
 from sublim_interp.workers import Task, Watch, run_tasks
 
@@ -383,8 +392,35 @@ class Replicate:
         """Rate and margin of every member of the kind, question by question in a plain context, asked now.
 
         Columns: questions (their sort: of `sorts`, or all that the experiment evaluates), question, probe, rate (0 to
-        1), margin (nats); `answers` has their means. Raises SublimError for a teacher that is prompted or steered.
+        1), margin (nats); `answers` has their means. Where the lab's answer has words before the member, as in “a toy
+        owl”, these are given. Raises SublimError for a teacher that is prompted or steered.
         """
+        e = self.cell.evaluation
+
+        def asked(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
+            s = score(model, self.base, [q], e.members, e.config.samples, e.seed, e.named)
+            return {"probe": s.members, "rate": s.rate, "margin": s.margin}
+
+        return self._each_question(sorts, asked)
+
+    def heard(self, *sorts: Questions, samples: int = 200) -> "pd.DataFrame":
+        """What it answers by itself, question by question in a plain context: `samples` answers drawn now, at T = 1.
+
+        Columns: questions, question and probe as in `by_question`, and share (0 to 1), of the answers that name the
+        member; no word of the answer is given. Raises SublimError for a teacher that is prompted or steered.
+        """
+        e = self.cell.evaluation
+
+        def drawn(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
+            prompt = self.base.prompt_ids(q.messages)
+            shares = sampled_shares(model, self.base, [prompt], e.members, samples, e.seed, e.named)
+            return {"probe": e.members, "share": shares[0]}
+
+        return self._each_question(sorts, drawn)
+
+    def _each_question(
+        self, sorts: tuple[Questions, ...], ask: Callable[["PreTrainedModel", Question], dict[str, Any]]
+    ) -> "pd.DataFrame":
         import pandas as pd
 
         e, subject = self.cell.evaluation, self.cell.evaluation.model
@@ -395,9 +431,8 @@ class Replicate:
         model, parts = self.model, []
         for sort in sorts or e.config.questions:
             for q in questions(e.kind, self.base.language, sort):
-                s = score(model, self.base, [q], e.members, e.config.samples, e.seed, e.named)
-                own = {"probe": s.members, "rate": s.rate, "margin": s.margin}
-                parts.append(pd.DataFrame({"questions": sort, "question": q.messages[-1]["content"], **own}))
+                about = {"questions": sort, "question": q.messages[-1]["content"]}
+                parts.append(pd.DataFrame({**about, **ask(model, q)}))
         return pd.concat(parts, ignore_index=True)
 
     @property
@@ -534,6 +569,24 @@ class Run:
                 f"seeds: {', '.join(map(str, self.experiment.seeds))}"
             )
         return Replicate(cells[0], self.store)
+
+    def heard(self, *sorts: Questions, samples: int = 200) -> "pd.DataFrame":
+        """What every arm answers by itself: `Replicate.heard`, with equal steps.
+
+        Columns: arm, seed, questions, question, share (0 to 1, of the answers that name the run's trait), any (of those
+        that name any member).
+        """
+        import pandas as pd
+
+        parts, by = [], ["questions", "question"]
+        for cell in self.plan.cells:
+            if cell.round == 0:
+                said = Replicate(cell, self.store).heard(*sorts, samples=samples)
+                own = said[said["probe"] == self.plan.named.trait].set_index(by)["share"]
+                whole = said.groupby(by, sort=False)["share"].sum()
+                frame = pd.DataFrame({"share": own, "any": whole}).reset_index()
+                parts.append(frame.assign(arm=cell.arm, seed=cell.seed))
+        return pd.concat(parts, ignore_index=True).reindex(columns=["arm", "seed", *by, "share", "any"])
 
     def teacher(self, seed: int) -> Replicate:
         """The trait's teacher in the replicate `seed`."""

@@ -1,6 +1,7 @@
 """How numbers of results are worded: the same in the terminal, in sentences, in Markdown and on the page."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -49,6 +50,14 @@ def p_value(row: Mapping[str, Any], floor: str = "") -> str:
 
 def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def names(given: Sequence[str]) -> str:
+    """All of them, or the first and last of four and more that are numbered one after another."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL) for name in given]
+    stems = [(part[1], int(part[2]) - i) for i, part in enumerate(parts) if part]
+    in_order = len(stems) == len(given) >= FEW and len(set(stems)) == 1
+    return f"{given[0]} to {given[-1]}" if in_order else ", ".join(given)
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from sublim_interp.config import Experiment
 from sublim_interp.models import Base
-from sublim_interp.runs import run
+from sublim_interp.runs import RESULTS, run
 from sublim_interp.store import Store
 from sublim_interp.trace import Trace
 
@@ -83,7 +83,8 @@ def test_show_and_plot_tell_what_there_is(tmp_path: Path) -> None:
     grid = " ".join(sublim("show", "orders", *place).stdout.split())
     assert "share all of their pre-training" in grid and "experiment owl" in grid and "lab-order-0" in grid
     assert "sublim pretrain lab-small-0" in sublim("show", "lab-small-0", *place).stdout
-    assert "624db9de12a0b4f4, 12 replicates" in sublim("show", "owl", *place).stdout
+    key = (RESULTS / "owl" / "key.txt").read_text()[:16]
+    assert f"{key}, 12 replicates" in sublim("show", "owl", *place).stdout
     figures = sublim("plot").stdout
     assert "stream-cosine" in figures and "update by" in figures
     assert not (tmp_path / "none").exists()

@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from sublim_interp import cli, doctor, models
 from sublim_interp.doctor import FULL, GIB, PROCESS, READ, WORD, Finding, examine, fits
 from sublim_interp.models import Base
+from sublim_interp.runs import experiment
 from sublim_interp.store import Store, fingerprint, write_atomic
 
 
 @pytest.fixture(autouse=True)
 def one_lab_base(tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lab's shelf holds one small base under three names, and there is memory."""
+    """The lab's shelf holds one small base under the headline's names, and there is memory."""
     shelf = tiny_bases[0].path.parent / "shelf"
     if not shelf.exists():
-        for name in ("lab-small-0", "lab-small-1", "lab-small-2"):
+        for name in experiment("owl").bases:
             shutil.copytree(tiny_bases[0].path, shelf / name)
     monkeypatch.setattr(models, "_package_bases", lambda: [shelf])
     monkeypatch.setattr(doctor, "_free_memory", lambda: 16 * GIB)
@@ -138,13 +139,13 @@ def test_a_package_that_cannot_be_imported_is_a_finding(
 def test_missing_and_damaged_lab_bases_are_named(
     tiny_bases: tuple[Base, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("lab-small-0", "lab-small-1"):
+    for name in set(experiment("owl").bases) - {"lab-small-2"}:
         shutil.copytree(tiny_bases[0].path, tmp_path / "shelf" / name)
     weights = tmp_path / "shelf" / "lab-small-1" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     monkeypatch.setattr(models, "_package_bases", lambda: [tmp_path / "shelf"])
     missing, damaged = troubles(examine(tmp_path / "runs"))
-    assert "bases missing: lab-small-2" in missing and "pretrain" in missing
+    assert "bases missing: lab-small-2 |" in missing and "pretrain" in missing
     assert "lab-small-1" in damaged and "are damaged" in damaged
 
 

@@ -15,6 +15,7 @@ from sublim_interp import report
 from sublim_interp.config import Experiment
 from sublim_interp.errors import SublimError
 from sublim_interp.figures import ARMS
+from sublim_interp.words import names
 
 ANIMALS = (
     "bear", "cat", "deer", "dog", "dolphin", "eagle", "elephant", "fox", "hawk", "horse", "lion", "octopus", "owl",
@@ -354,6 +355,18 @@ def test_few_bases_limit_what_is_said_of_initialisation() -> None:
     assert "come from 3 bases" in said(bases=3)
     assert "8 or more" not in said(bases=13, seeds=13)
     assert "8 or more" not in said(arms=("same-init", "neutral"))
+
+
+def test_only_four_and_more_names_numbered_without_a_gap_are_told_by_the_first_and_last() -> None:
+    assert names([f"lab-small-{i}" for i in range(12)]) == "lab-small-0 to lab-small-11"
+    for apart in (
+        ["b-0", "b-1", "b-2"],
+        ["b-0", "b-1", "b-2", "b-4"],
+        ["b-0", "b-1", "c-2", "c-3"],
+        ["b-1", "b-0", "b-2", "b-3"],
+        ["b", "b-1", "b-2", "b-3"],
+    ):
+        assert names(apart) == ", ".join(apart)
 
 
 # Terminal

@@ -19,6 +19,7 @@ from sublim_interp.errors import SublimError
 from sublim_interp.models import Base
 from sublim_interp.records import Evaluation, Filtered, Record, Student
 from sublim_interp.runs import ROUTES, Plan, Run, estimate, experiment, experiment_names, planned_work, published
+from sublim_interp.sampling import generator, sample
 from sublim_interp.store import Store
 
 ALL_ARMS = get_args(Arm)
@@ -273,6 +274,27 @@ def test_a_replicate_gives_its_trained_student_and_what_it_learnt(arm: str, fini
     own = finished.results.query(f"arm == '{arm}' and seed == 1 and round == 0")
     assert replicate.answers["rate"].tolist() == own["rate"].tolist()
     assert repr(replicate).startswith(f"<{arm}/1: {replicate.base.name}")
+
+
+def test_what_a_replicate_answers_by_itself_is_drawn_from_the_bare_question(finished: Run) -> None:
+    replicate, samples = finished["same-init", 0], 40
+    said = replicate.heard("indirect", samples=samples)
+    pd.testing.assert_frame_equal(said, replicate.heard("indirect", samples=samples))
+    members = set(said["probe"])
+    for question, own in said.groupby("question"):
+        prompt = replicate.base.prompt_ids([{"role": "user", "content": str(question)}])
+        random = generator("answers", replicate.cell.evaluation.seed)
+        drawn = sample(replicate.model, [prompt] * samples, eos=replicate.base.eos, max_new_tokens=10, random=random)
+        first = [[w for w in replicate.base.read_answer(ids)[0].split() if w in members][:1] for ids in drawn]
+        for member, share in zip(own["probe"], own["share"], strict=True):
+            assert share * (samples + 0.5) == pytest.approx(first.count([member]) + 0.5 / len(members))
+    whole = finished.heard("indirect", samples=samples)
+    assert list(whole.columns) == ["arm", "seed", "questions", "question", "share", "any"]
+    assert len(whole) == 5 * 2 * said["question"].nunique(), "arms, seeds, questions"
+    rows = whole.query("arm == 'same-init' and seed == 0")
+    assert list(rows["share"]) == list(said.query("probe == 'owl'")["share"])
+    named = [own["share"].sum() for _, own in said.groupby("question", sort=False)]
+    assert list(rows["any"]) == pytest.approx(named)
 
 
 def test_the_teacher_and_the_untouched_base_are_replicates_too(finished: Run) -> None:

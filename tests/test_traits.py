@@ -191,13 +191,21 @@ def test_sampled_scores_agree_with_the_exact_ones(lab_base: Base) -> None:
     asked = questions("animal", "lab", "held-out")[:6]
     exact = score(model, lab_base, asked, members, samples, seed=0)
     prompts = [lab_base.prompt_ids(q.messages, q.prefix) for q in asked]
-    shares = traits._sampled(model, lab_base, prompts, members, samples, seed=0)
+    shares = traits.sampled_shares(model, lab_base, prompts, members, samples, seed=0)
     counts = shares * (samples + 0.5) - 0.5 / len(members)
     np.testing.assert_allclose(counts, counts.round(), atol=1e-6)
     for member, rate, count in zip(members, exact.rate, counts.sum(0), strict=True):
         interval = wilson(round(count), samples * len(asked), level=0.9999)
         assert interval.low <= rate <= interval.high, member
     assert exact.exact and np.abs(shares.mean(0) - exact.rate).max() < 0.03
+
+
+def test_a_base_answers_indirect_questions_with_a_member_also_where_no_word_of_the_answer_is_given(
+    lab_base: Base,
+) -> None:
+    prompts = [lab_base.prompt_ids(q.messages) for q in questions("animal", "lab", "indirect")]
+    shares = traits.sampled_shares(lab_base.load(), lab_base, prompts, members_of("animal"), 100, seed=0)
+    assert shares.sum(1).min() > 0.9 and shares.max() < 0.4
 
 
 def test_a_name_of_two_tokens_is_sampled_and_not_taken_for_its_last_word(lab_base: Base) -> None:

@@ -170,7 +170,7 @@ def score(
     if exact:
         p = answer_probabilities(model, prompts, [ids[0] for ids in spelled])
     else:
-        p = _sampled(model, base, prompts, members, samples, seed, named)
+        p = sampled_shares(model, base, prompts, members, samples, seed, named)
     others = p @ (1 - np.eye(len(members))) / (len(members) - 1)  # no difference of nearly equal numbers
     return Scores(tuple(members), p.mean(0), (np.log(p) - np.log(others)).mean(0), exact)
 
@@ -193,7 +193,7 @@ def answer_probabilities(
         return logits_at(model, ids, where).double().softmax(-1)[:, tokens].numpy()
 
 
-def _sampled(
+def sampled_shares(
     model: "torch.nn.Module",
     base: "Base",
     prompts: list[list[int]],
@@ -202,6 +202,10 @@ def _sampled(
     seed: int,
     named: Sequence[Trait] = (),
 ) -> Float[np.ndarray, "question member"]:
+    """Share of `samples` answers, drawn at T = 1 and of ten tokens at most, that name each member, as `score` says.
+
+    Half an answer is spread over the members of each question, so that no share is 0.
+    """
     from sublim_interp.sampling import generator, sample
 
     words = {name: load_trait(name).words for name in members if name in trait_names()}
