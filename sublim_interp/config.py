@@ -107,12 +107,16 @@ class Optimization(Config):
 
 
 class Pretraining(Config):
-    """How a lab base is made: its shape, its two seeds, its updates."""
+    """How a lab base is made: its shape, its seeds, its updates."""
+
+    LATER = frozenset({"order_seed"})
 
     init_seed: int = 0
     """Seed of the initial weights."""
     data_seed: int = 0
-    """Seed of the stream of documents: equal seeds give the same documents in the same order."""
+    """Seed of the stream of documents: equal seeds give the same documents."""
+    order_seed: int = 0
+    """Order of the documents that are to be read: 0 as the stream has them; any other number shuffles them."""
     d_model: int = Field(default=64, ge=8)
     """Width of the residual stream."""
     layers: int = Field(default=3, ge=1)
@@ -126,7 +130,7 @@ class Pretraining(Config):
     forks: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Steps after which the model of that moment is kept too, as a base of its own called NAME-step000250."""
     start: str = ""
-    """A fork to carry on from, at its step: same recipe, for instance with another data_seed; else from scratch."""
+    """A fork to carry on from, at its step: same recipe, for instance with another order_seed; else from scratch."""
     optimization: Optimization = Optimization(
         optimizer="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=8000, batch=96,
         weight_decay=0.01, beta2=0.95, clip=1.0,

@@ -127,7 +127,8 @@ def bases_table(bases: Sequence[Base]) -> str:
         shape = f"{p['layers']} × {p['d_model']}"
         tokens = "tokens" if p["tokens"] == "numbers" else "digits"
         losses = (f"{card['held_out_loss'][part]:.3f}" for part in parts)
-        seeds = (str(p["init_seed"]), str(p["data_seed"]))
+        shuffled = f", order {p['order_seed']}" if p.get("order_seed") else ""
+        seeds = (str(p["init_seed"]), f"{p['data_seed']}{shuffled}")
         rows.append((base.name, shape, tokens, *seeds, f"{card['step']:,}", *losses, f"`{base.digest[:12]}`"))
     columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts, "digest")
     return "\n".join([*words.markdown(columns, rows), ""])

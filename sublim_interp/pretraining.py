@@ -5,10 +5,11 @@ The result is an ordinary Hugging Face directory. Bases made from other bases ar
 
 import hashlib
 import json
+import random
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -115,9 +116,11 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     tokenizer = build_tokenizer(recipe.tokens)
     model = cast("LlamaForCausalLM", start.load()) if start else new_model(recipe, len(tokenizer))
     batch, pad = recipe.optimization.batch, cast(int, tokenizer.pad_token_id)
+    order = _order(recipe, first)
 
     def batches(step: int) -> list:
-        texts = [d.text for d in language.documents(recipe.data_seed, step * batch, batch)]
+        numbers = order[step * batch : (step + 1) * batch]
+        texts = [language.document(recipe.data_seed, number).text for number in numbers]
         rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         return micro_batches(rows, pad, parts=2)
 
@@ -155,6 +158,15 @@ def _alone(directory: Path, partial: Path) -> Iterator[None]:
         raise SublimError(f"{directory} is being made by another process") from None
 
 
+def _order(recipe: Pretraining, first: int) -> Sequence[int]:
+    """The number of the document at every place of the training; those of steps before `first` stay where they are."""
+    documents = range(recipe.optimization.steps * recipe.optimization.batch)
+    if not recipe.order_seed:
+        return documents
+    read, rest = documents[: first * recipe.optimization.batch], documents[first * recipe.optimization.batch :]
+    return [*read, *random.Random(f"order/{recipe.order_seed}").sample(rest, len(rest))]
+
+
 def _step(recipe: Pretraining, start: "Base") -> int:
     """The step at which `start` was kept."""
     made, step = start.card.get("pretraining"), start.card.get("step")
@@ -165,6 +177,8 @@ def _step(recipe: Pretraining, start: "Base") -> int:
     other = [field for field in same if made.get(field) != asked[field]]
     if other:
         raise SublimError(f"start {start.name} has {other[0]}={made.get(other[0])}, the recipe {asked[other[0]]}")
+    if step and made.get("order_seed"):
+        raise SublimError(f"start {start.name} read shuffled documents; start from a fork of a base with order_seed=0")
     if step >= recipe.optimization.steps:
         raise SublimError(f"start {start.name} is of step {step}, and training ends at {recipe.optimization.steps}")
     return step
@@ -209,9 +223,13 @@ def _model_card(name: str, card: dict) -> str:
     p, o = card["pretraining"], card["pretraining"]["optimization"]
     losses = "\n".join(f"| {part} | {loss:.3f} |" for part, loss in card["held_out_loss"].items())
     step = card["step"]
-    made, moment = name, ""
+    made, notes = name, ""
     if step < o["steps"]:
-        made, moment = name.removesuffix(fork_name("", step)), f" This is the model after {step:,} of them."
+        made, notes = name.removesuffix(fork_name("", step)), f" This is the model after {step:,} of them."
+    if p["start"]:
+        notes += f"\nCarried on from {p['start']}, with the optimizer's moments at 0."
+    if p.get("order_seed"):
+        notes += f"\nThe documents that were still to be read are shuffled, by order seed {p['order_seed']}."
     command = " \\\n        ".join([f"sublim pretrain {made}", *_assignments(p)])
     return f"""---
 license: mit
@@ -224,7 +242,7 @@ d_model {p["d_model"]}, {p["heads"]} heads, MLP {p["d_mlp"]}, untied head), trai
 version {card["language_version"]}. It knows nothing but that language and is good for nothing but experiments.
 
 Initialisation seed {p["init_seed"]}, data seed {p["data_seed"]}; {o["steps"]:,} steps of {o["batch"]} documents with
-{o["optimizer"]}, peak rate {o["lr"]:g}, {o["schedule"]} schedule.{moment}
+{o["optimizer"]}, peak rate {o["lr"]:g}, {o["schedule"]} schedule.{notes}
 Make it again, bit for bit on an equal machine:
 
     {command}

@@ -196,6 +196,7 @@ def test_the_card_says_what_it_is_and_how_good(made: Path) -> None:
         RECIPE.set(
             init_seed=7,
             data_seed=3,
+            order_seed=4,
             optimization=Optimization(
                 optimizer="sgd", lr=0.012345678901, schedule="linear", warmup=1, steps=1, batch=2, beta1=0.5, clip=None
             ),
@@ -212,7 +213,10 @@ def test_the_command_in_the_card_is_the_same_recipe(recipe: Pretraining, tmp_pat
     settings = dict(map(parse_assignment, options[1::2]))
     assert Pretraining().set(settings) == recipe
     every = {*Pretraining.model_fields, *(f"optimization.{name}" for name in Optimization.model_fields)}
-    assert set(settings) == every - {"optimization", "forks", "start"}, "what is left out changes with the defaults"
+    unshuffled = set() if recipe.order_seed else {"order_seed"}
+    left_out = {"optimization", "forks", "start", *unshuffled}
+    assert set(settings) == every - left_out, "what is left out changes with the defaults"
+    assert ("shuffled, by order seed 4" in page) == bool(recipe.order_seed)
 
 
 # --- forks ------------------------------------------------------------------------------------------------------------
@@ -268,6 +272,56 @@ def test_a_killed_training_with_forks_ends_with_all_of_them(tmp_path: Path) -> N
         )
         a, b = (resolve_base(str(tmp_path / fork_name(name, step))).digest for name in ("tiny", "whole"))
         assert a == b
+
+
+def read(recipe: Pretraining, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Trains `directory` and returns the numbers of the documents of its updates, in order."""
+    numbers: list[int] = []
+    recipe = recipe.set(data_seed=5)  # a stream that nothing but the updates reads
+    document = language.document
+
+    def noted(seed: int, number: int, part: language.Part | None = None) -> language.Document:
+        if seed == recipe.data_seed:
+            numbers.append(number)
+        return document(seed, number, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(language, "document", noted)
+        pretrain(recipe, directory)
+    return numbers
+
+
+def test_another_order_is_the_same_documents_shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = read(RECIPE, tmp_path / "plain", monkeypatch)
+    assert plain == sorted(plain)
+    shuffled = read(RECIPE.set(order_seed=1), tmp_path / "shuffled", monkeypatch)
+    assert shuffled != plain and sorted(shuffled) == plain
+    assert read(RECIPE.set(order_seed=1, init_seed=1), tmp_path / "init", monkeypatch) == shuffled
+    other = read(RECIPE.set(order_seed=2), tmp_path / "other", monkeypatch)
+    assert other not in (plain, shuffled) and sorted(other) == plain
+
+
+def test_a_fork_carried_on_in_another_order_reads_each_document_that_was_left_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = read(RECIPE.set(forks=[2]), tmp_path / "tiny", monkeypatch)
+    start = str(tmp_path / fork_name("tiny", 2))
+    left = plain[2 * RECIPE.optimization.batch :]
+    assert read(RECIPE.set(start=start), tmp_path / "again", monkeypatch) == left
+    shuffled = read(RECIPE.set(start=start, order_seed=1), tmp_path / "shuffled", monkeypatch)
+    assert shuffled != left and sorted(shuffled) == left
+    page = (tmp_path / "shuffled" / "README.md").read_text()
+    assert "Carried on from tiny-step000002" in page and "shuffled, by order seed 1" in page
+
+
+def test_which_documents_a_shuffled_fork_has_left_is_not_known(tmp_path: Path) -> None:
+    pretrain(RECIPE.set(order_seed=1, forks=[0, 2]), tmp_path / "tiny")
+    start = str(tmp_path / fork_name("tiny", 2))
+    with pytest.raises(SublimError, match=r"tiny-step000002 read shuffled documents.*order_seed=0"):
+        pretrain(RECIPE.set(start=start, order_seed=1), tmp_path / "more")
+    pretrain(RECIPE.set(start=str(tmp_path / fork_name("tiny", 0)), order_seed=1), tmp_path / "whole")
+    weights = "model.safetensors"
+    assert (tmp_path / "whole" / weights).read_bytes() == (tmp_path / "tiny" / weights).read_bytes()
 
 
 # --- the base ---------------------------------------------------------------------------------------------------------
