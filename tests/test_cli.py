@@ -81,7 +81,7 @@ def test_show_explains_every_field_and_plans_the_work(tmp_path: Path) -> None:
 def test_show_and_plot_tell_what_there_is(tmp_path: Path) -> None:
     place = ["--store", tmp_path / "none"]
     grid = " ".join(sublim("show", "orders", *place).stdout.split())
-    assert "share all of their pre-training" in grid and "experiment owl" in grid and "lab-order-0" in grid
+    assert "must teacher and student share" in grid and "experiment owl" in grid and "lab-order-0" in grid
     assert "sublim pretrain lab-small-0" in sublim("show", "lab-small-0", *place).stdout
     key = (RESULTS / "owl" / "key.txt").read_text()[:16]
     assert f"{key}, 12 replicates" in sublim("show", "owl", *place).stdout
