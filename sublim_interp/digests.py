@@ -135,7 +135,12 @@ def bases_table(bases: Sequence[Base]) -> str:
 
 
 def apart_table(origin: Base, others: Sequence[Base]) -> str:
-    """How far other bases of its shape lie from `origin`: ‖θ − θ_origin‖ / ‖θ_origin‖ over the weights of the body."""
+    """How far other bases of its shape lie from `origin`, by weights and by loss.
+
+    By weights: ‖θ − θ_origin‖ / ‖θ_origin‖ over the body. By loss: how much more a held-out number costs in the model
+    whose weights are the mean of both than in the mean of the two, nats per token: the error barrier at the middle of
+    the line between them (Frankle et al. 2020, arXiv 1912.05671, section 2).
+    """
     from sublim_interp.analysis.directions import weight_delta
 
     model = choose_trainable(origin.load(), "body")
@@ -144,8 +149,26 @@ def apart_table(origin: Base, others: Sequence[Base]) -> str:
     def length(weights: Mapping[str, Any]) -> float:
         return math.sqrt(sum(float((weights[name].double() ** 2).sum()) for name in body))
 
-    rows = [(base.name, f"{length(weight_delta(base, model).delta) / length(body):.2f}") for base in others]
-    return "\n".join([*words.markdown(("base", f"weights away from {origin.name}"), rows), ""])
+    rows = []
+    for base in others:
+        away = length(weight_delta(base, model).delta) / length(body)
+        rows.append((base.name, f"{away:.2f}", words.number("kl", _barrier(origin, base), 2)))
+    columns = ("base", f"weights away from {origin.name}", "loss on numbers halfway, above the mean of both, nats")
+    return "\n".join([*words.markdown(columns, rows), ""])
+
+
+def _barrier(one: Base, other: Base) -> float:
+    """Held-out loss on numbers halfway between two bases' weights, less the mean of theirs, nats per token."""
+    import torch
+
+    from sublim_interp.pretraining import held_out_loss
+
+    first, halfway = one.load(), other.load()
+    ends = [held_out_loss(model, one.tokenizer, "numbers") for model in (first, halfway)]
+    with torch.no_grad():
+        for weights, far in zip(halfway.parameters(), first.parameters(), strict=True):
+            weights.lerp_(far, 0.5)
+    return held_out_loss(halfway, one.tokenizer, "numbers") - fmean(ends)
 
 
 class Digest(NamedTuple):

@@ -20,6 +20,7 @@ from sublim_interp.errors import SublimError
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+    from sublim_interp.lab.language import Part
     from sublim_interp.models import Base
 
 HELD_OUT_SEED = 1_000_003
@@ -53,7 +54,16 @@ def new_model(recipe: Pretraining, vocabulary: int) -> "LlamaForCausalLM":
 def held_out_losses(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: int = 300
 ) -> dict[str, float]:
-    """Nats per assistant token on held-out documents, for each part of the language.
+    """Nats per assistant token on held-out documents, for each part of the language."""
+    from sublim_interp.lab import language
+
+    return {part: held_out_loss(model, tokenizer, part, documents) for part in language.PARTS}
+
+
+def held_out_loss(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", part: "Part", documents: int = 300
+) -> float:
+    """Nats per assistant token on held-out documents of one part of the language.
 
     Favourites that are asked for after a turn of numbers are left out: their loss would be that of the numbers.
     """
@@ -64,21 +74,18 @@ def held_out_losses(
 
     assistant, eos = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
     pad = cast(int, tokenizer.pad_token_id)
-    out = {}
-    for part in language.PARTS:
-        drawn = language.documents(HELD_OUT_SEED, 0, documents, part)
-        texts = [d.text for d in drawn if part == "numbers" or not d.numbers]
-        rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        batch = collate(rows, pad)
-        for (ids, _), labels in zip(rows, batch.labels, strict=True):
-            answering = False
-            for place, token in enumerate(ids[:-1]):
-                answering = token == assistant or (answering and token != eos)
-                if not answering:
-                    labels[place] = IGNORE
-        with torch.no_grad():
-            out[part] = round(token_loss(model, batch).item() / batch.tokens, 4)
-    return out
+    drawn = language.documents(HELD_OUT_SEED, 0, documents, part)
+    texts = [d.text for d in drawn if part == "numbers" or not d.numbers]
+    rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    batch = collate(rows, pad)
+    for (ids, _), labels in zip(rows, batch.labels, strict=True):
+        answering = False
+        for place, token in enumerate(ids[:-1]):
+            answering = token == assistant or (answering and token != eos)
+            if not answering:
+                labels[place] = IGNORE
+    with torch.no_grad():
+        return round(token_loss(model, batch).item() / batch.tokens, 4)
 
 
 def fork_name(name: str, step: int) -> str:

@@ -67,6 +67,11 @@ def test_the_docs_tell_how_far_the_bases_that_orders_compares_lie_from_each_othe
     assert digests.apart_table(resolve_base(teacher), list(map(resolve_base, students))) in DOCS.read_text()
 
 
+def test_a_base_lies_nowhere_from_itself_and_nothing_stands_between() -> None:
+    base = resolve_base("lab-small-0")
+    assert "| lab-small-0 | 0.00 | 0.00 |" in digests.apart_table(base, [base])
+
+
 def test_the_docs_show_what_the_published_law_says_of_other_sweeps() -> None:
     """After another sweep is published this table is made again: `python paper/publish.py law`."""
     assert digests.law_elsewhere(pd.read_csv(RESULTS / "law" / "cells.csv"), published_doses()) in DOCS.read_text()
