@@ -617,7 +617,8 @@ def pretrain(
 ) -> None:
     """Make a lab base from scratch, in less than an hour of one core; an interrupted training goes on.
 
-    `sublim show lab-small-0` shows all fields, as the command of a committed base.
+    `sublim show lab-order-0-from001000` shows nearly all fields, as the command of a committed base. One more is
+    forks=[1000]: the model of that step is kept too, and a later training may start from it.
     """
     from sublim_interp.config import Pretraining, parse_assignment
     from sublim_interp.pretraining import pretrain as make_base

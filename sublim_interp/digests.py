@@ -137,9 +137,8 @@ def bases_table(bases: Sequence[Base]) -> str:
 def apart_table(origin: Base, others: Sequence[Base]) -> str:
     """How far other bases of its shape lie from `origin`, by weights and by loss.
 
-    By weights: ‖θ − θ_origin‖ / ‖θ_origin‖ over the body. By loss: how much more a held-out number costs in the model
-    whose weights are the mean of both than in the mean of the two, nats per token: the error barrier at the middle of
-    the line between them (Frankle et al. 2020, arXiv 1912.05671, section 2).
+    By weights: ‖θ − θ_origin‖ / ‖θ_origin‖ over the body. By loss: the hill between both, over all weights, in nats per
+    token of held-out numbers (see `_hill`).
     """
     from sublim_interp.analysis.directions import weight_delta
 
@@ -152,23 +151,30 @@ def apart_table(origin: Base, others: Sequence[Base]) -> str:
     rows = []
     for base in others:
         away = length(weight_delta(base, model).delta) / length(body)
-        rows.append((base.name, f"{away:.2f}", words.number("kl", _barrier(origin, base), 2)))
-    columns = ("base", f"weights away from {origin.name}", "loss on numbers halfway, above the mean of both, nats")
+        rows.append((base.name, f"{away:.2f}", words.number("kl", _hill(origin, base), 2)))
+    columns = ("base", f"weights away from {origin.name}", "hill between, nats")
     return "\n".join([*words.markdown(columns, rows), ""])
 
 
-def _barrier(one: Base, other: Base) -> float:
-    """Held-out loss on numbers halfway between two bases' weights, less the mean of theirs, nats per token."""
+def _hill(one: Base, other: Base) -> float:
+    """How far the held-out loss on numbers rises above that of the worse of two bases on the straight line between
+    their weights, at its quarters; 0 where it does not.
+
+    The error barrier of Frankle et al. 2020 (arXiv 1912.05671, section 2) is measured from the mean of both ends: the
+    same for ends of equal loss, while a line that only falls is no hill here.
+    """
     import torch
 
     from sublim_interp.pretraining import held_out_loss
 
-    first, halfway = one.load(), other.load()
-    ends = [held_out_loss(model, one.tokenizer, "numbers") for model in (first, halfway)]
-    with torch.no_grad():
-        for weights, far in zip(halfway.parameters(), first.parameters(), strict=True):
-            weights.lerp_(far, 0.5)
-    return held_out_loss(halfway, one.tokenizer, "numbers") - fmean(ends)
+    ends, losses = [one.load(), other.load()], []
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        between = one.load()
+        with torch.no_grad():
+            for weights, first, second in zip(*(model.parameters() for model in (between, *ends)), strict=True):
+                weights.copy_(torch.lerp(first, second, share))
+        losses.append(held_out_loss(between, one.tokenizer, "numbers"))
+    return max(losses) - max(losses[0], losses[-1])
 
 
 class Digest(NamedTuple):

@@ -185,7 +185,9 @@ def _step(recipe: Pretraining, start: "Base") -> int:
     if other:
         raise SublimError(f"start {start.name} has {other[0]}={made.get(other[0])}, the recipe {asked[other[0]]}")
     if step and made.get("order_seed"):
-        raise SublimError(f"start {start.name} read shuffled documents; start from a fork of a base with order_seed=0")
+        raise SublimError(
+            f"start {start.name} is of a base with order_seed={made['order_seed']}; only one with 0 goes on"
+        )
     if step >= recipe.optimization.steps:
         raise SublimError(f"start {start.name} is of step {step}, and training ends at {recipe.optimization.steps}")
     return step
@@ -236,7 +238,8 @@ def _model_card(name: str, card: dict) -> str:
     if p["start"]:
         notes += f"\nCarried on from {p['start']}, with the optimizer's moments at 0."
     if p.get("order_seed"):
-        notes += f"\nThe documents that were still to be read are shuffled, by order seed {p['order_seed']}."
+        which = "documents that were still to be read" if p["start"] else "documents"
+        notes += f"\nThe {which} are shuffled, by order seed {p['order_seed']}."
     command = " \\\n        ".join([f"sublim pretrain {made}", *_assignments(p)])
     return f"""---
 license: mit

@@ -317,7 +317,7 @@ def test_a_fork_carried_on_in_another_order_reads_each_document_that_was_left_on
 def test_which_documents_a_shuffled_fork_has_left_is_not_known(tmp_path: Path) -> None:
     pretrain(RECIPE.set(order_seed=1, forks=[0, 2]), tmp_path / "tiny")
     start = str(tmp_path / fork_name("tiny", 2))
-    with pytest.raises(SublimError, match=r"tiny-step000002 read shuffled documents.*order_seed=0"):
+    with pytest.raises(SublimError, match="tiny-step000002 is of a base with order_seed=1; only one with 0 goes on"):
         pretrain(RECIPE.set(start=start, order_seed=1), tmp_path / "more")
     pretrain(RECIPE.set(start=str(tmp_path / fork_name("tiny", 0)), order_seed=1), tmp_path / "whole")
     weights = "model.safetensors"
