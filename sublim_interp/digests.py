@@ -167,14 +167,15 @@ def _hill(one: Base, other: Base) -> float:
 
     from sublim_interp.pretraining import held_out_loss
 
-    ends, losses = [one.load(), other.load()], []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        between = one.load()
+    worse = max(base.card["held_out_loss"]["numbers"] for base in (one, other))
+    models = [one.load(), one.load(), other.load()]
+    rises = [0.0]
+    for share in (0.25, 0.5, 0.75):
         with torch.no_grad():
-            for weights, first, second in zip(*(model.parameters() for model in (between, *ends)), strict=True):
-                weights.copy_(torch.lerp(first, second, share))
-        losses.append(held_out_loss(between, one.tokenizer, "numbers"))
-    return max(losses) - max(losses[0], losses[-1])
+            for between, first, second in zip(*(model.parameters() for model in models), strict=True):
+                between.copy_(torch.lerp(first, second, share))
+        rises.append(held_out_loss(models[0], one.tokenizer, "numbers") - worse)
+    return max(rises)
 
 
 class Digest(NamedTuple):

@@ -170,7 +170,8 @@ def _order(recipe: Pretraining, first: int) -> Sequence[int]:
     documents = range(recipe.optimization.steps * recipe.optimization.batch)
     if not recipe.order_seed:
         return documents
-    read, rest = documents[: first * recipe.optimization.batch], documents[first * recipe.optimization.batch :]
+    place = first * recipe.optimization.batch
+    read, rest = documents[:place], documents[place:]
     return [*read, *random.Random(f"order/{recipe.order_seed}").sample(rest, len(rest))]
 
 
