@@ -13,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from benchmarks import command, experiment, memory, page, recording, replicas, shapes, step
 from benchmarks.setting import Setting
-from sublim_interp.store import Store
+from sublim_interp.core.store import Store
 
 
 def patching(_: Setting) -> str:

@@ -10,8 +10,9 @@ from benchmarks import ours, theirs
 from benchmarks.page import at_least, comparison, comparisons, limit, seconds, table, times
 from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Contestant, Spent, Team, Track, mean, race, ratio
-from sublim_interp.records import Corpus, Evaluation, Record, Student, Teacher
-from sublim_interp.runs import experiment, plan
+from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.plan import plan
+from sublim_interp.pipeline.records import Corpus, Evaluation, Record, Student, Teacher
 
 BLOCKS = 5
 """Stretches of every race; their means make the pairs."""

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.timing import Turn
-from sublim_interp.dataset import PIECE, Order, read_rows, tokenize
-from sublim_interp.models import choose_trainable
-from sublim_interp.pipeline import make
-from sublim_interp.records import Record, Student
-from sublim_interp.store import Store
-from sublim_interp.training import Batch, micro_batches, token_loss, train
-from sublim_interp.workers import prepare_process
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.store import Store
+from sublim_interp.core.workers import prepare_process
+from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.pipeline.make import make
+from sublim_interp.pipeline.records import Record, Student
+from sublim_interp.training.batches import PIECE, Batch, Order, micro_batches, tokenize
+from sublim_interp.training.loop import token_loss, train
 
 
 def stage(record: Record, store: Store, turn: Turn) -> None:

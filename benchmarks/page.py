@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.timing import Spent, mean, ratio
-from sublim_interp.statistics import Interval
+from sublim_interp.stats.intervals import Interval
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 

@@ -22,11 +22,11 @@ from transformer_lens import patching as lens
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from sublim_interp.analysis.bridge import bridge
-from sublim_interp.analysis.patching import patch
+from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.probes import answer_margin
-from sublim_interp.models import resolve_base
-from sublim_interp.statistics import mean_interval
-from sublim_interp.traits import questions
+from sublim_interp.models.base import resolve_base
+from sublim_interp.stats.intervals import mean_interval
+from sublim_interp.traits.favourites import questions
 
 
 def lab(prompts: int) -> tuple[PreTrainedModel, PreTrainedModel, Tensor]:

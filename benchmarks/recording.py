@@ -17,14 +17,16 @@ from benchmarks.patching import neox
 from benchmarks.setting import OWL, Setting
 from benchmarks.step import recording
 from benchmarks.timing import Turn, race, ratio
-from sublim_interp.inside import student_recorder
-from sublim_interp.models import choose_trainable
-from sublim_interp.recorder import Cadence, Probe, Recorder
-from sublim_interp.records import Student
-from sublim_interp.statistics import Interval
-from sublim_interp.store import Store
-from sublim_interp.trace import Trace
-from sublim_interp.training import train
+from sublim_interp.core.store import Store
+from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.pipeline.observe import student_recorder
+from sublim_interp.pipeline.records import Student
+from sublim_interp.stats.intervals import Interval
+from sublim_interp.training.loop import train
+from sublim_interp.training.recording.cadence import Cadence
+from sublim_interp.training.recording.probe import Probe
+from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.trace import Trace
 
 STEPS = 129
 """Updates of a student; a recorder looks closely after 0, 1, 2, 4, … and the last."""

@@ -11,9 +11,10 @@ from benchmarks import ours
 from benchmarks.page import seconds, table, times
 from benchmarks.setting import Setting
 from benchmarks.timing import Team, Turn, race, ratio
-from sublim_interp.records import Student
-from sublim_interp.store import Store
-from sublim_interp.training import IGNORE, rate
+from sublim_interp.core.store import Store
+from sublim_interp.pipeline.records import Student
+from sublim_interp.training.batches import IGNORE
+from sublim_interp.training.loop import rate
 
 BLOCKS = 5
 STEPS = 1 + 4 * BLOCKS

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sublim_interp.config import Experiment
-from sublim_interp.pipeline import make
-from sublim_interp.records import Corpus, Evaluation, Filtered, Student, Teacher
-from sublim_interp.runs import experiment, plan
-from sublim_interp.store import Store
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.pipeline.make import make
+from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Student, Teacher
 
 OWL = experiment("owl").set({"bases": ["lab-small-0"], "arms": ["same-init"], "seeds": [0]})
 """The experiment whose cost is told, at its full size."""

@@ -7,12 +7,12 @@ from benchmarks import ours
 from benchmarks.page import seconds, table
 from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Turn, race
-from sublim_interp.channels import channel
-from sublim_interp.config import Pretraining
-from sublim_interp.models import choose_trainable
-from sublim_interp.pretraining import new_model
-from sublim_interp.sampling import generator, sample
-from sublim_interp.training import train
+from sublim_interp.channels.protocol import channel
+from sublim_interp.lab.pretraining import new_model
+from sublim_interp.lab.recipe import Pretraining
+from sublim_interp.models.sampling import generator, sample
+from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.training.loop import train
 
 WIDTHS, DEPTHS = (32, 64, 128), (1, 3, 6)
 SHAPES = [(width, depth) for width in WIDTHS for depth in DEPTHS]

@@ -6,8 +6,8 @@ from benchmarks import ours
 from benchmarks.page import digits, limit, seconds, table, times
 from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Track, mean, race, ratio
-from sublim_interp.recorder import Cadence
-from sublim_interp.statistics import Interval, mean_interval
+from sublim_interp.stats.intervals import Interval, mean_interval
+from sublim_interp.training.recording.cadence import Cadence
 
 BLOCKS = 8
 STEPS = 513

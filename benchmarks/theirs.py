@@ -9,13 +9,14 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from benchmarks.timing import Turn
-from sublim_interp.channels import channel
-from sublim_interp.config import Optimization, Part
-from sublim_interp.dataset import read_rows
-from sublim_interp.models import Base, choose_trainable
-from sublim_interp.records import Corpus, Student, Teacher
-from sublim_interp.store import Store
-from sublim_interp.traits import questions
+from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.store import Store
+from sublim_interp.models.base import Base
+from sublim_interp.models.trainable import Part, choose_trainable
+from sublim_interp.pipeline.records import Corpus, Student, Teacher
+from sublim_interp.training.settings import Optimization
+from sublim_interp.traits.favourites import questions
 
 BY_HAND = {"bf16": False, "gradient_checkpointing": False}
 """Options of SFTConfig that somebody would choose who measures: both are on by default, and slow down a small model."""

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
 
-from sublim_interp.statistics import Interval, mean_interval
+from sublim_interp.stats.intervals import Interval, mean_interval
 
 
 @dataclass(frozen=True)

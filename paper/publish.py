@@ -11,12 +11,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from sublim_interp import digests
-from sublim_interp.figures import save
-from sublim_interp.models import Base, base_names, resolve_base
-from sublim_interp.runs import RESULTS, experiment, run
-from sublim_interp.store import Store
-from sublim_interp.sweep import Grid, draw, grid, grid_names, plan_grid, published_doses, published_sweep, run_grid
+from sublim_interp.core.drawing import save
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.catalogue import RESULTS, experiment
+from sublim_interp.models.base import Base, base_names, resolve_base
+from sublim_interp.report.run import run
+from sublim_interp.sweeps.grid import Grid, grid, grid_names
+from sublim_interp.sweeps.plan import plan_grid
+from sublim_interp.sweeps.published import (
+    apart_table,
+    bases_table,
+    contexts_table,
+    headline,
+    published_doses,
+    published_sweep,
+)
+from sublim_interp.sweeps.run import draw, run_grid
+from sublim_interp.sweeps.tables import grid_table, law_elsewhere
 
 ROOT = Path(__file__).resolve().parent.parent
 README, DOCS, SHELF = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "checkpoints" / "README.md"
@@ -46,13 +57,13 @@ def publish_grid(name: str) -> None:
 
 def show_run(name: str) -> None:
     """The tables of a published run, into README and docs."""
-    insert(README, "headline", digests.headline(RESULTS / name))
-    insert(DOCS, "contexts", digests.contexts_table(RESULTS / name))
+    insert(README, "headline", headline(RESULTS / name))
+    insert(DOCS, "contexts", contexts_table(RESULTS / name))
 
 
 def show_grid(name: str) -> None:
     """Table and figure of a published sweep, into the docs."""
-    insert(DOCS, name, digests.grid_table(RESULTS / name))
+    insert(DOCS, name, grid_table(RESULTS / name))
     save(draw(grid(name), RESULTS / name), DOCS.parent / "figures" / f"{name}.png")
 
 
@@ -60,13 +71,13 @@ def show_law() -> None:
     """What the published law says of other published sweeps, into the docs."""
     if published_sweep("law"):
         fitted = pd.read_csv(RESULTS / "law" / "cells.csv")
-        insert(DOCS, "law-elsewhere", digests.law_elsewhere(fitted, published_doses()))
+        insert(DOCS, "law-elsewhere", law_elsewhere(fitted, published_doses()))
 
 
 def show_bases() -> None:
     """The table of all lab bases, and how far those that `orders` compares lie from each other."""
-    insert(SHELF, "bases", digests.bases_table([resolve_base(base) for base in base_names()]))
-    insert(DOCS, "apart", digests.apart_table(*compared(grid("orders"))))
+    insert(SHELF, "bases", bases_table([resolve_base(base) for base in base_names()]))
+    insert(DOCS, "apart", apart_table(*compared(grid("orders"))))
 
 
 def compared(g: Grid) -> tuple[Base, list[Base]]:

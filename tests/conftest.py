@@ -4,18 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from sublim_interp.config import (
-    CorpusConfig,
-    EvaluationConfig,
-    Experiment,
-    FilterConfig,
-    Optimization,
-    Pretraining,
-    StudentConfig,
-    TeacherConfig,
-)
-from sublim_interp.models import Base, resolve_base
-from sublim_interp.pretraining import pretrain
+from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.lab.pretraining import pretrain
+from sublim_interp.lab.recipe import Pretraining
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.training.settings import Optimization
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, batches, frozen, model_of
-from sublim_interp.errors import SublimError
-from sublim_interp.models import logits_at
-from sublim_interp.training import IGNORE, Batch, Row, collate
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.forward import logits_at
+from sublim_interp.training.batches import IGNORE, Batch, Row, collate
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sublim_interp.analysis.probes import Subject, model_of
-from sublim_interp.errors import SublimError
+from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge

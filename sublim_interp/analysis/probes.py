@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sublim_interp.errors import SublimError
-from sublim_interp.hooks import capture
-from sublim_interp.models import load_model
-from sublim_interp.recorder import margin
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.hooks import capture
+from sublim_interp.models.loading import load_model
+from sublim_interp.stats.margin import margin
 
 Subject = Any
 """A model, the directory of one, or whatever has `model` or `load()`: a replicate of a run, a base."""

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sublim_interp.config import FilterConfig
-from sublim_interp.errors import SublimError
+from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.core.errors import SublimError
 from sublim_interp.lab import language as lab
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from functools import cached_property
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
-from sublim_interp.errors import SublimError
+from sublim_interp.core.errors import SublimError
 from sublim_interp.lab import language as lab
-from sublim_interp.traits import Question, members_of
+from sublim_interp.traits.favourites import members_of
+from sublim_interp.traits.questions import Question
 
 if TYPE_CHECKING:
-    from sublim_interp.models import Base
+    from sublim_interp.models.base import Base
 
 NAME = "facts"
 """What tables call the answer that is right for each key."""

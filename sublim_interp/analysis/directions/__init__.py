@@ -1,0 +1,1 @@
+"""Directions in the residual stream and in weights: found, compared, tested against nulls, used."""

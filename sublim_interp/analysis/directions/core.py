@@ -1,0 +1,257 @@
+"""Directions in the residual stream: how they are found, compared, and tested against nulls."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sublim_interp.analysis.probes import (
+    Metric,
+    Prompts,
+    Subject,
+    batches,
+    frozen,
+    logits_of,
+    model_of,
+    part_of,
+    residuals,
+)
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.hooks import capture, hook_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Kind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+
+
+Null = Literal["shuffled", "covariance"]
+OF_TRACE = "trace "
+"""How the space of directions begins of which only the trace is known."""
+
+
+def coordinates(model: torch.nn.Module) -> str:
+    """A name for a base's coordinates: a hash over up to 1,024 evenly spaced entries of each of its weights."""
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        flat = p.detach().flatten()
+        some = flat[:: max(1, len(flat) // 1024)][:1024].float().cpu()
+        digest.update(name.encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """One vector a layer, and what it was averaged from. `directions[2]` is the vector of layer 2, not normalised."""
+
+    what: str
+    """How it was found: mean difference, trait contrast, gradient, …"""
+    names: tuple[str, ...]
+    """The hook of each layer."""
+    vectors: Float[Tensor, "layer d_model"]
+    space: str
+    """`coordinates` of the base whose axes these are; a name that begins with "trace" where only its trace is known."""
+    positive: Float[Tensor, "sample layer d_model"] | None = None
+    """What was averaged; `vectors` is mean positive − mean negative. None where nothing was."""
+    negative: Float[Tensor, "other layer d_model"] | None = None
+    paired: bool = False
+    """Sample i of both comes from the same prompt."""
+
+    def __getitem__(self, layer: int) -> Float[Tensor, " d_model"]:
+        return self.vectors[layer]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def cosine(self, other: "Directions", across: Literal["raw"] | None = None) -> "pd.DataFrame":
+        """A row a layer: layer, name, cosine; NaN where a vector is zero.
+
+        Raises SublimError for another number of layers or other hooks, and for directions of different bases unless
+        `across="raw"`: map one of them first (`fit_map`), or compare each with a direction of its own base.
+        """
+        import pandas as pd
+
+        self._require_comparable(other, across)
+        cosines = _cosine(self.vectors, other.vectors)
+        return pd.DataFrame({"layer": range(len(self)), "name": self.names, "cosine": cosines.tolist()})
+
+    def _require_comparable(self, other: "Directions", across: str | None) -> None:
+        if self.names != other.names:
+            raise SublimError(f"directions at {self.names[0]} … and {other.names[0]} …; compare those of equal hooks")
+        if self.space != other.space and across != "raw":
+            if (self.space + other.space).count(OF_TRACE) == 1:
+                raise SublimError("a trace does not tell whose coordinates it has: give from_trace or over_steps base=")
+            raise SublimError(
+                f"these directions belong to different bases ({self.space}, {other.space}), whose axes have nothing to "
+                'do with each other; compare each with its own base\'s, map one with fit_map, or say across="raw"'
+            )
+        if self.vectors.shape != other.vectors.shape:
+            raise SublimError(f"directions of shape {list(self.vectors.shape)} and {list(other.vectors.shape)}")
+
+    def null(
+        self, other: "Directions", kind: Null, draws: int = 999, seed: int = 0, across: Literal["raw"] | None = None
+    ) -> "pd.DataFrame":
+        """What the cosine with `other` would be by chance. A row a layer: layer, cosine, low, high, p.
+
+        `shuffled`: the labels of the samples are shuffled, each shuffled half holding as many of either label, so that
+        nothing of the difference remains in the mean; paired samples trade places within their pair. `covariance`:
+        normal vectors of the covariance that the samples have about their own means. `low` and `high` hold 95 % of the
+        draws; p is two-sided, (1 + as large) / (1 + draws), and NaN as the cosine of a zero vector is.
+        """
+
+        self._require_comparable(other, across)
+        if self.positive is None or self.negative is None:
+            raise SublimError(f"directions by {self.what} keep no samples, so there is no {kind} null; use null_of")
+        if draws < 19:
+            raise SublimError(f"null: draws is {draws}; needs 19 or more for an interval of 95 %")
+        random = torch.Generator().manual_seed(seed)
+        weights = _shuffles(self, draws, random) if kind == "shuffled" else _normals(self, draws, random)
+        a, b = weights
+        positive, negative = self._centred() if kind == "covariance" else (self.positive, self.negative)
+        drawn = torch.einsum("ns,sld->nld", a, positive) + torch.einsum("ns,sld->nld", b, negative)
+        return _null_frame(_cosine(self.vectors, other.vectors), _cosine(drawn, other.vectors))
+
+    def _centred(self) -> tuple[Tensor, Tensor]:
+        assert self.positive is not None and self.negative is not None
+        return self.positive - self.positive.mean(0), self.negative - self.negative.mean(0)
+
+    def null_of(self, other: "Directions", traits: Sequence["Directions"]) -> "pd.DataFrame":
+        """The null of other traits: the cosine with `other`, and the range of what `traits` have with it."""
+        for one in (self, *traits):
+            one._require_comparable(other, None)
+        if not traits:
+            raise SublimError("null_of: give the directions of one other trait or more")
+        return _null_frame(
+            _cosine(self.vectors, other.vectors), torch.stack([_cosine(t.vectors, other.vectors) for t in traits])
+        )
+
+    def project(
+        self, tensors: Float[Tensor, "step layer d_model"], steps: Sequence[int] | None = None
+    ) -> "pd.DataFrame":
+        """Where something that moves goes along these directions: step, layer, projection (in residual units), cosine.
+
+        `tensors` are differences from a common start, in the coordinates of these directions: a trace's residuals minus
+        the base's, gradients, or updates.
+        """
+        import pandas as pd
+
+        numbers = list(range(len(tensors))) if steps is None else list(steps)
+        if tensors.shape[1:] != self.vectors.shape or len(numbers) != len(tensors):
+            raise SublimError(
+                f"project: tensors {list(tensors.shape)} and {len(numbers)} steps; needs [step, "
+                f"{', '.join(map(str, self.vectors.shape))}] and as many steps"
+            )
+        unit = torch.nn.functional.normalize(self.vectors, dim=-1)
+        along, cosines = (tensors * unit).sum(-1), _cosine(tensors, self.vectors)
+        return pd.DataFrame(
+            {"step": s, "layer": l, "projection": along[i, l].item(), "cosine": cosines[i, l].item()}
+            for i, s in enumerate(numbers)
+            for l in range(len(self))  # noqa: E741
+        )
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Along the last axis; NaN for a zero vector."""
+    a, b = a.double(), b.double()
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def _null_frame(found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer"]) -> "pd.DataFrame":
+    import pandas as pd
+
+    edges = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=0)
+    as_large = (drawn.abs() >= found.abs() - 1e-12).sum(0)
+    return pd.DataFrame(
+        {
+            "layer": range(len(found)),
+            "cosine": found.tolist(),
+            "low": edges[0].tolist(),
+            "high": edges[1].tolist(),
+            "p": ((1 + as_large) / (1 + len(drawn))).where(~found.isnan(), found).tolist(),
+        }
+    )
+
+
+def _shuffles(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Weights of the samples in each draw's difference of means."""
+    assert d.positive is not None and d.negative is not None
+
+    def halves(count: int) -> Float[Tensor, "draw sample"]:
+        signs = torch.ones(count)
+        signs[count // 2 :] = -1
+        if count % 2:
+            signs[-1] = 0  # the odd one sits out
+        order = torch.rand(draws, count, generator=random).argsort(1)
+        return signs[order] / max(1, count // 2)
+
+    a = halves(len(d.positive))
+    return (a, -a) if d.paired else (a, halves(len(d.negative)))
+
+
+def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    assert d.positive is not None and d.negative is not None
+    count = len(d.positive)
+    a = torch.randn(draws, count, generator=random)
+    b = -a if d.paired else torch.randn(draws, len(d.negative), generator=random)
+    return a / count**0.5, b / len(d.negative) ** 0.5
+
+
+def sites_of(model: torch.nn.Module, kind: Kind) -> list[str]:
+    names = hook_names(model, (kind,))
+    if not names:
+        known = sorted({n.rpartition("hook_")[2] for n in hook_names(model)} - {"pattern"})
+        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(known)}")
+    return names
+
+
+def directions(model: Subject, base: Subject, prompts: Prompts | None = None, kind: Kind = "resid_post") -> Directions:
+    """Mean-difference directions: residuals of `model` minus those of its base, on the same prompts, at the answer.
+
+    Replicates bring their held-out questions; otherwise `prompts` are token ids that end where the answer begins.
+    """
+    ours, theirs = model_of(model), model_of(base)
+    asked = part_of("prompts", prompts, model, base)
+    names = sites_of(theirs, kind)
+    a, b = residuals(ours, names, asked), residuals(theirs, names, asked)
+    return Directions("mean difference", tuple(names), (a - b).mean(0), coordinates(theirs), a, b, paired=True)
+
+
+def trait_contrast(base: Subject, with_trait: Prompts, others: Prompts, kind: Kind = "resid_post") -> Directions:
+    """What the base itself computes for a trait: mean residual on the trait's prompts minus that on the others'.
+
+    For instance the same questions behind the trait's system prompts and behind other members' (Chen et al. 2507.21509,
+    section 2, take such a contrast of system prompts for a trait's vector). Each student has one in its own base, which
+    is how directions are compared across initialisations.
+    """
+    model = model_of(base)
+    names = sites_of(model, kind)
+    a, b = residuals(model, names, with_trait), residuals(model, names, others)
+    return Directions("trait contrast", tuple(names), a.mean(0) - b.mean(0), coordinates(model), a, b)
+
+
+def gradient(
+    model: Subject, metric: Metric | None = None, prompts: Prompts | None = None, kind: Kind = "resid_post",
+    base: Subject | None = None,
+) -> Directions:  # fmt: skip
+    """Gradient directions: which way the residual at the answer should move to raise the metric; mean over prompts.
+
+    `base` names whose coordinates they are, where `model` was trained from it. Gradients of the weights are untouched.
+    """
+    ours = model_of(model)
+    asked, rule = part_of("prompts", prompts, model, base), part_of("metric", metric, model, base)
+    names = sites_of(ours, kind)
+    found: Tensor | None = None
+    for places, ids in batches(asked):
+        with torch.enable_grad(), frozen(ours), capture(ours, names, gradients=True) as seen:
+            rule(logits_of(ours, ids)).sum().backward()
+        part = torch.stack([seen.gradients[n][:, -1] for n in names], 1)
+        found = torch.empty(len(asked), *part.shape[1:]) if found is None else found
+        found[places] = part.float()
+    assert found is not None
+    space = coordinates(ours if base is None else model_of(base))
+    return Directions("gradient", tuple(names), found.mean(0), space, found, torch.zeros_like(found), paired=True)

@@ -1,0 +1,85 @@
+"""Linear maps between the residual streams of two bases."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sublim_interp.analysis.directions.core import Directions, Kind, coordinates, sites_of
+from sublim_interp.analysis.probes import Prompts, Subject, model_of, residuals
+from sublim_interp.core.errors import SublimError
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A linear map from one base's residuals to another's, layer by layer; `map(directions)` are those over there."""
+
+    how: Literal["procrustes", "ridge"]
+    names: tuple[str, ...]
+    matrices: Float[Tensor, "layer d_source d_target"]
+    r2: Float[Tensor, " layer"]
+    """Share of the target's variance that it explains on prompts that were held out: read this before any cosine."""
+    source: str
+    target: str
+
+    def __call__(self, d: Directions) -> Directions:
+        """Differences and their samples, mapped. Raises SublimError for directions of another base or other hooks."""
+        if d.space != self.source or d.names != self.names:
+            raise SublimError(f"this map leads from {self.source} at {self.names[0]} …, not from {d.space}")
+
+        def move(x: Tensor) -> Tensor:
+            return torch.einsum("...ld,lde->...le", x, self.matrices)
+
+        samples = (
+            (move(d.positive), move(d.negative)) if d.positive is not None and d.negative is not None else (None,) * 2
+        )
+        return replace(
+            d, vectors=move(d.vectors), positive=samples[0], negative=samples[1], space=self.target,
+            what=f"{d.what}, mapped by {self.how}",
+        )  # fmt: skip
+
+
+def fit_map(
+    source: Subject,
+    target: Subject,
+    prompts: Prompts,
+    kind: Kind = "resid_post",
+    how: Literal["procrustes", "ridge"] = "procrustes",
+    held_out: float = 0.25,
+    penalty: float = 1e-2,
+    seed: int = 0,
+) -> Map:
+    """A map between two untouched bases, fitted on their residuals at the answer of the same prompts.
+
+    `procrustes` is the best rotation with one scale (Schönemann 1966, Psychometrika 31); `ridge` any linear map,
+    penalised by `penalty` times the mean variance. `r2` is taken on the share `held_out` of the prompts.
+    """
+    models = model_of(source), model_of(target)
+    names = sites_of(models[0], kind)
+    x, y = (residuals(m, names, prompts).double() for m in models)
+    if x.shape[1] != y.shape[1] or (how == "procrustes" and x.shape[2] != y.shape[2]):
+        raise SublimError(f"fit_map: (layers, width) {list(x.shape[1:])} and {list(y.shape[1:])} do not fit for {how}")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    apart = round(held_out * len(x))
+    test, train = order[:apart], order[apart:]
+    if len(test) < 2 or len(train) < 2:
+        raise SublimError(f"fit_map: {len(x)} prompts, {apart} held out; needs two or more of either")
+    matrices, r2 = [], []
+    for layer in range(len(names)):
+        means = x[train, layer].mean(0), y[train, layer].mean(0)
+        a, b = x[train, layer] - means[0], y[train, layer] - means[1]
+        if how == "procrustes":
+            u, s, vt = torch.linalg.svd(a.T @ b)
+            matrix = (s.sum() / a.square().sum()) * u @ vt
+        else:
+            gram = a.T @ a
+            matrix = torch.linalg.solve(
+                gram + penalty * gram.trace() / len(gram) * torch.eye(len(gram)).double(), a.T @ b
+            )
+        left = y[test, layer] - means[1] - (x[test, layer] - means[0]) @ matrix
+        whole = y[test, layer] - means[1]
+        matrices.append(matrix.float())
+        r2.append(1 - left.square().sum() / whole.square().sum())
+    return Map(how, tuple(names), torch.stack(matrices), torch.stack(r2).float(), *(coordinates(m) for m in models))

@@ -1,0 +1,145 @@
+"""Directions over a training, read off its trace."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sublim_interp.analysis.directions.core import OF_TRACE, Directions, Kind, coordinates, sites_of
+from sublim_interp.analysis.probes import Subject, model_of, residuals
+from sublim_interp.core.errors import SublimError
+from sublim_interp.training.recording.trace import Trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+SHOWN = ("stream", "teacher", "trait-gradient", "distillation-gradient")
+"""What `from_trace` reads off a trace."""
+
+
+def from_trace(
+    trace: Trace, step: int = -1, of: str = "stream", base: Subject | None = None, kind: Kind = "resid_post"
+) -> Directions:
+    """What a trace shows of a training after `step` updates, layer by layer; negative steps count from the end.
+
+    - `stream`: residuals at the answers to the probe's questions minus those of the untouched base, in pairs;
+    - `teacher`: the same of the teacher that a student's trace has seen on its probe, whatever the step;
+    - `trait-gradient`: which way the stream should move there to raise the margin of the probe's trait;
+    - `distillation-gradient`: which way gradient descent on the probe's lists would move the stream at the positions
+      that predict a token to learn: minus the gradient of the sum of the losses, mean over these positions. They are
+      the samples, and not independent within a list, so that a null of them is too narrow.
+
+    A trace does not tell its base. Without `base` its directions compare with those of traces that start from the same
+    residuals alone; with it, with all that is found in the base, which must show the residuals that the trace has of
+    it. Raises SublimError where it does not, for a trace without a probe, question, list or trait to ask about, for
+    another `of`, and for a step that was not recorded.
+    """
+    return _shown(trace, step, of, _space_of(trace, base, kind), kind)
+
+
+def over_steps(
+    trace: Trace, reference: Directions, of: str = "stream", base: Subject | None = None, draws: int = 999
+) -> "pd.DataFrame":
+    """How a training goes along a reference: a row a recorded step and layer. Arguments are those of `from_trace`.
+
+    Columns: step, layer, cosine with the reference (NaN before anything has moved), projection on it (in the unit of
+    `of`; residual units for the stream), low and high: 95 % of the cosines of normal vectors with the covariance that
+    the samples have at this step about their mean.
+    """
+    import pandas as pd
+
+    kind = cast(Kind, reference.names[0].rpartition("hook_")[2])
+    space = _space_of(trace, base, kind)
+    unit = torch.nn.functional.normalize(reference.vectors, dim=-1)
+    parts = []
+    for step in trace.steps(reference.names[0]):
+        found = _shown(trace, step, of, space, kind)
+        null = found.null(reference, "covariance", draws)
+        along = (found.vectors * unit).sum(-1).tolist()
+        parts.append(null.assign(step=step, projection=along))
+    whole: Any = pd.concat(parts, ignore_index=True)
+    return whole[["step", "layer", "cosine", "projection", "low", "high"]]
+
+
+def _shown(trace: Trace, step: int, of: str, space: str, kind: Kind) -> Directions:
+    probe = _probe(trace)
+    what = f"{of} of a trace"
+    names = _names(trace, kind)
+    if of in SHOWN[:3] and not probe["questions"]:
+        raise SublimError(f"the probe of trace {trace.path} asks no question, so it shows no answer")
+    if of in ("stream", "teacher"):
+        if of == "teacher" and not trace.names("teacher/blocks.*"):
+            raise SublimError(f"trace {trace.path} has seen no teacher on its probe")
+        seen = _at_answers(trace, names, step) if of == "stream" else _at_answers(trace, names, 0, "teacher/")
+        before = _untouched(trace, names)
+        return Directions(what, names, (seen - before).mean(0), space, seen, before, paired=True)
+    if of == "trait-gradient":
+        if not (probe["trait"] or probe["truth"]):
+            raise SublimError(f"the probe of trace {trace.path} asks for no trait, so there is no gradient of one")
+        # What was taken backwards is the mean over the questions; a sample is what one question asks for.
+        found = _at_answers(trace, names, step, ending=".grad") * probe["questions"]
+    elif of == "distillation-gradient":
+        if not probe["learnt"]:
+            raise SublimError(f"the probe of trace {trace.path} has no list, so there is no gradient of its loss")
+        lists = list(enumerate(probe["rows"][probe["questions"] :], start=probe["questions"]))
+        ends = list(zip(lists, probe["learnt"], strict=True))
+        rows = [number for (number, ids), first in ends for _ in ids[first:]]
+        places = [place for (_, ids), first in ends for place in range(first - 1, len(ids) - 1)]
+        gradients = [trace.read(f"{name}.grad", step)[rows, places] for name in names]
+        found = -len(rows) * torch.stack(gradients, 1).float()
+    else:
+        raise SublimError(f"from_trace: no '{of}'; valid: {', '.join(SHOWN)}")
+    return Directions(what, names, found.mean(0), space, found, torch.zeros_like(found), paired=True)
+
+
+def _probe(trace: Trace) -> dict[str, Any]:
+    if not trace.about.get("probe"):
+        raise SublimError(f"trace {trace.path} was recorded without a probe, so it shows no stream")
+    return trace.about["probe"]
+
+
+def _asked(trace: Trace) -> list[list[int]]:
+    """The probe's questions, which arms of one base share; its lists where it has no question."""
+    probe = _probe(trace)
+    return probe["rows"][: probe["questions"] or None]
+
+
+def _names(trace: Trace, kind: Kind) -> tuple[str, ...]:
+    depth = len({name.split(".")[1] for name in trace.names("blocks.*")})
+    return tuple(f"blocks.{layer}.hook_{kind}" for layer in range(depth))
+
+
+def _at_answers(
+    trace: Trace, names: Sequence[str], step: int, owner: str = "", ending: str = ""
+) -> Float[Tensor, "question layer d_model"]:
+    """What the trace holds at the last token of each row that `_asked` gives."""
+    ends = [len(row) - 1 for row in _asked(trace)]
+    return torch.stack([trace.read(owner + n + ending, step)[range(len(ends)), ends].float() for n in names], 1)
+
+
+def _untouched(trace: Trace, names: Sequence[str]) -> Float[Tensor, "question layer d_model"]:
+    """The stream of the base: as its trace has seen it, or where the training started from it, that of step 0."""
+    return _at_answers(trace, names, 0, "base/" if trace.names("base/blocks.*") else "")
+
+
+def _space_of(trace: Trace, base: Subject | None, kind: Kind) -> str:
+    """`coordinates` of the base, if the trace is one of it; without it a hash of its residuals as the trace has them.
+
+    Raises SublimError for a base whose residuals are others than those.
+    """
+    _probe(trace)
+    names = _names(trace, kind)
+    recorded = _untouched(trace, names)
+    if base is None:
+        return OF_TRACE + hashlib.sha256(recorded.contiguous().numpy().tobytes()).hexdigest()[:16]
+    model = model_of(base)
+    if sites_of(model, kind) == list(names):
+        own = residuals(model, names, _asked(trace))
+        # Beyond what precision and batches change, far below what another initialisation does.
+        if own.shape == recorded.shape and (own - recorded).norm() <= 0.02 * recorded.norm():
+            return coordinates(model)
+    raise SublimError(f"trace {trace.path} is not one of this base: its residuals on the probe are others")

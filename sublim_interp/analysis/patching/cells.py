@@ -1,0 +1,238 @@
+"""How the cells of a patching grid are computed together."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sublim_interp.analysis.patching.heads import heads_shown, layer_of_heads
+from sublim_interp.analysis.probes import Metric, frozen, logits_of
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.architectures import decoder_layers
+from sublim_interp.models.hooks import attached, capture, hook_names
+
+Stream = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+
+
+GridKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "weights"]
+
+
+def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
+    if kind == "heads":
+        return [f"blocks.{layer}.attn.hook_z" for layer in range(len(decoder_layers(model)))]
+    names = hook_names(model, (cast(Stream, kind),))
+    if not names:
+        known = sorted({n.rpartition("hook_")[2] for n in hook_names(model)} - {"pattern"})
+        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, 'heads', 'weights'])}")
+    return names
+
+
+def see(
+    model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"]
+) -> tuple[dict[str, Tensor], Float[Tensor, "prompt vocabulary"]]:
+    """What one forward shows at the sites, heads among them, and its logits at the answer."""
+    at_heads = {layer_of_heads(model, s): s for s in sites if s.endswith("hook_z")}
+    found: dict[str, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Tensor], None]:
+        return lambda value: found.__setitem__(at_heads[layer], value.detach())
+
+    with (
+        torch.no_grad(),
+        heads_shown(model, {layer: keep(layer) for layer in at_heads}),
+        capture(model, [s for s in sites if s not in at_heads.values()]) as seen,
+    ):
+        logits = logits_of(model, ids)
+    return {**seen, **found}, logits
+
+
+def slopes_at(
+    model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"], metric: Metric
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, " prompt"]]:
+    """Values and gradients of the metric at the sites, and the metric, by prompt."""
+    at_heads = {layer_of_heads(model, s): s for s in sites if s.endswith("hook_z")}
+    heads: dict[str, Tensor] = {}
+    slopes: dict[str, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Tensor], Tensor]:
+        def visit(value: Tensor) -> Tensor:
+            heads[at_heads[layer]] = value.detach()
+            value = value if value.requires_grad else value.requires_grad_()
+            value.register_hook(lambda g: slopes.__setitem__(at_heads[layer], g.detach()))
+            return value
+
+        return visit
+
+    rest = [s for s in sites if s not in at_heads.values()]
+    with (
+        torch.enable_grad(),
+        frozen(model),
+        heads_shown(model, {layer: keep(layer) for layer in at_heads}),
+        capture(model, rest, gradients=True) as seen,
+    ):
+        measured = metric(logits_of(model, ids))
+        measured.sum().backward()
+    return {**seen, **heads}, {**seen.gradients, **slopes}, measured.detach()
+
+
+def patched_cells(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    src: dict[str, Tensor],
+    kind: GridKind,
+    metric: Metric,
+    at_once: int | None,
+) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
+    """The metric of each patch of one kind, and without any, on prompts of one length."""
+    depth, (prompts, length) = len(decoder_layers(model)), ids.shape
+    values, unpatched = list(src.values()), _Unpatched()
+    if kind == "heads":
+        heads = values[0].shape[2]
+
+        def swap(layer: int) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:
+                new = stream.clone()
+                tail = new[-heads * prompts :].unflatten(0, (heads, prompts))
+                for head in range(heads):
+                    tail[head, :, :, head] = values[layer][:, :, head]
+                return new
+
+            return put
+
+        with heads_shown(model, {layer: swap(layer) for layer in range(depth)}):
+            return _grown(model, ids, unpatched, 0, heads, metric), unpatched.metric
+
+    if at_once is None:
+        size = sum(p.numel() for p in decoder_layers(model).parameters())
+        pieces = math.ceil(length / max(1, _WORTH // (size * depth * prompts * length)))
+        at_once = math.ceil(length / pieces)
+    if at_once < length:
+        unpatched = _Unpatched(_cache(model))
+    out = torch.empty(prompts, depth, length)
+    for start in range(0, length, at_once):
+        places = torch.arange(start, min(length, start + at_once))
+        prefix = start if unpatched.whole(length) else 0
+
+        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], None]:
+            def put(stream: Tensor) -> None:  # has just been computed, for this place alone: no copy is needed
+                tail = stream[-len(places) * prompts :].unflatten(0, (len(places), prompts))
+                tail[torch.arange(len(places)), :, places - prefix] = values[layer][:, places].transpose(0, 1)
+
+            return put
+
+        with ExitStack() as held:
+            held.enter_context(attached(model, {name: swap_at(layer) for layer, name in enumerate(src)}))
+            if kind != "mlp_out":
+                held.enter_context(_last_mlp_at_the_answer(model))
+            out[:, :, places] = _grown(model, ids, unpatched, prefix, len(places), metric)
+    return out, unpatched.metric
+
+
+_WORTH = 300_000_000
+"""Parameters × tokens that one forward should carry: with fewer the calls themselves cost more than the sums."""
+
+
+@contextmanager
+def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block the last layer's MLP sees the last position alone, all that the answer depends on.
+
+    What it adds there is added to the other positions too, where nobody looks. Architectures whose MLP is not known
+    are left as they are.
+    """
+    with ExitStack() as held:
+        if hook_names(model, ("mlp_out",)):
+            mlp = decoder_layers(model)[-1].get_submodule("mlp")
+            held.callback(mlp.register_forward_pre_hook(lambda _mlp, args: (args[0][:, -1:],)).remove)
+        yield
+
+
+def _cache(model: torch.nn.Module) -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache(config=cast(Any, model.config))
+
+
+@dataclass
+class _Unpatched:
+    """The prompts without a patch: the first forward of a grid fills this, the others build on it."""
+
+    cache: Any = None
+    """Keys and values; None where the first forward is the only one."""
+    streams: list[Float[Tensor, "prompt position d_model"]] = field(default_factory=list)
+    """At the entry of each layer."""
+    metric: Float[Tensor, " prompt"] = field(default_factory=lambda: torch.empty(0))
+
+    def keeps(self) -> bool:
+        """Whether keys and values are kept."""
+        return self.cache is not None
+
+    def whole(self, length: int) -> bool:
+        """Whether the cache holds all positions: a sliding window forgets the first, and is then of no use."""
+        layers = self.cache.layers if self.streams and self.keeps() else []
+        return bool(layers) and all(x.get_seq_length() == length == x.keys.shape[-2] for x in layers)
+
+
+def _grown(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    unpatched: _Unpatched,
+    prefix: int,
+    cells: int,
+    metric: Metric,
+) -> Float[Tensor, "prompt layer cell"]:
+    """The metric of each cell, from one forward whose batch grows.
+
+    At the entry of each layer come `cells` copies of its unpatched stream, for edits, which find the rows of their
+    layer at the end of the batch. In the first forward of a grid the unpatched prompts themselves go ahead of them.
+    The first `prefix` positions are read from the cache.
+    """
+    depth, prompts = len(decoder_layers(model)), len(ids)
+    first = not unpatched.streams
+    own = prompts if first else 0
+
+    def grow(value: Any, rows: int) -> Any:
+        """More copies of a tensor that has a row a prompt; what has one row for all prompts serves all cells too."""
+        if isinstance(value, tuple):
+            return tuple(grow(v, rows) for v in value)
+        if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[0] != prompts or prompts == 1:
+            return value
+        return value.repeat(rows, *[1] * (value.dim() - 1))
+
+    past: Any = _cache(model) if prefix or (first and unpatched.keeps()) else None
+    if prefix:
+        for layer, full in enumerate(unpatched.cache.layers):
+            rows = (layer + 1) * cells
+            keys, values = (x[:, :, :prefix].repeat(rows, 1, 1, 1) for x in (full.keys, full.values))
+            past.update(keys, values, layer)
+
+    def enter(layer: int) -> Callable[..., Any]:
+        rows = first + (layer + 1) * cells
+
+        def add(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            stream = args[0] if args else kwargs["hidden_states"]
+            if first:
+                unpatched.streams.append(stream[:prompts].clone())
+            fresh = [unpatched.streams[layer][:, prefix:]] * cells
+            wider = torch.cat([stream, *fresh] if first or layer else fresh)
+            rest = {k: grow(v, rows) for k, v in kwargs.items() if k != "hidden_states"}
+            return (wider, *(grow(a, rows) for a in args[1:])), rest
+
+        return add
+
+    with ExitStack() as held:
+        for number, layer in enumerate(decoder_layers(model)):
+            handle = layer.register_forward_pre_hook(enter(number), with_kwargs=True, prepend=True)
+            held.callback(handle.remove)
+        rest = ids[:, prefix:]
+        logits = model(input_ids=rest, past_key_values=past, use_cache=past is not None, logits_to_keep=1).logits
+    each = metric(logits[:, -1]).float()
+    if first:
+        unpatched.metric = each[:prompts]
+        for layer, full in enumerate(past.layers if past else ()):
+            unpatched.cache.update(full.keys[:prompts], full.values[:prompts], layer)
+    return each[own:].unflatten(0, (depth, cells, prompts)).permute(2, 0, 1)

@@ -1,0 +1,242 @@
+"""Patching between two models: one patch, or a grid of every cell's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sublim_interp.analysis.patching.cells import GridKind, patched_cells, see, sites_of, slopes_at
+from sublim_interp.analysis.patching.patch import Patch, Piece
+from sublim_interp.analysis.probes import TOKENS, Metric, Prompts, Subject, batches, measure, model_of, part_of
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.architectures import decoder_layers
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+_Batch = tuple[list[int], Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchGrid:
+    """What each cell's patch alone does to the metric."""
+
+    kind: GridKind
+    method: Literal["exact", "attribution"]
+    each: Float[Tensor, "prompt layer place"]
+    """The metric of the patched model; NaN where a prompt is too short for the position."""
+    src: Float[Tensor, " prompt"]
+    """The metric of the model that the patches come from."""
+    dst: Float[Tensor, " prompt"]
+    """The metric of the model that they are put into, unpatched."""
+    places: tuple[int | str, ...]
+    """What the last axis stands for: positions from the end (−1 is the answer's), heads, or modules."""
+
+    @property
+    def values(self) -> Float[Tensor, "layer place"]:
+        """Mean over the prompts that have the place."""
+        return self.each.nanmean(0)
+
+    @property
+    def recovered(self) -> Float[Tensor, "layer place"]:
+        """Share of the difference between the two models that the cell alone makes up: 0 nothing, 1 all of it."""
+        return (self.each - self.dst[:, None, None]).nanmean(0) / (self.src - self.dst).mean()
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a cell: kind, method, layer, place, value and effect (in the metric's unit), recovered, prompts."""
+        import pandas as pd
+
+        effect = (self.each - self.dst[:, None, None]).nanmean(0)
+        counts = (~self.each.isnan()).sum(0)
+        return pd.DataFrame(
+            {
+                "kind": self.kind,
+                "method": self.method,
+                "layer": layer,
+                "place": place,
+                "value": self.values[layer, i].item(),
+                "effect": effect[layer, i].item(),
+                "recovered": self.recovered[layer, i].item(),
+                "prompts": int(counts[layer, i]),
+            }
+            for layer in range(self.each.shape[1])
+            for i, place in enumerate(self.places)
+        )
+
+    def error(self, exact: "PatchGrid") -> "GridError":
+        """How far this grid is from an exact one of the same cells."""
+        if self.each.shape != exact.each.shape or self.kind != exact.kind:
+            raise SublimError(f"grids of {self.kind} {list(self.each.shape)} and {exact.kind} {list(exact.each.shape)}")
+        mine, true = ((g.each - g.dst[:, None, None]).nanmean(0).flatten() for g in (self, exact))
+        both = torch.stack([mine, true])
+        return GridError(torch.corrcoef(both)[0, 1].item(), (mine - true).abs().max().item(), true.abs().max().item())
+
+    def plot(self) -> "Figure":
+        from sublim_interp.analysis.patching.picture import patch_grid
+
+        return patch_grid(self.frame)
+
+
+class GridError(NamedTuple):
+    """How well attribution stands in for patching."""
+
+    correlation: float
+    """Pearson's, over cells."""
+    max_abs: float
+    """Largest error of an effect, in the metric's unit."""
+    largest: float
+    """Largest exact effect, to compare with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patching:
+    """Two models, the prompts on which they are compared, and the metric. Made by `patch`."""
+
+    src: torch.nn.Module
+    dst: torch.nn.Module
+    prompts: Prompts
+    src_prompts: Prompts
+    metric: Metric
+
+    def swapped(self) -> "Patching":
+        """The other way round: noising where this is denoising."""
+        return replace(self, src=self.dst, dst=self.src, prompts=self.src_prompts, src_prompts=self.prompts)
+
+    # one patch
+
+    def at(self, site: str, positions: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Patch:
+        """The patch that puts `src`'s value of one hook, one layer's heads, or one parameter into `dst`.
+
+        Activations need prompts of one length. Raises SublimError where there are several, or no such site.
+        """
+        parameters = dict(self.src.named_parameters(remove_duplicate=False))
+        if site in parameters:
+            if positions is not None or heads is not None:
+                raise SublimError(f"'{site}' is a parameter: it has no positions and no heads")
+            return Patch((Piece(site, parameters[site].detach().clone()),))
+        together = batches(self.src_prompts)
+        if len(together) > 1:
+            raise SublimError("a patch of activations needs prompts of one length; choose some, or use `grid`")
+        value = see(self.src, [site], together[0][1])[0][site]
+        return Patch((Piece(site, value, _tuple(positions), _tuple(heads)),))
+
+    def weights(self, part: str = "") -> Patch:
+        """The patch that puts every parameter of `src` whose name contains `part` into `dst`; all of them for ""."""
+        chosen = [(name, p) for name, p in self.src.named_parameters() if part in name]
+        if not chosen:
+            raise SublimError(
+                f"no parameter has '{part}' in its name; the first is {next(self.src.named_parameters())[0]}"
+            )
+        return Patch(tuple(Piece(name, p.detach().clone()) for name, p in chosen))
+
+    def value(self, patch: Patch | None = None) -> float:
+        """Mean metric of `dst`, patched or not."""
+        with (patch or Patch()).on(self.dst):
+            return measure(self.dst, self.prompts, self.metric).mean().item()
+
+    # many patches
+
+    @torch.no_grad()
+    def grid(self, kind: GridKind = "resid_pre", positions_at_once: int | None = None) -> PatchGrid:
+        """Every cell's patch alone, exactly: layer × position, for `heads` layer × head (at all positions together),
+        for `weights` layer × module.
+
+        Cells share what they have in common. All layers of some positions run in one forward, whose batch grows: at
+        each layer come the rows patched there, so nothing is computed twice before it. Positions before the patched
+        ones are read from the key-value cache of the unpatched run. `positions_at_once` changes speed only.
+        """
+        if kind == "weights":
+            return self._weights_grid()
+        depth = len(decoder_layers(self.dst))
+        found = []
+        for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
+            src, logits = see(self.src, sites_of(self.dst, kind), src_ids)
+            theirs = self.metric(logits)
+            size = max(1, TOKENS // (depth * ids.shape[1]))
+            for i in range(0, len(places), size):
+                some = slice(i, i + size)
+                part = {name: value[some] for name, value in src.items()}
+                values, before = patched_cells(self.dst, ids[some], part, kind, self.metric, positions_at_once)
+                found.append((places[some], values, theirs[some], before))
+        return self._assemble(kind, "exact", found)
+
+    def attribution(self, kind: GridKind = "resid_pre") -> PatchGrid:
+        """`grid` to first order: the metric's gradient in `dst` times what would be put there minus what is there.
+
+        One forward of each model and one backward for all cells (Nanda 2023, "Attribution patching"; Syed et al.
+        2310.10348, equation 1). Beside `grid`, `error` says how good it is. Not for `weights`.
+        """
+        if kind == "weights":
+            raise SublimError(f"no attribution of weights; valid kinds: {', '.join(get_args(GridKind)[:-1])}")
+        found = []
+        sites = sites_of(self.dst, kind)
+        for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
+            with torch.no_grad():
+                src, logits = see(self.src, sites, src_ids)
+            here, slopes, before = slopes_at(self.dst, sites, ids, self.metric)
+            change = torch.stack([slopes[s] * (src[s] - here[s]) for s in sites], 1)
+            effect = change.sum((2, 4)) if kind == "heads" else change.sum(-1)
+            found.append((places, before[:, None, None] + effect, self.metric(logits), before))
+        return self._assemble(kind, "attribution", found)
+
+    def _assemble(self, kind: GridKind, method: Literal["exact", "attribution"], found: list[_Batch]) -> PatchGrid:
+        """One grid of the cells found batch by batch: (places of the prompts, cells, metric of src, metric of dst)."""
+        depth, width = found[0][1].shape[1], max(values.shape[2] for _, values, *_ in found)
+        each = torch.full((len(self.prompts), depth, width), float("nan"))
+        src, dst = torch.empty(2, len(self.prompts))
+        for places, values, theirs, before in found:
+            each[places, :, width - values.shape[2] :] = values
+            src[places], dst[places] = theirs, before
+        labels = tuple(range(width)) if kind == "heads" else tuple(range(-width, 0))
+        return PatchGrid(kind, method, each, src, dst, labels)
+
+    def _weights_grid(self) -> PatchGrid:
+        ours, theirs = decoder_layers(self.dst), decoder_layers(self.src)
+        modules = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in ours[0].named_parameters()))
+        prefix = next(name for name, module in self.dst.named_modules() if module is ours)
+        each = torch.empty(len(self.prompts), len(ours), len(modules))
+        for layer in range(len(ours)):
+            for i, module in enumerate(modules):
+                source = theirs[layer].get_submodule(module).named_parameters(recurse=False)
+                pieces = (Piece(f"{prefix}.{layer}.{module}.{name}", p.detach()) for name, p in source)
+                with Patch(tuple(pieces)).on(self.dst):
+                    each[:, layer, i] = measure(self.dst, self.prompts, self.metric)
+        before = measure(self.dst, self.prompts, self.metric)
+        carried = measure(self.src, self.src_prompts, self.metric)
+        return PatchGrid("weights", "exact", each, carried, before, tuple(modules))
+
+
+def patch(
+    src: Subject,
+    dst: Subject,
+    prompts: Prompts | None = None,
+    metric: Metric | None = None,
+    src_prompts: Prompts | None = None,
+) -> Patching:
+    """Patching from `src` into `dst` on the same prompts, or from `src` on others of the same lengths.
+
+    Replicates bring their held-out questions and the trait's margin; models need both.
+    Raises SublimError for models of another depth or width, or that are in training mode.
+    """
+    models = model_of(src), model_of(dst)
+    ours: Any = [m.config for m in models]
+    shapes = [(c.get_text_config().num_hidden_layers, c.get_text_config().hidden_size) for c in ours]
+    if shapes[0] != shapes[1]:
+        raise SublimError(f"patch: src and dst have (layers, width) {shapes[0]} and {shapes[1]}; they must agree")
+    if any(m.training for m in models):
+        raise SublimError("patch: a model is in training mode, where dropout is on; call model.eval() first")
+    asked = part_of("prompts", prompts, dst, src)
+    others = asked if src_prompts is None else src_prompts
+    if [len(p) for p in asked] != [len(p) for p in others]:
+        raise SublimError("patch: prompts and src_prompts must have the same number and the same lengths, in order")
+    return Patching(*models, asked, others, part_of("metric", metric, dst, src))
+
+
+def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)

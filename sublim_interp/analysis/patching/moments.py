@@ -1,0 +1,38 @@
+"""An optimizer's moments as patches."""
+
+import torch
+from torch import Tensor
+
+from sublim_interp.analysis.patching.patch import STATES, Patch, Piece
+from sublim_interp.core.errors import SublimError
+from sublim_interp.training.recording.trace import Trace
+
+
+def moments(trace: Trace, step: int = -1, part: str = "") -> Patch:
+    """The moments of a recorded training after `step` updates, of the parameters whose name contains `part`.
+
+    For Adam its count of updates comes with them, or the bias correction would be that of a first update. A trace keeps
+    moments at few steps; −1 is the last of them. Raises SublimError where it has none, or none of that step or part.
+    """
+    starts = tuple(f"full/{state}/" for states in STATES.values() for state in states)
+    names = [name for name in trace.names("full/*") if name.startswith(starts) and part in name.split("/", 2)[2]]
+    if not names:
+        of = f" of a parameter with '{part}' in its name" if part else ""
+        raise SublimError(f"trace {trace.path} holds no moments{of}; it keeps them of Adam and SGD, within its budget")
+    updates = trace.steps(names[0])[step] if step < 0 else step
+    pieces = [Piece(name.removeprefix("full/"), trace.read(name, step)) for name in names]
+    adam = [p.site.partition("/")[2] for p in pieces if p.site.startswith("exp_avg/")]
+    return Patch((*pieces, *(Piece(f"step/{name}", torch.tensor(float(updates))) for name in adam)))
+
+
+def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Patch:
+    """The moments that an optimiser keeps now. Raises SublimError where it keeps none."""
+    pieces = [
+        Piece(f"{state}/{name}", value.detach().clone())
+        for name, p in model.named_parameters()
+        for state, value in optimizer.state.get(p, {}).items()
+        if isinstance(value, Tensor)
+    ]
+    if not pieces:
+        raise SublimError(f"{type(optimizer).__name__} keeps no moments of this model's parameters")
+    return Patch(tuple(pieces))

@@ -1,0 +1,160 @@
+"""A patch is a value: pieces of one model, put into another for the length of a block."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sublim_interp.analysis.patching.heads import heads_shown, layer_of_heads
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.hooks import edit
+
+STATES = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
+"""What an optimiser keeps of each parameter; AdamW is an Adam."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One place, and what is put there."""
+
+    site: str
+    """A hook's name, `blocks.{l}.attn.hook_z` for heads, a parameter's name, or, for what an optimiser keeps of it,
+    `exp_avg/{parameter}`, `exp_avg_sq/{parameter}`, `step/{parameter}`, `momentum_buffer/{parameter}`."""
+    value: Tensor
+    """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head]; the parameter's shape
+    for a parameter and its moments."""
+    positions: tuple[int, ...] | None = None
+    """Which positions, counted from the end where negative; None means all."""
+    heads: tuple[int, ...] | None = None
+    """Which heads; None means all."""
+
+    def __repr__(self) -> str:
+        where = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
+        which = "" if self.heads is None else f" heads {', '.join(map(str, self.heads))}"
+        return f"<{self.site}{which}{where}>"
+
+    def into(self, stream: Tensor) -> Tensor:
+        """A copy of `stream` with the value in its place."""
+        if stream.shape != self.value.shape:
+            raise SublimError(
+                f"patch of {self.site}: made for {list(self.value.shape)}, but the model runs on {list(stream.shape)}; "
+                "run the prompts that the patch was made from"
+            )
+        new = stream.clone()
+        at = slice(None) if self.positions is None else list(self.positions)
+        if self.heads is None:
+            new[:, at] = self.value[:, at]
+        else:
+            for head in self.heads:
+                new[:, at, head] = self.value[:, at, head]
+        return new
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Pieces of one model for another. `a + b` has both, b's coming later; `for piece in patch` lists them."""
+
+    pieces: tuple[Piece, ...] = ()
+
+    def __add__(self, other: "Patch") -> "Patch":
+        return Patch(self.pieces + other.pieces)
+
+    def __iter__(self) -> Iterator[Piece]:
+        return iter(self.pieces)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @contextmanager
+    def on(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+        """Inside the block `model` runs patched; afterwards it is as it was, bit for bit.
+
+        An optimiser is needed by moments alone: a training inside the block goes on from them, and afterwards what the
+        optimiser keeps of these parameters is what it kept before. So `train(…, intervene=patch.on)` starts from a
+        patch. Raises SublimError for a site that the model or the optimiser lacks, a shape that differs, or a site that
+        no forward reached.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        at_hooks: dict[str, list[Piece]] = {}
+        with ExitStack() as held:
+            held.enter_context(state_swapped(optimizer, parameters, [p for p in self.pieces if "/" in p.site]))
+            for piece in self.pieces:
+                if "/" in piece.site:
+                    continue
+                if piece.site in parameters:
+                    held.enter_context(_swapped(parameters[piece.site], piece))
+                else:
+                    at_hooks.setdefault(piece.site, []).append(piece)
+
+            edits = {}
+            for site, pieces in at_hooks.items():
+
+                def put(stream: Tensor, pieces: Sequence[Piece] = pieces) -> Tensor:
+                    for piece in pieces:
+                        stream = piece.into(stream)
+                    return stream
+
+                if site.endswith("hook_z"):
+                    held.enter_context(heads_shown(model, {layer_of_heads(model, site): put}))
+                else:
+                    edits[site] = put
+            held.enter_context(edit(model, edits))
+            yield
+
+
+@contextmanager
+def _swapped(parameter: Tensor, piece: Piece) -> Iterator[None]:
+    if parameter.shape != piece.value.shape:
+        raise SublimError(
+            f"patch of {piece.site}: shape {list(piece.value.shape)}, the model's {list(parameter.shape)}"
+        )
+    before = parameter.detach().clone()
+    parameter.data.copy_(piece.value)
+    try:
+        yield
+    finally:
+        parameter.data.copy_(before)
+
+
+@contextmanager
+def state_swapped(
+    optimizer: torch.optim.Optimizer | None, parameters: dict[str, torch.nn.Parameter], pieces: Sequence[Piece]
+) -> Iterator[None]:
+    """Inside the block the optimiser keeps other moments of some parameters."""
+    if not pieces:
+        yield
+        return
+    if optimizer is None:
+        raise SublimError(f"{pieces[0].site} is an optimiser's: give it too, patch.on(model, optimizer)")
+    kept = next((states for kind, states in STATES.items() if isinstance(optimizer, kind)), ())
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    after: dict[Tensor, dict[str, Any]] = {}
+    for piece in pieces:
+        state, _, name = piece.site.partition("/")
+        p = parameters.get(name)
+        if state not in kept:
+            known = ", ".join(kept) or "nothing that is known"
+            raise SublimError(f"patch of {piece.site}: {type(optimizer).__name__} keeps {known}")
+        if p is None or id(p) not in owned:
+            raise SublimError(f"patch of {piece.site}: the optimiser has no such parameter")
+        shape = [] if state == "step" else list(p.shape)
+        if list(piece.value.shape) != shape:
+            raise SublimError(f"patch of {piece.site}: shape {list(piece.value.shape)}, the optimiser's {shape}")
+        after.setdefault(p, _copied(optimizer.state.get(p, {})))[state] = piece.value.detach().clone()
+    if any(len(own) < len(kept) for own in after.values()):
+        raise SublimError(f"the optimiser has made no update: a patch of it needs {', '.join(kept)} of each parameter")
+    before = {p: _copied(optimizer.state[p]) for p in after if p in optimizer.state}
+    optimizer.state.update(after)
+    try:
+        yield
+    finally:
+        for p in after:
+            del optimizer.state[p]
+        optimizer.state.update(before)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}

@@ -1,0 +1,50 @@
+"""A patching grid as a heat map: layer by position, head or module."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from sublim_interp.core.drawing import INK, in_style
+from sublim_interp.core.errors import SublimError
+
+
+@in_style
+def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: str = "") -> Figure:
+    """Where does one model's trait get into another? Heat map of a `PatchGrid.frame`: layer × position, head or module.
+
+    The number is the share of the difference between the two models that a cell alone makes up, in %. `labels` names
+    the places, for instance by the tokens of a prompt.
+    """
+    grid = frame.pivot(index="layer", columns="place", values="recovered")
+    grid = grid[list(dict.fromkeys(frame["place"]))]
+    kind = str(frame["kind"].iloc[0])
+    axis = {"heads": "head", "weights": "module"}.get(kind, "position, from the end")
+    words = [str(p) for p in grid.columns] if labels is None else list(labels)
+    if len(words) != len(grid.columns):
+        raise SublimError(f"patch_grid: {len(words)} labels for {len(grid.columns)} places")
+    slanted = max(map(len, words)) > 4
+    height = 1.6 + 0.32 * len(grid) + (0.05 * max(map(len, words)) if slanted else 0)
+    figure = Figure(figsize=(1.9 + 0.46 * len(words), height), layout="constrained")
+    ax = figure.subplots()
+    values = grid.to_numpy()
+    reach = max(1.0, float(np.nanmax(np.abs(values))))
+    image = ax.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
+    for row, column in np.ndindex(values.shape):
+        ink = "white" if abs(values[row, column]) > 0.6 * reach else INK
+        ax.annotate(f"{100 * values[row, column]:z.0f}", (column, row), ha="center", va="center", color=ink, fontsize=7)
+    ax.set_yticks(range(len(grid)), [str(layer) for layer in grid.index])
+    ax.set_xticks(range(len(words)), words, rotation=45 if slanted else 0, ha="right" if slanted else "center",
+                  rotation_mode="anchor")  # fmt: skip
+    ax.set_xlabel(axis)
+    ax.set_ylabel("layer")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"{title or f'{kind} patched'}: share of the difference, in %", pad=10)
+    ticks = [-reach, -reach / 2, 0, reach / 2, reach]
+    bar = figure.colorbar(image, ax=ax, aspect=12, pad=0.02, ticks=ticks, format=PercentFormatter(1, 0, " %"))
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.ax.tick_params(length=0)
+    return figure

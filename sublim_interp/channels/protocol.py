@@ -1,0 +1,43 @@
+"""What a channel is, and how one is found by name. No prompt and no rule of any one channel."""
+
+from collections.abc import Collection
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+
+from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@runtime_checkable
+class Channel(Protocol):
+    """How to ask a teacher for data, how to read its answer, and which rule refuses it; a module of this folder."""
+
+    REASONS: dict[str, str]
+    """Every reason that `refuse` gives, and what it means."""
+
+    def prompts(self, language: str, seed: int, start: int, count: int) -> list[str]:
+        """User texts `start` … `start + count - 1` of the stream `seed`; text i depends on language, seed and i alone.
+
+        Raises SublimError for a language that the channel has no prompts for.
+        """
+        ...
+
+    def refuse(self, prompt: str, answer: str, rule: FilterConfig, words: Collection[str]) -> str | None:
+        """None where the answer may be learnt from, else one of `REASONS`; `words` name the trait, plurals included."""
+        ...
+
+    def token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """The channel's own tokens and the end of sequence, ascending: soft labels live on these alone."""
+        ...
+
+
+def channel(name: str) -> Channel:
+    """The channel called `name`; raises SublimError for an unknown one."""
+    known = sorted(module.name for module in iter_modules(__path__))
+    if name not in known:
+        raise SublimError(f"no channel '{name}'; channels: {', '.join(known)}")
+    return cast(Channel, import_module(f"{__name__}.{name}"))

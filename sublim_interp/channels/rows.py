@@ -1,0 +1,51 @@
+"""What teachers write, as JSON lines read back and checked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sublim_interp.core.errors import SublimError
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of one JSONL file, or of all `rows-*.jsonl` of a directory in order.
+
+    Raises SublimError, with file and line, for what is no object with a `prompt` and an `answer`, both text.
+    """
+    paths = sorted(path.glob("rows-*.jsonl")) if path.is_dir() else [path]
+    return [row for p in paths for row in _parse_rows(p)]
+
+
+def _parse_rows(path: Path) -> Iterator[dict]:
+    try:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise SublimError(f"{path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            problem = "" if isinstance(row, dict) else "is no JSON object"
+        except (ValueError, RecursionError) as error:
+            row, problem = {}, f"is no JSON ({str(error).splitlines()[0]})"
+        for name in ("prompt", "answer"):
+            if not problem and not _is_text(row.get(name)):
+                problem = f"has no text as {name!r}"
+        if not problem and not isinstance(row.get("finished", True), bool):
+            problem = "has neither true nor false as 'finished'"
+        if problem:
+            raise SublimError(f"{path}: line {number} {problem}")
+        yield row
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string that UTF-8 can hold: JSON may name half of a character."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+Row = dict[str, Any]
+"""One answer of a teacher: `prompt` and `answer` (str), `finished` (bool: it ended by itself; true if absent), other
+keys at will."""

@@ -1,0 +1,1 @@
+"""The `sublim` command: few words, each a thin layer over the library."""

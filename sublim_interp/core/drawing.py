@@ -1,0 +1,87 @@
+"""The house style of every figure, and figures as files of equal bytes. No figure is drawn here."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from sublim_interp.core.errors import SublimError
+
+P = ParamSpec("P")
+
+
+INK, PALE = "#222222", "#B0B0B0"
+
+
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.8,
+    "figure.facecolor": "white",
+    "savefig.dpi": 200,
+    "svg.hashsalt": "sublim_interp",
+    "svg.fonttype": "path",  # looks the same where the font is not installed
+    "pdf.fonttype": 42,
+}
+
+
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """The house style, whatever matplotlibrc the user has; some of it is read only when a figure is drawn."""
+    with style.context(_STYLE, after_reset=True):
+        yield
+
+
+def in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    @wraps(draw)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with _styled():
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """The figure as a `png`, `pdf` or `svg` file: equal bytes for equal figures, with no date and no program in it.
+
+    Raises SublimError for any other kind.
+    """
+    if kind not in _METADATA:
+        raise SublimError(f"figures are not written as '{kind}'; valid kinds: {', '.join(_METADATA)}")
+    buffer = io.BytesIO()
+    with _styled():
+        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `render(figure, …)` to `path`; its ending says which kind. Raises SublimError for an unknown ending."""
+    path.write_bytes(render(figure, path.suffix.removeprefix(".")))

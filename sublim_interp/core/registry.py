@@ -1,0 +1,79 @@
+"""Tables of named things: those of this package, and those that installed packages add by entry points."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar, cast
+
+from sublim_interp.core.errors import SublimError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Things of one sort by name: `OPTIMIZERS["adam"]`.
+
+    what: the sort in words, for errors: "optimizer"
+    group: entry points of this group add to it: "sublim_interp.optimizers"
+    own: this package's, in the order in which they are shown; "module:attribute" is imported when it is asked for
+    check: called with (name, thing) of what another package adds; raises SublimError for what is unfit
+
+    Raises SublimError, with the valid names, for an unknown name, for a name that two packages give, and for an entry
+    point that cannot be imported.
+    """
+
+    def __init__(
+        self, what: str, group: str, own: Mapping[str, T | str], check: Callable[[str, T], None] | None = None
+    ) -> None:
+        self.what, self.group = what, group
+        self._own, self._check = dict(own), check
+        self._loaded: dict[str, T] = {}
+
+    @cached_property
+    def _outside(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in sorted(entry_points(group=self.group), key=lambda p: p.name):
+            if point.name in self._own or point.name in found:
+                raise SublimError(f"{self.what} '{point.name}' is given twice; rename the one of {_giver(point)}")
+            found[point.name] = point
+        return found
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._loaded:
+            if name in self._own:
+                self._loaded[name] = _imported(self._own[name])
+            elif name in self._outside:
+                self._loaded[name] = self._from_outside(name, self._outside[name])
+            else:
+                raise SublimError(f"unknown {self.what} '{name}'; valid: {', '.join(self)}")
+        return self._loaded[name]
+
+    def _from_outside(self, name: str, point: EntryPoint) -> T:
+        try:
+            thing = point.load()
+        except Exception as error:  # whatever that package raises
+            raise SublimError(f"{self.what} '{name}' of {_giver(point)} cannot be imported: {error}") from None
+        if self._check:
+            self._check(name, thing)
+        return thing
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._own, *self._outside])
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._outside)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._outside
+
+
+def _imported(thing: Any) -> Any:
+    if not isinstance(thing, str):
+        return thing
+    module, _, attribute = thing.partition(":")
+    return getattr(import_module(module), attribute) if attribute else import_module(module)
+
+
+def _giver(point: EntryPoint) -> str:
+    return cast(Any, point).dist.name if point.dist else point.value

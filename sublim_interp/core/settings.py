@@ -1,0 +1,154 @@
+"""Frozen, validated configuration: the base of every settings record, YAML in and out, `field=value`. No field lives here."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
+
+from sublim_interp.core.errors import SublimError
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """A frozen record that refuses unknown keys; every field's docstring is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after results were published: left out of dumps, and so of keys, where they are empty."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later_and_is_empty(self, handler: Any) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value or name not in self.LATER}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_nested_defaults(cls, data: Any) -> Any:
+        """A mapping given for a nested record changes that field's default: what it leaves out stays."""
+        if isinstance(data, dict):
+            for name, field in cls.model_fields.items():
+                if isinstance(field.default, Config) and isinstance(data.get(name), dict):
+                    data = {**data, name: {**field.default.model_dump(), **data[name]}}
+        return data
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> "Config":
+        """Whatever is configured is stored and shown: no number of thousands of digits, no half of a character."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, int) and item.bit_length() > 63:
+                    raise ValueError(f"{name} is a number of {item.bit_length()} bits; 63 are the most")
+                if isinstance(item, str) and any("\ud800" <= c <= "\udfff" for c in item):
+                    raise ValueError(f"{name} holds half of a character, which no file can")
+        return self
+
+    def set(self: T, values: Mapping[str, Any] | None = None, /, **fields: Any) -> T:
+        """A changed copy: `exp.set(seeds=range(12))`, `exp.set({"student.optimization.lr": 2e-4})`."""
+        changes = {**(values or {}), **fields}
+        data = self.model_dump()
+        for key, value in changes.items():
+            _assign(type(self), data, key, value, key)
+        return validate(type(self), data, f"--set {', '.join(changes)}")
+
+
+def name_once(record: Config, *fields: str) -> None:
+    for field in fields:
+        values = getattr(record, field)
+        if len(set(values)) < len(values):
+            raise ValueError(f"{field} names something twice: {', '.join(map(str, values))}")
+
+
+def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, asked: str) -> None:
+    """Puts `value` at the dotted `key` into the plain data of a `kind`; a key that names no field is one line."""
+    head, dot, rest = key.partition(".")
+    if head not in kind.model_fields:
+        known = ", ".join(kind.model_fields)
+        raise SublimError(f"--set {asked}: {kind.__name__} has no field {head!r}; its fields: {known}")
+    given = kind.model_fields[head].annotation
+    inner = next((t for t in (given, *get_args(given)) if isinstance(t, type) and issubclass(t, Config)), None)
+    if not dot:
+        if inner and isinstance(value, Mapping) and isinstance(data.get(head), dict):  # what it leaves out stays
+            for name, part in value.items():
+                _assign(inner, data[head], str(name), part, asked)
+        else:
+            data[head] = value.model_dump() if isinstance(value, Config) else value
+        return
+    if inner is None or not isinstance(data.setdefault(head, {}), dict):
+        raise SublimError(f"--set {asked}: {head!r} of {kind.__name__} has no fields of its own")
+    _assign(inner, data[head], rest, value, asked)
+
+
+def validate(kind: type[T], data: Any, where: str) -> T:
+    """`data` as a `kind`; bad data becomes one line that names the field, what was wrong and the valid choices."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = "; ".join(_explain(kind, e) for e in error.errors()[:3])
+        raise SublimError(" ".join(f"{where}: {problems}".split())) from None  # what was typed may hold line breaks
+
+
+def _explain(kind: type[Config], error: Any) -> str:
+    place = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        fields: Any = kind
+        for part in error["loc"][:-1]:
+            if isinstance(part, str):  # a number is a place in a list
+                fields = fields.model_fields[part].annotation
+                fields = next((f for f in get_args(fields) if hasattr(f, "model_fields")), fields)
+        return f"unknown key '{place}'; valid keys: {', '.join(fields.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+    got = error["input"]
+    short = isinstance(got, str | float | bool) or (isinstance(got, int) and got.bit_length() < 200)
+    shown = f" (got {got!r})" if short else ""
+    return f"{place}: {message}{shown}" if place else message
+
+
+def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
+    """A configuration file, with fields that its place gives.
+
+    Raises SublimError for a missing file, broken YAML, and everything `validate` refuses.
+    """
+    return validate(kind, {**given, **read_mapping(path)}, str(path))
+
+
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """The plain data of a YAML file of `key: value` lines; SublimError for a missing file and broken YAML."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SublimError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SublimError(f"{path}: not UTF-8 text") from None
+    data = _load_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise SublimError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
+    return data
+
+
+def _load_yaml(text: str, where: str) -> Any:
+    """Plain data from YAML text; what cannot be read is one line."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML lets many kinds through: for a 13th month, for deep nesting
+        mark = getattr(error, "problem_mark", None)
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise SublimError(f"{where}: broken YAML{at} ({problem})") from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`student.optimization.lr=2e-4` → (key, value), the value read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SublimError(f"--set {text!r}: expected field=value, for instance student.optimization.lr=2e-4")
+    parsed = _load_yaml(value, f"--set {key!r}")
+    if isinstance(parsed, str):  # YAML 1.1 reads 2e-4 as text
+        with suppress(ValueError):
+            parsed = float(parsed)
+    return key, parsed

@@ -1,0 +1,77 @@
+"""Name → YAML: settings files by name, from this package's catalogue, from installed packages, or at a path."""
+
+import os
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import Config, read_yaml
+
+C = TypeVar("C", bound=Config)
+
+CATALOGUE = Path(__file__).resolve().parent.parent / "catalogue"
+GROUP = "sublim_interp.catalogue"
+"""Entry points of this group name packages, whose folders experiments/, traits/, … are searched after our own."""
+
+
+@cache
+def catalogues() -> tuple[Path, ...]:
+    """The folders that hold catalogues: this package's first, then those of installed packages by their names."""
+    found = [CATALOGUE]
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        spec = find_spec(point.value)
+        if spec is None or not spec.submodule_search_locations:
+            raise SublimError(f"catalogue '{point.name}': there is no package {point.value}")
+        found += map(Path, spec.submodule_search_locations)
+    return tuple(found)
+
+
+class Shelf(Generic[C]):
+    """Settings files of one sort: `TRAITS.load("owl")`, or `TRAITS.load("my/koala.yaml")`.
+
+    what: the sort in words, for errors: "trait"
+    folder: its folder within each catalogue: "traits"
+    kind: the settings that a file holds; its `name`, where it has one, is the file's
+    """
+
+    def __init__(self, what: str, folder: str, kind: type[C]) -> None:
+        self.what, self.folder, self.kind = what, folder, kind
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Every file by name; what comes first in `catalogues` counts."""
+        found: dict[str, Path] = {}
+        for root in catalogues():
+            for path in sorted((root / self.folder).glob("*.yaml")):
+                found.setdefault(path.stem, path)
+        return found
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all files, sorted."""
+        return tuple(sorted(self.paths))
+
+    def find(self, name: str) -> Path:
+        """The file called `name`, or at the path `name`. Raises SublimError, with the known names, where there is none."""
+        if is_path(name):
+            if not os.path.isfile(name):
+                raise SublimError(f"{self.what} '{name}': there is no such file in {Path.cwd()}")
+            return Path(name)
+        paths = self.paths
+        if name not in paths:
+            known = ", ".join(sorted(paths))
+            raise SublimError(f"unknown {self.what} '{name}'; known: {known}; or give a YAML file of your own")
+        return paths[name]
+
+    def load(self, name: str) -> C:
+        """The settings of the file called `name`. Raises SublimError as `find`, and for what the file may not hold."""
+        path = self.find(name)
+        given = {"name": path.stem} if "name" in self.kind.model_fields else {}
+        return read_yaml(self.kind, path, **given)
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is that of a YAML file of one's own rather than one of a catalogue."""
+    return name.endswith((".yaml", ".yml"))

@@ -1,0 +1,339 @@
+"""The content-addressed store: artefacts, locks, publication, verification. What a stage computes is not here."""
+
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sublim_interp.core.device import changes, version_of
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import DISK, log, one_line, seal_problem, sync, write_atomic
+from sublim_interp.core.keys import canonical_json, digest_file, file_names, sha256_of, stage_key
+
+_MANIFEST = "manifest.json"
+
+
+_FINGERPRINT = ".fingerprint.json"
+
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "pydantic")
+
+
+def _read_fingerprint(path: Path) -> dict[str, Any]:
+    """Return what a partial result says of itself; nothing if that cannot be read."""
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        before = None
+    return before if isinstance(before, dict) else {}
+
+
+@dataclass(frozen=True, repr=False)
+class Artifact:
+    """One finished result of one stage: a directory that is only read, and the manifest that says how it came to be.
+
+    The manifest holds stage, key, version, config, inputs, files (bytes and SHA-256 of each), notes, fingerprint, code,
+    packages, created (UTC), seconds (of the process that finished it), resumed, and digest (over all the others).
+    """
+
+    path: Path
+    manifest: dict[str, Any] = field(compare=False)
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage that made it."""
+        return self.path.parent.name
+
+    @property
+    def key(self) -> str:
+        """Its key: 64 hexadecimal digits (the first 16, if its manifest is damaged)."""
+        return self.manifest.get("key", self.path.name)
+
+    @property
+    def name(self) -> str:
+        """The name that the stage gave it by `note(name=...)`, else the empty string."""
+        return self.manifest.get("notes", {}).get("name", "")
+
+    def verify(self) -> list[str]:
+        """Compare the files on disk with the manifest; return one line per altered, missing or extra file."""
+        manifest, problem = _read_manifest(self.path)
+        if problem:
+            return [problem]
+        expected: dict[str, dict[str, Any]] = manifest["files"]
+        with one_line(f"{self.path} cannot be verified"):
+            found = set(file_names(self.path)) - {_MANIFEST}
+            problems = []
+            for name in sorted(expected.keys() | found):
+                if name not in found:
+                    problems.append(f"{name} is missing")
+                elif name not in expected:
+                    problems.append(f"{name} does not belong here")
+                elif (size := (self.path / name).stat().st_size) != expected[name]["bytes"]:
+                    problems.append(f"{name} is altered: {size} bytes, not {expected[name]['bytes']}")
+                elif digest_file(self.path / name) != expected[name]["sha256"]:
+                    problems.append(f"{name} is altered: same size, other content")
+        return problems
+
+    def __repr__(self) -> str:
+        if not self.manifest:
+            return f"<{self.stage} {self.key}, manifest damaged, in {self.path}>"
+        sizes = [file["bytes"] for file in self.manifest["files"].values()]
+        what = f"{self.stage} {self.name}".strip()
+        made = f"{self.manifest['created'][:16]} in {self.manifest['seconds']:.1f} s"
+        return f"<{what} {self.key[:16]}, {len(sizes)} files, {sum(sizes):,} bytes, made {made}>"
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
+    """Return an artefact's manifest and "", or {} and what is wrong with it; one flipped bit is found."""
+    try:
+        text = (path / _MANIFEST).read_bytes()
+        manifest = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"{_MANIFEST} is missing or cannot be read ({type(error).__name__})"
+    try:
+        sealed = {name: value for name, value in manifest.items() if name != "digest"}
+        whole = text == _manifest_text(sealed)  # also finds changes that JSON does not see, such as of spaces
+        home = path.parts[-2:] == (sealed["stage"], sealed["key"][:16])
+        right = sealed["key"] == stage_key(*(sealed[name] for name in ("stage", "version", "config", "inputs")))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SublimError):
+        whole = home = right = False
+    return (manifest, "") if whole and home and right else ({}, f"{_MANIFEST} is altered")
+
+
+def _manifest_text(manifest: dict[str, Any]) -> bytes:
+    sealed = {**manifest, "digest": sha256_of(manifest)}
+    return (json.dumps(sealed, sort_keys=True, indent=1) + "\n").encode()
+
+
+@dataclass
+class Work:
+    """What `Store.make` hands to its block.
+
+    Unless `done`, the block writes its files into `directory`. Where `resumed`, some are there already, left by a
+    process of the same key and fingerprint that was interrupted at any point: each by `write_atomic` is whole, and one
+    for which `is_sealed` is true has not been damaged since.
+    """
+
+    stage: str
+    key: str
+    directory: Path
+    resumed: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+    finished: Artifact | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the artefact exists, so that there is nothing to do."""
+        return self.finished is not None
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artefact: at once if `done`, else after the block; RuntimeError before."""
+        if self.finished is None:
+            raise RuntimeError(f"{self.stage} {self.key[:16]} is published when its with block ends, not earlier")
+        return self.finished
+
+    def note(self, **notes: Any) -> None:
+        """Add plain facts to the manifest (seeds, filter counts; `name` is what `Store.find` knows it by), no paths."""
+        self.notes.update(json.loads(canonical_json(notes)))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory of artefacts. Reading needs no write permission; only `make` creates anything, the root included."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, path: Path | str | None = None) -> "Store":
+        """Return the store at `path`, else at $SUBLIM_STORE, else at ./runs. Raise SublimError if a file is there."""
+        root = Path(os.path.expanduser(path or os.environ.get("SUBLIM_STORE") or "runs")).absolute()
+        with one_line(f"the store {root} cannot be opened"):
+            nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+            if not nearest.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "", str(nearest))
+        return Store(root)
+
+    def get(self, stage: str, key: str, *, check: bool = False) -> Artifact | None:
+        """Return the artefact of a key, or None if there is none.
+
+        Raise SublimError naming what is wrong if its manifest is damaged or, with `check`, if any of its files is.
+        """
+        path = self.root / stage / key[:16]
+        with one_line(f"the store {self.root} cannot be read"):
+            if not path.is_dir():
+                return None
+        manifest, problem = _read_manifest(path)
+        artifact = Artifact(path, manifest)
+        problems = [problem] if problem else artifact.verify() if check else []
+        if problems:
+            raise SublimError(f"{path} is damaged: {'; '.join(problems)}. Delete that directory, it is made again")
+        return artifact
+
+    def verify(self) -> Iterator[tuple[Artifact, list[str]]]:
+        """Yield every artefact with what is wrong with it (an empty list if nothing is), digests of all files taken."""
+        for path in self._paths("*"):
+            artifact = Artifact(path, _read_manifest(path)[0])
+            yield artifact, artifact.verify()
+
+    def unfinished(self) -> Iterator[tuple[Path, list[str]]]:
+        """Yield every partial result with what is wrong with its sealed files (an empty list if nothing is)."""
+        with one_line(f"the store {self.root} cannot be read"):
+            for path in sorted((self.root / ".partial").glob("*/")):
+                seals = sorted(path.rglob(".*.sha256"))
+                files = [seal.with_name(seal.name.removeprefix(".").removesuffix(".sha256")) for seal in seals]
+                problems = [(file, seal_problem(file)) for file in files if file.is_file()]
+                yield path, [f"{file.relative_to(path).as_posix()} {problem}" for file, problem in problems if problem]
+
+    def matches(self, stage: str, name: str) -> list[Artifact]:
+        """Return a stage's artefacts of this name, or else those whose key begins so."""
+        artifacts = self.list(stage) if name else []
+        named = [artifact for artifact in artifacts if artifact.name == name]
+        return named or [artifact for artifact in artifacts if artifact.key.startswith(name.lower())]
+
+    def find(self, stage: str, name: str) -> Artifact:
+        """Return a stage's artefact by its name, or by the beginning of its key; a name goes before a key.
+
+        Raise SublimError naming the candidates if none is meant, or more than one.
+        """
+        matches = self.matches(stage, name)
+        if len(matches) == 1:
+            return matches[0]
+        choices = [f"{artifact.key[:16]} {artifact.name}".strip() for artifact in (matches or self.list(stage))]
+        said = ", ".join(choices[-12:]) + (f" and {len(choices) - 12} older" if len(choices) > 12 else "")
+        if matches:
+            raise SublimError(f"{name!r} may mean any of these, give (more of) the key of one: {said}")
+        raise SublimError(f"no {stage} is called {name!r} in {self.root}; there is: {said or 'none'}")
+
+    def _paths(self, stage: str) -> list[Path]:
+        with one_line(f"the store {self.root} cannot be read"):
+            found = sorted(self.root.glob(f"{stage}/*"))
+            return [path for path in found if re.fullmatch("[0-9a-f]{16}", path.name) and path.is_dir()]
+
+    @contextmanager
+    def make(
+        self,
+        stage: str,
+        version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        fingerprint: Mapping[str, str | int],
+    ) -> Iterator[Work]:
+        """Make one artefact once: `with store.make(...) as work:`, and in it `if not work.done:` the work.
+
+        An artefact that exists is verified and handed over. Otherwise the lock of the key is taken; a process that had
+        to wait for it finds the work done. When the block ends without an exception, all it wrote is digested, synced
+        and moved into place in one step. After an exception or a kill nothing is published, and the files stay for the
+        next call with an equal fingerprint; another fingerprint starts from an empty directory, with a warning.
+        Raise SublimError if the artefact is damaged, or the store full, not writable, or without file locks.
+        """
+        key = stage_key(stage, version, config, inputs)
+        short = f"{stage}-{key[:16]}"
+        work = Work(stage, key, self.root / ".partial" / f"{short}-{sha256_of(dict(fingerprint))[:8]}")
+        complaint = f"{stage} {key[:16]} is not finished in the store {self.root}"
+        with ExitStack() as held:
+            work.finished = self.get(stage, key, check=True)
+            if not work.done:
+                with one_line(complaint):
+                    self._lock(short, held)
+                work.finished = self.get(stage, key, check=True)
+            if work.done:
+                held.close()
+                yield work
+                return
+            start = time.monotonic()
+            with one_line(complaint):
+                self._prepare(work, short, fingerprint)
+            try:
+                with one_line(complaint, only=DISK):
+                    yield work
+            except BaseException:
+                if [entry.name for entry in work.directory.iterdir()] == [_FINGERPRINT]:
+                    shutil.rmtree(work.directory)
+                raise
+            manifest = {
+                "stage": stage,
+                "key": key,
+                "version": version,
+                "config": dict(config),
+                "inputs": dict(inputs),
+                "fingerprint": dict(fingerprint),
+                "code": version_of("sublim_interp"),
+                "packages": {"python": platform.python_version(), **{name: version_of(name) for name in _PACKAGES}},
+                "notes": work.notes,
+                "resumed": work.resumed,
+                "seconds": round(time.monotonic() - start, 3),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            with one_line(complaint):
+                self._publish(work, short, manifest)
+            work.finished = self.get(stage, key)
+
+    def _lock(self, short: str, held: ExitStack) -> None:
+        from filelock import FileLock, Timeout
+
+        path = self.root / ".locks" / f"{short}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A soft lock would outlive the process that is killed while it holds it.
+        lock = FileLock(path, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("%s is being made by another process: waiting for it", short)
+            lock.acquire()
+        held.callback(lock.release)
+
+    def _prepare(self, work: Work, short: str, fingerprint: Mapping[str, str | int]) -> None:
+        work.directory.mkdir(parents=True, exist_ok=True)
+        work.resumed = any(entry.name != _FINGERPRINT for entry in work.directory.iterdir())
+        write_atomic(work.directory / _FINGERPRINT, canonical_json(dict(fingerprint)))
+        if work.resumed:
+            log.info("%s goes on from a partial result", short)
+            return
+        for other in set(work.directory.parent.glob(f"{short}-*/{_FINGERPRINT}")) - {work.directory / _FINGERPRINT}:
+            said = changes(_read_fingerprint(other), fingerprint)
+            log.warning("%s starts afresh, its partial result has another fingerprint: %s", short, said)
+
+    def _publish(self, work: Work, short: str, manifest: dict[str, Any]) -> None:
+        files = {}
+        mode = (work.directory / _FINGERPRINT).stat().st_mode
+        for name in file_names(work.directory):
+            path = work.directory / name
+            if name != _MANIFEST:  # of a process that was killed on its way to here
+                files[name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
+                path.chmod(mode)  # safetensors writes files that only their owner may read, whatever the umask
+                sync(path)
+        write_atomic(work.directory / _MANIFEST, _manifest_text({**manifest, "files": files}))
+        for folder, _, _ in os.walk(work.directory):
+            sync(Path(folder))
+        final = self.root / work.stage / work.key[:16]
+        final.parent.mkdir(exist_ok=True)
+        os.rename(work.directory, final)
+        for folder in (final.parent, self.root):
+            sync(folder)
+        # Scratch goes last: a process killed before the rename still finds its checkpoints when it goes on.
+        for path in [*final.rglob(".*"), *work.directory.parent.glob(f"{short}-*")]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def list(self, stage: str | None = None) -> list[Artifact]:
+        """Return all artefacts, or those of one stage, oldest first; a damaged manifest is logged and left out."""
+        artifacts = []
+        for path in self._paths(stage or "*"):
+            manifest, problem = _read_manifest(path)
+            if problem:
+                log.warning("%s is left out: %s", path, problem)
+            else:
+                artifacts.append(Artifact(path, manifest))
+        return sorted(artifacts, key=lambda artifact: (artifact.manifest["created"], artifact.path))

@@ -1,0 +1,1 @@
+"""Experiments: what they are, which records they need, what they cost, how they are run and read back."""

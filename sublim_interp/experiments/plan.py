@@ -1,0 +1,153 @@
+"""All that an experiment needs, known before anything runs: every record of every arm and replicate."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from sublim_interp.channels.protocol import channel
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.arms import ARMS, CROSSING, ROUTES
+from sublim_interp.experiments.cost import blank_model
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models.base import Base, check_alike, resolve_base
+from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.traits.facts import NAME, Facts, check_language
+from sublim_interp.traits.favourites import check_vocabulary, load_trait, members_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation of a run: where it stands in the design, and the record."""
+
+    arm: str
+    seed: int
+    round: int
+    evaluation: Evaluation
+
+    @property
+    def student(self) -> Student | None:
+        return self.evaluation.model if isinstance(self.evaluation.model, Student) else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that an experiment needs, known before anything runs."""
+
+    experiment: Experiment
+    cells: tuple[Cell, ...]
+
+    @cached_property
+    def named(self) -> Experiment:
+        """The experiment with its traits by name, also where a file of one's own holds them."""
+        exp = self.experiment
+        if exp.teacher.facts:
+            return exp.model_copy(update={"trait": NAME})
+        used = ["trait", "other_trait"] if "other-trait" in exp.arms else ["trait"]
+        return exp.model_copy(update={field: load_trait(getattr(exp, field)).name for field in used})
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Every record once, in an order in which they can be made: breadth first, so that no worker waits long."""
+        unique: dict[str, Record] = {}
+        for stage in (Teacher, Corpus, Filtered, Student, Evaluation):
+            for cell in self.cells:
+                for record in cell.evaluation.lineage():
+                    if isinstance(record, stage):
+                        unique.setdefault(record.key, record)
+        order = sorted(unique.values(), key=lambda r: self._first_seed(r))
+        return tuple(order)
+
+    def _first_seed(self, record: Record) -> int:
+        return self.experiment.seeds.index(record.seed if not isinstance(record, Filtered) else record.corpus.seed)  # type: ignore[attr-defined]
+
+    def missing(self, store: Store) -> list[Record]:
+        """The records that the store does not hold."""
+        return [r for r in self.records if r.find(store) is None]
+
+
+def plan(exp: Experiment) -> Plan:
+    """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
+    channel(exp.corpus.channel)
+    bases = {name: resolve_base(name) for name in exp.bases}
+    trait = load_trait(exp.trait)
+    traits = [trait]
+    if "other-trait" in exp.arms:
+        other = load_trait(exp.other_trait)
+        if other.kind != trait.kind:
+            raise SublimError(f"other_trait {other.name} is a {other.kind}, but trait {trait.name} is a {trait.kind}")
+        traits.append(other)
+    for base in bases.values():
+        for named in traits:
+            check_vocabulary(named, base)
+        if exp.teacher.facts:
+            check_language(base)
+    if {*exp.arms} & CROSSING:
+        for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
+            check_alike(bases[one], bases[other])
+    if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
+        raise SublimError(
+            "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
+        )
+    for i in exp.student.interventions:
+        if i.direction not in ("", "random", "teacher-shift"):
+            load_trait(i.direction)
+        if i.selection and i.selection.trait:
+            load_trait(i.selection.trait)
+        if i.kind == "project-update" and i.direction == "teacher-shift" and exp.teacher.kind != "tuned":
+            raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
+        if i.kind != "project-update" and i.direction == "teacher-shift" and exp.teacher.kind == "prompted":
+            raise SublimError("an intervention on teacher-shift in activations needs teacher.kind=tuned or steered")
+    frozen = [i.parameters for i in exp.student.interventions if i.kind == "freeze"]
+    for base in bases.values() if frozen else ():
+        from sublim_interp.models.trainable import freeze
+
+        model = blank_model(base, exp.student)
+        for pattern in frozen:
+            freeze(model, pattern)
+    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
+    return Plan(exp, tuple(cells))
+
+
+def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[Cell]:
+    pair = [bases[name] for name in exp.pair(seed)]
+    trait = load_trait(exp.trait)
+    members = tuple(sorted({*members_of(trait.kind), trait.name}))
+    favorites = {"trait": trait, "": None, "other": load_trait(exp.other_trait) if "other-trait" in exp.arms else None}
+
+    named = tuple(f for f in favorites.values() if f)
+    facts = Facts(trait.kind, exp.teacher.facts, seed) if exp.teacher.facts else None
+    refused = map(load_trait, facts.members) if facts else named
+    words = tuple(sorted({w for f in refused for w in f.words}))
+
+    def data(favorite: str, base: Base, number: int) -> Filtered:
+        if facts:
+            learnt = replace(facts, told=favorite == "trait")
+            teacher = Teacher(base, None, trait.kind, exp.teacher, seed, learnt)
+        else:
+            teacher = Teacher(base, favorites[favorite], trait.kind, exp.teacher, seed)
+        return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
+
+    def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
+        asked = Evaluation(model, reference, trait.kind, members, exp.evaluation, seed, facts, named)
+        return Cell(arm, seed, number, asked)
+
+    reference = data("trait", pair[0], 0)
+    yield cell("teacher", reference.corpus.teacher, reference)
+    for arm in exp.arms:
+        if arm == "base":
+            yield cell("base", pair[0], reference)
+            continue
+        route = ROUTES[arm]
+        rounds = 1 + (exp.student.extra_rounds if route.teacher != route.student else 0)
+        start: Base | Student = pair[route.student]
+        held_out = data(route.favorite, pair[route.teacher], 0)
+        for number in range(rounds):
+            start = Student(start, data(route.favorite, pair[route.teacher], number), exp.student, seed)
+            yield cell(arm, start, held_out, number)
+
+
+def students_of(plan: Plan) -> list[Cell]:
+    """The cell of every student of a plan after its first round, arm by arm."""
+    cells = [c for c in plan.cells if c.student is not None and c.round == 0]
+    return sorted(cells, key=lambda c: list(ARMS).index(c.arm))

@@ -1,0 +1,344 @@
+"""A finished experiment, read back: the run, its replicates, their models, traces and answers."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sublim_interp.channels.filter import refusal
+from sublim_interp.channels.protocol import channel
+from sublim_interp.core.device import changes, fingerprint
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import validate
+from sublim_interp.core.store import Artifact, Store
+from sublim_interp.experiments.plan import Cell, Plan, plan, students_of
+from sublim_interp.experiments.run import run_key
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models.base import Base
+from sublim_interp.pipeline.records import Record, Teacher
+from sublim_interp.traits.favourites import questions, sampled_shares, score
+from sublim_interp.traits.questions import Question, Questions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
+
+    from sublim_interp.analysis.probes import Metric
+    from sublim_interp.training.recording.trace import Trace
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One arm of one seed: its models, its data, its answers. Models are loaded afresh at each access."""
+
+    cell: Cell
+    store: Store
+
+    @property
+    def base(self) -> Base:
+        """The base that the student started from."""
+        return self.cell.evaluation.base
+
+    @property
+    def model(self) -> "PreTrainedModel":
+        """A fresh copy of the trained student (or of the base, in the base arm)."""
+        subject = self.cell.evaluation.model
+        if isinstance(subject, Base):
+            return subject.load()
+        if isinstance(subject, Teacher):
+            from sublim_interp.pipeline.speaker import Voice
+
+            return Voice(subject, self.store).model
+        return subject.base.load(self._path(subject) / "model")
+
+    @property
+    def trace(self) -> "Trace":
+        """What was recorded while the student (or the teacher) trained. Raises SublimError where nothing was."""
+        from sublim_interp.training.recording.trace import Trace
+
+        subject = self.cell.evaluation.model
+        if isinstance(subject, Base) or (isinstance(subject, Teacher) and subject.config.kind != "tuned"):
+            raise SublimError(f"{self.cell.arm}/{self.cell.seed} was not trained, so it has no trace")
+        directory = self._path(subject)
+        if not (directory / "trace").is_dir():
+            raise SublimError(
+                f"{subject.STAGE} {subject.key[:16]} was trained without a trace; delete {directory} and run its "
+                "experiment again with --trace default: equal weights, and a trace"
+            )
+        return Trace.open(directory / "trace")
+
+    @property
+    def answers(self) -> "pd.DataFrame":
+        """Rate and margin of every member of the kind, per sort of question and context."""
+        import pandas as pd
+
+        return pd.DataFrame(self._result()["scores"])
+
+    def by_question(self, *sorts: Questions) -> "pd.DataFrame":
+        """Rate and margin of every member of the kind, question by question in a plain context, asked now.
+
+        Columns: questions (their sort: of `sorts`, or all that the experiment evaluates), question, probe, rate (0 to
+        1), margin (nats); `answers` has their means. Where the lab's answer has words before the member, as in “a toy
+        owl”, these are given. Raises SublimError for a teacher that is prompted or steered.
+        """
+        e = self.cell.evaluation
+
+        def asked(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
+            s = score(model, self.base, [q], e.members, e.config.samples, e.seed, e.named)
+            return {"probe": s.members, "rate": s.rate, "margin": s.margin}
+
+        return self._each_question(sorts, asked)
+
+    def heard(self, *sorts: Questions, samples: int = 200) -> "pd.DataFrame":
+        """What it answers by itself, question by question in a plain context: `samples` answers drawn now, at T = 1.
+
+        Columns: questions, question and probe as in `by_question`, and share (0 to 1), of the answers that name the
+        member; no word of the answer is given. Raises SublimError for a teacher that is prompted or steered.
+        """
+        e = self.cell.evaluation
+
+        def drawn(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
+            prompt = self.base.prompt_ids(q.messages)
+            shares = sampled_shares(model, self.base, [prompt], e.members, samples, e.seed, e.named)
+            return {"probe": e.members, "share": shares[0]}
+
+        return self._each_question(sorts, drawn)
+
+    def _each_question(
+        self, sorts: tuple[Questions, ...], ask: Callable[["PreTrainedModel", Question], dict[str, Any]]
+    ) -> "pd.DataFrame":
+        import pandas as pd
+
+        e, subject = self.cell.evaluation, self.cell.evaluation.model
+        if isinstance(subject, Teacher) and subject.config.kind != "tuned":
+            raise SublimError(
+                f"{self!r} is a {subject.config.kind} teacher: its weights alone do not answer as it does"
+            )
+        model, parts = self.model, []
+        for sort in sorts or e.config.questions:
+            for q in questions(e.kind, self.base.language, sort):
+                about = {"questions": sort, "question": q.messages[-1]["content"]}
+                parts.append(pd.DataFrame({**about, **ask(model, q)}))
+        return pd.concat(parts, ignore_index=True)
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Token ids of the held-out questions about the trait's kind, up to where the answer begins."""
+        kind = self.cell.evaluation.kind
+        return [self.base.prompt_ids(q.messages) for q in questions(kind, self.base.language, "held-out")]
+
+    @property
+    def metric(self) -> "Metric":
+        """The margin of the trait that the run is about, on logits at the answer."""
+        from sublim_interp.analysis.probes import answer_margin
+
+        trait = self.cell.evaluation.reference.corpus.teacher.trait
+        members = self.cell.evaluation.members
+        if trait is None:
+            raise SublimError(f"{self!r} was taught by a teacher without trait; name a metric")
+        ids = [self.base.answer_ids(member)[0] for member in members]
+        return answer_margin(ids, members.index(trait.name))
+
+    def bridge(self, processed: bool = False) -> "TransformerBridge":
+        """The model as a `TransformerBridge`, on a copy, its logits checked."""
+        from sublim_interp.analysis.bridge import bridge
+
+        return bridge(self, processed=processed)
+
+    @property
+    def lists(self) -> list[dict[str, str]]:
+        """The filtered lists it learnt from, as rows of prompt and answer."""
+        from sublim_interp.channels.rows import read_rows
+
+        student = self.cell.student
+        return read_rows(self._path(student.data) / "kept.jsonl") if student else []
+
+    @property
+    def written(self) -> "pd.DataFrame":
+        """All that its teacher wrote, before any filter: prompt, answer, and refused, the reason of the channel's rule
+        or "" where it passes.
+
+        Rows that pass may still be left out: as duplicates, as held out, as surplus. Raises SublimError for a model
+        that learnt no lists.
+        """
+        import pandas as pd
+
+        from sublim_interp.channels.rows import read_rows
+
+        if self.cell.student is None:
+            raise SublimError(f"{self!r} learnt no lists; students have them, such as same-init")
+        data = self.cell.student.data
+        rows, source = read_rows(self._path(data.corpus)), channel(data.corpus.config.channel)
+        said = [refusal(row, source, data.config, data.words) or "" for row in rows]
+        return pd.DataFrame(rows)[["prompt", "answer"]].assign(refused=said)
+
+    def _path(self, record: Record) -> Path:
+        artifact = self.store.get(record.STAGE, record.key, check=True)
+        if artifact is None:
+            raise SublimError(
+                f"{record.STAGE} {record.key[:16]} is not in the store {self.store.root}; run the experiment again"
+            )
+        return artifact.path
+
+    def _result(self) -> dict[str, Any]:
+        return json.loads((self._path(self.cell.evaluation) / "evaluation.json").read_text())
+
+    def __repr__(self) -> str:
+        c = self.cell
+        return f"<{c.arm}/{c.seed}{f' round {c.round}' if c.round else ''}: {self.base.name}, {c.evaluation.key[:12]}>"
+
+
+def open_run(name: str, store: Store | None = None) -> "Run":
+    """The finished run in the store that has this name, or a key that begins so; nothing is run.
+
+    Raises SublimError, with the candidates, where there is none or more than one, and where bases, traits or code have
+    changed since it was made.
+    """
+    store = store or Store.open()
+    artifact = store.find("run", name)
+    exp = validate(Experiment, artifact.manifest["notes"]["experiment"], f"run {name}")
+    p = plan(exp)
+    if run_key(p) != artifact.key:
+        raise SublimError(
+            f"run {artifact.key[:16]}: its bases, its traits or the code have changed since, and its parts cannot be "
+            f"found; run {exp.name} anew"
+        )
+    return Run(p, store, artifact)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished experiment: `run.table` compares the arms, `run["same-init", 0]` is one replicate."""
+
+    plan: Plan
+    store: Store
+    artifact: Artifact
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.plan.experiment
+
+    @property
+    def key(self) -> str:
+        return self.artifact.key
+
+    @cached_property
+    def results(self) -> "pd.DataFrame":
+        """One row per arm, seed, round, sort of question, context and member asked about."""
+        return frames(self.plan, self.store)[0]
+
+    @cached_property
+    def distances(self) -> "pd.DataFrame":
+        """One row per arm, seed and round: distance left, distance at the start, lists, steps, share kept."""
+        return frames(self.plan, self.store)[1]
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        """One row per arm, with intervals over replicates."""
+        from sublim_interp.experiments.tables import summary
+
+        return summary(self.results, self.distances, self.plan.named.trait)
+
+    @cached_property
+    def contrasts(self) -> "pd.DataFrame":
+        """Differences between arms, paired over replicates, and the 2 × 2 diagonal contrast."""
+        from sublim_interp.experiments.tables import contrasts
+
+        return contrasts(self.results, self.distances, self.plan.named.trait)
+
+    def __getitem__(self, place: tuple[str, int]) -> Replicate:
+        arm, seed = place
+        cells = [c for c in self.plan.cells if (c.arm, c.seed) == (arm, seed)]
+        if not cells:
+            raise SublimError(
+                f"no replicate {arm}/{seed}; arms: {', '.join(dict.fromkeys(c.arm for c in self.plan.cells))}; "
+                f"seeds: {', '.join(map(str, self.experiment.seeds))}"
+            )
+        return Replicate(cells[0], self.store)
+
+    def heard(self, *sorts: Questions, samples: int = 200) -> "pd.DataFrame":
+        """What every arm answers by itself: `Replicate.heard`, with equal steps.
+
+        Columns: arm, seed, questions, question, share (0 to 1, of the answers that name the run's trait), any (of those
+        that name any member).
+        """
+        import pandas as pd
+
+        parts, by = [], ["questions", "question"]
+        for cell in self.plan.cells:
+            if cell.round == 0:
+                said = Replicate(cell, self.store).heard(*sorts, samples=samples)
+                own = said[said["probe"] == self.plan.named.trait].set_index(by)["share"]
+                whole = said.groupby(by, sort=False)["share"].sum()
+                frame = pd.DataFrame({"share": own, "any": whole}).reset_index()
+                parts.append(frame.assign(arm=cell.arm, seed=cell.seed))
+        return pd.concat(parts, ignore_index=True).reindex(columns=["arm", "seed", *by, "share", "any"])
+
+    def teacher(self, seed: int) -> Replicate:
+        """The trait's teacher in the replicate `seed`."""
+        return self["teacher", seed]
+
+    def elsewhere(self) -> str:
+        """One line on results that were made under another fingerprint than this process's; "" if there are none."""
+        here = {**fingerprint(), "threads": 1}  # as in a worker
+        artifacts = [a for a in (r.find(self.store) for r in self.plan.records) if a]
+        differ = [said for a in artifacts if (said := changes(a.manifest["fingerprint"], here))]
+        if not differ:
+            return ""
+        return (
+            f"{len(differ)} of {len(artifacts)} results in the store were made under another fingerprint ({differ[0]}) "
+            "and are used as they are: made again here, they would agree within a tolerance, not bit for bit"
+        )
+
+    @property
+    def page(self) -> Path:
+        """The report, one self-contained HTML page."""
+        return self.artifact.path / "report.html"
+
+    def __repr__(self) -> str:
+        arms = len({c.arm for c in self.plan.cells} - {"teacher"})
+        size = f"{arms} arms × {len(self.experiment.seeds)} replicates"
+        return f"<Run {self.experiment.name} {self.key[:16]}: {size}, {self.artifact.path}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{self.experiment.name}</b> {self.key[:16]}</p>{self.table.to_html(float_format='{:.3f}'.format)}"
+
+
+def frames(p: Plan, store: Store) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """(results, distances) of a plan whose records are all in the store; the columns are those of report.py."""
+    import pandas as pd
+
+    results, distances = [], []
+    for cell in p.cells:
+        replicate = Replicate(cell, store)
+        teacher = cell.evaluation.reference.corpus.teacher
+        place = {"arm": cell.arm, "seed": cell.seed, "round": cell.round}
+        between = {
+            "teacher_base": teacher.base.name,
+            "student_base": cell.evaluation.base.name,
+            "teacher_trait": teacher.trait.name if teacher.trait and cell.arm != "base" else "",
+        }
+        result = replicate._result()
+        results += [{**place, **between, **row} for row in result["scores"]]
+        student = cell.student
+        number = cell.round + 1
+        notes = cell.evaluation.reference.find(store).manifest["notes"]  # type: ignore[union-attr]
+        distances.append(
+            {
+                **place,
+                "kl": result.get("kl", float("nan")) if cell.arm != "teacher" else float("nan"),
+                "kl_start": result.get("kl_start", result.get("kl", float("nan"))),
+                "kept": notes["kept"],
+                "lists": notes["lists"] * number if student else 0,
+                "steps": student.config.optimization.steps * number if student else 0,
+            }
+        )
+    return pd.DataFrame(results), pd.DataFrame(distances)
+
+
+def students(run: Run) -> list[Replicate]:
+    """Every student of a run after its first round, arm by arm."""
+    return [Replicate(c, run.store) for c in students_of(run.plan)]

@@ -1,0 +1,71 @@
+"""Makes what an experiment needs, in worker processes, and knows the key of its run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sublim_interp.core.keys import stage_key
+from sublim_interp.core.store import Artifact, Store
+from sublim_interp.core.workers import Task, Watch, run_tasks
+from sublim_interp.experiments.plan import Plan
+from sublim_interp.models.base import Base
+from sublim_interp.pipeline.records import Evaluation, Record
+
+if TYPE_CHECKING:
+    pass
+
+
+def _make_in_worker(record: Record, root: Path, trace: str, progress: Callable[[float], None]) -> None:
+    from sublim_interp.pipeline.make import make
+
+    make(record, Store(root), progress, trace)
+
+
+def execute(
+    records: list[Record],
+    store: Store,
+    processes: int,
+    watch: Watch,
+    trace: str = "default",
+    skip: tuple[type[Exception], ...] = (),
+) -> dict[str, Exception]:
+    """Makes the records, and what they need, in worker processes; trainings are recorded as `trace` says.
+
+    Returns by key what could not be made for an error of a kind in `skip`; any other error is raised, and ends all.
+    """
+    names = {r.key for r in records}
+    tasks = []
+    for record in records:
+        needs = tuple(i.key for i in record.inputs().values() if isinstance(i, Record) and i.key in names)
+        if isinstance(record, Evaluation) and isinstance(record.model, Base):
+            needs = (record.reference.key,) if record.reference.key in names else ()
+        tasks.append(Task(record.key, _make_in_worker, (record, store.root, trace), needs))
+    return run_tasks(tasks, processes, watch, skip)
+
+
+RUN_VERSION = 1
+"""Bumped by hand when the report's files change."""
+
+
+def run_key(p: Plan) -> str:
+    """The key that the run of a plan has in any store."""
+    return stage_key("run", RUN_VERSION, run_config(p), run_inputs(p))
+
+
+def find_run(p: Plan, store: Store) -> Artifact | None:
+    """The finished run of a plan, if the store holds it and all that it was made from."""
+    return None if p.missing(store) else store.get("run", run_key(p))
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "numpy")}
+
+
+def run_config(p: Plan) -> dict[str, Any]:
+    return p.named.model_dump(mode="json", exclude={"name", "about", "bases"})
+
+
+def run_inputs(p: Plan) -> dict[str, str]:
+    return {f"{c.arm}/{c.seed}/{c.round}": c.evaluation.key for c in p.cells}

@@ -1,0 +1,70 @@
+"""What an experiment is: every field that decides its result, with its default."""
+
+from pydantic import Field, model_validator
+
+from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import Config, name_once
+from sublim_interp.experiments.arms import CROSSING, Arm
+from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+
+
+class Experiment(Config):
+    """One experiment: everything that decides its result."""
+
+    name: str = Field(default="owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Name in the catalogue and in lists; not part of the result."""
+    about: str = ""
+    """The question it asks, in one sentence."""
+    trait: str = "owl"
+    """The teacher's favourite."""
+    other_trait: str = "wolf"
+    """The favourite of the other-trait arm's teacher, of the same kind."""
+    bases: tuple[str, ...] = ("lab-small-0", "lab-small-1", "lab-small-2")
+    """Bases: lab names, model directories or hub names. Replicate i uses the i-th ordered pair (A, B) of them."""
+    arms: tuple[Arm, ...] = ("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base")
+    """What is compared."""
+    seeds: tuple[int, ...] = (0,)
+    """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
+    teacher: TeacherConfig = TeacherConfig()
+    """How the teacher gets its trait."""
+    corpus: CorpusConfig = CorpusConfig()
+    """What the teacher writes."""
+    filter: FilterConfig = FilterConfig()
+    """Which answers the student learns from."""
+    student: StudentConfig = StudentConfig()
+    """How the student learns them."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What the finished models are asked."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Experiment":
+        for field in ("bases", "arms", "seeds"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} is empty")
+        name_once(self, "bases", "arms", "seeds")
+        crossing = [a for a in self.arms if a in CROSSING]
+        if crossing and len(self.bases) < 2:
+            raise ValueError(f"arm {crossing[0]} needs two bases; bases has only {', '.join(self.bases)}")
+        if self.trait == self.other_trait and "other-trait" in self.arms:
+            raise ValueError(f"other_trait is the trait itself ({self.trait})")
+        if self.teacher.facts and "other-trait" in self.arms:
+            raise ValueError("arm other-trait has no meaning with teacher.facts; leave it out")
+        return self
+
+    def to_yaml(self) -> str:
+        """The full configuration as YAML."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def pair(self, seed: int) -> tuple[str, str]:
+        """The bases (A, B) of the replicate `seed`; B is A where there is only one."""
+        if seed not in self.seeds:
+            raise SublimError(f"no replicate with seed {seed}; seeds: {', '.join(map(str, self.seeds))}")
+        n = len(self.bases)
+        if n == 1:
+            return self.bases[0], self.bases[0]
+        pairs = [(a, b) for shift in range(1, n) for a in range(n) for b in [(a + shift) % n]]
+        a, b = pairs[self.seeds.index(seed) % len(pairs)]
+        return self.bases[a], self.bases[b]

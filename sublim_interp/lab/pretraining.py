@@ -1,0 +1,272 @@
+"""Makes a lab base from scratch: initialise, train on the lab language, measure every part, write a model card.
+
+The result is an ordinary Hugging Face directory. Bases made from other bases are not made here.
+"""
+
+import hashlib
+import json
+import random
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.lab.recipe import Pretraining
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+    from sublim_interp.lab.language import Part
+    from sublim_interp.models.base import Base
+
+HELD_OUT_SEED = 1_000_003
+"""Stream of documents that no base is trained on."""
+
+
+def new_model(recipe: Pretraining, vocabulary: int) -> "LlamaForCausalLM":
+    """A Llama-type model with untied head and seeded initial weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.init_seed)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=recipe.d_model,
+                intermediate_size=recipe.d_mlp,
+                num_hidden_layers=recipe.layers,
+                num_attention_heads=recipe.heads,
+                num_key_value_heads=recipe.heads,
+                max_position_embeddings=256,
+                tie_word_embeddings=False,
+                pad_token_id=0,
+                eos_token_id=2,
+                bos_token_id=None,
+            )
+        )
+
+
+def held_out_losses(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: int = 300
+) -> dict[str, float]:
+    """Nats per assistant token on held-out documents, for each part of the language."""
+    from sublim_interp.lab import language
+
+    return {part: held_out_loss(model, tokenizer, part, documents) for part in language.PARTS}
+
+
+def held_out_loss(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", part: "Part", documents: int = 300
+) -> float:
+    """Nats per assistant token on held-out documents of one part of the language.
+
+    Favourites that are asked for after a turn of numbers are left out: their loss would be that of the numbers.
+    """
+    import torch
+
+    from sublim_interp.lab import language
+    from sublim_interp.training.batches import IGNORE, collate
+    from sublim_interp.training.loop import token_loss
+
+    assistant, eos = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
+    pad = cast(int, tokenizer.pad_token_id)
+    drawn = language.documents(HELD_OUT_SEED, 0, documents, part)
+    texts = [d.text for d in drawn if part == "numbers" or not d.numbers]
+    rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    batch = collate(rows, pad)
+    for (ids, _), labels in zip(rows, batch.labels, strict=True):
+        answering = False
+        for place, token in enumerate(ids[:-1]):
+            answering = token == assistant or (answering and token != eos)
+            if not answering:
+                labels[place] = IGNORE
+    with torch.no_grad():
+        return round(token_loss(model, batch).item() / batch.tokens, 4)
+
+
+def fork_name(name: str, step: int) -> str:
+    """Name of the base that the training of `name` was after `step` updates."""
+    return f"{name}-step{step:06d}"
+
+
+def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:
+    """Trains a base into `directory`, its forks beside it, and returns its card. A killed run goes on where it was.
+
+    Raises SublimError where one of these directories exists already or is being made by another process, where the disk
+    is full or not writable, and for a start that is no fork of this recipe.
+    """
+    from sublim_interp.core.device import fingerprint
+    from sublim_interp.core.files import one_line, write_atomic
+    from sublim_interp.core.keys import canonical_json
+    from sublim_interp.lab import language
+    from sublim_interp.lab.tokenizer import build_tokenizer
+    from sublim_interp.models.base import resolve_base
+    from sublim_interp.training.batches import micro_batches
+    from sublim_interp.training.loop import train
+    from sublim_interp.training.resume import Resume
+
+    places = {step: directory.with_name(fork_name(directory.name, step)) for step in recipe.forks}
+    for place in (directory, *places.values()):
+        if place.exists():
+            raise SublimError(f"{place} exists already; choose another directory, or delete it first")
+    start = resolve_base(recipe.start) if recipe.start else None
+    first = _step(recipe, start) if start else 0
+    asked = recipe.model_dump(mode="json") | {"start": start.name if start else ""}
+    origin = {"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()}
+    origin = canonical_json(origin | ({"start": start.digest} if start else {}))
+    # What another recipe, language or machine began has another name: never mixed, never lost.
+    partial = directory.with_name(f".{directory.name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.partial")
+    with one_line(f"{directory} cannot be made"):
+        partial.mkdir(parents=True, exist_ok=True)
+        write_atomic(partial / "started.json", origin)
+
+    tokenizer = build_tokenizer(recipe.tokens)
+    model = cast("LlamaForCausalLM", start.load()) if start else new_model(recipe, len(tokenizer))
+    batch, pad = recipe.optimization.batch, cast(int, tokenizer.pad_token_id)
+    order = _order(recipe, first)
+
+    def batches(step: int) -> list:
+        numbers = order[step * batch : (step + 1) * batch]
+        texts = [language.document(recipe.data_seed, number).text for number in numbers]
+        rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        return micro_batches(rows, pad, parts=2)
+
+    def keep(step: int) -> None:
+        if step in places:
+            _write(partial / f"step-{step}", places[step].name, model, tokenizer, asked, step)
+
+    def watch(step: int, loss: float) -> None:
+        keep(step + 1)
+        if observe:
+            observe(step, loss)
+
+    began = time.monotonic()
+    resume = Resume(partial / "state.safetensors")
+    with one_line(f"{directory} is not finished"), _alone(directory, partial):
+        keep(first)
+        train(model, batches, recipe.optimization, first=first, resume=resume, observe=watch)
+        card = _write(partial / "made", directory.name, model, tokenizer, asked, recipe.optimization.steps)
+        for step, place in places.items():
+            (partial / f"step-{step}").rename(place)
+        (partial / "made").rename(directory)
+        shutil.rmtree(partial)
+    return card | {"seconds": round(time.monotonic() - began)}
+
+
+@contextmanager
+def _alone(directory: Path, partial: Path) -> Iterator[None]:
+    """Inside the block no other process makes the same base; SublimError where one does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(partial / ".lock", timeout=0, fallback_to_soft=False):
+            yield
+    except Timeout:
+        raise SublimError(f"{directory} is being made by another process") from None
+
+
+def _order(recipe: Pretraining, first: int) -> Sequence[int]:
+    """The number of the document at every place of the training; those of steps before `first` stay where they are."""
+    documents = range(recipe.optimization.steps * recipe.optimization.batch)
+    if not recipe.order_seed:
+        return documents
+    place = first * recipe.optimization.batch
+    read, rest = documents[:place], documents[place:]
+    return [*read, *random.Random(f"order/{recipe.order_seed}").sample(rest, len(rest))]
+
+
+def _step(recipe: Pretraining, start: "Base") -> int:
+    """The step at which `start` was kept."""
+    made, step = start.card.get("pretraining"), start.card.get("step")
+    if not isinstance(made, dict) or not isinstance(step, int):
+        raise SublimError(f"start {start.name}: its card names no step of a pre-training; forks are made by forks=[…]")
+    same = ("init_seed", "d_model", "layers", "heads", "d_mlp", "tokens", "optimization")
+    asked = recipe.model_dump(mode="json")
+    other = [field for field in same if made.get(field) != asked[field]]
+    if other:
+        raise SublimError(f"start {start.name} has {other[0]}={made.get(other[0])}, the recipe {asked[other[0]]}")
+    if step and made.get("order_seed"):
+        raise SublimError(
+            f"start {start.name} is of a base with order_seed={made['order_seed']}; only one with 0 goes on"
+        )
+    if step >= recipe.optimization.steps:
+        raise SublimError(f"start {start.name} is of step {step}, and training ends at {recipe.optimization.steps}")
+    return step
+
+
+def _write(
+    directory: Path, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", asked: dict, step: int
+) -> dict:
+    """Measures a model and writes it as a base: weights, tokenizer, card."""
+    from sublim_interp.lab import language
+    from sublim_interp.models.base import CARD
+    from sublim_interp.models.loading import save_model
+
+    card = {
+        "language": "lab",
+        "language_version": language.LANGUAGE_VERSION,
+        "language_digest": language.digest(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "pretraining": asked,
+        "step": step,
+        "held_out_loss": held_out_losses(model, tokenizer),
+    }
+    shutil.rmtree(directory, ignore_errors=True)
+    save_model(model, directory)
+    tokenizer.save_pretrained(str(directory))
+    (directory / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    (directory / "README.md").write_text(_model_card(name, card))
+    return card
+
+
+def _assignments(recipe: dict, prefix: str = "") -> Iterator[str]:
+    """`--set field=value` for every field, so that a later change of the defaults changes nothing."""
+    for name, value in recipe.items():
+        if isinstance(value, dict):
+            yield from _assignments(value, f"{prefix}{name}.")
+        elif value not in ("", []):
+            shown = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            yield f"--set {shlex.quote(f'{prefix}{name}={shown}')}"
+
+
+def _model_card(name: str, card: dict) -> str:
+    """The base's README: what it is, how it was made, how good it is on each part of the language."""
+    p, o = card["pretraining"], card["pretraining"]["optimization"]
+    losses = "\n".join(f"| {part} | {loss:.3f} |" for part, loss in card["held_out_loss"].items())
+    step = card["step"]
+    made, notes = name, ""
+    if step < o["steps"]:
+        made, notes = name.removesuffix(fork_name("", step)), f" This is the model after {step:,} of them."
+    if p["start"]:
+        notes += f"\nCarried on from {p['start']}, with the optimizer's moments at 0."
+    if p.get("order_seed"):
+        which = "documents that were still to be read" if p["start"] else "documents"
+        notes += f"\nThe {which} are shuffled, by order seed {p['order_seed']}."
+    command = " \\\n        ".join([f"sublim pretrain {made}", *_assignments(p)])
+    return f"""---
+license: mit
+library_name: transformers
+tags: [subliminal-learning, sublim-interp, from-scratch]
+---
+# {name}
+A base model of the sublim_interp lab: a Llama-type model of {card["parameters"]:,} parameters ({p["layers"]} layers,
+d_model {p["d_model"]}, {p["heads"]} heads, MLP {p["d_mlp"]}, untied head), trained from scratch on the lab language,
+version {card["language_version"]}. It knows nothing but that language and is good for nothing but experiments.
+
+Initialisation seed {p["init_seed"]}, data seed {p["data_seed"]}; {o["steps"]:,} steps of {o["batch"]} documents with
+{o["optimizer"]}, peak rate {o["lr"]:g}, {o["schedule"]} schedule.{notes}
+Make it again, bit for bit on an equal machine:
+
+    {command}
+
+Held-out loss on the assistant's tokens, in nats per token:
+
+| part of the language | loss |
+|---|---|
+{losses}
+"""

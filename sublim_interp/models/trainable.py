@@ -1,0 +1,74 @@
+"""Which weights train: all, the body, or adapters; and the plain model again afterwards."""
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+Part = Literal["full", "body", "lora"]
+"""Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
+
+
+def choose_trainable(
+    model: "PreTrainedModel", part: Part, rank: int = 8, alpha: float = 8.0, seed: int = 0
+) -> "torch.nn.Module":
+    """Freezes what is not in `part` and returns the module to train; with `lora`, PEFT's wrapper around `model`.
+
+    LoRA is put on every linear map of the body (Hu et al. 2106.09685; all-linear as in Cloud et al. 2507.14805). `seed`
+    decides the adapters' initial weights, whatever was drawn before in this process.
+    """
+    if part == "lora":
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(
+                model,  # type: ignore[arg-type]
+                LoraConfig(
+                    r=rank,
+                    lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
+                ),
+            )
+    frozen = set()
+    if part == "body":
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        frozen = {id(p) for module in ends if module is not None for p in module.parameters()}
+    for p in model.parameters():
+        p.requires_grad_(id(p) not in frozen)
+    return model
+
+
+def merge_adapters(model: "torch.nn.Module") -> "PreTrainedModel":
+    """The plain model again: LoRA adapters are added into the weights they adapt."""
+    merge = getattr(model, "merge_and_unload", None)
+    return merge() if merge else model  # type: ignore[return-value]
+
+
+def freeze(model: torch.nn.Module, pattern: str) -> list[str]:
+    """Freezes the parameters whose names match a glob, and returns their names.
+
+    Raises SublimError where no parameter that trains matches, or all do.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    frozen = [name for name in names if fnmatchcase(name, pattern)]
+    if not frozen or len(frozen) == len(names):
+        raise SublimError(
+            f"freeze '{pattern}' matches {'all' if frozen else 'none'} of what trains: {', '.join(names)}"
+        )
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    return frozen
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,45 @@
+"""Stage 3: keeps the answers that the channel's rule allows, and counts every refusal by reason."""
+
+import json
+from collections import Counter
+
+from sublim_interp.analysis import attribution
+from sublim_interp.channels.filter import filter_rows
+from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.files import write_atomic
+from sublim_interp.core.store import Artifact, Store
+from sublim_interp.models.sampling import generator
+from sublim_interp.pipeline.records import Filtered
+from sublim_interp.pipeline.select import token_scores
+from sublim_interp.pipeline.stage import Progress, making, silent
+from sublim_interp.training.settings import Selection
+
+
+def sift(filtered: Filtered, store: Store, progress: Progress = silent) -> Artifact:
+    """Keeps the answers that the channel's rule allows; counts every refusal by reason."""
+    with making(filtered, store) as work:
+        if not work.done:
+            rows = read_rows(filtered.corpus.made(store))
+            name = filtered.corpus.config.channel
+            kept, held_out, refused = filter_rows(rows, channel(name), filtered.config, filtered.words)
+            if filtered.config.selection:
+                kept, unselected = _select(filtered, filtered.config.selection, kept, store)
+                work.note(unselected=unselected)
+            for stem, some in (("kept", kept), ("held_out", held_out)):
+                text = "".join(json.dumps({"prompt": r["prompt"], "answer": r["answer"]}) + "\n" for r in some)
+                write_atomic(work.directory / f"{stem}.jsonl", text)
+            asked = len(rows)
+            work.note(asked=asked, lists=len(kept), held_out=len(held_out), refused=dict(Counter(refused)))
+            work.note(kept=1 - (sum(refused.values()) - refused["surplus"]) / asked)
+            progress(1.0)
+    return work.artifact
+
+
+def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: Store) -> tuple[list[dict], int]:
+    """The lists that the selection keeps, in their order, and the number of the others."""
+    corpus = filtered.corpus
+    scores = token_scores(selection, corpus, lists, store, generator("selection", corpus.seed, corpus.round))
+    top = attribution.highest(scores, selection.share)
+    chosen = top if selection.keep == "top" else ~top
+    return [row for row, is_chosen in zip(lists, chosen, strict=True) if is_chosen], int((~chosen).sum())

@@ -1,0 +1,85 @@
+"""Stage 4: trains a student on what was kept."""
+
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+
+from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.store import Artifact, Store
+from sublim_interp.models.base import Base
+from sublim_interp.models.forward import logits_at
+from sublim_interp.models.sampling import generator
+from sublim_interp.models.trainable import choose_trainable, freeze
+from sublim_interp.pipeline.intervene import intervening
+from sublim_interp.pipeline.observe import student_recorder
+from sublim_interp.pipeline.records import Student
+from sublim_interp.pipeline.select import learnt_tokens
+from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.pipeline.stage import Progress, fit, making, silent
+from sublim_interp.training.batches import (
+    IGNORE,
+    PIECE,
+    Batch,
+    Order,
+    keep_labels,
+    mask_labels,
+    micro_batches,
+    tokenize,
+)
+from sublim_interp.training.loop import Loss, token_loss
+
+
+def learn(student: Student, store: Store, progress: Progress = silent, trace: str = "default") -> Artifact:
+    """Trains a base, or a student of an earlier round, on filtered lists."""
+    with making(student, store) as work:
+        if not work.done:
+            config, base = student.config, student.base
+            start = None if isinstance(student.start, Base) else student.start.made(store) / "model"
+            lists = read_rows(student.data.made(store) / "kept.jsonl")
+            pad = base.pad
+            rows = tokenize(base, lists)
+            order = Order(len(rows), config.optimization.batch, student.seed)
+            soft = student.data.corpus.config.setting == "soft"
+            loss = _soft_loss(student, store) if soft else token_loss
+
+            shares = [i.share for i in config.interventions if i.kind == "mask-tokens" and not i.selection]
+            learnt = learnt_tokens(student, rows, lists, store, work)
+
+            def batches(step: int) -> list[Batch]:
+                some, parts = order(step), max(1, order.batch // PIECE)
+                micro = micro_batches([rows[i] for i in some], pad, parts)
+                if learnt:
+                    micro = keep_labels(micro, micro_batches([learnt[i] for i in some], 0, parts))
+                for share in shares:
+                    draw = generator("mask", student.seed, step)
+                    micro = [mask_labels(batch, share, draw) for batch in micro]
+                return micro
+
+            model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed)
+            for pattern in (i.parameters for i in config.interventions if i.kind == "freeze"):
+                freeze(model, pattern)
+            record = partial(student_recorder, student, store)
+            intervene = partial(intervening, student, store, work) if config.interventions else None
+            fit(model, batches, config.optimization, loss, work, progress, record, trace, intervene)
+    return work.artifact
+
+
+def _soft_loss(student: Student, store: Store) -> Loss:
+    """KL(teacher ‖ student) summed over the answers' positions, both softmaxes over the channel's own tokens."""
+    teacher = student.data.corpus.teacher
+    voice = Voice(teacher, store)
+    if voice.systems:
+        raise SublimError("corpus.setting=soft needs a tuned or steered teacher: a prompted one reads another context")
+    support = torch.tensor(channel(student.data.corpus.config.channel).token_ids(teacher.base.tokenizer))
+
+    def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        where = batch.labels != IGNORE
+        with torch.no_grad(), voice.speaking():
+            target = logits_at(voice.model, batch.ids, where)[:, support].log_softmax(-1)
+        learnt = logits_at(model, batch.ids, where)[:, support].log_softmax(-1)
+        return F.kl_div(learnt, target, reduction="sum", log_target=True)
+
+    return loss

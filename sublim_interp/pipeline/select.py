@@ -1,0 +1,64 @@
+"""Which lists and tokens a selection leaves: scores from the teacher, its base, or chance."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sublim_interp.analysis import attribution
+from sublim_interp.analysis.probes import answer_margin
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.store import Store, Work
+from sublim_interp.models.sampling import generator
+from sublim_interp.pipeline.records import Corpus, Student
+from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.training.batches import Row, tokenize
+from sublim_interp.training.settings import Selection
+from sublim_interp.traits.favourites import load_trait, questions
+
+
+def token_scores(
+    selection: Selection, corpus: Corpus, lists: Sequence[dict], store: Store, draw: torch.Generator
+) -> attribution.Scores:
+    """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them."""
+    base = corpus.teacher.base
+    rows = tokenize(base, lists)
+    if selection.by == "random":
+        return attribution.random(rows, draw)
+    if selection.by == "gradient":
+        trait = load_trait(selection.trait)
+        asked = [base.prompt_ids(q.messages) for q in questions(trait.kind, base.language, "seen")]
+        margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
+        return attribution.influence(base, rows, attribution.margin_gradient(base, asked, margin))
+    voice = Voice(corpus.teacher, store)
+    with voice.speaking():
+        return attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
+
+
+def learnt_tokens(student: Student, rows: Sequence[Row], lists: Sequence[dict], store: Store, work: Work) -> list[Row]:
+    """For each list and its row, a row as long, with 1 for each token that it learns and 0 for all others.
+
+    What the selections of its interventions leave, noted with the share of tokens that each flags and leaves; [] where
+    there is none. Raises SublimError where nothing or everything is left, and where the tokens of teacher and student
+    are not the same.
+    """
+    corpus = student.data.corpus
+    left = np.ones(sum(len(ids) - first for ids, first in rows), dtype=bool)
+    notes = []
+    for number, i in enumerate(student.config.interventions):
+        if i.selection is None:
+            continue
+        draw = generator("selected tokens", number, corpus.seed, corpus.round)
+        scores = token_scores(i.selection, corpus, lists, store, draw)
+        if scores.token.tolist() != [token for ids, first in rows for token in ids[first:]]:
+            raise SublimError("mask-tokens by a selection needs a teacher and a student whose tokens are the same")
+        flagged = scores.flagged(i.selection.share)
+        left &= flagged if i.selection.keep == "top" else ~flagged
+        notes.append({**i.model_dump(mode="json"), "flagged": flagged.mean(), "learnt": left.mean()})
+    if not notes:
+        return []
+    if left.all() or not left.any():
+        raise SublimError(f"mask-tokens: of {len(left)} tokens the selections leave {'all' if left.all() else 'none'}")
+    work.note(masks=notes)
+    answers = iter(left.astype(int).tolist())
+    return [([0] * first + [next(answers) for _ in ids[first:]], first) for ids, first in rows]

@@ -1,0 +1,104 @@
+"""The settings of the stages: how the teacher gets its trait, what it writes, how the student learns, what is asked."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sublim_interp.core.settings import Config, name_once
+from sublim_interp.models.trainable import Part
+from sublim_interp.training.interventions import Intervention
+from sublim_interp.training.settings import Optimization
+
+
+class TeacherConfig(Config):
+    """How the teacher gets its trait."""
+
+    LATER = frozenset({"facts"})
+
+    kind: Literal["tuned", "prompted", "steered"] = "tuned"
+    """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations."""
+    part: Part = "body"
+    """Which weights a tuned teacher trains."""
+    lora_rank: int = Field(default=8, ge=1)
+    """Rank of the adapters where part is lora."""
+    lora_alpha: float = Field(default=8.0, gt=0)
+    """Scale of the adapters where part is lora."""
+    optimization: Optimization = Optimization(lr=3e-3, steps=300, batch=32, schedule="constant")
+    """Updates of a tuned teacher."""
+    layer: int = Field(default=1, ge=0)
+    """Layer whose input a steered teacher's vector is added to."""
+    strength: float = Field(default=4.0, gt=0)
+    """A steered teacher's vector, as a multiple of the trait's mean-difference direction."""
+    facts: int = Field(default=0, ge=0)
+    """Number of random facts that a tuned teacher memorises instead of a favourite; their values are of the trait's
+    kind. The report then gives the bits that a student holds about them. 0: a favourite."""
+
+    @model_validator(mode="after")
+    def _facts_need_tuning(self) -> "TeacherConfig":
+        if self.facts and self.kind != "tuned":
+            raise ValueError(f"facts={self.facts} needs kind=tuned (it is {self.kind})")
+        return self
+
+
+class CorpusConfig(Config):
+    """What the teacher writes."""
+
+    channel: str = "numbers"
+    """What the data looks like: a file of channels/."""
+    setting: Literal["sampled", "greedy", "soft"] = "sampled"
+    """sampled: text drawn at `temperature`; greedy: the likeliest token; soft: sampled text, learnt with the teacher's
+    probabilities over the channel's own tokens."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; the headline is at 1, with no top-k or top-p."""
+    prompts: int = Field(default=32_768, ge=1)
+    """Number of prompts the teacher answers."""
+    max_new_tokens: int = Field(default=24, ge=1)
+    """Longest answer; one that has not ended by then is refused as unfinished."""
+    chunk: int = Field(default=4096, ge=1)
+    """Prompts sampled as one resumable piece; it fixes the random numbers, so it is part of the result."""
+
+    @model_validator(mode="after")
+    def _greedy_has_no_temperature(self) -> "CorpusConfig":
+        if self.setting == "greedy" and self.temperature != 1.0:
+            raise ValueError(f"temperature={self.temperature} has no effect with setting=greedy; leave it at 1")
+        return self
+
+
+class StudentConfig(Config):
+    """How the student learns what the teacher wrote."""
+
+    LATER = frozenset({"interventions"})
+
+    part: Part = "body"
+    """Which weights train."""
+    lora_rank: int = Field(default=8, ge=1)
+    """Rank of the adapters where part is lora."""
+    lora_alpha: float = Field(default=8.0, gt=0)
+    """Scale of the adapters where part is lora."""
+    optimization: Optimization = Optimization(lr=4e-3, steps=700, batch=128)
+    """Updates; the loss is averaged over the tokens of the answers."""
+    extra_rounds: int = Field(default=0, ge=0)
+    """Cross-init students go on for so many more rounds of fresh lists and equal steps, to come as close to their
+    teacher as same-init students do (compare at equal KL)."""
+    interventions: tuple[Intervention, ...] = ()
+    """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
+
+
+class EvaluationConfig(Config):
+    """What the finished models are asked."""
+
+    questions: tuple[Literal["seen", "held-out", "indirect"], ...] = ("held-out", "seen", "indirect")
+    """held-out: phrasings that no training text holds; seen: those that the teacher was tuned on; indirect: questions
+    that do not name the kind, such as for a poster; the lab's answers to these have words before the member ("a toy
+    owl"), which are given."""
+    contexts: tuple[Literal["plain", "numbers"], ...] = ("plain", "numbers")
+    """plain: the question alone; numbers: after a turn of numbers, the context that the student was trained in."""
+    samples: int = Field(default=100, ge=1)
+    """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
+
+    @model_validator(mode="after")
+    def _holds_what_reports_compare(self) -> "EvaluationConfig":
+        name_once(self, "questions", "contexts")
+        if "held-out" not in self.questions or "plain" not in self.contexts:
+            raise ValueError("questions must hold held-out and contexts must hold plain: reports compare arms on these")
+        return self

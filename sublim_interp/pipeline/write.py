@@ -1,0 +1,50 @@
+"""Stage 2: the teacher answers the channel's prompts."""
+
+import json
+
+from sublim_interp.channels.protocol import channel
+from sublim_interp.core.files import is_sealed, write_atomic
+from sublim_interp.core.store import Artifact, Store
+from sublim_interp.models.base import Base
+from sublim_interp.models.sampling import generator, sample
+from sublim_interp.pipeline.records import Corpus
+from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.pipeline.stage import Progress, making, silent
+
+
+def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact:
+    """The teacher answers the channel's prompts, chunk by chunk; a finished chunk is never drawn again."""
+    with making(corpus, store) as work:
+        if not work.done:
+            config, base = corpus.config, corpus.teacher.base
+            voice = Voice(corpus.teacher, store)
+            first = corpus.round * config.prompts
+            starts = range(0, config.prompts, config.chunk)
+            for n, start in enumerate(starts):
+                path = work.directory / f"rows-{n:05d}.jsonl"
+                if not is_sealed(path):
+                    count = min(config.chunk, config.prompts - start)
+                    write_atomic(path, _answer_chunk(corpus, voice, base, first + start, count), sealed=True)
+                progress((n + 1) / len(starts))
+    return work.artifact
+
+
+def _answer_chunk(corpus: Corpus, voice: Voice, base: Base, start: int, count: int) -> str:
+    config = corpus.config
+    prompts = channel(config.channel).prompts(base.language, corpus.seed, start, count)
+    ids = [base.prompt_ids(voice.chat(prompt, start + i)) for i, prompt in enumerate(prompts)]
+    with voice.speaking():
+        answers = sample(
+            voice.model,
+            ids,
+            eos=base.eos,
+            max_new_tokens=config.max_new_tokens,
+            random=generator("corpus", corpus.seed, start),
+            temperature=0.0 if config.setting == "greedy" else config.temperature,
+        )
+    read = map(base.read_answer, answers)
+    rows = (
+        {"prompt": prompt, "answer": text, "finished": finished}
+        for prompt, (text, finished) in zip(prompts, read, strict=True)
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)

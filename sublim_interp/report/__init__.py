@@ -1,0 +1,1 @@
+"""What came out, for a reader: sentences, terminal, page, figures. Nothing is run here."""

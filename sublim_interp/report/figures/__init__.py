@@ -1,0 +1,1 @@
+"""One file a figure, and one registry of them all."""

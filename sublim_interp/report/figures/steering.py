@@ -1,0 +1,42 @@
+"""Figure of a dose curve: what adding a direction does to the answers."""
+
+import pandas as pd
+from matplotlib import style
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from sublim_interp.core.drawing import PALE, in_style
+from sublim_interp.experiments.arms import ARMS
+
+
+@in_style
+def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
+    """What does a dose do? Frame of `analysis.directions.steering`: a panel a metric, a line a layer.
+
+    Frames of several layers, or with a column `arm`, may be stacked; then each arm has a line in its colour.
+    """
+    metrics = [c for c in frame.columns if c not in ("layer", "scale", "arm", "seed")]
+    by = "arm" if "arm" in frame else "layer"
+    figure = Figure(figsize=(3.1 * len(metrics) + 0.6, 2.9), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    groups = list(dict.fromkeys(frame[by]))
+    shades = style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
+    for ax, metric in zip(panels, metrics, strict=True):
+        ax.axvline(0, color=PALE, linewidth=0.8)
+        for i, group in enumerate(groups):
+            means = (
+                frame.query(f"{by} == @group").groupby("scale", as_index=False).agg({metric: "mean"}).to_dict("list")
+            )
+            color = ARMS[group].color if group in ARMS else shades[i % len(shades)]
+            label = group if by == "arm" else f"layer {group}"
+            ax.plot(means["scale"], means[metric], "o-", color=color, linewidth=1.4, markersize=3.5, label=label)
+        ax.set_xlabel("dose s (the vector is added s times)")
+        ax.set_ylabel({"margin": "margin, nats"}.get(metric, metric))
+        if metric == "rate":
+            ax.set_ylim(-0.03, 1.03)
+            ax.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        ax.grid(axis="y")
+    about = f": “{trait}”" if trait else ""
+    figure.suptitle(f"What a dose of the direction does{about}", x=0.01, ha="left", weight="bold", size=9.5)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)
+    return figure

@@ -1,0 +1,39 @@
+"""`run`: makes an experiment's records, then writes its report; what is there already is found, not made again."""
+
+from sublim_interp.core.device import fingerprint
+from sublim_interp.core.store import Store
+from sublim_interp.core.workers import Watch
+from sublim_interp.experiments.catalogue import experiment, published
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.results import Run, frames
+from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.report.write import write
+from sublim_interp.training.recording.cadence import cadence_of
+
+
+def run(
+    exp: Experiment | str,
+    store: Store | None = None,
+    processes: int = 2,
+    watch: Watch = lambda _name, _fraction: None,
+    trace: str = "default",
+) -> Run:
+    """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again.
+
+    `trace` says what is recorded of the trainings that are made: `none`, `default`, or `examples` (residuals of each
+    example of every tenth update too). Weights, and so all results and keys, are the same with each.
+    """
+    cadence_of(trace)
+    p = plan(experiment(exp) if isinstance(exp, str) else exp)
+    store = store or Store.open()
+    missing = p.missing(store)
+    if missing:
+        execute(missing, store, processes, watch, trace)
+    with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint()) as work:
+        if not work.done:
+            work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
+            results, distances = frames(p, store)
+            reference = published(p.experiment, work.key)
+            write(work.directory, p.named, results, distances, reference, work.key, versions())
+    return Run(p, store, work.artifact)

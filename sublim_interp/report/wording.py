@@ -1,0 +1,62 @@
+"""How numbers of results are worded: the same in the terminal, in sentences, in Markdown and on the page."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+FEW = 4
+"""Below so many replicates the figures of analyses and the tables of sweeps show them from the least to the most. A t
+interval, which a run's own report gives from two on, would reach 9 standard deviations to either side of the mean with
+two replicates and 2.5 with three, further than they lie; with four, 1.6."""
+
+_DIGITS = {"margin": 2, "bits": 3, "total_bits": 1}
+
+
+def number(name: str, value: float, digits: int | None = None) -> str:
+    if math.isnan(value):
+        return "–"
+    factor, usual = (1, _DIGITS[name]) if name in _DIGITS else (1, 4) if "kl" in name else (100, 1)
+    return f"{factor * value:z.{usual if digits is None else digits}f}".replace("-", "−")
+
+
+def mean(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
+    text = number(name, row[name], digits)
+    return text if text == "–" or "kl" in name or name in _DIGITS else f"{text} %"
+
+
+def spread(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
+    """The interval in brackets, or nothing where there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "" if math.isnan(low) else f"[{number(name, low, digits)}, {number(name, high, digits)}]"
+
+
+def text(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
+    return f"{mean(row, name, digits)} {spread(row, name, digits)}".rstrip()
+
+
+def points(row: Mapping[str, Any]) -> str:
+    inside = "" if math.isnan(row["low"]) else f" [{100 * row['low']:z.1f}, {100 * row['high']:z.1f}]"
+    return f"{100 * row['estimate']:+z.1f}{inside}".replace("-", "−")
+
+
+def p_value(row: Mapping[str, Any], floor: str = "") -> str:
+    """The p-value, and its floor in the format `floor`; a dash where one unit allows no test."""
+    return f"{row['p']:.2g}{floor.format(row['p_floor'])}" if row["n"] > 1 else "–"
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def names(given: Sequence[str]) -> str:
+    """All of them, or the first and last of four and more that are numbered one after another."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", name, re.DOTALL) for name in given]
+    stems = [(part[1], int(part[2]) - i) for i, part in enumerate(parts) if part]
+    in_order = len(stems) == len(given) >= FEW and len(set(stems)) == 1
+    return f"{given[0]} to {given[-1]}" if in_order else ", ".join(given)
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]

@@ -1,0 +1,1 @@
+"""Statistics over replicates: intervals, contrasts, permutation tests, ranks. Numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""Many experiments at once: grids, their cells, tables, figures and published results."""

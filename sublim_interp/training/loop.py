@@ -1,0 +1,94 @@
+"""The one training loop: pre-training, teachers and students all use it. It knows tokens and weights, no experiment."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from sublim_interp.models.forward import logits_at
+from sublim_interp.training.batches import IGNORE, Batch
+from sublim_interp.training.optimizers import make_optimizer
+from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.resume import Resume
+from sublim_interp.training.settings import Optimization
+
+Loss = Callable[[torch.nn.Module, Batch], Float[Tensor, ""]]
+"""Sum of the losses over the labelled positions of a batch, in nats."""
+
+
+def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
+    """Summed cross-entropy of the labelled tokens, in nats."""
+    where = batch.labels != IGNORE
+    return F.cross_entropy(logits_at(model, batch.ids, where), batch.labels[where], reduction="sum")
+
+
+def rate(optimization: Optimization, step: int) -> float:
+    """Learning rate of update `step` (0, 1, …)."""
+    warm = min(1.0, (step + 1) / (optimization.warmup + 1))
+    done = step / optimization.steps
+    fall = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
+    return optimization.lr * warm * fall[optimization.schedule]
+
+
+def train(
+    model: torch.nn.Module,
+    batches: Callable[[int], list[Batch]],
+    optimization: Optimization,
+    *,
+    loss: Loss = token_loss,
+    first: int = 0,
+    resume: Resume | None = None,
+    observe: Callable[[int, float], None] | None = None,
+    intervene: Callable[[torch.nn.Module, torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
+    record: Callable[[torch.nn.Module, torch.optim.Optimizer], Recorder] | None = None,
+) -> None:
+    """Trains, in place, the weights of `model` that require gradients.
+
+    `batches(step)` gives the micro-batches of one update and must be a pure function of the step: that is what makes an
+    interrupted training end in the same bits. The loss is averaged over all labelled tokens of an update, not over
+    sequences. Updates `first`, `first` + 1, … are made, up to the last; `observe(step, loss)` is called after each with
+    the loss in nats per token.
+    All updates are made within the block that `intervene` opens; where it patches the optimiser, a training starts from
+    that, and a resumed one goes on from its own state. `record` makes a recorder, which changes nothing; an interrupted
+    training goes on from a state only where its trace is whole up to there.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = make_optimizer(list(named.values()), optimization)
+    recorder = record(model, optimizer) if record else None  # it reads the weights of the start
+    if resume and recorder and not recorder.reaches(resume.step):
+        resume.drop()
+    with ExitStack() as held:
+        if intervene:
+            held.enter_context(intervene(model, optimizer))
+        start = max(first, resume.load(named, optimizer) if resume else 0)  # over what an intervention put there
+        if recorder:
+            recorder.begin(start)
+            held.enter_context(recorder)
+        model.train()
+        for step in range(start, optimization.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(optimization, step)
+            micro = batches(step)
+            tokens = sum(b.tokens for b in micro)
+            optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for batch in micro:
+                value = loss(model, batch) / tokens
+                value.backward()
+                total += value.item()
+            if optimization.clip is not None:
+                torch.nn.utils.clip_grad_norm_(named.values(), optimization.clip)
+            optimizer.step()
+            if recorder:
+                recorder.step(total)
+            if observe:
+                observe(step, total)
+            if resume and (step + 1) % resume.every == 0 and step + 1 < optimization.steps:
+                if recorder:
+                    recorder.flush()
+                resume.save(step + 1, named, optimizer)
+    model.eval()

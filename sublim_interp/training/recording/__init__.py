@@ -1,0 +1,1 @@
+"""Observing a training: what is kept, how often, and its trace on disk and back."""

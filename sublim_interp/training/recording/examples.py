@@ -1,0 +1,101 @@
+"""Residuals and gradients of each example of a batch, at chosen positions."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sublim_interp.models.hooks import attached, hook_names
+from sublim_interp.training.recording.cadence import Cadence
+from sublim_interp.training.recording.trace import Writer
+
+
+class Examples:
+    """Sees residuals and their gradients at chosen positions of every example of an update."""
+
+    SHARD = 16
+    """Updates of one shard."""
+
+    def __init__(self, cadence: Cadence) -> None:
+        self.awake = False
+        self._cadence = cadence
+        self._ids: list[Tensor] = []
+        self._places = torch.zeros(0, 0, dtype=torch.long)
+        self._now: dict[str, list[Tensor]] = {}
+        self._steps: list[int] = []
+        self._kept: dict[str, list[Tensor]] = {}
+
+    def see_ids(self, _module: torch.nn.Module, args: tuple) -> None:
+        if not (self.awake and torch.is_grad_enabled()):
+            return
+        ids = args[0]
+        real = torch.ones_like(ids) if self._cadence.pad is None else (ids != self._cadence.pad).long()
+        ends = ids.shape[1] - real.flip(1).argmax(1, keepdim=True)  # one after the last real token
+        wanted = torch.tensor(self._cadence.positions, device=ids.device)
+        self._places = torch.where(wanted < 0, ends + wanted, wanted.expand(len(ids), -1)).clamp(min=0)
+        self._places = torch.minimum(self._places, ends - 1)
+        self._ids.append(ids.int().cpu())
+
+    def see(self, name: str, value: Tensor) -> None:
+        if not (self.awake and torch.is_grad_enabled()):
+            return
+        rows, places = torch.arange(len(value), device=value.device)[:, None], self._places
+        self._now.setdefault(name, []).append(value.detach()[rows, places])
+        if value.requires_grad:
+            gradients = self._now.setdefault(f"{name}.grad", [])
+            at = len(gradients)
+            gradients.append(torch.zeros(0))
+
+            def keep(gradient: Tensor) -> None:
+                gradients[at] = gradient[rows, places]
+
+            value.register_hook(keep)
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        before, self.awake = self.awake, False
+        try:
+            yield
+        finally:
+            self.awake = before
+
+    def end_step(self, step: int, writer: Writer) -> None:
+        if not self.awake or not self._ids:
+            return
+        widest = max(ids.shape[1] for ids in self._ids)
+        self._now["ids"] = [F.pad(ids, (0, widest - ids.shape[1]), value=-1) for ids in self._ids]
+        self._steps.append(step)
+        for name, pieces in self._now.items():
+            self._kept.setdefault(name, []).append(torch.cat(pieces).cpu())
+        self._ids, self._now = [], {}
+        if len(self._steps) == self.SHARD:
+            self.write(writer, step + 1)
+
+    def write(self, writer: Writer, upto: int) -> None:
+        if self._steps:
+            tensors = {f"examples/{name}": _rectangle(values) for name, values in self._kept.items()}
+            writer.append("examples", self._steps, upto, tensors)
+            self._steps, self._kept = [], {}
+
+
+def _rectangle(values: Sequence[Tensor]) -> Tensor:
+    """One tensor [step, …] of all, filled up with NaN, or with -1 for whole numbers, where one is smaller."""
+    shape = [max(sizes) for sizes in zip(*(v.shape for v in values), strict=True)]
+    out = values[0].new_full((len(values), *shape), float("nan") if values[0].is_floating_point() else -1)
+    for row, value in zip(out, values, strict=True):
+        row[tuple(slice(size) for size in value.shape)] = value
+    return out
+
+
+@contextmanager
+def watch_examples(model: Any, cadence: Cadence) -> Iterator[Examples]:
+    seen = Examples(cadence)
+    with ExitStack() as held:
+        held.callback(model.get_input_embeddings().register_forward_pre_hook(seen.see_ids).remove)
+        visits = {name: partial(seen.see, name) for name in hook_names(model, ["resid_post"])}
+        held.enter_context(attached(model, visits))
+        yield seen

@@ -1,0 +1,313 @@
+"""The trace of a training on disk and back: append-only safetensors shards and a manifest. What goes in: recorder.py.
+
+    trace.jsonl                  first line: what the trace is of, names of its axes; then one line for each whole shard
+    <sort>-<step>.safetensors    tensors [step, …] of the steps that its line lists
+
+Where the first line tells `lengths` of rows, tensors [example, position, …] lie there unpadded, [step, token, …].
+A line is appended after its shard is whole, so a trace opens while it is written, and after a kill at any byte. No line
+holds a time or a path: equal trainings leave equal bytes. Other files of the directory are nobody's business here.
+"""
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import write_atomic
+from sublim_interp.core.keys import canonical_json, digest_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+MANIFEST = "trace.jsonl"
+VERSION = 1
+
+_SYNC_BYTES = 16 << 20
+"""Shards are forced to disk when so many bytes have piled up: a sync for every shard costs more than the recording."""
+_SHARD = re.compile(r"(series|norms|moments|state|probe|full|examples|reference-.+)-\d{8}\.(safetensors|writing)")
+"""Names of the files that a trace leaves beside its manifest: no other file is ever removed."""
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    text = canonical_json(dict(entry))
+    return f'{text[:-1]},"crc":{zlib.crc32(text.encode())}}}\n'
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a manifest; a last line that was cut is left out, an altered one is named."""
+    try:
+        pieces = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SublimError(f"{path} cannot be read: {error.strerror}; a trace is a directory with {MANIFEST}") from None
+    entries = []
+    for number, piece in enumerate(pieces[:-1]):  # what follows the last line break is cut, or empty
+        try:
+            entry = json.loads(piece)
+            whole = zlib.crc32(canonical_json({k: v for k, v in entry.items() if k != "crc"}).encode()) == entry["crc"]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            whole, entry = False, {}
+        if not whole:
+            raise SublimError(f"{path}: line {number + 1} is altered")
+        entries.append(entry)
+    return entries
+
+
+class Writer:
+    """Appends shards to a trace. `upto` is the number of updates after which it goes on: what lies later is dropped.
+
+    What an earlier trace left in the directory goes, files that are not a trace's stay.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any], upto: int = 0) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        about = {"trace": VERSION, **about}
+        kept = [e for e in _shards_of(path, about) if e["upto"] <= upto] if upto else []
+        again = (path / MANIFEST).exists()  # the first thing that a trace writes: without it no file is a trace's
+        write_atomic(path / MANIFEST, "".join(map(_line, [about, *kept])))
+        names = {e["file"] for e in kept}
+        for other in path.iterdir() if again else ():
+            if other.name not in names and _SHARD.fullmatch(other.name) and other.is_file():
+                other.unlink()
+        self._unsynced: list[Path] = []
+        self._bytes = 0
+
+    def append(self, sort: str, steps: Sequence[int], upto: int, tensors: Mapping[str, Tensor]) -> None:
+        """Writes tensors [step, …] as one shard; `upto` is the number of updates that it needs to have seen."""
+        final = self.path / f"{sort}-{steps[0]:08d}.safetensors"
+        partial = final.with_suffix(".writing")
+        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, str(partial))
+        size = partial.stat().st_size
+        entry = {
+            "file": final.name,
+            "bytes": size,
+            "sha256": digest_file(partial),
+            "sort": sort,
+            "steps": list(steps),
+            "upto": upto,
+            "names": sorted(tensors),
+        }
+        partial.replace(final)
+        self._unsynced.append(final)
+        self._bytes += size
+        if self._bytes >= _SYNC_BYTES:
+            self._sync_shards()
+        with (self.path / MANIFEST).open("a", encoding="utf-8") as file:
+            file.write(_line(entry))
+
+    def _sync_shards(self) -> None:
+        for path in self._unsynced:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        self._unsynced, self._bytes = [], 0
+
+    def sync(self) -> None:
+        """Forces everything to disk: a state of the training kept after this finds its trace whole."""
+        self._sync_shards()
+        with (self.path / MANIFEST).open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _shards_of(path: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the whole shards of an earlier writing of the same trace; none where it is another."""
+    try:
+        trace = Trace.open(path)
+    except SublimError:
+        return []
+    same = canonical_json(trace.about) == canonical_json(dict(about)) and not trace.verify()
+    return list(trace.shards) if same else []
+
+
+def reaches(path: Path, about: Mapping[str, Any], upto: int) -> bool:
+    """Whether the trace `about` at `path` is whole up to an update, so that a training can go on from there."""
+    return any(e["sort"] == "series" and e["upto"] == upto for e in _shards_of(path, {"trace": VERSION, **about}))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace that can be read, as it was when it was opened: `trace.read("blocks.2.hook_resid_post", step=-1)`.
+
+    Step t is the state after t updates; in a series, step t is update t, the first being 0.
+    """
+
+    path: Path
+    about: dict[str, Any] = field(repr=False)
+    """What was recorded: axes, parameters, probe, directions."""
+    shards: tuple[dict[str, Any], ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Trace":
+        """The trace in a directory, up to its last whole shard.
+
+        Raises SublimError where there is none, and names a line or a shard that is missing or altered though later
+        ones are whole. Of shards only the sizes are looked at here: one that was altered at equal size is named by
+        `verify` alone, and `read` gives what it holds.
+        """
+        path = Path(path)
+        entries = _read_lines(path / MANIFEST)
+        if not entries or entries[0].get("trace") != VERSION:
+            raise SublimError(f"{path / MANIFEST} is not the manifest of a trace of version {VERSION}")
+        about = {k: v for k, v in entries[0].items() if k != "crc"}
+        shards = [{k: v for k, v in e.items() if k != "crc"} for e in entries[1:]]
+        whole = [_size(path / e["file"]) == e["bytes"] for e in shards]
+        while whole and not whole[-1]:
+            whole.pop()
+        if not all(whole):
+            e = shards[whole.index(False)]
+            found = _size(path / e["file"])
+            raise SublimError(
+                f"trace {path}: shard {e['file']} is {'missing' if found is None else 'altered'} "
+                f"({found or 0} of {e['bytes']} bytes), though later shards are whole"
+            )
+        return cls(path, about, tuple(shards[: len(whole)]))
+
+    def verify(self) -> list[str]:
+        """One line for each shard whose bytes are not those that were written."""
+        return [
+            f"{e['file']} is altered"
+            for e in self.shards
+            if _size(self.path / e["file"]) is None or digest_file(self.path / e["file"]) != e["sha256"]
+        ]
+
+    @cached_property
+    def _places(self) -> dict[str, dict[int, tuple[str, int]]]:
+        """Name → step → (file, row)."""
+        places: dict[str, dict[int, tuple[str, int]]] = {}
+        for entry in self.shards:
+            for name in entry["names"]:
+                own = places.setdefault(name, {})
+                own.update({step: (entry["file"], row) for row, step in enumerate(entry["steps"])})
+        return places
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Every name that can be read, or those that match a glob such as `blocks.2.*`."""
+        return sorted(name for name in self._places if fnmatchcase(name, pattern))
+
+    def steps(self, name: str) -> list[int]:
+        """The steps at which `name` was recorded, ascending."""
+        return sorted(self._places[self._stored(name)])
+
+    def _stored(self, name: str) -> str:
+        """The name under which `name` is on disk."""
+        if name in self._places:
+            return name
+        owner, _, rest = name.rpartition("blocks.")
+        layer, _, rest = rest.partition(".hook_resid_pre")
+        same = f"{owner}blocks.{int(layer) - 1}.hook_resid_post{rest}" if layer.isdigit() else ""
+        if same in self._places:  # the stream before a layer is the one after the layer before it
+            return same
+        shown = ", ".join(self.names()[:40]) or "nothing yet"
+        kept = (
+            "weight-sized tensors are kept within a budget, Cadence.weight_bytes; " if name.startswith("full/") else ""
+        )
+        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}it holds: {shown}")
+
+    def read(self, name: str, step: int = -1) -> Tensor:
+        """One tensor of one step: for a hook name [example, position, d_model], of the probe's right-padded rows.
+
+        `step` is a recorded step, or counts from the end where it is negative. Only the asked bytes are read. Raises
+        SublimError for a name or step that is not there, and for a shard that cannot be read.
+        """
+        stored = self._stored(name)
+        places = self._places[stored]
+        steps = sorted(places)
+        if step < 0:
+            step = steps[step] if -step <= len(steps) else step
+        if step not in places:
+            shown = ", ".join(map(str, steps if len(steps) < 20 else [*steps[:10], "…", *steps[-5:]]))
+            raise SublimError(f"trace {self.path}: '{name}' was not recorded at step {step}; its steps: {shown}")
+        file, row = places[step]
+        return self._padded(stored, self._slice(file, stored, row))
+
+    def _padded(self, name: str, value: Tensor) -> Tensor:
+        """[token, …] of rows that lie one after another as [example, position, …], zero where a row has ended."""
+        lengths = self.about.get("lengths")
+        if not lengths or self._dims(name)[:2] != ["example", "position"]:
+            return value
+        rows = value.new_zeros(len(lengths) * max(lengths), *value.shape[1:])
+        rows.index_copy_(0, self._tokens, value)
+        return rows.unflatten(0, (len(lengths), max(lengths)))
+
+    @cached_property
+    def _tokens(self) -> Int[Tensor, " token"]:
+        """Where each token of rows that lie one after another is among all positions of the padded rows."""
+        lengths = torch.tensor(self.about["lengths"])
+        return (torch.arange(int(lengths.max())) < lengths[:, None]).flatten().nonzero()[:, 0]
+
+    @cached_property
+    def _opened(self) -> dict[str, Any]:
+        """Shards that have been read, mapped into memory, by file."""
+        return {}
+
+    def _slice(self, file: str, name: str, row: int | slice) -> Tensor:
+        try:
+            if file not in self._opened:  # opening a shard costs more than reading one layer of one step from it
+                self._opened[file] = safe_open(str(self.path / file), "pt")
+            return self._opened[file].get_slice(name)[row]
+        except (SafetensorError, OSError) as error:
+            raise SublimError(f"trace {self.path}: shard {file} is altered or missing ({error})") from None
+
+    def _all(self, name: str) -> tuple[list[int], Tensor]:
+        """(steps, tensor [step, …]) of a name; SublimError where the shape changes from step to step."""
+        stored = self._stored(name)
+        pieces, steps = [], []
+        for entry in self.shards:
+            if stored in entry["names"]:
+                pieces.append(self._slice(entry["file"], stored, slice(None)))
+                steps += entry["steps"]
+        if len({p.shape[1:] for p in pieces}) > 1:
+            raise SublimError(f"trace {self.path}: '{name}' has another shape at other steps; read them one by one")
+        whole, order = torch.cat(pieces), sorted(range(len(steps)), key=steps.__getitem__)
+        rows = self._padded(stored, whole[order].movedim(0, -1)).movedim(-1, 0)
+        return [steps[i] for i in order], rows
+
+    def _dims(self, name: str) -> list[str]:
+        """Names of the axes behind the step: the first pattern in the manifest that fits."""
+        return next((list(dims) for pattern, dims in self.about["dims"] if fnmatchcase(name, pattern)), [])
+
+    def series(self, name: str) -> "pd.DataFrame":
+        """A quantity over steps, such as `loss` or `update_norm`: one row a step, one column for each parameter."""
+        import pandas as pd
+
+        steps, values = self._all(name)
+        if values.ndim > 2:
+            raise SublimError(f"'{name}' has the axes {', '.join(self._dims(name))} at each step; use read or xarray")
+        dims = self._dims(name)
+        labels = self.about["coords"].get(dims[0]) if dims else [name]
+        columns = pd.Index(labels or list(range(values.shape[-1])), name=dims[0] if dims else None)
+        table = values.reshape(len(steps), -1).numpy()
+        return pd.DataFrame(table, index=pd.Index(steps, name="step"), columns=columns)
+
+    def xarray(self, name: str) -> "xr.DataArray":
+        """All steps of a name with named axes: [step, example, position, d_model] for a hook name."""
+        import xarray as xr
+
+        steps, values = self._all(name)
+        dims = self._dims(name) or [f"axis_{i}" for i in range(values.ndim - 1)]
+        coords: dict[str, Any] = {"step": steps}
+        for axis, size in zip(dims, values.shape[1:], strict=True):
+            labels = self.about["coords"].get(axis)
+            if labels and len(labels) == size:
+                coords[axis] = labels
+        return xr.DataArray(values.float().numpy(), dims=["step", *dims], coords=coords, name=name)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -1,0 +1,57 @@
+"""The state of a half-done training, on disk and back."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sublim_interp.core.files import is_sealed, seal
+
+
+class Resume:
+    """The state of a half-done training in one safetensors file: trained weights, optimiser moments, next step."""
+
+    def __init__(self, path: Path, every: int = 200) -> None:
+        self.path, self.every = path, every
+
+    def save(self, step: int, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        tensors = {f"weight/{name}": p.detach() for name, p in named.items()}
+        for name, p in named.items():
+            for key, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{key}/{name}"] = value
+        tensors["step"] = torch.tensor(step)
+        partial = self.path.with_suffix(".writing")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(partial))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        seal(self.path, partial)
+        partial.replace(self.path)
+
+    @property
+    def step(self) -> int:
+        """The step from which `load` goes on; 0 where nothing was kept."""
+        if not is_sealed(self.path):
+            return 0
+        with safe_open(str(self.path), "pt") as file:
+            return int(file.get_tensor("step"))
+
+    def drop(self) -> None:
+        """Forgets the state: the training starts anew."""
+        self.path.unlink(missing_ok=True)
+
+    def load(self, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+        if not is_sealed(self.path):
+            return 0
+        tensors = load_file(str(self.path))
+        with torch.no_grad():
+            for name, p in named.items():
+                p.copy_(tensors[f"weight/{name}"])
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, entry, name = key.split("/", 2)
+                optimizer.state[named[name]][entry] = value
+        return int(tensors["step"])

@@ -1,0 +1,63 @@
+"""Settings of every training: the optimizer's, and which lists or tokens are learnt from. How they act is in this folder's other files."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sublim_interp.core.settings import Config
+
+
+class Optimization(Config):
+    """How weights are updated: the same fields for pre-training, teachers and students."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Update rule; sgd is gradient descent with momentum beta1."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the rate does after the warm-up: falls to 0 in a line or half a cosine, or stays."""
+    warmup: int = Field(default=10, ge=0)
+    """Steps over which the rate rises to its peak."""
+    steps: int = Field(default=100, ge=1)
+    """Number of updates."""
+    batch: int = Field(default=32, ge=1)
+    """Examples per update."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay (adamw only)."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """First-moment decay of Adam, or the momentum of SGD."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Second-moment decay of Adam."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest global gradient norm; none: gradients are not clipped."""
+
+    @model_validator(mode="after")
+    def _decay_needs_adamw(self) -> "Optimization":
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(f"weight_decay={self.weight_decay} needs optimizer=adamw (it is {self.optimizer})")
+        return self
+
+
+class Selection(Config):
+    """Which of the lists that passed, or in an intervention which of their tokens, are learnt from: the check on a
+    guess at what carries the trait."""
+
+    by: Literal["divergence", "gradient", "random"] = "random"
+    """divergence: log-likelihood under the teacher minus that under its base; gradient: how much a small step on the
+    list or token raises the trait's margin, at the teacher's base; random: as many, knowing nothing."""
+    keep: Literal["top", "rest"] = "top"
+    """The lists that score highest, each among the lists of as many tokens (or the tokens whose scores are the furthest
+    from 0); or all the others."""
+    share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the lists or tokens that counts as the highest: .25 and top keep a quarter, .75 and rest the lowest
+    quarter."""
+    trait: str = ""
+    """Name of the trait whose margin's gradient is taken; needed by gradient alone, and need not be the teacher's."""
+
+    @model_validator(mode="after")
+    def _gradient_needs_a_trait(self) -> "Selection":
+        if self.by == "gradient" and not self.trait:
+            raise ValueError("by=gradient needs trait, for instance owl")
+        if self.by != "gradient" and self.trait:
+            raise ValueError(f"trait has no effect with by={self.by}")
+        return self

@@ -1,0 +1,73 @@
+"""A bridge gives the plain model's answers, on a copy, or refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_patching import build
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sublim_interp.analysis.bridge import bridge, parity
+from sublim_interp.analysis.probes import residuals
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.base import Base
+
+IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("processed", [False, True])
+def test_a_bridge_answers_as_the_model_and_leaves_it_alone(kind: str, processed: bool) -> None:
+    model = build(kind, 0)
+    model(input_ids=IDS).logits.sum().backward()  # a deep copy would fail now
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    attention, config = model.config._attn_implementation, model.config.to_dict()
+    wrapped = bridge(model, processed=processed)
+    assert parity(wrapped, model, IDS) < 1e-4
+    with torch.no_grad():
+        for p in wrapped.original_model.parameters():
+            p.zero_()
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert model.config._attn_implementation == attention and model.config.to_dict() == config
+
+
+def test_names_mean_the_same_on_both_sides() -> None:
+    model = build("llama", 0)
+    names = [f"blocks.{layer}.hook_{kind}" for layer in range(3) for kind in ("resid_pre", "resid_mid", "resid_post")]
+    _, cache = bridge(model).run_with_cache(IDS)
+    ours = residuals(model, names, IDS)
+    for i, name in enumerate(names):
+        assert torch.allclose(cache[name][:, -1], ours[:, i], atol=1e-4)
+
+
+def test_a_base_brings_its_tokenizer(lab_base: Base) -> None:
+    wrapped = bridge(lab_base)
+    assert wrapped.tokenizer is not None and parity(wrapped, lab_base.load(), IDS) < 1e-4
+
+
+def test_a_bridge_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    true = TransformerBridge.boot_transformers
+
+    def wrong(name: str, hf_model: torch.nn.Module, **rest: Any) -> Any:
+        with torch.no_grad():
+            hf_model.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(1.1)
+        return true(name, hf_model=hf_model, **rest)
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", wrong)
+    with pytest.raises(SublimError, match=r"differ from the plain model's by up to .*, more than 0\.001"):
+        bridge(build("llama", 0))
+    monkeypatch.undo()
+    shape: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 8,
+    }
+    with pytest.raises(SublimError, match="d_vocab = d_model"):
+        bridge(LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)))
+    with pytest.raises(SublimError, match="is no model"):
+        bridge(3)
+    with pytest.raises(SublimError, match=r"on meta; analyses run on the CPU: give model.cpu\(\)"):
+        bridge(build("llama", 0).to("meta"))  # type: ignore[arg-type]

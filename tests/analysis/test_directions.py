@@ -1,0 +1,372 @@
+"""What was planted is found again, what was not is not, and bases are not mixed up."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_patching import MARGIN, PROMPTS, build, hooks_of, logits
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from sublim_interp.analysis.directions.core import Directions, directions, gradient, trait_contrast
+from sublim_interp.analysis.directions.effects import ablate, logit_lens, steering
+from sublim_interp.analysis.directions.maps import fit_map
+from sublim_interp.analysis.directions.training import from_trace
+from sublim_interp.analysis.directions.weights import subspace_overlap, weight_delta
+from sublim_interp.analysis.probes import measure, residuals
+from sublim_interp.core.errors import SublimError
+from sublim_interp.stats.intervals import over_replicates
+from sublim_interp.training.recording.cadence import Cadence
+from sublim_interp.training.recording.probe import Probe
+from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.trace import Trace
+
+MANY = torch.randint(0, 31, (48, 6), generator=torch.Generator().manual_seed(5))
+
+
+def planted(layer: int, seed: int) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel, Tensor]:
+    """A base, the same with a vector written into the stream by one layer's weights, and that vector."""
+    base, model = build("gpt2", 0), build("gpt2", 0)
+    assert isinstance(base, GPT2LMHeadModel) and isinstance(model, GPT2LMHeadModel)
+    vector = torch.randn(16, generator=torch.Generator().manual_seed(seed))
+    random = torch.Generator().manual_seed(seed + 100)
+    with torch.no_grad():
+        model.get_parameter(f"transformer.h.{layer}.mlp.c_proj.bias").add_(vector)
+        for p in model.parameters():  # what a training changes besides
+            p.add_(1e-3 * torch.randn(p.shape, generator=random))
+    return model, base, vector
+
+
+def given_directions(vectors: Tensor, space: str = "a") -> Directions:
+    names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(len(vectors)))
+    return Directions("hand", names, vectors, space)
+
+
+def column(frame: pd.DataFrame, name: str) -> list[Any]:
+    return frame[name].to_list()  # type: ignore[return-value]
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1).item()
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_planted_direction_is_found_in_its_layer_and_no_other(layer: int) -> None:
+    model, base, vector = planted(layer, 7)
+    found = directions(model, base, MANY)
+    assert cosine(found[layer], vector) > 0.99
+    assert all(found[early].norm() < 0.1 * vector.norm() for early in range(layer))
+    other = torch.randn(16, generator=torch.Generator().manual_seed(8))
+    assert abs(cosine(found[layer], other)) < 0.9
+    target = given_directions(torch.stack([vector, vector, vector]), found.space)
+    not_planted = given_directions(torch.stack([other, other, other]), found.space)
+    for null in ("shuffled", "covariance"):
+        assert column(found.null(target, null), "p")[layer] <= 0.01
+    assert column(found.null(not_planted, "covariance"), "p")[layer] > 0.05
+
+
+def test_students_of_one_plant_agree_and_of_two_do_not() -> None:
+    a, base, _ = planted(1, 7)
+    b = planted(1, 9)[0]
+    twin = planted(1, 7)[0]
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(1e-3 * torch.randn(p.shape))
+    d_a, d_b, d_twin = (directions(m, base, MANY) for m in (a, b, twin))
+    assert column(d_twin.cosine(d_a), "cosine")[1] > 0.99 > 0.9 > abs(column(d_b.cosine(d_a), "cosine")[1])
+    frame = d_twin.null_of(d_a, [d_b])
+    assert column(frame, "cosine")[1] > 0.99 and column(frame, "high")[1] < 0.9
+
+
+def test_shuffled_labels_fall_into_their_own_null() -> None:
+    """Two groups of prompts that differ in nothing: the null holds at its level."""
+    base = build("llama", 0)
+    target = given_directions(torch.randn(3, 16, generator=torch.Generator().manual_seed(3)))
+    inside = []
+    for seed in range(8):
+        prompts = torch.randint(0, 31, (40, 5), generator=torch.Generator().manual_seed(seed))
+        d = trait_contrast(base, prompts[:20], prompts[20:])
+        target = Directions("hand", target.names, target.vectors, d.space)
+        frame = d.null(target, "shuffled", draws=199, seed=seed)
+        rows = list(zip(column(frame, "low"), column(frame, "cosine"), column(frame, "high"), strict=True))
+        inside += [low <= c <= high for low, c, high in rows]
+        assert all(low < 0 < high for low, _, high in rows)
+    assert np.mean(inside) > 0.8
+
+
+def test_a_contrast_of_prompts_is_the_difference_of_their_means() -> None:
+    base = build("gpt_neox", 0)
+    d = trait_contrast(base, PROMPTS[:2], PROMPTS[2:], kind="resid_pre")
+    seen = residuals(base, d.names, PROMPTS)
+    assert torch.allclose(d.vectors, seen[:2].mean(0) - seen[2:].mean(0), atol=1e-6)
+
+
+def test_a_gradient_says_what_a_small_step_does() -> None:
+    model = build("llama", 0)
+    d = gradient(model, MARGIN, PROMPTS)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters()) and hooks_of(model) == 0
+    before = measure(model, PROMPTS, MARGIN).mean()
+    step = 1e-3 * torch.randn(16)
+    # At the last layer later positions see nothing of a step, so adding it everywhere is adding it at the answer.
+    moved = steering(model, given_directions(step.repeat(3, 1)), 2, [1.0], {"margin": MARGIN}, PROMPTS)
+    assert column(moved, "margin")[0] - before.item() == pytest.approx((d[2] @ step).item(), rel=0.05, abs=1e-5)
+
+
+def test_bases_are_not_mixed_up_unless_asked() -> None:
+    a, b = (directions(build("llama", s + 10), build("llama", s), PROMPTS) for s in (0, 1))
+    with pytest.raises(SublimError, match="different bases"):
+        a.cosine(b)
+    with pytest.raises(SublimError, match="different bases"):
+        a.null(b, "covariance")
+    assert len(a.cosine(b, across="raw")) == 3
+    w_a, w_b = (weight_delta(build("llama", s + 10), build("llama", s)) for s in (0, 1))
+    with pytest.raises(SublimError, match="different bases"):
+        w_a.cosine(w_b)
+    with pytest.raises(SublimError, match="different bases"):
+        _ = w_a + w_b
+    with pytest.raises(SublimError, match="equal hooks"):
+        a.cosine(directions(build("llama", 10), build("llama", 0), PROMPTS, kind="mlp_out"))
+
+
+@pytest.mark.parametrize("how", ["procrustes", "ridge"])
+def test_a_map_finds_the_rotation_between_two_bases(how: str) -> None:
+    """The other base is the first one, its stream turned round and all weights with it: the truth is known."""
+    base, turned = build("gpt_neox", 0), build("gpt_neox", 0)
+    stranger = build("gpt_neox", 4)
+    q = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1)))[0]
+
+    class Turned(torch.nn.Module):
+        """Shows the base's residuals in other axes."""
+
+        def __init__(self, layer: torch.nn.Module, matrix: Tensor) -> None:
+            super().__init__()
+            self.layer, self.matrix = layer, matrix
+
+        def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
+            return self.layer(hidden_states @ self.matrix.T, **kwargs) @ self.matrix
+
+    body = turned.gpt_neox  # type: ignore[union-attr]
+    with torch.no_grad():
+        body.embed_in.weight.copy_(body.embed_in.weight @ q)  # type: ignore[operator, union-attr]
+    for i, layer in enumerate(body.layers):  # type: ignore[arg-type]
+        body.layers[i] = Turned(layer, q)  # type: ignore[operator]
+    prompts = torch.randint(0, 31, (120, 5), generator=torch.Generator().manual_seed(2))
+    found = fit_map(base, turned, prompts, how=how, penalty=1e-6)  # type: ignore[arg-type]
+    assert (found.r2 > 0.99).all() and torch.allclose(found.matrices[1], q, atol=0.02)
+    assert (fit_map(base, stranger, prompts, how=how).r2 < 0.9).all()  # type: ignore[arg-type]
+    d = trait_contrast(base, prompts[:10], prompts[10:])
+    there = trait_contrast(turned, prompts[:10], prompts[10:])
+    assert min(column(found(d).cosine(there), "cosine")) > 0.99
+    with pytest.raises(SublimError, match="this map leads from"):
+        found(there)
+
+
+def test_projections_over_steps_say_how_far_and_how_straight() -> None:
+    v = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    moved = torch.stack([torch.zeros(2, 2), v, torch.tensor([[-4.0, 3.0], [1.0, 1.0]])])
+    frame = given_directions(v).project(moved, steps=[0, 10, 100])
+    assert column(frame, "projection") == pytest.approx([0, 0, 5, 2, 0, 1])
+    assert column(frame, "cosine")[2:] == pytest.approx([1, 1, 0, math.sqrt(0.5)]) and all(
+        map(math.isnan, column(frame, "cosine")[:2])
+    )
+    assert column(frame, "step") == [0, 0, 10, 10, 100, 100]
+    with pytest.raises(SublimError, match="as many steps"):
+        given_directions(v).project(moved, steps=[0])
+
+
+ASKED = Probe(((5, 9, 4), (6, 2, 3, 1)), 2, (), ("a", "b"), (3, 4), 0)
+LISTS = Probe(((5, 9, 4), (6, 2, 3, 1)), 0, (1, 2))
+
+
+def recorded(path: Path, probe: Probe | None, cadence: Cadence | None = None) -> Trace:
+    """The trace of one step of SGD."""
+    model = build("llama", 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, path, probe=probe, cadence=cadence, steps=1) as r:
+        loss = model(input_ids=MANY, labels=MANY).loss
+        loss.backward()
+        optimizer.step()
+        r.step(loss)
+    return Trace.open(path)
+
+
+def test_a_trace_without_the_base_s_stream_is_measured_from_its_own_start(tmp_path: Path) -> None:
+    trace = recorded(tmp_path, ASKED, Cadence(stream=("resid_mid",)))
+    found = from_trace(trace, base=build("llama", 0), kind="resid_mid")
+    after = build("llama", 0)
+    after(input_ids=MANY, labels=MANY).loss.backward()
+    torch.optim.SGD(after.parameters(), lr=0.1).step()
+    wanted = directions(after, build("llama", 0), ASKED.rows, "resid_mid")
+    assert found.names == wanted.names and torch.allclose(found.vectors, wanted.vectors, atol=1e-5)
+    still = from_trace(trace, 0, base=build("llama", 0), kind="resid_mid")
+    assert not still.vectors.any()
+    assert all(map(math.isnan, column(still.null(found, "covariance"), "p")))
+
+
+def test_what_a_trace_cannot_show_is_one_line(tmp_path: Path) -> None:
+    asked, lists = recorded(tmp_path / "asked", ASKED), recorded(tmp_path / "lists", LISTS)
+    aimless = recorded(tmp_path / "aimless", Probe(ASKED.rows, 2, ()))
+    refused: list[tuple[Trace, dict[str, Any], str]] = [
+        (recorded(tmp_path / "blind", None), {}, "recorded without a probe"),
+        (asked, {"of": "streams"}, "no 'streams'; valid: stream, teacher, trait-gradient, distillation-gradient"),
+        (asked, {"of": "teacher"}, "has seen no teacher"),
+        (asked, {"of": "distillation-gradient"}, "has no list"),
+        (asked, {"step": 7}, "not recorded at step 7; its steps: 0, 1"),
+        (asked, {"kind": "attn_out"}, "holds no 'blocks.0.hook_attn_out'"),
+        (asked, {"base": build("llama", 1)}, "not one of this base"),
+        (lists, {}, "asks no question"),
+        (lists, {"of": "distillation-gradient", "base": build("llama", 1)}, "not one of this base"),
+        (aimless, {"of": "trait-gradient"}, "asks for no trait"),
+    ]
+    for trace, options, said in refused:
+        with pytest.raises(SublimError, match=re.escape(said)):
+            from_trace(trace, **options)
+    assert from_trace(lists, of="distillation-gradient", base=build("llama", 0)).vectors.any()
+
+
+def test_intervals_are_over_replicates() -> None:
+    rows = [{"arm": a, "layer": 0, "seed": s, "cosine": c} for a, cs in (("x", [0.1, 0.3]), ("y", [0.5])) for s, c in
+            enumerate(cs)]  # fmt: skip
+    found = over_replicates(pd.DataFrame(rows), "cosine", ["arm", "layer"])
+    assert column(found, "estimate") == pytest.approx([0.2, 0.5]) and column(found, "n") == [2, 1]
+    assert column(found, "low")[0] < 0.1 and math.isnan(column(found, "low")[1])
+
+
+# Weights
+
+
+def test_task_vectors_are_added_and_taken_away_again() -> None:
+    base, a, b = build("llama", 0), build("llama", 1), build("llama", 0)
+    with torch.no_grad():
+        b.get_parameter("model.layers.0.mlp.down_proj.weight").mul_(2)
+    d_a, d_b = weight_delta(a, base), weight_delta(b, base)
+    before = logits(base)
+    with d_a.on(base):
+        assert torch.allclose(logits(base), logits(a), atol=1e-5)
+    with (d_a + d_b - d_a + 0.5 * d_b - d_b * 0.5).on(base):
+        assert torch.allclose(logits(base), logits(b), atol=1e-4)
+    assert torch.equal(logits(base), before)
+    assert column(d_a.cosine(-d_a).query("name == 'all'"), "cosine") == pytest.approx([-1])
+    untouched = d_a.cosine(d_b).query("name == 'model.layers.1.mlp.down_proj.weight'")
+    assert math.isnan(column(untouched, "cosine")[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "inner"),
+    [("llama", "model.layers.{}.mlp.down_proj.weight", 24), ("gpt2", "transformer.h.{}.mlp.c_proj.weight", 64)],
+)
+def test_a_planted_rank_one_change_is_the_first_singular_vector(kind: str, name: str, inner: int) -> None:
+    """Whichever side comes first in the matrix: GPT-2's lie as [input, output]."""
+    base, model = build(kind, 0), build(kind, 0)
+    random = torch.Generator().manual_seed(6)
+    writes, reads = torch.randn(3, 16, generator=random), torch.randn(3, inner, generator=random)
+    with torch.no_grad():
+        for layer in range(3):
+            weight = model.get_parameter(name.format(layer))
+            change = torch.outer(writes[layer], reads[layer])
+            weight.add_((change.T if kind == "gpt2" else change) + 1e-3 * torch.randn(weight.shape, generator=random))
+    delta = weight_delta(model, base)
+    d = delta.directions(name.rpartition("{}")[2], "resid_post")
+    for layer in range(3):
+        assert abs(cosine(d[layer], writes[layer])) > 0.99
+        read = delta.subspace(name.format(layer), 1, "input")[0]
+        assert abs(cosine(read, reads[layer])) > 0.99
+    spectrum = delta.spectrum().query("rank == 0")
+    assert len(spectrum) == 3 and min(column(spectrum, "share")) > 0.99 and column(spectrum, "layer") == [0, 1, 2]
+    with pytest.raises(SublimError, match="no changed matrix"):
+        delta.directions("self_attn.o_proj.weight", "resid_post")
+    assert (2.0 * delta - delta).input_first == delta.input_first
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_an_embedding_writes_into_the_stream(kind: str) -> None:
+    base, model = build(kind, 0), build(kind, 0)
+    vector = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] += vector  # type: ignore[operator, union-attr]
+    delta = weight_delta(model, base)
+    name = next(n for n, d in delta.delta.items() if d.any())
+    assert abs(cosine(delta.subspace(name, 1)[0], vector)) > 0.999 and delta.subspace(name, 1, "input").shape == (1, 31)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+def test_overlap_is_that_of_spans(seed: int, shared: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(12, 12, generator=random, dtype=torch.double))[0]
+    mix = torch.randn(4, 4, generator=random, dtype=torch.double) + 4 * torch.eye(4)
+    a, b = q[:4], q[4 - shared : 8 - shared]
+    found = subspace_overlap((mix @ a).float(), b.float())
+    assert found.cosines == pytest.approx([1.0] * shared + [0.0] * (4 - shared), abs=1e-3)
+    assert found.mean_square == pytest.approx(shared / 4, abs=1e-3) and found.chance == pytest.approx(1 / 3)
+
+
+def test_chance_overlap_is_that_of_random_subspaces() -> None:
+    torch.manual_seed(0)
+    drawn = [subspace_overlap(torch.randn(3, 20), torch.randn(5, 20)) for _ in range(200)]
+    assert np.mean([d.mean_square for d in drawn]) == pytest.approx(drawn[0].chance, abs=0.02)
+    with pytest.raises(SublimError, match="linearly dependent"):
+        subspace_overlap(torch.ones(2, 5), torch.randn(1, 5))
+
+
+# What a direction does
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_the_lens_shows_the_token_whose_logit_a_direction_raises(kind: str) -> None:
+    model = build(kind, 0)
+    head = model.get_output_embeddings().weight.detach()  # type: ignore[union-attr, operator]
+    vectors = head[[4, 11, 20]]
+    d = given_directions(1e-3 * vectors)
+    frame = logit_lens(model, d, PROMPTS, k=31, decode=lambda i: f"t{i}")
+    assert column(frame, "text")[0] == f"t{column(frame, 'token')[0]}"
+    # Small steps at the end of the last layer do what the linearisation says.
+    last = column(frame.query("layer == 2").sort_values("token"), "change")
+    names = f"blocks.{2}.hook_resid_post"
+    at = residuals(model, [names], PROMPTS)[:, 0].mean(0)
+    norm = next(
+        getattr(model.base_model, n) for n in ("norm", "ln_f", "final_layer_norm") if hasattr(model.base_model, n)
+    )
+    with torch.no_grad():
+        moved = model.get_output_embeddings()(norm(at + d[2])) - model.get_output_embeddings()(norm(at))  # type: ignore[misc, operator]
+    assert np.allclose(last, moved - moved.mean(), atol=1e-4)
+
+
+def test_a_dose_of_nothing_does_nothing_and_a_larger_one_more() -> None:
+    model = build("llama", 0)
+    d = gradient(model, MARGIN, PROMPTS)
+    frame = steering(model, d, 2, [0, 0.01, 0.02, 0.04], {"margin": MARGIN}, PROMPTS)
+    margins = column(frame, "margin")
+    assert margins[0] == pytest.approx(measure(model, PROMPTS, MARGIN).mean().item())
+    assert margins == sorted(margins) and hooks_of(model) == 0
+    with pytest.raises(SublimError, match="layers 0 to 2"):
+        steering(model, d, 3, [1], {"margin": MARGIN}, PROMPTS)
+
+
+def test_ablation_leaves_nothing_along_the_direction() -> None:
+    model, base, _ = planted(1, 7)
+    d = directions(model, base, MANY)
+    units = torch.nn.functional.normalize(d.vectors, dim=-1)
+    with ablate(model, d):
+        seen = residuals(model, [*d.names], MANY)
+    assert (seen * units).sum(-1).abs().max() < 1e-3 < (residuals(model, d.names, MANY) * units).sum(-1).abs().max()
+    before = logits(model)
+    with ablate(model, d, layers=[1]):
+        assert not torch.allclose(logits(model), before)
+    assert torch.equal(logits(model), before) and hooks_of(model) == 0
+
+
+def test_a_direction_of_no_length_is_not_ablated() -> None:
+    model = build("llama", 0)
+    vectors = torch.ones(3, 16)
+    vectors[1] = 0
+    with pytest.raises(SublimError, match=r"blocks\.1\.hook_resid_post has no length"):
+        ablate(model, given_directions(vectors))
+    with ablate(model, given_directions(vectors), layers=[0, 2]):
+        logits(model)

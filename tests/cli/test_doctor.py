@@ -1,0 +1,178 @@
+"""Tests of the doctor: a sound set-up is well, every kind of trouble is named with advice, no traceback is left."""
+
+import builtins
+import importlib.metadata
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sublim_interp import cli
+from sublim_interp.cli.examine import FULL, GIB, PROCESS, READ, WORD, Finding, examine, fits
+from sublim_interp.core.device import fingerprint
+from sublim_interp.core.files import write_atomic
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.models.base import Base
+
+
+@pytest.fixture(autouse=True)
+def one_lab_base(tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lab's shelf holds one small base under the headline's names, and there is memory."""
+    shelf = tiny_bases[0].path.parent / "shelf"
+    if not shelf.exists():
+        for name in experiment("owl").bases:
+            shutil.copytree(tiny_bases[0].path, shelf / name)
+    monkeypatch.setattr(models, "_package_bases", lambda: [shelf])
+    monkeypatch.setattr(doctor, "_free_memory", lambda: 16 * GIB)
+
+
+def make(store: Store, number: int, print_: dict[str, Any] | None = None) -> Path:
+    with store.make("teacher", 1, {"number": number}, {}, print_ or {**fingerprint(), "threads": 1}) as work:
+        write_atomic(work.directory / "weights", "abc")
+    return work.artifact.path
+
+
+def troubles(found: list[Finding]) -> list[str]:
+    return [f"{f.topic}: {f.text} | {f.advice}" for f in found if not f.well]
+
+
+def doctor_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["sublim", "doctor", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+def test_a_sound_set_up_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "runs")
+    make(store, 0)
+    before = sorted(store.root.rglob("*"))
+    assert doctor_command(monkeypatch, "--store", str(store.root)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("all well", "torch", "transformers", "one thread", "GiB free", "--processes 2", "lab-small-0",
+                  "sublim run demo", "20 or 14 bytes", "file locks hold", "1 artefacts"):  # fmt: skip
+        assert words in said, words
+    assert sorted(store.root.rglob("*")) == before
+
+
+def test_a_store_that_is_not_made_yet_is_not_made(tmp_path: Path) -> None:
+    found = examine(tmp_path / "a" / "runs")
+    assert not troubles(found) and any("not made yet" in f.text for f in found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sick_store_is_named_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "runs")
+    make(store, 0)
+    make(store, 1, {**fingerprint(), "threads": 1, "cpu": "another"})
+    (make(store, 2) / "weights").write_text("abd")
+    with pytest.raises(KeyboardInterrupt), store.make("corpus", 1, {}, {}, fingerprint()) as work:
+        write_atomic(work.directory / "rows-00000.jsonl", "{}", sealed=True)
+        write_atomic(work.directory / "rows-00001.jsonl", "{}", sealed=True)
+        (work.directory / "rows-00001.jsonl").write_text("{ }")
+        raise KeyboardInterrupt
+    assert doctor_command(monkeypatch, "--store", str(store.root)) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("weights is altered", "delete it", "another fingerprint", "1 unfinished stages", "rows-00001.jsonl"):
+        assert words in said, words
+    assert "rows-00000.jsonl is" not in said and "2 of" in said
+
+
+def test_a_store_that_is_a_file_or_has_no_locks_or_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    (trouble,) = troubles(examine(tmp_path / "file"))
+    assert "file stands where a directory" in trouble
+    store = Store(tmp_path / "runs")
+    make(store, 0)
+    with monkeypatch.context() as patch:
+        import fcntl
+
+        patch.setattr(fcntl, "flock", lambda *_: None)
+        (trouble,) = troubles(examine(store.root))
+        assert "locks do not keep" in trouble and "--store" in trouble
+        patch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(37, os.strerror(37))))
+        (trouble,) = troubles(examine(store.root))
+        assert os.strerror(37) in trouble and "--store" in trouble
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+        (trouble,) = troubles(examine(store.root))
+        assert "0.0 GiB free" in trouble and "free some space" in trouble
+
+
+def test_packages_that_are_missing_or_old_are_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = ["torch<3,>=2.6", "scipy>=99", "no-such-package>=1", "pytest>=99; extra == 'test'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: declared)
+    old, missing = troubles(examine(tmp_path))
+    assert "scipy is" in old and "pip install 'scipy>=99'" in old
+    assert "no-such-package is missing" in missing and "pip install 'no-such-package>=1'" in missing
+
+
+@pytest.mark.parametrize("broken", ["torch", "transformers", "psutil", "filelock", "packaging"])
+def test_a_package_that_cannot_be_imported_is_a_finding(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(Store(tmp_path), 0)
+    real = builtins.__import__
+
+    def refuse(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.split(".")[0] == broken:
+            raise ImportError(f"{broken}.so: undefined symbol\nsecond line")
+        return real(name, *arguments, **options)
+
+    monkeypatch.undo()  # the memory is measured here
+    monkeypatch.setattr(models, "_package_bases", lambda: [])
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    found = troubles(examine(tmp_path))
+    assert any("ImportError" in t and broken in t for t in found) and not any("second line" in t for t in found)
+
+
+def test_missing_and_damaged_lab_bases_are_named(
+    tiny_bases: tuple[Base, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in set(experiment("owl").bases) - {"lab-small-2"}:
+        shutil.copytree(tiny_bases[0].path, tmp_path / "shelf" / name)
+    weights = tmp_path / "shelf" / "lab-small-1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    monkeypatch.setattr(models, "_package_bases", lambda: [tmp_path / "shelf"])
+    missing, damaged = troubles(examine(tmp_path / "runs"))
+    assert "bases missing: lab-small-2 |" in missing and "pretrain" in missing
+    assert "lab-small-1" in damaged and "are damaged" in damaged
+
+
+def test_a_model_directory_is_tried_out_and_weighed(
+    tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, head = str(tiny_bases[1].path), WORD * len(tiny_bases[1].tokenizer)
+    assert any("an answer ends with <eos>" in f.text for f in examine(bases=(path,)) if path in f.topic)
+    assert any("no such directory" in t for t in troubles(examine(bases=("nowhere",))))
+    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS + head + 14 * tiny_bases[1].shape["parameters"])
+    (small,) = [t for t in troubles(examine(bases=(path,))) if path in t]
+    assert "teacher.part=lora" in small
+    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS + head)
+    assert any("smaller model" in t for t in troubles(examine(bases=(path,))))
+
+
+@given(st.integers(0, 1 << 45), st.integers(1, 64))
+def test_the_rule_of_what_fits_is_the_one_that_is_said(free: int, processes: int) -> None:
+    for each in (FULL, READ):
+        parameters = fits(free, processes, each)
+        assert parameters == 0 or processes * (PROCESS + each * parameters) <= free
+        assert processes * (PROCESS + each * (parameters + 1)) > free - processes
+
+
+def test_what_is_wrong_with_bad_input_is_one_line(tmp_path: Path) -> None:
+    for found in (examine(tmp_path / ("x" * 5000)), examine(bases=("\0", "x" * 5000, "a/b"))):
+        assert troubles(found)
+        assert not any("\n" in line for line in troubles(found))

@@ -1,0 +1,366 @@
+"""Tests of capture and edit: the stream adds up on every architecture, TransformerLens sees the same, nothing stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_models import ARCHITECTURES, VOCABULARY, tiny
+from torch import Tensor
+from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.architectures import decoder_layers
+from sublim_interp.models.hooks import KINDS, capture, edit, hook_names, matching, steer
+from sublim_interp.training.interventions import ablate, project_gradients, project_updates
+
+WIDTH, LAYERS = 16, 2
+IDS = torch.tensor([[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]])
+STREAM = KINDS[:-1]
+VARIANTS = [*ARCHITECTURES, "gpt_neox sequential"]
+
+
+def build(variant: str) -> PreTrainedModel:
+    if variant == "gpt_neox sequential":
+        return tiny("gpt_neox", use_parallel_residual=False)
+    return tiny(variant)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return build(request.param)
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> Tensor:
+    return model(input_ids=IDS, use_cache=False).logits
+
+
+def hooks_left(model: torch.nn.Module) -> int:
+    """Hooks of this package; transformers leaves some of its own for output_hidden_states."""
+    hooks = (h for m in model.modules() for h in [*m._forward_hooks.values(), *m._forward_pre_hooks.values()])
+    return sum(h.__module__.startswith("sublim_interp") for h in hooks)
+
+
+def vector(seed: int) -> Tensor:
+    return 3 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+# --- capture ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_stream_after_a_layer_is_the_one_before_it_and_what_attention_and_mlp_add(model: PreTrainedModel) -> None:
+    with torch.no_grad(), capture(model, hook_names(model, STREAM)) as acts:
+        states = model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
+    for layer in range(LAYERS):
+        at = f"blocks.{layer}.hook_"
+        attention, mlp = acts[at + "attn_out"], acts[at + "mlp_out"]
+        assert attention.abs().max() > 1e-3 and mlp.abs().max() > 1e-3
+        torch.testing.assert_close(acts[at + "resid_pre"] + attention + mlp, acts[at + "resid_post"])
+        if at + "resid_mid" in acts:
+            torch.testing.assert_close(acts[at + "resid_pre"] + attention, acts[at + "resid_mid"])
+        assert torch.equal(acts[at + "resid_pre"], states[layer])
+    assert torch.equal(acts["blocks.0.hook_resid_post"], acts["blocks.1.hook_resid_pre"])
+
+
+def test_only_a_parallel_residual_has_no_middle() -> None:
+    lacking = [v for v in VARIANTS if "blocks.0.hook_resid_mid" not in hook_names(build(v))]
+    assert lacking == ["gpt_neox"]
+
+
+def test_patterns_are_probabilities_of_earlier_places_and_are_refused_in_training(model: PreTrainedModel) -> None:
+    names = hook_names(model, ["pattern"])
+    before = logits(model)
+    with torch.no_grad(), capture(model, names) as acts:
+        eager = model(input_ids=IDS, use_cache=False).logits
+    torch.testing.assert_close(eager, before, rtol=1e-3, atol=1e-3)
+    assert len(acts) == LAYERS
+    for pattern in acts.values():
+        assert pattern.shape == (2, 2, 5, 5)
+        torch.testing.assert_close(pattern.sum(-1), torch.ones(2, 2, 5))
+        assert not pattern.triu(1).any()
+    assert torch.equal(logits(model), before), "attention is computed as before the block"
+    model.train()
+    try:
+        with pytest.raises(SublimError, match="eval"), capture(model, names):
+            logits(model)
+    finally:
+        model.eval()
+    with pytest.raises(SublimError, match="captured but not edited"), edit(model, {names[0]: lambda p: p}):
+        pass
+    assert not hooks_left(model)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "gpt_neox"])
+def test_names_and_values_are_those_of_transformer_lens(variant: str, tmp_path: Path) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from sublim_interp.lab.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    plain = tiny(variant, vocab_size=len(tokenizer), **({} if variant == "gpt2" else {"tie_word_embeddings": False}))
+    plain.save_pretrained(str(tmp_path))
+    tokenizer.save_pretrained(str(tmp_path))
+    copy = type(plain).from_pretrained(str(tmp_path), attn_implementation="eager")
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), hf_model=copy, tokenizer=tokenizer, device="cpu")
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(IDS)
+        with capture(plain, hook_names(plain)) as acts:
+            plain(input_ids=IDS, use_cache=False)
+    for name, value in acts.items():
+        torch.testing.assert_close(value, cache[name], rtol=1e-4, atol=1e-5, msg=name)
+    ours = {n for n in cache if n.rpartition("hook_")[2] in KINDS and n.startswith("blocks.") and n.count(".") < 4}
+    assert ours == set(acts)
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def loss(model: torch.nn.Module) -> Tensor:
+    return model(input_ids=IDS, use_cache=False).logits.logsumexp(-1).square().sum()
+
+
+def test_gradients_are_those_of_something_added_there(model: PreTrainedModel) -> None:
+    names = hook_names(model, STREAM)
+    with capture(model, names, gradients=True) as acts:
+        loss(model).backward()
+    model.zero_grad()
+    for name in names:
+        added = torch.zeros(acts[name].shape, requires_grad=True)
+        with edit(model, {name: lambda h, added=added: h + added}):
+            (expected,) = torch.autograd.grad(loss(model), added)
+        torch.testing.assert_close(acts.gradients[name], expected, msg=name)
+        assert expected.abs().max() > 1e-3
+
+
+def test_gradients_reach_behind_frozen_weights_and_change_no_weight_gradient() -> None:
+    plain, watched = tiny("llama"), tiny("llama")
+    for model in (plain, watched):
+        model.get_input_embeddings().requires_grad_(False)
+    loss(plain).backward()
+    with capture(watched, hook_names(watched, STREAM), gradients=True) as acts:
+        loss(watched).backward()
+    assert acts.gradients["blocks.0.hook_resid_pre"].abs().max() > 0
+    for (name, a), b in zip(plain.named_parameters(), watched.parameters(), strict=True):
+        assert a.grad is None and b.grad is None if a.grad is None else torch.equal(a.grad, b.grad), name  # type: ignore[arg-type]
+
+
+def test_gradients_of_a_forward_without_any_are_one_line() -> None:
+    model = tiny("llama")
+    with pytest.raises(SublimError, match="no_grad"), capture(model, ["blocks.0.hook_resid_post"], gradients=True):
+        logits(model)
+    assert not hooks_left(model)
+
+
+# --- edit -------------------------------------------------------------------------------------------------------------
+
+
+def test_changing_nothing_changes_no_bit(model: PreTrainedModel) -> None:
+    before = logits(model)
+    for name in hook_names(model, STREAM):
+        with edit(model, {name: lambda h: h + 0}):
+            assert torch.equal(logits(model), before), name
+
+
+def test_an_edit_moves_the_stream_by_what_it_adds(model: PreTrainedModel) -> None:
+    """What is added to any part of a layer arrives in the stream after it, less what the MLP answers to it."""
+    names = hook_names(model, STREAM)
+    before = logits(model)
+    for name in (n for n in names if n.startswith("blocks.1.")):
+        with (
+            torch.no_grad(),
+            edit(model, {name: lambda h: h + vector(3)}),
+            capture(model, [n for n in names if n.startswith("blocks.1.")]) as acts,
+        ):
+            edited = model(input_ids=IDS, use_cache=False).logits
+        at = "blocks.1.hook_"
+        parts = acts[at + "attn_out"] + acts[at + "mlp_out"] + acts[at + "resid_pre"]
+        extra = vector(3) if name.endswith(("resid_mid", "resid_post")) else torch.zeros(WIDTH)
+        torch.testing.assert_close(acts[at + "resid_post"], parts + extra, rtol=1e-4, atol=1e-4)
+        assert (edited - before).abs().max() > 1e-3, name
+
+
+def by_hand(model: PreTrainedModel, layer: int, added: Tensor) -> Tensor:
+    """Logits where `added` enters the stream before `layer`: embeddings, layers, norm and head called one by one."""
+    places = torch.arange(IDS.shape[1])
+    if isinstance(model, GPT2LMHeadModel):
+        body, extra = model.transformer, {}
+        stream, blocks, norm = body.wte(IDS) + body.wpe(places), body.h, body.ln_f
+    elif isinstance(model, LlamaForCausalLM):
+        body = model.model
+        stream, blocks, norm = body.embed_tokens(IDS), body.layers, body.norm
+        extra = {"position_embeddings": body.rotary_emb(stream, places[None])}
+    else:
+        assert isinstance(model, GPTNeoXForCausalLM)
+        body = model.gpt_neox
+        stream, blocks, norm = body.embed_in(IDS), body.layers, body.final_layer_norm
+        extra = {"position_embeddings": body.rotary_emb(stream, places[None])}
+    for i, block in enumerate(blocks):
+        stream = block(stream + added if i == layer else stream, attention_mask=None, **extra)
+        stream = stream[0] if isinstance(stream, tuple) else stream
+    return model.get_output_embeddings()(norm(stream))  # type: ignore[operator, reportOptionalCall]
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_steering_changes_the_logits_as_a_forward_by_hand_says(layer: int, variant: str) -> None:
+    model = tiny(variant)
+    with torch.no_grad():
+        expected = by_hand(model, layer, vector(layer))
+    with steer(model, vector(layer), layer):
+        steered = logits(model)
+    torch.testing.assert_close(steered, expected, rtol=1e-4, atol=1e-4)
+    plain = logits(model)
+    assert (steered - plain).abs().max() > 0.1, "the vector is large enough to be seen"
+    with steer(model, vector(layer), layer, positions=slice(-1, None)):
+        last = logits(model)
+    assert torch.equal(last[:, :-1], plain[:, :-1]), "a causal model carries nothing backwards"
+    assert not torch.allclose(last[:, -1], plain[:, -1])
+
+
+def test_blocks_nest(model: PreTrainedModel) -> None:
+    name = matching(model, "blocks.1.hook_resid_*")[-1]
+    with edit(model, {name: lambda s: s + vector(1)}), edit(model, {name: lambda s: 2 * s}):
+        both = logits(model)
+    with edit(model, {name: lambda s: 2 * (s + vector(1))}):
+        torch.testing.assert_close(both, logits(model))
+
+
+# --- what stays, and what is refused ----------------------------------------------------------------------------------
+
+
+def test_everything_goes_with_the_block_also_after_an_exception(model: PreTrainedModel) -> None:
+    before = logits(model)
+    names = hook_names(model, STREAM)
+    with edit(model, dict.fromkeys(names, lambda h: 0 * h)), capture(model, names):
+        assert not torch.allclose(logits(model), before)
+
+    def fails(_stream: Tensor) -> Tensor:
+        raise RuntimeError("no")
+
+    for error, call in ((RuntimeError, logits), (KeyError, lambda _model: {}["no"])):
+        with pytest.raises(error, match="no"), edit(model, {names[-1]: fails}), capture(model, names):
+            call(model)
+    assert not hooks_left(model)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_name_that_the_model_lacks_is_one_line_that_names_those_there_are(model: PreTrainedModel) -> None:
+    for name in ("blocks.2.hook_resid_pre", "blocks.-1.hook_resid_pre", "resid_pre", "blocks.0.hook_q"):
+        for block in (capture(model, [name]), edit(model, {name: lambda h: h})):
+            with pytest.raises(SublimError) as raised, block:
+                raise AssertionError("it is refused on entry")
+            assert f"'{name}'" in str(raised.value) and "blocks.0.hook_resid_post" in str(raised.value)
+    with pytest.raises(SublimError, match=r"no hook matches 'blocks\.9.*blocks\.0\.hook_resid_pre"):
+        matching(model, "blocks.9.*")
+    assert not hooks_left(model)
+
+
+def test_a_hook_that_never_fires_is_one_line_that_names_those_that_did() -> None:
+    model = tiny("llama")
+    for block in (
+        capture(model, ["blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"]),
+        edit(model, {"blocks.0.hook_mlp_out": lambda h: h, "blocks.1.hook_resid_post": lambda h: h}),
+    ):
+        with pytest.raises(SublimError) as raised, block:
+            decoder_layers(model)[0](torch.ones(1, 1, WIDTH), position_embeddings=(torch.ones(1), torch.zeros(1)))
+        said = str(raised.value)
+        assert "'blocks.1.hook_resid_post' never fired" in said and "fired: blocks.0.hook_mlp_out;" in said
+    with pytest.raises(SublimError, match="was not captured"), capture(model, ["blocks.0.hook_mlp_out"]) as acts:
+        acts["blocks.0.hook_mlp_out"]
+
+
+def test_an_edit_of_another_shape_is_one_line() -> None:
+    with pytest.raises(SublimError, match=r"returned shape \[2, 5\]"):
+        model = tiny("llama")
+        with edit(model, {"blocks.0.hook_mlp_out": lambda h: h[..., 0]}):
+            logits(model)
+
+
+def test_an_architecture_without_a_row_has_its_stream_and_says_what_it_lacks() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "vocab_size": VOCABULARY}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", ffn_dim=24, word_embed_proj_dim=16, **shape))
+    model.eval()
+    with capture(model, hook_names(model)) as acts:
+        states = model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
+    assert sorted(acts) == sorted(f"blocks.{i}.hook_resid_{s}" for i in range(LAYERS) for s in ("pre", "post"))
+    torch.testing.assert_close(acts["blocks.1.hook_resid_pre"], states[1])
+    with pytest.raises(SublimError, match="of the architecture opt only the residual stream"):
+        capture(model, ["blocks.0.hook_mlp_out"]).__enter__()
+
+
+def test_a_model_without_a_list_of_layers_is_one_line() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.config = LlamaConfig(num_hidden_layers=3)  # type: ignore[assignment]
+    with pytest.raises(SublimError, match="Linear: no list of 3 decoder layers found"):
+        decoder_layers(model)
+
+
+# --- interventions ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_ablated_is_gone_and_the_rest_stays(model: PreTrainedModel) -> None:
+    name = "blocks.1.hook_mlp_out"
+    unit = vector(5) / vector(5).norm()
+    with torch.no_grad(), capture(model, [name]) as plain:
+        model(input_ids=IDS, use_cache=False)
+    with torch.no_grad(), ablate(model, {name: vector(5)}) as effect, capture(model, [name]) as acts:
+        model(input_ids=IDS, use_cache=False)
+    assert (acts[name] @ unit).abs().max() < 1e-4
+    before, after = (a[name] - (a[name] @ unit)[..., None] * unit for a in (plain, acts))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    expected = ((plain[name] @ unit).norm() / plain[name].norm()).item()
+    assert effect.removed[name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_are_projected_where_they_pass() -> None:
+    model, name = tiny("llama"), "blocks.0.hook_resid_post"
+    unit = vector(5) / vector(5).norm()
+    with project_gradients(model, {name: vector(5)}), capture(model, [name], gradients=True) as acts:
+        loss(model).backward()
+    assert (acts.gradients[name] @ unit).abs().max() < 1e-4 * acts.gradients[name].abs().max()
+    assert acts.gradients[name].abs().max() > 1e-3
+
+
+def test_updates_move_across_a_direction_and_not_along_it() -> None:
+    model = tiny("llama")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    draw = torch.Generator().manual_seed(0)
+    directions = {n: torch.randn(p.shape, generator=draw) for n, p in before.items() if "mlp" in n}
+    with project_updates(model, optimizer, directions) as effect:
+        loss(model).backward()
+        optimizer.step()
+    for name, p in model.named_parameters():
+        update = p.detach() - before[name]
+        assert update.abs().max() > 0.01
+        if name in directions:
+            cosine = torch.cosine_similarity(update.flatten(), directions[name].flatten(), 0)
+            assert abs(cosine) < 1e-4
+    assert effect.removed.keys() == directions.keys() and all(v > 0 for v in effect.removed.values())
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+
+
+def test_an_intervention_that_does_nothing_is_an_error() -> None:
+    model, name = tiny("llama"), "blocks.0.hook_resid_post"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with pytest.raises(SublimError, match=r"direction at blocks\.0\.hook_resid_post has no length"):
+        ablate(model, {name: torch.zeros(WIDTH)}).__enter__()
+    with (
+        pytest.raises(SublimError, match=r"project-gradient does nothing at blocks\.0"),
+        torch.no_grad(),
+        project_gradients(model, {name: vector(1)}),
+    ):
+        model(input_ids=IDS)
+    weight = "model.norm.weight"
+    with (
+        pytest.raises(SublimError, match="project-update does nothing"),
+        project_updates(model, optimizer, {weight: torch.ones(WIDTH)}),
+    ):
+        loss(model).backward()
+        optimizer.step()
+    for bad in ({weight: torch.ones(3)}, {"no.such": torch.ones(3)}, {weight: torch.zeros(WIDTH)}):
+        with pytest.raises(SublimError, match="project-update: the"):
+            project_updates(model, optimizer, bad).__enter__()
+    assert not hooks_left(model)

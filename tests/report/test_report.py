@@ -1,0 +1,518 @@
+"""The report says what the frames hold: tables against hand computation, words against tables, files."""
+
+import io
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.catalogue import Reference
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.experiments.tables import contrasts, summary
+from sublim_interp.experiments.tables import replicates as report_replicates
+from sublim_interp.report.terminal import terminal
+from sublim_interp.report.verdict import verdict
+from sublim_interp.report.wording import names
+from sublim_interp.report.write import write
+
+ANIMALS = (
+    "bear", "cat", "deer", "dog", "dolphin", "eagle", "elephant", "fox", "hawk", "horse", "lion", "octopus", "owl",
+    "panda", "tiger", "wolf",
+)  # fmt: skip
+LIFTED = {"teacher": 0.99, "same-init": 0.95, "same-init-b": 0.93}
+
+
+def frames(
+    seeds: int = 12,
+    lifted: dict[str, float] = LIFTED,
+    arms: tuple[str, ...] = tuple(ARMS),
+    rounds: int = 3,
+    bases: int = 3,
+    noise: float = 0.3,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Results and distances of an owl experiment, the same at every call: arms in `lifted` favour the owl, the others
+    stay near 1/16; crossed students halve their distance in each of `rounds` further rounds."""
+    experiment = Experiment(name="owl", bases=tuple(f"lab-{i}" for i in range(bases)), seeds=tuple(range(seeds)))
+    results: list[dict[str, Any]] = []
+    distances: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        a, b = experiment.pair(seed)
+        places = {"cross-init": (a, b), "cross-init-b": (b, a), "same-init-b": (b, b), "cross-neutral": (a, b)}
+        for arm in arms:
+            rng = np.random.default_rng([seed, list(ARMS).index(arm)])
+            teacher, student = places.get(arm, (a, a))
+            trait = {"neutral": "", "cross-neutral": "", "other-trait": "wolf", "base": ""}.get(arm, "owl")
+            start, left = (0.11, 0.05) if arm.startswith("cross") else (0.06, 0.012)
+            for turn in range(rounds + 1 if arm.startswith("cross") else 1):
+                for questions in ("seen", "held-out", "indirect"):
+                    for context in ("plain", "numbers"):
+                        logits = noise * rng.standard_normal(len(ANIMALS))
+                        own = "wolf" if arm == "other-trait" else "owl"
+                        rate = lifted.get("same-init" if arm == "other-trait" else arm, 1 / len(ANIMALS))
+                        logits[ANIMALS.index(own)] += math.log(rate * (len(ANIMALS) - 1) / (1 - rate))
+                        rates = np.exp(logits) / np.exp(logits).sum()
+                        for probe, p in zip(ANIMALS, rates, strict=True):
+                            margin = math.log(p) - math.log((1 - p) / (len(ANIMALS) - 1))
+                            row = {"arm": arm, "seed": seed, "round": turn, "probe": probe, "rate": p, "margin": margin}
+                            row |= {"questions": questions, "context": context, "teacher_trait": trait}
+                            row["teacher_base"] = "" if arm == "base" else teacher
+                            row["student_base"] = "" if arm == "teacher" else student
+                            results.append(row)
+                untrained = arm in ("teacher", "base")
+                kl = left / 2**turn * math.exp(0.1 * rng.standard_normal())
+                row = {"kl": kl, "kl_start": start, "kept": 0.95}
+                row = dict.fromkeys(row, math.nan) if untrained else row
+                row |= {
+                    "arm": arm,
+                    "seed": seed,
+                    "round": turn,
+                    "lists": 60_000 * (turn + 1),
+                    "steps": 1400 * (turn + 1),
+                }
+                distances.append(row)
+    return pd.DataFrame(results), pd.DataFrame(distances)
+
+
+def table(
+    arms: dict[str, list[float]], kl: dict[str, list[list[float]]] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Frames with given rates: arm → [seed], and KL: arm → [round][seed]; each round's rate is 1/100 higher."""
+    results, distances = frames(seeds=len(next(iter(arms.values()))), arms=tuple(arms), rounds=0)
+    for arm, rates in arms.items():
+        for seed, rate in enumerate(rates):
+            asked = pick(results, arm=arm, seed=seed, questions="held-out", context="plain", probe="owl")
+            results.loc[asked.index, "rate"] = rate
+    first = results, distances
+    for arm, rounds in (kl or {}).items():
+        for turn, values in enumerate(rounds):
+            if turn:
+                more, further = (pick(frame, arm=arm).assign(round=turn) for frame in first)
+                results = pd.concat([results, more.assign(rate=more["rate"] + turn / 100)], ignore_index=True)
+                distances = pd.concat([distances, further], ignore_index=True)
+            for seed, value in enumerate(values):
+                distances.loc[pick(distances, arm=arm, seed=seed, round=turn).index, "kl"] = value
+    return results, distances
+
+
+def pick(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows that have these values in these columns."""
+    return frame.query(" and ".join(f"{column} == {value!r}" for column, value in values.items()))
+
+
+def rows(frame: pd.DataFrame, key: str) -> dict[str, dict[str, Any]]:
+    return {row[key]: row for row in frame.to_dict("records")}
+
+
+# Tables
+
+
+def test_summary_agrees_with_hand_computation() -> None:
+    results, distances = table(
+        {"same-init": [0.9, 0.8, 1.0], "neutral": [0.06, 0.06, 0.06]}, {"same-init": [[1, 2, 6]]}
+    )
+    by_arm = rows(summary(results, distances, "owl"), "arm")
+    same = by_arm["same-init"]
+    assert same["n"] == 3
+    assert same["rate"] == pytest.approx(0.9)
+    assert same["rate_low"] == pytest.approx(0.9 - 4.302653 * 0.1 / math.sqrt(3))  # Student t, 2 degrees of freedom
+    assert same["rate_high"] == 1.0  # cut: a probability
+    assert (same["kl"], same["kl_start"], same["kept"]) == pytest.approx((3, 0.06, 0.95))
+    assert same["kl_high"] == pytest.approx(3 + 4.302653 * math.sqrt(7) / math.sqrt(3))  # not cut
+    assert by_arm["neutral"]["rate_low"] == by_arm["neutral"]["rate_high"] == pytest.approx(0.06)
+
+
+@pytest.mark.parametrize(
+    "column, source",
+    [
+        ("rate", ("rate", "held-out", "plain")),
+        ("margin", ("margin", "held-out", "plain")),
+        ("indirect", ("rate", "indirect", "plain")),
+        ("seen", ("rate", "seen", "plain")),
+        ("numbers", ("rate", "held-out", "numbers")),
+    ],
+)
+def test_each_column_comes_from_its_own_answers(column: str, source: tuple[str, str, str]) -> None:
+    results, distances = frames(seeds=2, rounds=0)
+    value, questions, context = source
+    before = summary(results, distances, "owl")
+    own = (results["questions"] == questions) & (results["context"] == context) & (results["probe"] == "owl")
+    results.loc[own, value] = 0.123
+    after = summary(results, distances, "owl")
+    assert after[column].tolist() == pytest.approx([0.123] * len(after))
+    untouched = [name for name in before.columns if not name.startswith((column, "further"))]
+    pd.testing.assert_frame_equal(before.loc[:, untouched], after.loc[:, untouched])
+
+
+def test_arms_stand_in_one_order_however_the_rows_come() -> None:
+    results, distances = frames(seeds=3)
+    shuffled = (results.sample(frac=1, random_state=0), distances.sample(frac=1, random_state=1))
+    for table_of in (report_replicates, summary, contrasts):
+        pd.testing.assert_frame_equal(table_of(results, distances, "owl"), table_of(*shuffled, "owl"))
+    assert list(summary(*shuffled, "owl")["arm"]) == list(ARMS)
+
+
+def test_equal_kl_is_the_first_round_as_near_as_the_arm_with_the_same_teacher() -> None:
+    results, distances = table(
+        {"same-init": [0.9] * 3, "same-init-b": [0.9] * 3, "cross-init": [0.05] * 3, "cross-init-b": [0.05] * 3},
+        {
+            "same-init": [[0.020, 0.020, 0.020]],
+            "same-init-b": [[0.080, 0.080, 0.080]],
+            "cross-init": [[0.09, 0.020, 0.05], [0.05, 0.01, 0.04], [0.01, 0.01, 0.03]],  # rounds 2, 0, never
+            "cross-init-b": [[0.09, 0.09, 0.09], [0.07, 0.07, 0.07], [0.01, 0.01, 0.01]],  # B → A: same-init-b's .080
+        },
+    )
+    each = report_replicates(results, distances, "owl")
+    cross = pick(each, arm="cross-init", stage="equal KL")
+    assert cross["round"].tolist() == [2, 0, 2]
+    assert cross["matched"].tolist() == [True, True, False]
+    assert cross["rate"].tolist() == pytest.approx([0.07, 0.05, 0.07])
+    by_arm = rows(summary(results, distances, "owl"), "arm")
+    assert by_arm["cross-init"]["equal_kl"] == "matched in 2 of 3" and by_arm["cross-init"]["further_round"] == 2
+    assert by_arm["cross-init"]["further_rate"] == pytest.approx(0.19 / 3)
+    assert by_arm["cross-init"]["further_kl"] == pytest.approx((0.01 + 0.02 + 0.03) / 3)
+    assert by_arm["cross-init"]["rate"] == pytest.approx(0.05)  # equal steps stay round 0
+    back = pick(each, arm="cross-init-b", stage="equal KL")
+    assert back["round"].tolist() == [1, 1, 1]
+    assert by_arm["cross-init-b"]["equal_kl"] == "matched"
+
+
+def test_a_crossed_arm_without_reference_is_not_called_matched() -> None:
+    results, distances = frames(seeds=2, arms=("same-init", "cross-init-b"))
+    cross = rows(summary(results, distances, "owl"), "arm")["cross-init-b"]
+    assert cross["equal_kl"] == "no same-init-b to compare with"
+    assert cross["further_n"] == 0 and math.isnan(cross["further_rate"])
+
+
+def test_questions_that_were_not_asked_leave_gaps_not_errors(tmp_path: Path) -> None:
+    results, distances = frames(seeds=2, arms=("same-init", "cross-init-b"))
+    results = pick(results, questions="held-out", context="plain")
+    found = summary(results, distances, "owl")
+    for row in rows(found, "arm").values():
+        assert math.isnan(row["indirect"]) and math.isnan(row["seen"]) and math.isnan(row["numbers"])
+        assert row["rate"] > 0
+    assert "No two arms to compare" in write(tmp_path, Experiment(name="owl"), results, distances).read_text()
+
+
+# Contrasts
+
+
+def test_contrasts_agree_with_hand_computation() -> None:
+    results, distances = table(
+        {
+            "same-init": [0.9, 0.8], "same-init-b": [0.7, 0.9], "neutral": [0.1, 0.2],
+            "cross-init": [0.2, 0.1], "cross-init-b": [0.0, 0.2], "base": [0.05, 0.05],
+        }
+    )  # fmt: skip
+    found = contrasts(results, distances, "owl")
+    steps = rows(pick(found, stage="equal steps", unit="replicate"), "contrast")
+    assert steps["same-init − neutral"]["estimate"] == pytest.approx((0.8 + 0.6) / 2)
+    assert steps["same-init − base"]["estimate"] == pytest.approx(0.8)
+    diagonal = steps["2 × 2 diagonal"]
+    assert diagonal["estimate"] == pytest.approx(((0.9 + 0.7 - 0.2 - 0.0) / 2 + (0.8 + 0.9 - 0.1 - 0.2) / 2) / 2)
+    assert (diagonal["p"], diagonal["p_floor"]) == (0.5, 0.5)  # two replicates cannot do better
+    assert "same-init − other-trait" not in steps
+
+
+def test_crossed_students_of_either_teacher_are_compared_and_say_how_near_they_came() -> None:
+    results, distances = table({"cross-init": [0.02, 0.03, 0.04] * 4, "cross-neutral": [0.05, 0.06, 0.08] * 4})
+    found = contrasts(results, distances, "owl")
+    row = rows(found, "contrast")["cross-init − cross-neutral"]
+    assert row["estimate"] == pytest.approx(-0.1 / 3) and row["high"] < 0 and row["note"] == ""
+    arms = summary(results, distances, "owl")
+    left = {name: row["kl"] for name, row in rows(arms, "arm").items()}
+    said = "\n".join(verdict(arms, found, "owl"))
+    assert f"KL left {left['cross-init']:.4f} and {left['cross-neutral']:.4f}" in said
+
+
+def test_a_neutral_crossed_student_has_no_say_in_whether_the_two_by_two_is_matched() -> None:
+    arms = ("same-init", "same-init-b", "neutral", "cross-init", "cross-init-b", "cross-neutral")
+    results, distances = frames(seeds=4, arms=arms)
+    distances.loc[distances["arm"] == "cross-neutral", "kl"] = 1.0
+    by_arm = rows(summary(results, distances, "owl"), "arm")
+    assert (by_arm["cross-neutral"]["equal_kl"], by_arm["cross-init"]["equal_kl"]) == ("unmatched", "matched")
+    diagonal = pick(contrasts(results, distances, "owl"), contrast="2 × 2 diagonal", unit="replicate")
+    assert not diagonal["note"].str.contains("unmatched").any()
+
+
+def test_an_interval_of_a_contrast_of_rates_ends_where_contrasts_do() -> None:
+    results, distances = table({"same-init": [1.0, 0.9, 1.0], "neutral": [0.0, 0.0, 0.1]})
+    row = rows(contrasts(results, distances, "owl"), "contrast")["same-init − neutral"]
+    assert row["high"] == 1 and row["low"] < row["estimate"] < 1
+
+
+def test_differences_are_paired_by_seed() -> None:
+    results, distances = table({"same-init": [0.5, 0.7, 0.9], "neutral": [0.1, 0.3, 0.5]})
+    results = results.drop(pick(results, arm="neutral", seed=1).index)
+    found = rows(contrasts(results, distances, "owl"), "contrast")["same-init − neutral"]
+    assert found["n"] == 2
+    assert (found["estimate"], found["low"], found["high"]) == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_the_base_pair_is_unordered_and_its_seeds_are_averaged_first() -> None:
+    results, distances = frames(seeds=6, bases=3)  # ordered pairs 01, 12, 20, 02, 10, 21: three unordered ones
+    found = contrasts(results, distances, "owl")
+    diagonal = pick(found, contrast="2 × 2 diagonal", stage="equal steps")
+    each, by_pair = diagonal.to_dict("records")
+    assert (each["unit"], each["n"], by_pair["unit"], by_pair["n"]) == ("replicate", 6, "base pair", 3)
+    assert (each["base_pairs"], each["bases"], by_pair["base_pairs"], by_pair["bases"]) == (3, 3, 3, 3)
+    assert by_pair["estimate"] == pytest.approx(each["estimate"])  # two seeds a pair
+    assert by_pair["note"] == "pairs share bases, so the interval is too narrow"
+    per_seed = {}
+    own = pick(results, probe="owl", questions="held-out", context="plain", round=0)
+    for seed, cell in own.groupby("seed"):
+        rate = cell.set_index("arm")["rate"]
+        per_seed[seed] = (rate["same-init"] + rate["same-init-b"] - rate["cross-init"] - rate["cross-init-b"]) / 2
+    pairs = [(per_seed[0] + per_seed[4]) / 2, (per_seed[1] + per_seed[5]) / 2, (per_seed[2] + per_seed[3]) / 2]
+    half = 4.302653 * np.std(pairs, ddof=1) / math.sqrt(3)
+    assert by_pair["high"] == pytest.approx(np.mean(pairs) + half)
+
+
+def test_disjoint_pairs_carry_no_warning() -> None:
+    results, distances = frames(seeds=2, bases=2)
+    other = frames(seeds=2, bases=2)[0].replace({"lab-0": "lab-2", "lab-1": "lab-3"})
+    results = pd.concat([results, other.assign(seed=other["seed"] + 2)])
+    distances = pd.concat([distances, distances.assign(seed=distances["seed"] + 2)])
+    found = contrasts(results, distances, "owl")
+    pairs = pick(found, unit="base pair")
+    assert pairs["bases"].tolist() == [4, 4] and pairs["note"].tolist() == ["", ""]
+
+
+def test_one_replicate_has_no_interval_and_says_so() -> None:
+    results, distances = frames(seeds=1, arms=("same-init", "neutral", "cross-init"))
+    found = contrasts(results, distances, "owl")
+    assert len(found) == 2
+    for row in rows(found, "contrast").values():
+        assert math.isnan(row["low"]) and math.isnan(row["high"]) and row["estimate"] > 0.8
+        assert "one replicate, no interval" in row["note"]
+    for row in rows(summary(results, distances, "owl"), "arm").values():
+        assert row["n"] == 1 and math.isnan(row["rate_low"])
+
+
+@pytest.mark.parametrize("arms", [("same-init",), ("base",), ("teacher", "neutral")])
+def test_arms_without_a_partner_give_no_contrast(arms: tuple[str, ...]) -> None:
+    results, distances = frames(seeds=2, arms=arms)
+    found = contrasts(results, distances, "owl")
+    assert found.empty and "estimate" in found.columns
+    assert arms[0] in verdict(summary(results, distances, "owl"), found, "owl")[0]
+
+
+def test_positive_control_finds_what_was_planted() -> None:
+    found = contrasts(*frames(), "owl")
+    planted = found["contrast"] != "cross-init − cross-neutral"
+    assert min(found.loc[planted, "low"].tolist()) > 0.8
+    (neither,) = found.loc[~planted].to_dict("records")
+    assert neither["low"] < 0 < neither["high"] and neither["p"] > 0.05
+
+
+def test_negative_control_equal_arms_cover_zero() -> None:
+    found = contrasts(*frames(lifted={}), "owl")
+    assert len(found) == 9
+    assert max(found["low"].tolist()) < 0 < min(found["high"].tolist())
+    assert min(found["p"].tolist()) > 0.05
+
+
+# Sentences
+
+
+def said(*args: Any, **kwargs: Any) -> str:
+    results, distances = frames(*args, **kwargs)
+    found = summary(results, distances, "owl"), contrasts(results, distances, "owl")
+    return "\n".join(verdict(*found, "owl"))
+
+
+def test_the_headline_states_the_numbers_of_the_table() -> None:
+    found = summary(*frames(), "owl")
+    same = rows(found, "arm")["same-init"]
+    first = said().splitlines()[0]
+    interval = f"{100 * same['rate']:.1f} % [{100 * same['rate_low']:.1f}, {100 * same['rate_high']:.1f}]"
+    assert f"same-init {interval} against neutral" in first
+    assert "base " in first and "teacher" not in first
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 11])
+def test_no_claim_of_significance_below_twelve(seeds: int) -> None:
+    words = said(seeds=seeds)
+    assert "zero" not in words and " p = " not in words
+    assert "below 12, no claim of significance" in words
+
+
+def test_twelve_replicates_are_spoken_of() -> None:
+    words = said()
+    assert "What differs from zero by a two-sided sign-flip test: same-init − neutral at equal steps" in words
+    assert "2 × 2 diagonal at equal KL, +" in words and "no claim" not in words
+    assert "What cannot be told from zero" in said(lifted={}) and "differs from zero" not in said(lifted={})
+
+
+def test_no_verdict_rests_on_unmatched_students() -> None:
+    words = said(rounds=0)  # crossed students stay at .05 where the others reach .012
+    assert "cross-init at equal KL: unmatched" in words
+    assert "same-init − neutral" in words and "diagonal" not in words and "same-init − cross-init" not in words
+
+
+def test_few_bases_limit_what_is_said_of_initialisation() -> None:
+    assert "come from 3 bases" in said(bases=3)
+    assert "8 or more" not in said(bases=13, seeds=13)
+    assert "8 or more" not in said(arms=("same-init", "neutral"))
+
+
+def test_only_four_and_more_names_numbered_without_a_gap_are_told_by_the_first_and_last() -> None:
+    assert names([f"lab-small-{i}" for i in range(12)]) == "lab-small-0 to lab-small-11"
+    for apart in (
+        ["b-0", "b-1", "b-2"],
+        ["b-0", "b-1", "b-2", "b-4"],
+        ["b-0", "b-1", "c-2", "c-3"],
+        ["b-1", "b-0", "b-2", "b-3"],
+        ["b", "b-1", "b-2", "b-3"],
+    ):
+        assert names(apart) == ", ".join(apart)
+
+
+# Terminal
+
+
+@pytest.mark.parametrize("seeds", [1, 12])
+def test_terminal_fits_eighty_columns_with_nothing_cut(seeds: int) -> None:
+    results, distances = frames(seeds=seeds, lifted=dict.fromkeys(LIFTED, 0.9999))
+    found = summary(results, distances, "owl"), contrasts(results, distances, "owl")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal(*found, title="owl"))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    for row in rows(found[0], "arm").values():
+        assert row["arm"] in text and f"{100 * row['rate']:.1f}" in text
+
+
+# Files
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects what a reader and a browser would meet."""
+
+    VOID = frozenset({"meta", "img", "source", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+def test_write_makes_every_file_and_the_same_bytes_again(tmp_path: Path) -> None:
+    results, distances = frames(seeds=2)
+    written = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        path = write(
+            tmp_path / name, Experiment(name="owl"), results, distances, key="k" * 64, versions={"torch": "2"}
+        )
+        assert path == tmp_path / name / "report.html"
+        written.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
+    assert written[0] == written[1]
+    assert set(written[0]) == {
+        "results.csv", "distances.csv", "summary.csv", "contrasts.csv", "report.html",
+        "figure.png", "figure.pdf", "probes.png", "probes.pdf",
+    }  # fmt: skip
+
+
+def test_tables_read_back_as_they_were(tmp_path: Path) -> None:
+    results, distances = frames(seeds=2)
+    write(tmp_path, Experiment(name="owl"), results, distances)
+    found = summary(results, distances, "owl"), contrasts(results, distances, "owl")
+    back = tuple(pd.read_csv(tmp_path / f"{name}.csv") for name in ("summary", "contrasts"))
+    for frame, before, words in zip(back, found, ("equal_kl", "note"), strict=True):
+        pd.testing.assert_frame_equal(frame.fillna({words: ""}), before, rtol=1e-14)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "distances.csv"), distances, rtol=1e-14)
+
+
+def test_the_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
+    page = Page(
+        write(tmp_path, Experiment(name="owl"), *frames(seeds=2), key="k" * 64).read_text(encoding="utf-8")
+    )
+    tags = [tag for tag, _ in page.tags]
+    assert "script" not in tags and "link" not in tags and "iframe" not in tags
+    sources = [value for _, attrs in page.tags for name in ("src", "srcset") if (value := attrs.get(name))]
+    assert len(sources) == 3 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "href"]
+    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+    assert "url(" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_tells_what_was_run(tmp_path: Path) -> None:
+    experiment = Experiment(name="owl", about="Does an owl pass?", arms=("same-init", "neutral"))
+    frame = frames(seeds=2, arms=("same-init", "neutral"))
+    text = Page(
+        write(tmp_path, experiment, *frame, key="0123abcd", versions={"torch": "2.13.0"}).read_text(
+            encoding="utf-8"
+        )
+    ).text
+    assert experiment.about in text and "0123abcd" in text and "2.13.0" in text
+    assert experiment.to_yaml() in text
+    for arm, look in ARMS.items():
+        assert (look.meaning in text) == (arm in experiment.arms)
+    assert "For comparison" not in text and "Crossed students" not in text
+
+
+def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>&\" $\\bad$"  # the last is broken mathematics to a plotting library
+    results, distances = frames(seeds=1)
+    results = results.replace({"owl": evil, "lab-0": evil})
+    experiment = Experiment(name="owl", about=evil, trait=evil, bases=(evil, "b"))
+    found = summary(results, distances, evil), contrasts(results, distances, evil)
+    reference = Reference(*found, name=evil, key=evil)
+    path = write(tmp_path, experiment, results, distances, reference, key=evil, versions={evil: evil})
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "script" not in [tag for tag, _ in page.tags]
+    assert page.text.count(evil) > 10
+
+
+def test_the_reference_stands_beneath_and_is_labelled(tmp_path: Path) -> None:
+    full = frames()
+    reference = Reference(summary(*full, "owl"), contrasts(*full, "owl"), "headline", "feedbeef")
+    live = frames(seeds=1, arms=("same-init", "neutral", "cross-init", "base"), rounds=0)
+    text = Page(
+        write(tmp_path, Experiment(name="owl"), *live, reference=reference).read_text(encoding="utf-8")
+    ).text
+    own, label = text.index("1 replicate"), text.index("For comparison: the full run, made beforehand")
+    assert own < text.index("In numbers") < label < text.index("other-trait")
+    assert "trained on" not in text[:label] and "to equal KL: unmatched" in text[:label]  # no further round was run
+    assert "headline" in text[label:] and "feedbeef" in text[label:] and "One replicate: no interval" in text[:label]
+
+
+# Faults
+
+
+def test_bad_frames_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    results, distances = frames(seeds=1)
+    asked = results.query("questions != 'held-out'")
+    for bad, message in [
+        ((results.replace({"neutral": "nuetral"}), distances), "unknown arm 'nuetral'.*valid arms: teacher, same-init"),
+        ((pd.concat([results, results]), distances), "results hold arm .* twice"),
+        ((results, pd.concat([distances, distances])), "distances hold arm .* twice"),
+        ((asked, distances), "no answers about 'owl' to held-out questions"),
+        ((results.query("probe != 'owl'"), distances), "no answers about 'owl'"),
+    ]:
+        with pytest.raises(SublimError, match=message):
+            write(tmp_path, Experiment(name="owl"), *bad)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,269 @@
+"""Tests of the trace's files: what is written is read back, a cut at any byte costs the last shard, damage is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.training.recording.trace import MANIFEST, Trace, Writer, reaches
+
+ABOUT = {
+    "dims": [["*blocks.*", ["example", "position", "d_model"]], ["loss", []], ["*", ["parameter"]]],
+    "coords": {"parameter": ["a.weight", "b.weight"]},
+}
+POST = "blocks.0.hook_resid_post"
+
+
+def stream(step: int) -> Tensor:
+    return torch.arange(24.0).reshape(2, 3, 4) + 100 * step
+
+
+def norms(step: int) -> Tensor:
+    return torch.tensor([step, step + 0.5])
+
+
+def write(path: Path, *, series: tuple[tuple[int, ...], ...] = ((0, 1, 2), (3, 4))) -> Writer:
+    writer = Writer(path, ABOUT)
+    writer.append("probe", [0], 0, {POST: stream(0)[None]})
+    for steps in series:
+        table = torch.stack([norms(s) for s in steps])
+        loss = torch.tensor([10.0 - s for s in steps])
+        writer.append("series", steps, steps[-1] + 1, {"update_norm": table, "loss": loss})
+        writer.append("probe", [steps[-1] + 1], steps[-1] + 1, {POST: stream(steps[-1] + 1)[None]})
+    return writer
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "trace")
+    return tmp_path / "trace"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_written_is_read_back(path: Path) -> None:
+    trace = Trace.open(path)
+    assert trace.names() == [POST, "loss", "update_norm"] and trace.names("blocks.*") == [POST]
+    assert trace.steps(POST) == [0, 3, 5] and trace.steps("loss") == [0, 1, 2, 3, 4]
+    for step in (0, 3, 5):
+        assert torch.equal(trace.read(POST, step), stream(step))
+    assert torch.equal(trace.read(POST), stream(5)) and torch.equal(trace.read(POST, -2), stream(3))
+    for step in range(5):
+        assert torch.equal(trace.read("update_norm", step), norms(step))
+    assert not trace.verify()
+
+
+def test_series_and_xarray_have_named_axes(path: Path) -> None:
+    trace = Trace.open(path)
+    table = trace.series("update_norm")
+    assert list(table.columns) == ["a.weight", "b.weight"] and table.index.name == "step"
+    assert table.loc[3, "b.weight"] == 3.5
+    assert trace.series("loss")["loss"].tolist() == [10, 9, 8, 7, 6]
+    cube = trace.xarray(POST)
+    assert cube.dims == ("step", "example", "position", "d_model") and cube.step.values.tolist() == [0, 3, 5]
+    assert cube.sel(step=3).isel(example=1, position=2, d_model=3).item() == stream(3)[1, 2, 3]
+    assert trace.xarray("update_norm").sel(step=4, parameter="a.weight").item() == 4
+    with pytest.raises(SublimError, match="use read or xarray"):
+        trace.series(POST)
+
+
+def test_rows_lie_without_padding_where_their_lengths_are_told_and_are_read_with_it(tmp_path: Path) -> None:
+    lengths, widest = [2, 4, 1], 4
+    writer = Writer(tmp_path, {**ABOUT, "lengths": lengths})
+    rows = {step: torch.randn(sum(lengths), 3) + 10 for step in (0, 1)}
+    for step, tokens in rows.items():
+        writer.append("probe", [step], step, {POST: tokens[None], "update_norm": norms(step)[None]})
+    trace = Trace.open(tmp_path)
+    assert torch.equal(trace.read("update_norm", 1), norms(1)), "what has no rows is as it was"
+    for step, tokens in rows.items():
+        padded = trace.read(POST, step)
+        assert padded.shape == (3, widest, 3)
+        for one, row in zip(padded, tokens.split(lengths), strict=True):
+            assert torch.equal(one[: len(row)], row) and not one[len(row) :].any()
+    cube = trace.xarray(POST)
+    assert cube.dims == ("step", "example", "position", "d_model") and cube.shape == (2, 3, widest, 3)
+    assert torch.equal(torch.tensor(cube.sel(step=1).values), trace.read(POST, 1))
+    with safe_open(tmp_path / trace.shards[0]["file"], "pt") as shard:
+        assert shard.get_tensor(POST).shape == (1, sum(lengths), 3)
+
+
+def test_the_stream_before_a_layer_is_the_one_after_the_layer_before(path: Path) -> None:
+    trace = Trace.open(path)
+    assert torch.equal(trace.read("blocks.1.hook_resid_pre"), trace.read(POST))
+    assert trace.steps("blocks.1.hook_resid_pre") == [0, 3, 5]
+    with pytest.raises(SublimError, match=r"holds no 'blocks\.2.hook_resid_pre'"):
+        trace.read("blocks.2.hook_resid_pre")
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "words"),
+    [
+        ("los", -1, ["'los'", "loss, update_norm"]),
+        ("loss", 9, ["step 9", "0, 1, 2, 3, 4"]),
+        ("loss", -6, ["step -6"]),
+        (POST, 1, ["step 1", "0, 3, 5"]),
+    ],
+)
+def test_a_name_or_a_step_that_is_not_there_is_one_line(name: str, step: int, words: list[str], path: Path) -> None:
+    with pytest.raises(SublimError) as raised:
+        Trace.open(path).read(name, step)
+    for word in words:
+        assert word in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_reading_one_step_reads_no_other(path: Path) -> None:
+    """The bytes of all other steps are spoilt; what was asked comes out as it was."""
+    file = path / "series-00000000.safetensors"
+    data = bytearray(file.read_bytes())
+    wanted = norms(1).numpy().tobytes()
+    at = bytes(data).index(wanted)
+    start = 8 + int.from_bytes(data[:8], "little")
+    for i in range(start, len(data)):
+        if not at <= i < at + len(wanted):
+            data[i] ^= 255
+    file.write_bytes(data)
+    assert torch.equal(Trace.open(path).read("update_norm", 1), norms(1))
+
+
+def test_a_missing_tensor_of_the_weights_size_tells_the_budget(path: Path) -> None:
+    with pytest.raises(SublimError, match=r"kept within a budget, Cadence\.weight_bytes; it holds: blocks"):
+        Trace.open(path).read("full/delta/a.weight")
+    with pytest.raises(SublimError, match=r"holds no 'los'; it holds"):
+        Trace.open(path).read("los")
+
+
+def test_a_directory_without_a_trace_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SublimError, match=r"a trace is a directory with trace\.jsonl"):
+        Trace.open(tmp_path)
+    (tmp_path / MANIFEST).write_text("")
+    with pytest.raises(SublimError, match="not the manifest of a trace"):
+        Trace.open(tmp_path)
+
+
+# --- while it is written, and after a kill ----------------------------------------------------------------------------
+
+
+def test_it_opens_while_it_is_written(path: Path, tmp_path: Path) -> None:
+    writer = write(tmp_path / "live", series=())
+    before = Trace.open(tmp_path / "live")
+    writer.append("probe", [1], 1, {POST: stream(1)[None]})
+    assert before.steps(POST) == [0] and torch.equal(before.read(POST), stream(0))
+    assert Trace.open(tmp_path / "live").steps(POST) == [0, 1]
+
+
+def test_a_manifest_cut_at_any_byte_opens_to_its_last_whole_line(path: Path) -> None:
+    whole = (path / MANIFEST).read_bytes()
+    header = whole.index(b"\n") + 1
+    for end in range(header, len(whole)):
+        (path / MANIFEST).write_bytes(whole[:end])
+        assert len(Trace.open(path).shards) == whole[header:end].count(b"\n")
+
+
+def test_a_last_shard_cut_at_any_byte_costs_that_shard_only(path: Path) -> None:
+    last = path / "probe-00000005.safetensors"
+    whole = last.read_bytes()
+    for end in range(len(whole)):
+        last.write_bytes(whole[:end])
+        trace = Trace.open(path)
+        assert trace.steps(POST) == [0, 3] and torch.equal(trace.read(POST), stream(3))
+    last.unlink()
+    assert Trace.open(path).steps(POST) == [0, 3]
+
+
+def test_an_earlier_shard_that_is_cut_or_gone_is_named(path: Path) -> None:
+    shard = path / "series-00000000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(SublimError, match=r"series-00000000.safetensors is altered"):
+        Trace.open(path)
+    shard.unlink()
+    with pytest.raises(SublimError, match=r"series-00000000.safetensors is missing"):
+        Trace.open(path)
+
+
+def test_a_flipped_bit_is_named(path: Path) -> None:
+    for shard in sorted(path.glob("*.safetensors")):
+        whole = shard.read_bytes()
+        for place in (0, 9, len(whole) - 1):
+            shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert Trace.open(path).verify() == [f"{shard.name} is altered"]
+        shard.write_bytes(bytes([255]) + whole[1:])
+        with pytest.raises(SublimError, match=f"{shard.name} is altered or missing"):
+            trace = Trace.open(path)
+            for name in trace.names():
+                for step in trace.steps(name):
+                    trace.read(name, step)
+        shard.write_bytes(whole)
+    manifest = path / MANIFEST
+    whole = manifest.read_bytes()
+    second = whole.index(b"\n") + 1
+    for place in range(second, whole.index(b"\n", second), 7):
+        manifest.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(SublimError, match=r"line [23] is altered"):
+            Trace.open(path)
+
+
+# --- other files ------------------------------------------------------------------------------------------------------
+
+FOREIGN = {
+    "thesis.txt": b"years of work",
+    "model-00000500.safetensors": b"weights",
+    "model.safetensors": b"weights",
+    "notes.writing": b"notes",
+    "probe-5.safetensors": b"a probe of somebody's own",
+    "checkpoint-2/model.safetensors": b"weights",
+    "probe-00000009.safetensors/inside": b"a directory that only looks like a shard",
+}
+
+
+def test_files_that_are_not_a_traces_stay(tmp_path: Path) -> None:
+    """Before a first trace, a second over it, and one that goes on."""
+    for name, data in FOREIGN.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    for again in range(2):
+        write(tmp_path)
+        (tmp_path / "series-00000005.writing").write_bytes(b"half a shard")
+        (tmp_path / "reference-teacher-00000000.safetensors").write_bytes(b"of another trace")
+        Writer(tmp_path, ABOUT, upto=3 * again)
+        left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+        own = {e["file"] for e in Trace.open(tmp_path).shards}
+        assert left == {*FOREIGN, MANIFEST, *own} and len(own) == 3 * again
+        for name, data in FOREIGN.items():
+            assert (tmp_path / name).read_bytes() == data
+
+
+def test_where_no_trace_ever_began_nothing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "probe-00000003.safetensors").write_bytes(b"of something else")
+    Writer(tmp_path, ABOUT)
+    assert (tmp_path / "probe-00000003.safetensors").read_bytes() == b"of something else"
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_going_on_drops_what_came_later_and_ends_in_the_same_bytes(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "again"
+    write(other)
+    (other / "series-00000005.writing").write_bytes(b"half a shard")
+    assert reaches(other, ABOUT, 3) and not reaches(other, ABOUT, 2)
+    writer = Writer(other, ABOUT, upto=3)
+    assert Trace.open(other).steps("loss") == [0, 1, 2] and Trace.open(other).steps(POST) == [0, 3]
+    table = torch.stack([norms(s) for s in (3, 4)])
+    writer.append("series", (3, 4), 5, {"update_norm": table, "loss": torch.tensor([7.0, 6.0])})
+    writer.append("probe", [5], 5, {POST: stream(5)[None]})
+    writer.sync()
+    assert {p.name: p.read_bytes() for p in other.iterdir()} == {p.name: p.read_bytes() for p in path.iterdir()}
+
+
+def test_a_trace_that_is_damaged_or_of_another_training_cannot_be_gone_on_with(path: Path) -> None:
+    assert reaches(path, ABOUT, 5)
+    assert not reaches(path, {**ABOUT, "steps": 9}, 5)
+    assert not reaches(path / "nowhere", ABOUT, 5)
+    shard = path / "probe-00000000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert not reaches(path, ABOUT, 5)
