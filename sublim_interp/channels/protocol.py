@@ -1,12 +1,10 @@
 """What a channel is, and how one is found by name. No prompt and no rule of any one channel."""
 
 from collections.abc import Collection
-from importlib import import_module
-from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sublim_interp.channels.settings import FilterConfig
-from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,9 +33,12 @@ class Channel(Protocol):
         ...
 
 
+CHANNELS: Registry[Channel] = Registry(
+    "channel", "sublim_interp.channels", {"numbers": "sublim_interp.channels.numbers"}
+)
+"""Every channel by name: a module, or any object, with what `Channel` lists."""
+
+
 def channel(name: str) -> Channel:
     """The channel called `name`; raises SublimError for an unknown one."""
-    known = sorted(module.name for module in iter_modules(__path__))
-    if name not in known:
-        raise SublimError(f"no channel '{name}'; channels: {', '.join(known)}")
-    return cast(Channel, import_module(f"{__name__}.{name}"))
+    return CHANNELS[name]
