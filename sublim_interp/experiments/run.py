@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
@@ -10,9 +10,6 @@ from sublim_interp.core.workers import Task, Watch, run_tasks
 from sublim_interp.experiments.plan import Plan
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Evaluation, Record
-
-if TYPE_CHECKING:
-    pass
 
 
 def _make_in_worker(record: Record, root: Path, trace: str, progress: Callable[[float], None]) -> None:

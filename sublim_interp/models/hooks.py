@@ -1,4 +1,4 @@
-"""Capture and edit what a model computes, as `with` blocks on plain Hugging Face models, under TransformerLens's names."""
+"""Capture and edit what a Hugging Face model computes, as `with` blocks, under TransformerLens's names."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""Settings of every training: the optimizer's, and which lists or tokens are learnt from. How they act is in this folder's other files."""
+"""Settings of every training: the optimizer's, and which lists or tokens are learnt from. They act in other files."""
 
 from typing import Literal
 
