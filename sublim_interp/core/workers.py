@@ -98,9 +98,7 @@ def run_tasks(
             for name, task in list(waiting.items()):
                 if len(running) >= processes:
                     break
-                if all(
-                    need in done or (need not in waiting and need not in file_names(running)) for need in task.needs
-                ):
+                if all(need in done or (need not in waiting and need not in _names(running)) for need in task.needs):
                     running[pool.submit(_work, waiting.pop(name))] = task
             finished, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
             _drain(events, done, watch)
@@ -140,7 +138,7 @@ def _take_dependents(waiting: dict[str, Task], name: str) -> list[str]:
     return lost[1:]
 
 
-def file_names(running: dict[Future, Task]) -> set[str]:
+def _names(running: dict[Future, Task]) -> set[str]:
     return {task.name for task in running.values()}
 
 

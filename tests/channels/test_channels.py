@@ -211,7 +211,7 @@ def test_no_prompt_names_a_trait(language: str) -> None:
 def test_an_unknown_language_or_channel_names_the_choices() -> None:
     with pytest.raises(SublimError, match=r"'klingon'; languages: lab, english"):
         numbers.prompts("klingon", 0, 0, 1)
-    with pytest.raises(SublimError, match=r"'smells'; channels: numbers"):
+    with pytest.raises(SublimError, match=r"unknown channel 'smells'; valid: numbers"):
         channel("smells")
 
 
