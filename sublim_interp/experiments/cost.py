@@ -7,6 +7,7 @@ from sublim_interp.channels.protocol import channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.traits.favourites import questions
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     ask = questions(teacher.kind, base.language, "held-out")[:PROBED_QUESTIONS]
     asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
     tokens = sum(map(len, asked))
-    optimizer = record.config.optimization
-    states = 2 if optimizer.optimizer != "sgd" else int(optimizer.beta1 > 0)
+    o = record.config.optimization
+    states = len(planned_moments(o.optimizer, o))
     if isinstance(record, Teacher):
         directions, references = int(record.trait is not None), 0
     else:

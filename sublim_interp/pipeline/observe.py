@@ -1,4 +1,4 @@
-"""What is observed in a teacher or a student while it trains: its probe, its directions, the models it is compared with."""
+"""What is observed in a training: its probe, its directions, the models that it is compared with."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,1 +1,1 @@
-"""Training: the loop, batches, optimizers, interventions; recording/ observes it. It knows tokens and weights, no experiment."""
+"""Training: loop, batches, optimizers, interventions; recording/ observes it. Tokens and weights, no experiment."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sublim_interp.models.forward import logits_at
 from sublim_interp.training.batches import IGNORE, Batch
-from sublim_interp.training.optimizers import make_optimizer
+from sublim_interp.training.optimizers import OPTIMIZERS
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
@@ -57,7 +57,7 @@ def train(
     training goes on from a state only where its trace is whole up to there.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(list(named.values()), optimization)
+    optimizer = OPTIMIZERS[optimization.optimizer].make(list(named.values()), optimization)
     recorder = record(model, optimizer) if record else None  # it reads the weights of the start
     if resume and recorder and not recorder.reaches(resume.step):
         resume.drop()

@@ -11,9 +11,7 @@ from torch import Tensor
 from sublim_interp.analysis.patching.heads import heads_shown, layer_of_heads
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import edit
-
-STATES = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
-"""What an optimiser keeps of each parameter; AdamW is an Adam."""
+from sublim_interp.training.optimizers import states_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +127,7 @@ def state_swapped(
         return
     if optimizer is None:
         raise SublimError(f"{pieces[0].site} is an optimiser's: give it too, patch.on(model, optimizer)")
-    kept = next((states for kind, states in STATES.items() if isinstance(optimizer, kind)), ())
+    kept = states_of(optimizer)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     after: dict[Tensor, dict[str, Any]] = {}
     for piece in pieces:

@@ -16,6 +16,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import attached
 from sublim_interp.models.trainable import trained_parameters
 from sublim_interp.stats.margin import margin
+from sublim_interp.training.optimizers import all_moments
 from sublim_interp.training.recording.cadence import Cadence, stream_names
 from sublim_interp.training.recording.examples import Examples, watch_examples
 from sublim_interp.training.recording.probe import Probe, Reference, Weights
@@ -23,9 +24,6 @@ from sublim_interp.training.recording.trace import Writer, reaches
 
 _LONG = 1 << 16
 """Updates of a training whose length is not known, where a budget must be shared out."""
-
-
-_STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 class Recorder:
@@ -60,6 +58,7 @@ class Recorder:
         if not self._named:
             raise SublimError("nothing to record: no parameter of the model requires a gradient")
         self._parameters = list(self._named.values())
+        self._states = all_moments()
         self._every = self.cadence.every(sum(p.numel() for p in self._parameters))
         self._references = dict(references or {})
         self._start = [p.detach().clone() for p in self._parameters]
@@ -223,7 +222,7 @@ class Recorder:
         self._rows["norms"][self._done], self._gradients = norms, {}
         if self._done % (self._every * self.cadence.moments):
             return
-        moments = {f"{state}_norm": self._moments(state) for state in _STATES}
+        moments = {f"{state}_norm": self._moments(state) for state in self._states}
         if found := {name: torch.stack(_norms(tensors)) for name, tensors in moments.items() if tensors}:
             self._rows["moments"][self._done] = found
 
@@ -284,7 +283,7 @@ class Recorder:
             small["trait_gradient_norm"] = torch.stack(_norms(gradient))
             small |= self._against("trait_gradient", gradient)
         self._writer.append("state", [step], step, {name: value[None].float() for name, value in small.items()})
-        moments = {state: found for state in _STATES if (found := self._moments(state))}
+        moments = {state: found for state in self._states if (found := self._moments(state))}
         total = sum(p.numel() for p in self._parameters)
         times = self.cadence.full(self.steps or _LONG, total, 1 + len(moments))
         last = last or step == self.steps
