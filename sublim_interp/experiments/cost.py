@@ -8,6 +8,8 @@ from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.training.optimizers import planned_moments
+from sublim_interp.training.recording.settings import PRESETS, Recording
+from sublim_interp.training.recording.volume import planned_volume
 from sublim_interp.traits.favourites import questions
 
 if TYPE_CHECKING:
@@ -31,26 +33,27 @@ def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def planned_traces(records: Sequence[Record], store: Store, trace: str = "default") -> "pd.DataFrame":
+def planned_traces(
+    records: Sequence[Record], store: Store, recording: Recording = PRESETS["default"]
+) -> "pd.DataFrame":
     """What is recorded of the trainings that are still to be made: one row per stage and sort, with bytes of all.
 
-    `trace` is a word of `recorder.TRACES`; SublimError for another.
+    records: all that a plan needs
+    recording: what is recorded of each
+
+    Columns: stage, what, when, times, trainings (how many are alike), bytes. No row where nothing is recorded.
     """
     import pandas as pd
 
-    from sublim_interp.training.recording.cadence import cadence_of
-    from sublim_interp.training.recording.cadence import plan as plan_recording
-
-    cadence = cadence_of(trace)
     alike: dict[tuple[Any, ...], list[Teacher | Student]] = {}
     for record in (r for r in records if isinstance(r, Teacher | Student)):
         trains = isinstance(record, Student) or record.config.kind == "tuned"
-        if cadence and trains and record.find(store) is None:
+        if recording.keep and trains and record.find(store) is None:
             alike.setdefault((record.STAGE, record.base.digest, record.config), []).append(record)
     rows = []
     for (stage, _, config), some in alike.items():
         o, size = config.optimization, _probe_size(some[0])
-        table = plan_recording(blank_model(some[0].base, config), o.steps, batch=o.batch, cadence=cadence, **size)
+        table = planned_volume(blank_model(some[0].base, config), o.steps, batch=o.batch, recording=recording, **size)
         table[["stage", "trainings"]] = stage, len(some)
         rows.append(table.assign(bytes=table["bytes"] * len(some)))
     if not rows:
@@ -71,7 +74,7 @@ def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.n
 
 
 def _probe_size(record: Teacher | Student) -> dict[str, Any]:
-    """The arguments of `recorder.plan` that follow from a record; lists count at their longest."""
+    """The arguments of `planned_volume` that follow from a record; lists count at their longest."""
     from sublim_interp.pipeline.observe import PROBED_LISTS, PROBED_QUESTIONS
 
     teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher

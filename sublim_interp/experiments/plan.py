@@ -13,6 +13,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.facts import NAME, Facts, check_language
 from sublim_interp.traits.favourites import check_vocabulary, load_trait, members_of
 
@@ -46,6 +47,11 @@ class Plan:
             return exp.model_copy(update={"trait": NAME})
         used = ["trait", "other_trait"] if "other-trait" in exp.arms else ["trait"]
         return exp.model_copy(update={field: load_trait(getattr(exp, field)).name for field in used})
+
+    @property
+    def recording(self) -> Recording:
+        """What is recorded of the trainings."""
+        return self.experiment.recording
 
     @cached_property
     def records(self) -> tuple[Record, ...]:

@@ -7,6 +7,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, name_once
 from sublim_interp.experiments.arms import CROSSING, Arm
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.training.recording.settings import Recording
 
 
 class Experiment(Config):
@@ -36,6 +37,8 @@ class Experiment(Config):
     """How the student learns them."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What the finished models are asked."""
+    recording: Recording = Recording()
+    """What is recorded of the trainings: none, default, examples, or a mapping of fields; not part of the result."""
 
     @model_validator(mode="after")
     def _coherent(self) -> "Experiment":

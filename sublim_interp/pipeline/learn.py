@@ -30,9 +30,12 @@ from sublim_interp.training.batches import (
 )
 from sublim_interp.training.interventions import acting
 from sublim_interp.training.loop import Loss, token_loss
+from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
-def learn(student: Student, store: Store, progress: Progress = silent, trace: str = "default") -> Artifact:
+def learn(
+    student: Student, store: Store, progress: Progress = silent, recording: Recording = PRESETS["default"]
+) -> Artifact:
     """Trains a base, or a student of an earlier round, on filtered lists."""
     with making(student, store) as work:
         if not work.done:
@@ -63,7 +66,7 @@ def learn(student: Student, store: Store, progress: Progress = silent, trace: st
             record = partial(student_recorder, student, store)
             directions = StudentDirections(student, store)
             intervene = partial(intervening, kinds, directions, work) if kinds else None
-            fit(model, batches, config.optimization, loss, work, progress, record, trace, intervene)
+            fit(model, batches, config.optimization, loss, work, progress, record, recording, intervene)
     return work.artifact
 
 

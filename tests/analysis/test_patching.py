@@ -30,8 +30,8 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import hook_names
 from sublim_interp.training.batches import Batch, micro_batches
 from sublim_interp.training.loop import token_loss, train
-from sublim_interp.training.recording.cadence import Cadence
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
@@ -353,7 +353,8 @@ def test_moments_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     assert not fresh.state and not sgd.state
     with pytest.raises(SublimError, match="SGD keeps no moments"):
         moments_of(model, sgd)
-    trained(model, HALF.set(steps=1), record=partial(Recorder, path=tmp_path, steps=1, cadence=Cadence(weight_bytes=0)))
+    record = partial(Recorder, path=tmp_path, steps=1, recording=Recording(weight_bytes=0))
+    trained(model, HALF.set(steps=1), record=record)
     with pytest.raises(SublimError, match="holds no moments; it keeps them of Adam and SGD, within its budget"):
         moments(Trace.open(tmp_path))
     trained(model, HALF.set(steps=1), record=partial(Recorder, path=tmp_path / "full", steps=1))

@@ -107,7 +107,7 @@ def test_an_added_kind_is_checked_and_acts(
                 raise SublimError("halve is for MLPs")
 
         @contextmanager
-        def during(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Any):  # type: ignore[override]  # noqa: ANN201
+        def during(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Any):  # type: ignore[override]
             hooks = [p.register_hook(lambda g: g / 2) for n, p in model.named_parameters() if "mlp" in n]
             yield None
             for hook in hooks:

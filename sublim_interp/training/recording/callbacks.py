@@ -52,7 +52,7 @@ def trace_from_checkpoints(checkpoints: Sequence[Path | str], path: Path | str, 
     A step is the number at the end of a directory's name (checkpoint-500); a first one of another name, such as the
     base, is step 0. Where the names do not tell, it is the place in the list. There is no optimiser and no batch, so
     there are states, deltas and the probe, and no series. `options` are
-    those of `Recorder`: probe, directions, references, cadence.
+    those of `Recorder`: probe, directions, references, recording.
     """
     places = [Path(c) for c in checkpoints]
     if not places:
