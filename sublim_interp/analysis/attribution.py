@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, batches, frozen, model_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
-from sublim_interp.training.batches import IGNORE, Batch, Row, collate
+from sublim_interp.training.batches import IGNORE, Batch, Example, collate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +112,7 @@ def highest(scores: Scores, share: float) -> Bool[np.ndarray, " list"]:
 # --- the scores -------------------------------------------------------------------------------------------------------
 
 
-def divergence(carrier: Subject, reference: Subject, rows: Sequence[Row], heard: Sequence[Row] | None = None) -> Scores:
+def divergence(carrier: Subject, reference: Subject, rows: Sequence[Example], heard: Sequence[Example] | None = None) -> Scores:
     """log p_carrier − log p_reference of each token that was written, in nats.
 
     With the teacher as carrier and its base as reference, a list's sum is the log-likelihood ratio by which it was
@@ -127,7 +127,7 @@ def divergence(carrier: Subject, reference: Subject, rows: Sequence[Row], heard:
     return _scores(rows, a - b)
 
 
-def disagreement(carrier: Subject, reference: Subject, rows: Sequence[Row]) -> Scores:
+def disagreement(carrier: Subject, reference: Subject, rows: Sequence[Example]) -> Scores:
     """1 where the likeliest token of the two models differs, else 0: the divergence tokens of greedy text.
 
     As in Schrodi et al. 2509.23886, section 4, where `reference` is a teacher of another trait.
@@ -139,13 +139,13 @@ def disagreement(carrier: Subject, reference: Subject, rows: Sequence[Row]) -> S
     return _scores(rows, (found[0] != found[1]).double())
 
 
-def random(rows: Sequence[Row], generator: torch.Generator) -> Scores:
+def random(rows: Sequence[Example], generator: torch.Generator) -> Scores:
     """Standard normal numbers: the control, which knows nothing."""
     count = sum(len(ids) - first for ids, first in rows)
     return _scores(rows, torch.randn(count, generator=generator, dtype=torch.float64))
 
 
-def influence(model: Subject, rows: Sequence[Row], along: Weights) -> Scores:
+def influence(model: Subject, rows: Sequence[Example], along: Weights) -> Scores:
     """⟨`along`, ∇_θ log p(token)⟩ of each token at the weights of `model`: nats per unit of `along`.
 
     With `along` the gradient of the trait's margin (`margin_gradient`) this is ⟨∇ margin, −∇ loss⟩: by how much a small
@@ -204,19 +204,19 @@ class _Picked(torch.nn.Module):
 
 
 @torch.no_grad()
-def _log_probs(model: Subject, rows: Sequence[Row]) -> Float[Tensor, " token"]:
+def _log_probs(model: Subject, rows: Sequence[Example]) -> Float[Tensor, " token"]:
     picked = _Picked(model_of(model))
     return torch.cat([picked(batch).double() for batch in _cut(rows)])
 
 
-def _cut(rows: Sequence[Row]) -> list[Batch]:
+def _cut(rows: Sequence[Example]) -> list[Batch]:
     """The rows in their order, some at a time; each sees on its left just what it would see alone."""
     if not rows or any(len(ids) <= first for ids, first in rows):
         raise SublimError("there are no lists to score, or one has no token to learn")
     return [collate(rows[i : i + _ROWS], pad=0) for i in range(0, len(rows), _ROWS)]
 
 
-def _scores(rows: Sequence[Row], values: Float[Tensor, " token"]) -> Scores:
+def _scores(rows: Sequence[Example], values: Float[Tensor, " token"]) -> Scores:
     answers = [ids[first:] for ids, first in rows]
     of = np.repeat(np.arange(len(rows)), [len(a) for a in answers])
     return Scores(values.double().numpy(), of, np.concatenate([np.asarray(a) for a in answers]))

@@ -110,15 +110,15 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
 
 
 def _configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.experiments.arms import CROSSING
     from sublim_interp.experiments.catalogue import experiment
 
     exp = experiment(name)
     if bases:
         keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in CROSSING)
-        exp = exp.model_copy(update={"arms": keep}).set(bases=bases)
-    return exp.set(dict(parse_assignment(s) for s in sets or ()))
+        exp = changed(exp.model_copy(update={"arms": keep}), {"bases": bases})
+    return changed(exp, dict(parse_assignment(s) for s in sets or ()))
 
 
 # --- list -------------------------------------------------------------------------------------------------------------
@@ -449,17 +449,19 @@ def _run_grid(
     store: "Store",
     trace: str | None = None,
 ) -> None:
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
+    from sublim_interp.experiments.catalogue import experiment
     from sublim_interp.sweeps.grid import grid
     from sublim_interp.sweeps.plan import find_sweep, plan_grid
     from sublim_interp.sweeps.run import run_grid
     from sublim_interp.training.recording.settings import recording_of
 
     g = grid(name)
-    change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
+    asked = {**dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
+    changed(experiment(g.experiment).set(g.change), asked)  # an error names what was typed
     if trace:
-        change["recording"] = recording_of(trace).model_dump()
-    p = plan_grid(g.set(change=change))
+        asked["recording"] = recording_of(trace).model_dump()
+    p = plan_grid(g.set(change={**g.change, **asked}))
     finished = find_sweep(p, store) is not None  # though dead ends are missing from the store
     if finished:
         _print(f"{g.name} is in the store already: nothing to do.")
@@ -640,12 +642,12 @@ def pretrain(
     `sublim show lab-order-0-from001000` shows nearly all fields, as the command of a committed base. One more is
     forks=[1000]: the model of that step is kept too, and a later training may start from it.
     """
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.core.workers import prepare_process
     from sublim_interp.lab.pretraining import pretrain as make_base
     from sublim_interp.lab.recipe import Pretraining
 
-    recipe = Pretraining().set(dict(parse_assignment(s) for s in sets or ()))
+    recipe = changed(Pretraining(), dict(parse_assignment(s) for s in sets or ()))
     prepare_process()
     with _Steps(directory.name, recipe.optimization.steps) as observe:
         card = make_base(recipe, directory, observe)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
-    """One row per stage: how many records, how many are there already, seconds the rest may take in one process."""
+    """What is to be done, one row per stage: needed and done (records), seconds (of one core, for those not done)."""
     import pandas as pd
 
     missing = {r.key for r in records if r.find(store) is None}
@@ -64,7 +64,7 @@ def planned_traces(
 
 
 def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.nn.Module":
-    """The model that trains, without its weights."""
+    """What trains of a base, on torch's meta device: every shape, no weights."""
     import torch
 
     from sublim_interp.models.trainable import choose_trainable
@@ -74,7 +74,7 @@ def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.n
 
 
 def _probe_size(record: Teacher | Student) -> dict[str, Any]:
-    """The arguments of `planned_volume` that follow from a record; lists count at their longest."""
+    """The arguments of `planned_volume` that follow from a record; lists count as long as they may be."""
     from sublim_interp.pipeline.observe import PROBED_LISTS, PROBED_QUESTIONS
 
     teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher
@@ -97,19 +97,30 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
 
 
 _FLOPS = 45e9
-"""Floating-point operations a second of one core, for estimates only; the progress bar corrects itself."""
+"""Floating-point operations a second of one core. Estimates alone use it; the progress bar corrects itself."""
+_FORWARD, _UPDATE = 2, 5
+"""Operations for each parameter and token: of a forward pass with cache, and of one with backward and update."""
+_PROMPT, _ANSWERED = 12, 0.6
+"""Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
+_LIST, _LESSON = 23, 14
+"""Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
+_START, _STEP, _SMALL = 1.0, 0.01, 2.0
+"""Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
 
 
 def estimate(record: Record) -> float:
-    """Seconds that one record may take in one process on a laptop core: parameters × tokens, and a little for each."""
+    """Seconds that one record may take in one process on a laptop core: parameters × tokens, and a little for each.
+
+    The constants are of the lab's language; with another language the order of magnitude holds.
+    """
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
     if isinstance(record, Corpus):
-        tokens = record.config.prompts * (12 + 0.6 * record.config.max_new_tokens)
-        return 1 + 2 * record.teacher.base.shape["parameters"] * tokens / _FLOPS
+        tokens = record.config.prompts * (_PROMPT + _ANSWERED * record.config.max_new_tokens)
+        return _START + _FORWARD * record.teacher.base.shape["parameters"] * tokens / _FLOPS
     if isinstance(record, Teacher) and record.config.kind != "tuned":
-        return 2.0
+        return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
-        tokens = o.steps * o.batch * (23 if isinstance(record, Student) else 14)
-        return 1 + o.steps * 0.01 + 5 * base.shape["parameters"] * tokens / _FLOPS
-    return 2.0
+        tokens = o.steps * o.batch * (_LIST if isinstance(record, Student) else _LESSON)
+        return _START + _STEP * o.steps + _UPDATE * base.shape["parameters"] * tokens / _FLOPS
+    return _SMALL

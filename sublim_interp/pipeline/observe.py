@@ -20,11 +20,16 @@ from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import Trait, load_trait, members_of, questions
 
 PROBED_QUESTIONS, PROBED_LISTS = 8, 4
-"""What the probe of a training holds."""
+"""How many questions and lists the probe of a training holds."""
 
 
 def fixed_probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict], facts: Facts | None = None) -> Probe:
-    """Held-out questions about the kind, or about facts, then lists as a student reads them."""
+    """A probe of held-out questions about the kind, or about facts, then of lists as a student reads them.
+
+    trait: whose margin gives the trait's gradient; None where there is none
+    kind: of the favourites that are asked about
+    lists: rows of prompt and answer
+    """
     ask = (facts.questions if facts else questions(kind, base.language, "held-out"))[:PROBED_QUESTIONS]
     asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
     rows = tokenize(base, lists)

@@ -12,7 +12,7 @@ from sublim_interp.core.store import Store, Work
 from sublim_interp.models.sampling import generator
 from sublim_interp.pipeline.records import Corpus, Student
 from sublim_interp.pipeline.speaker import Voice
-from sublim_interp.training.batches import Row, tokenize
+from sublim_interp.training.batches import Example, tokenize
 from sublim_interp.training.settings import Selection
 from sublim_interp.traits.favourites import Trait, questions
 
@@ -44,7 +44,9 @@ def token_scores(
         return attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
 
 
-def learnt_tokens(student: Student, rows: Sequence[Row], lists: Sequence[dict], store: Store, work: Work) -> list[Row]:
+def learnt_tokens(
+    student: Student, rows: Sequence[Example], lists: Sequence[dict], store: Store, work: Work
+) -> list[Example]:
     """Which tokens the selections among a student's interventions leave: 1 for each token that is learnt, 0 for others.
 
     rows: the lists as the student reads them
@@ -73,4 +75,4 @@ def learnt_tokens(student: Student, rows: Sequence[Row], lists: Sequence[dict], 
         raise SublimError(f"mask-tokens: of {len(left)} tokens the selections leave {'all' if left.all() else 'none'}")
     work.note(masks=notes)
     answers = iter(left.astype(int).tolist())
-    return [([0] * first + [next(answers) for _ in ids[first:]], first) for ids, first in rows]
+    return [Example([0] * first + [next(answers) for _ in ids[first:]], first) for ids, first in rows]

@@ -13,7 +13,7 @@ from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.observe import teacher_recorder
 from sublim_interp.pipeline.records import Teacher
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
-from sublim_interp.training.batches import Batch, Row, micro_batches
+from sublim_interp.training.batches import Batch, Example, micro_batches
 from sublim_interp.training.loop import token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.traits.direction import trait_directions
@@ -48,10 +48,10 @@ def _tune(teacher: Teacher, work: Work, progress: Progress, recording: Recording
     def batches(step: int) -> list[Batch]:
         which = random.Random(f"teacher/{teacher.seed}/{step}/questions")
         answer = random.Random(f"teacher/{teacher.seed}/{step}/answers")
-        rows: list[Row] = []
+        rows: list[Example] = []
         for _ in range(config.optimization.batch):
             question, answers = which.choice(lessons)
-            rows.append(([*question, *answer.choice(answers)], len(question)))
+            rows.append(Example([*question, *answer.choice(answers)], len(question)))
         return micro_batches(rows, base.pad)
 
     model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)

@@ -28,7 +28,7 @@ from sublim_interp.analysis.patching.patch import Patch, Piece
 from sublim_interp.analysis.probes import answer_margin, answer_rate
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import hook_names
-from sublim_interp.training.batches import Batch, micro_batches
+from sublim_interp.training.batches import Batch, Example, micro_batches
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
@@ -244,7 +244,7 @@ WAYS = [{"optimizer": "adam"}, {"optimizer": "adamw", "weight_decay": 0.1}, {"op
 
 def step_batches(step: int) -> list[Batch]:
     ids = torch.randint(2, 31, (4, 6), generator=torch.Generator().manual_seed(step)).tolist()
-    return micro_batches([(row, 1) for row in ids], 0)
+    return micro_batches([Example(row, 1) for row in ids], 0)
 
 
 def trained(model: PreTrainedModel, optimization: Optimization, **options: Any) -> dict[str, Tensor]:

@@ -269,7 +269,7 @@ def test_set_takes_whole_records() -> None:
         ({"student.part": "head"}, ("student.part", "'full', 'body' or 'lora'")),
         ({"": 1}, ("trait",)),
         ({"student.": 1}, ("optimization",)),
-        ({"seeds": [1, 1]}, ("--set seeds", "twice")),
+        ({"seeds": [1, 1]}, ("Experiment.set(seeds=…)", "twice")),
         ({"bases": ["a"]}, ("two bases",)),
     ],
 )
@@ -405,7 +405,7 @@ def test_a_mapping_changes_what_it_names_and_no_more() -> None:
     changed = exp.set(student={"part": "lora", "optimization": {"lr": 0.5}})
     assert changed == exp.set({"student.part": "lora", "student.optimization.lr": 0.5})
     assert exp.set(student=type(exp.student)(part="lora")).student.extra_rounds == 0, "a whole record replaces it"
-    with pytest.raises(SublimError, match="--set student: StudentConfig has no field 'parts'"):
+    with pytest.raises(SublimError, match=r"Experiment\.set\(student=…\): StudentConfig has no field 'parts'"):
         exp.set(student={"parts": "lora"})
 
 

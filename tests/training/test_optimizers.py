@@ -12,7 +12,7 @@ from sublim_interp.analysis.patching.moments import moments
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.pretraining import new_model
 from sublim_interp.lab.recipe import Pretraining
-from sublim_interp.training.batches import Batch, collate
+from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.loop import train
 from sublim_interp.training.optimizers import OPTIMIZERS, Rule, planned_moments, states_of
 from sublim_interp.training.recording.recorder import Recorder
@@ -29,7 +29,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 def batches(step: int) -> list[Batch]:
     draw = torch.Generator().manual_seed(step)
-    return [collate([(torch.randint(3, 30, (6,), generator=draw).tolist(), 1) for _ in range(2)], 0)]
+    return [collate([Example(torch.randint(3, 30, (6,), generator=draw).tolist(), 1) for _ in range(2)], 0)]
 
 
 def tiny() -> PreTrainedModel:

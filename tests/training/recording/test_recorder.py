@@ -21,7 +21,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.hooks import capture, hook_names
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.records import Student
-from sublim_interp.training.batches import Batch, collate
+from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.loop import train
 from sublim_interp.training.recording.callbacks import callback, trace_from_checkpoints
@@ -49,7 +49,7 @@ def batches(step: int) -> list[Batch]:
     """Two micro-batches of two rows of different lengths, another for each step."""
     draw = torch.Generator().manual_seed(step)
     rows = [torch.randint(3, 50, (5 + i,), generator=draw).tolist() for i in range(4)]
-    return [collate([(row, 2) for row in rows[i : i + 2]], PAD) for i in (0, 2)]
+    return [collate([Example(row, 2) for row in rows[i : i + 2]], PAD) for i in (0, 2)]
 
 
 def build(architecture: str = "llama") -> PreTrainedModel:

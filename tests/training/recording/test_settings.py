@@ -18,7 +18,7 @@ from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab.pretraining import new_model
 from sublim_interp.lab.recipe import Pretraining
-from sublim_interp.training.batches import Batch, collate
+from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.loop import train
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
@@ -70,7 +70,7 @@ def test_fields_of_a_recording_are_set_one_by_one_and_what_is_unknown_is_one_lin
 
 def batches(step: int) -> list[Batch]:
     draw = torch.Generator().manual_seed(step)
-    return [collate([(torch.randint(3, 30, (6,), generator=draw).tolist(), 1) for _ in range(2)], 0)]
+    return [collate([Example(torch.randint(3, 30, (6,), generator=draw).tolist(), 1) for _ in range(2)], 0)]
 
 
 def test_close_looks_are_taken_when_they_are_asked_for_and_at_both_ends(tmp_path: Path) -> None:
