@@ -19,7 +19,7 @@ from sublim_interp.traits.favourites import load_trait, questions
 
 def token_scores(
     selection: Selection, corpus: Corpus, lists: Sequence[dict], store: Store, draw: torch.Generator
-) -> attribution.Scores:
+) -> attribution.TokenScores:
     """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them."""
     base = corpus.teacher.base
     rows = tokenize(base, lists)
