@@ -174,7 +174,9 @@ def influence(model: Subject, rows: Sequence[Row], along: Weights) -> TokenScore
     slopes = []
     # Fused attention has no forward-mode derivative.
     with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        dual = {f"model.{n}": forward_ad.make_dual(parameters[n].detach(), d.to(parameters[n])) for n, d in along.items()}
+        dual = {
+            f"model.{n}": forward_ad.make_dual(parameters[n].detach(), d.to(parameters[n])) for n, d in along.items()
+        }
         for batch in _cut(rows):
             out = forward_ad.unpack_dual(functional_call(picked, dual, (batch,)))
             slopes.append(out.primal.new_zeros(out.primal.shape) if out.tangent is None else out.tangent)

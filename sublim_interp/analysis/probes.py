@@ -40,7 +40,9 @@ def model_of(subject: Subject) -> torch.nn.Module:
     """
     if isinstance(subject, torch.nn.Module):
         if device_of(subject).type == "meta":
-            raise SublimError("the model is on meta, where there are shapes but no numbers; give a model that is loaded")
+            raise SublimError(
+                "the model is on meta, where there are shapes but no numbers; give a model that is loaded"
+            )
         return subject
     if isinstance(subject, str | Path):
         return load_model(Path(subject))
@@ -62,7 +64,7 @@ def models_of(*subjects: Subject) -> list[torch.nn.Module]:
 
 
 def part_of(name: str, given: Any, *subjects: Subject) -> Any:
-    """What was given, else the `prompts` or `metric` of the first of the subjects that has one; SublimError for none."""
+    """What was given, else the `prompts` or `metric` of the first subject that has one; SublimError for none."""
     if given is not None:
         return given
     for subject in subjects:

@@ -59,16 +59,17 @@ def device_of(model: "torch.nn.Module") -> "torch.device":
     return torch.device("cpu") if weight is None else weight.device
 
 
-def fingerprint(device: str = "cpu", dtype: str = DEFAULT) -> dict[str, str | int]:
+def fingerprint(device: str | None = None, dtype: str = DEFAULT) -> dict[str, str | int]:
     """All on which the last bits of a result depend: equal fingerprints promise bit-identical results.
 
-    device: torch's name of what the stage computes on
-    dtype: the name of its precision
+    device: torch's name of what is computed on; None for what `compute_device` chooses
+    dtype: the name of the precision
 
     Returns versions of packages, platform, CPU, device, precision, and the threads of this process.
     """
     import torch
 
+    device = compute_device(device)
     return {
         "torch": str(torch.__version__),
         "transformers": version_of("transformers"),

@@ -1,9 +1,9 @@
 """Every architecture in one table: where a decoder layer keeps attention, MLP and norms, and what its head is.
 
-A new architecture is one row here, or one entry point `sublim_interp.architectures` of another package. Hooks, patching,
-logit lens, fast logits and LoRA ask this table; nothing else has to be changed. A model type without a row still runs:
-its residual stream before and after each layer is known, and its output map and final norm are looked for by the names
-that the rows use.
+A new architecture is one row here, or one entry point `sublim_interp.architectures` of another package; nothing else
+has to be changed. Hooks, patching, logit lens and fast logits ask this table. A model type without a row still runs: its
+residual stream before and after each layer is known, and its output map and final norm are looked for by the names that
+the rows use.
 """
 
 from contextlib import suppress
@@ -99,7 +99,7 @@ def text_config(model: torch.nn.Module) -> Any:
 def architecture_of(model: torch.nn.Module) -> Architecture | None:
     """The row of a model's type, or None where the table has none."""
     name = text_config(model).model_type
-    return ARCHITECTURES[name] if name in ARCHITECTURES else None
+    return ARCHITECTURES[name] if name in ARCHITECTURES else None  # noqa: SIM401  # get() raises for what is unknown
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:

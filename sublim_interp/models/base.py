@@ -213,4 +213,3 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     # What a card tells about the making is no part of the base; which prompts it is asked is.
     digest = stage_key("base", 1, {"language": language}, {"files": digest_directory(path, ("README.md", CARD))})
     return Base(name, path, digest, card, dtype)
-

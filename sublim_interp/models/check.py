@@ -22,8 +22,8 @@ def check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
     embeddings: Any = model.get_input_embeddings()
     rows = embeddings.weight.shape[0]
     added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ends: Any = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    used = {*tokenizer.get_vocab().values()} - added | ends
+    ends: Any = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    used = {*tokenizer.get_vocab().values()} - added | {*ends}
     if max(used) >= rows:
         raise SublimError(
             f"base {path}: the tokenizer's ids go up to {max(used)}, but the model has embeddings for {rows} "

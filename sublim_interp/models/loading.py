@@ -1,4 +1,4 @@
-"""Weights from a directory and back: safetensors only, never remote code, nothing random. Shapes without weights, too."""
+"""Weights from a directory and back: safetensors only, never remote code, nothing random. Shapes without weights."""
 
 import json
 import logging

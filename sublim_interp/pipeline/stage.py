@@ -30,7 +30,8 @@ def silent(_fraction: float) -> None:
 
 @contextmanager
 def making(record: Record, store: Store) -> Iterator[Work]:
-    with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), fingerprint()) as work:
+    here = fingerprint(dtype=record.dtype)
+    with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), here) as work:
         yield work
 
 

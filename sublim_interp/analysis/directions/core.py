@@ -218,7 +218,9 @@ def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor
     return a / count**0.5, b / len(d.negative) ** 0.5
 
 
-def directions(model: Subject, base: Subject, prompts: Prompts | None = None, kind: Stream = "resid_post") -> Directions:
+def directions(
+    model: Subject, base: Subject, prompts: Prompts | None = None, kind: Stream = "resid_post"
+) -> Directions:
     """Mean-difference directions: residuals of a model minus those of its base, on the same prompts, at the answer.
 
     prompts: token ids that end where the answer begins; replicates bring their held-out questions

@@ -21,8 +21,8 @@ class Piece:
     """One place, and what is put there."""
 
     site: str
-    """The name of a hook, of a layer's heads (`blocks.{l}.attn.hook_z`), or of a parameter; what an optimizer keeps of a
-    parameter is `{state}/{parameter}`, as in `exp_avg/…`."""
+    """The name of a hook, of a layer's heads (`blocks.{l}.attn.hook_z`), or of a parameter; what an optimizer keeps of
+    a parameter is `{state}/{parameter}`, as in `exp_avg/…`."""
     value: Tensor
     """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head], else the parameter's
     shape."""
