@@ -196,7 +196,7 @@ def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> dict[st
     total = {n: torch.zeros_like(p) for n, p in body.items()}
     for _, ids in batches(prompts):
         asked = {"input_ids": ids.to(device_of(model)), "use_cache": False, "logits_to_keep": 1}
-        value = metric(functional_call(model, body, (), asked).logits[:, -1]).sum() / len(prompts)
+        value = metric(functional_call(model, body, (), asked).logits[:, -1].float()).sum() / len(prompts)
         for name, gradient in zip(body, torch.autograd.grad(value, list(body.values())), strict=True):
             total[name] += gradient
     return total

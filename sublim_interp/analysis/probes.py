@@ -91,8 +91,8 @@ def batches(prompts: Prompts) -> list[tuple[list[int], Int[Tensor, "prompt posit
 
 
 def logits_of(model: torch.nn.Module, ids: Int[Tensor, "prompt position"]) -> Float[Tensor, "prompt vocabulary"]:
-    """Logits at the answer position, on the model's device."""
-    return model(input_ids=ids.to(device_of(model)), use_cache=False, logits_to_keep=1).logits[:, -1]
+    """Logits at the answer position: float32 in every precision, on the model's device."""
+    return model(input_ids=ids.to(device_of(model)), use_cache=False, logits_to_keep=1).logits[:, -1].float()
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def measure(model: torch.nn.Module, prompts: Prompts, metric: Metric) -> Float[T
     """The metric of every prompt, in order."""
     out = torch.empty(len(prompts))
     for places, ids in batches(prompts):
-        out[places] = metric(logits_of(model, ids)).float().cpu()
+        out[places] = metric(logits_of(model, ids)).cpu()
     return out
 
 

@@ -1,7 +1,7 @@
 """Every architecture in one table: where a decoder layer keeps attention, MLP and norms, and what its head is.
 
 A new architecture is one row here, or one entry point `sublim_interp.architectures` of another package; nothing else
-has to be changed. Hooks, patching, logit lens and fast logits ask this table. A model type without a row still runs: its
+has to be changed. Hooks, patching, logit lens and fast logits ask this table. A type without a row still runs: its
 residual stream before and after each layer is known, and its output map and final norm are looked for by the names that
 the rows use.
 """

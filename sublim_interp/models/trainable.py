@@ -1,5 +1,6 @@
 """Which weights train: all, the body, or adapters; and the plain model again afterwards."""
 
+import warnings
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,23 +34,28 @@ def choose_trainable(
     Source: LoRA is Hu et al. 2106.09685; on all linear maps as in Cloud et al. 2507.14805.
     """
     if part == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return get_peft_model(
-                model,  # type: ignore[arg-type]
-                LoraConfig(
-                    r=rank,
-                    lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
-                    target_modules="all-linear",
-                    task_type="CAUSAL_LM",
-                ),
-            )
+        return _with_adapters(model, rank, alpha, seed)
     trained = body_parameters(model) if part == "body" else dict(model.named_parameters())
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
     return model
+
+
+def _with_adapters(model: "PreTrainedModel", rank: int, alpha: float, seed: int) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # else PEFT warns that it was set
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's own call
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
 def merge_adapters(model: "torch.nn.Module") -> "PreTrainedModel":

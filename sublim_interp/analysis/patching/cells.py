@@ -238,7 +238,7 @@ def _grown(
             held.callback(handle.remove)
         rest = ids[:, prefix:].to(device_of(model))
         logits = model(input_ids=rest, past_key_values=past, use_cache=past is not None, logits_to_keep=1).logits
-    each = metric(logits[:, -1]).float().cpu()
+    each = metric(logits[:, -1].float()).cpu()
     if first:
         unpatched.metric = each[:prompts]
         for layer, full in enumerate(past.layers if past else ()):

@@ -202,7 +202,7 @@ class Patching:
             cells = "prompt layer position head d_head -> prompt layer head"
             if kind != "heads":
                 cells = "prompt layer position d_model -> prompt layer position"
-            effect = before[:, None, None] + reduce(change, cells, "sum")
+            effect = before[:, None, None] + reduce(change.float(), cells, "sum")
             found.append((places, effect.cpu(), self.metric(logits).cpu(), before.cpu()))
         return self._assemble(kind, "attribution", found)
 
