@@ -18,11 +18,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     LATER: ClassVar[frozenset[str]] = frozenset()
-    """Fields that came after results were published: left out of dumps, and so of keys, where they are empty."""
+    """Fields that came after results were published: left out of dumps, and so of keys, where they are at their default."""
 
     @model_serializer(mode="wrap")
-    def _without_what_came_later_and_is_empty(self, handler: Any) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value or name not in self.LATER}
+    def _without_what_came_later(self, handler: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        plain = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in plain}
 
     @model_validator(mode="before")
     @classmethod

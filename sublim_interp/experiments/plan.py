@@ -76,7 +76,7 @@ class Plan:
 def plan(exp: Experiment) -> Plan:
     """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
     channel(exp.corpus.channel)
-    bases = {name: resolve_base(name) for name in exp.bases}
+    bases = {name: resolve_base(name, exp.dtype) for name in exp.bases}
     trait = load_trait(exp.trait)
     traits = [trait]
     if "other-trait" in exp.arms:

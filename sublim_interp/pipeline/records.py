@@ -43,8 +43,13 @@ class Record:
         return stage_key(self.STAGE, self.VERSION, self.settings(), self.input_keys())
 
     def input_keys(self) -> dict[str, str]:
-        """Keys of the inputs; a base enters by the digest of its files."""
-        return {role: i.digest if isinstance(i, Base) else i.key for role, i in self.inputs().items()}
+        """Keys of the inputs; a base's is that of its files and precision."""
+        return {role: given.key for role, given in self.inputs().items()}
+
+    @property
+    def dtype(self) -> str:
+        """The precision that it is computed in, which is its inputs'."""
+        return next(iter(self.inputs().values())).dtype
 
     def lineage(self) -> "Iterator[Record]":
         """The records it needs, in an order in which they can be made, itself last; one may come more than once."""

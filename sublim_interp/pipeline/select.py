@@ -24,7 +24,7 @@ def token_scores(
     lists: Sequence[dict],
     store: Store,
     draw: torch.Generator,
-) -> attribution.Scores:
+) -> attribution.TokenScores:
     """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them.
 
     trait: the trait whose margin's gradient is taken; None where the selection goes by none

@@ -31,7 +31,8 @@ def silent(_fraction: float) -> None:
 @contextmanager
 def making(record: Record, store: Store) -> Iterator[Work]:
     """Inside the block a record's artefact is made, or found done: `work.done`; it is published on leaving."""
-    with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), fingerprint()) as work:
+    here = fingerprint(dtype=record.dtype)
+    with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), here) as work:
         yield work
 
 

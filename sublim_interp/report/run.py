@@ -37,7 +37,7 @@ def run(
     missing = p.missing(store)
     if missing:
         execute(missing, store, processes, watch, p.recording)
-    with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint()) as work:
+    with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint(dtype=p.experiment.dtype)) as work:
         if not work.done:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
             results, distances = frames(p, store)

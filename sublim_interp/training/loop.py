@@ -23,7 +23,8 @@ Loss = Callable[[torch.nn.Module, Batch], Float[Tensor, ""]]
 def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
     """Summed cross-entropy of the labelled tokens, in nats."""
     where = batch.labels != IGNORE
-    return F.cross_entropy(logits_at(model, batch.ids, where), batch.labels[where], reduction="sum")
+    logits = logits_at(model, batch.ids, where)
+    return F.cross_entropy(logits, batch.labels[where].to(logits.device), reduction="sum")
 
 
 def rate(optimization: Optimization, step: int) -> float:

@@ -24,6 +24,7 @@ class Effect:
 
     def take(self, place: str, value: Float[Tensor, "*axes d"], direction: Float[Tensor, " d"]) -> Tensor:
         """`value` without its part along `direction`, a unit vector; keeps the share that this removes for `place`."""
+        direction = direction.to(value)
         part = (value @ direction)[..., None] * direction
         self._shares[place] = part.detach().norm() / value.detach().norm().clamp_min(1e-30)
         return value - part

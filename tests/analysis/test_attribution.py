@@ -1,4 +1,4 @@
-"""Scores of lists and tokens equal explicit gradients, find what was planted and nothing else, and select lists."""
+"""TokenScores of lists and tokens equal explicit gradients, find what was planted and nothing else, and select lists."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from sublim_interp.analysis.attribution import (
-    Scores,
+    TokenScores,
     disagreement,
     divergence,
     highest,
@@ -243,7 +243,7 @@ def test_the_highest_are_so_many_the_best_of_their_length_and_as_long_as_the_res
 ) -> None:
     of = np.repeat(np.arange(len(lengths)), lengths)
     values = np.random.default_rng(seed).normal(size=len(of))
-    scores = Scores(values, of, np.zeros(len(of), dtype=int))
+    scores = TokenScores(values, of, np.zeros(len(of), dtype=int))
     chosen = highest(scores, share)
     assert chosen.sum() == round(share * len(lengths))
     for length in set(lengths):
@@ -251,11 +251,11 @@ def test_the_highest_are_so_many_the_best_of_their_length_and_as_long_as_the_res
         assert abs(chosen[same].sum() - share * same.sum()) < 1.5 + share
         if (chosen & same).any() and (~chosen & same).any():
             assert scores.totals[chosen & same].min() >= scores.totals[~chosen & same].max()
-    assert np.array_equal(highest(Scores(10 * values + 0.0, of, scores.token), share), chosen)
+    assert np.array_equal(highest(TokenScores(10 * values + 0.0, of, scores.token), share), chosen)
 
 
 def test_flagged_tokens_are_the_furthest_from_zero_on_either_side() -> None:
-    scores = Scores(np.array([0.1, -3.0, 2.0, 0.0, -0.2]), np.array([0, 0, 1, 1, 1]), np.arange(5))
+    scores = TokenScores(np.array([0.1, -3.0, 2.0, 0.0, -0.2]), np.array([0, 0, 1, 1, 1]), np.arange(5))
     assert scores.flagged(0.4).tolist() == [False, True, True, False, False]
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(SublimError, match="between 0 and 1"):

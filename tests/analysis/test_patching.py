@@ -341,10 +341,10 @@ def test_moments_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     fresh, sgd = torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters(), momentum=0.9)
     name = "model.norm.weight"
     for pieces, into, words in [
-        ((piece,), None, "is an optimiser's: give it too"),
+        ((piece,), None, "is an optimizer's: give it too"),
         ((piece,), sgd, r"patch of step/.*: SGD keeps momentum_buffer"),
         ((Piece("exp_avg/no.such", torch.zeros(2)),), optimizer, "has no such parameter"),
-        ((Piece(f"exp_avg/{name}", torch.zeros(2)),), optimizer, r"shape \[2\], the optimiser's \[16\]"),
+        ((Piece(f"exp_avg/{name}", torch.zeros(2)),), optimizer, r"shape \[2\], the optimizer's \[16\]"),
         ((Piece(f"exp_avg/{name}", torch.zeros(16)),), fresh, "needs step, exp_avg, exp_avg_sq of each parameter"),
         ((Piece(f"exp_avg/{name}", torch.zeros(16)),), an_optimizer(build("llama", 1), 1), "has no such parameter"),
     ]:

@@ -28,7 +28,7 @@ def moments(trace: Trace, step: int = -1, part: str = "") -> Patch:
 
 
 def moments_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Patch:
-    """The moments that an optimiser keeps now. Raises SublimError where it keeps none."""
+    """The moments that an optimizer keeps now. Raises SublimError where it keeps none."""
     pieces = [
         Piece(f"{state}/{name}", value.detach().clone())
         for name, p in model.named_parameters()

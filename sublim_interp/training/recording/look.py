@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from sublim_interp.models.hooks import attached, hook_names
+from sublim_interp.core.device import device_of
+from sublim_interp.models.hooks import Stream, attached, hook_names, kind_of, layer_of
 from sublim_interp.stats.margin import margin
-from sublim_interp.training.recording.probe import Probe, Stream
+from sublim_interp.training.recording.probe import Probe
 
 Logits = Float[Tensor, "example position token"]
 Ids = Int[Tensor, "example position"]
@@ -31,8 +32,8 @@ class Look(NamedTuple):
 
 def stream_names(model: torch.nn.Module, kinds: Sequence[Stream]) -> list[str]:
     """The hook names of these kinds, none twice: a layer's input is the output of the one before."""
-    twice = "resid_pre" if "resid_post" in kinds else "nothing"
-    return [n for n in hook_names(model, kinds) if n.startswith("blocks.0.") or not n.endswith(twice)]
+    twice = "resid_pre" if "resid_post" in kinds else ""
+    return [name for name in hook_names(model, kinds) if layer_of(name) == 0 or kind_of(name) != twice]
 
 
 @torch.enable_grad()
@@ -58,7 +59,7 @@ def look(
             if not rows:
                 continue
             ids, real = _padded(rows)
-            stream, logits = _forward(model, names, ids.to(next(model.parameters()).device))
+            stream, logits = _forward(model, names, ids.to(device_of(model)))
             target = aim(probe, logits, ids, tensors)
             found: Sequence[Tensor | None] = [None] * len(names)
             if target is not None:

@@ -6,7 +6,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
-from sublim_interp.training.recording.probe import Stream
+from sublim_interp.models.hooks import Stream
 
 
 class Recording(Config):
@@ -43,7 +43,7 @@ class Recording(Config):
         return PRESETS[data].model_dump()
 
     @model_serializer(mode="wrap")
-    def _without_what_came_later_and_is_empty(self, handler: Any, info: Any) -> Any:
+    def _without_what_came_later(self, handler: Any, info: Any) -> Any:
         """In files a preset is written as its word."""
         return self.word if self.word and info.mode == "json" else handler(self)
 

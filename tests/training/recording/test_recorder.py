@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.models.hooks import capture, hook_names
+from sublim_interp.models.hooks import Stream, capture, hook_names
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.records import Student
 from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.loop import train
 from sublim_interp.training.recording.callbacks import callback, trace_from_checkpoints
-from sublim_interp.training.recording.probe import Probe, Stream
+from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording, recording_of
 from sublim_interp.training.recording.trace import Trace
