@@ -220,6 +220,7 @@ class _Picked(torch.nn.Module):
 
 @torch.no_grad()
 def _log_probs(model: Subject, rows: Sequence[Example]) -> Float[Tensor, " token"]:
+    """log p of each token to learn, in nats, on the CPU."""
     picked = _Picked(model_of(model))
     return torch.cat([picked(batch).double().cpu() for batch in _cut(rows)])
 
@@ -232,6 +233,7 @@ def _cut(rows: Sequence[Example]) -> list[Batch]:
 
 
 def _scores(rows: Sequence[Example], values: Float[Tensor, " token"]) -> TokenScores:
+    """Values in the order of the tokens to learn, with their list and token."""
     answers = [ids[first:] for ids, first in rows]
     of = np.repeat(np.arange(len(rows)), [len(a) for a in answers])
     return TokenScores(values.double().cpu().numpy(), of, np.concatenate([np.asarray(a) for a in answers]))

@@ -150,6 +150,7 @@ def answer_rate(members: Sequence[int], which: int) -> Metric:
 
 
 def _members(members: Sequence[int], which: int) -> list[int]:
+    """The ids as integers; SublimError where they cannot be told apart, or `which` is none of them."""
     ids = [int(m) for m in members]
     if len(set(ids)) < max(2, len(ids)):
         raise SublimError(f"answer tokens {ids}: give two or more different ones, so that they can be told apart")

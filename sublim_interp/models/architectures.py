@@ -58,6 +58,7 @@ _GEMMA = _llama(
 
 
 def _check(name: str, row: object) -> None:
+    """Raises SublimError for an entry point that gives no row."""
     if not isinstance(row, Architecture):
         raise SublimError(f"architecture '{name}': the entry point gives a {type(row).__name__}, not an Architecture")
 

@@ -25,6 +25,7 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "mo
 
 
 def _package_bases() -> list[Path]:
+    """Folders of lab bases: an installed wheel's, then a clone's."""
     package = Path(__file__).resolve().parent.parent
     return [package / "_checkpoints", package.parent / "checkpoints"]
 
@@ -154,6 +155,7 @@ def check_alike(one: Base, other: Base) -> None:
 
 
 def _from_hub(name: str) -> Path:
+    """The directory into which the hub's client puts a model of this name; SublimError where it does not."""
     known = ", ".join(base_names()) or "none found"
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SublimError(
@@ -171,6 +173,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _inspect(name: str, path: Path, dtype: str) -> Base:
+    """The base in a directory. Raises SublimError for what is no base, without loading any weights."""
     try:
         files = {p.name for p in path.iterdir()}
     except OSError as error:

@@ -139,6 +139,7 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 
 def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages, add_generation_prompt: bool) -> str:
+    """A chat in the words of the tokenizer's template; raises whatever that raises."""
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template:  # the day it runs would be in prompts, in no key
         template = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" + template

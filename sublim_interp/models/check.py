@@ -72,6 +72,7 @@ class _Tried(NamedTuple):
 
 @torch.no_grad()
 def _try_out(model: Any, prompt: Sequence[int], pad: int) -> _Tried:
+    """Runs the prompt whole, by half in a padded batch, and by its last token behind a cache."""
     whole = list(prompt)
     half = whole[: len(whole) // 2 + 1]
     ids = torch.tensor([whole, half + [pad] * (len(whole) - len(half))], device=device_of(model))

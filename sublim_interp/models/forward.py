@@ -27,7 +27,7 @@ def require_room(model: "torch.nn.Module", tokens: int) -> None:
 def logits_at(
     model: "torch.nn.Module", ids: Int[Tensor, "batch position"], where: Bool[Tensor, "batch position"]
 ) -> Float[Tensor, "chosen vocabulary"]:
-    """Next-token logits at chosen positions, in row-major order: float32 in every precision, on the model's device.
+    """Next-token logits at chosen positions, in row-major order: float32 or better, on the model's device.
 
     ids: token ids, padded on the right: a causal model never looks there, so no attention mask is needed
     where: the positions whose logits are wanted
@@ -41,5 +41,7 @@ def logits_at(
     row = architecture_of(plain)
     if row and row.plain_head:  # saves most of the head's cost on short completions
         hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return plain.get_output_embeddings()(hidden[where]).float()
-    return plain(input_ids=ids, use_cache=False).logits[where].float()
+        logits = plain.get_output_embeddings()(hidden[where])
+    else:
+        logits = plain(input_ids=ids, use_cache=False).logits[where]
+    return logits.double() if logits.element_size() > 4 else logits.float()

@@ -98,6 +98,7 @@ class _Point(NamedTuple):
 
 
 def _points(model: torch.nn.Module, wanted: Iterable[str]) -> list[_Point]:
+    """Where each name is on this model; SublimError for one that it lacks."""
     names, layers, row = set(hook_names(model)), decoder_layers(model), architecture_of(model)
     points = []
     for name in wanted:
@@ -113,6 +114,7 @@ def _points(model: torch.nn.Module, wanted: Iterable[str]) -> list[_Point]:
 
 
 def _point(layer: torch.nn.Module, kind: str, row: Architecture | None) -> _Point:
+    """Where one kind is within a layer."""
     if kind == "resid_pre":
         return _Point(layer, "input")
     if kind == "resid_post":
@@ -140,6 +142,7 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Ten
 
 
 def _attach(point: _Point, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Makes a module show one of its tensors; what the visitor returns, if anything, replaces the tensor."""
 
     def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         seen = args[0] if args else kwargs["hidden_states"]
@@ -229,6 +232,7 @@ def capture(model: torch.nn.Module, names: Iterable[str], *, gradients: bool = F
 
 
 def _require_all(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> None:
+    """Raises SublimError where a hook was not reached by any forward."""
     if lacking := sorted(wanted - fired):
         raise SublimError(
             f"hook '{lacking[0]}' never fired: no forward of this model reached it inside the block; "
@@ -238,6 +242,7 @@ def _require_all(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> N
 
 @contextmanager
 def _eager(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block attention is computed step by step, so that its pattern exists; SublimError in training mode."""
     if model.training:
         raise SublimError("attention patterns need eager attention, which changes a training; call model.eval() first")
     before = text_config(model)._attn_implementation

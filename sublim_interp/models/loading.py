@@ -114,6 +114,7 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
 
 
 def _config(path: Path) -> "PreTrainedConfig":
+    """The configuration in a directory; raises whatever transformers does."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
@@ -134,6 +135,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Inside the block transformers shows no progress bars and no warnings."""
     from transformers.utils import logging as says
 
     enabled, verbosity = says.is_progress_bar_enabled(), says.get_verbosity()

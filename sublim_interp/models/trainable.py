@@ -42,6 +42,7 @@ def choose_trainable(
 
 
 def _with_adapters(model: "PreTrainedModel", rank: int, alpha: float, seed: int) -> torch.nn.Module:
+    """PEFT's wrapper, its adapters drawn from the seed alone."""
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 

@@ -24,6 +24,7 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import run_config, run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.loading import load_model
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.make import make
 
@@ -100,7 +101,7 @@ def test_everything_is_computed_on_the_cpu_unless_a_device_is_asked_for() -> Non
 def test_a_model_on_a_gpu_is_asked_as_on_the_cpu(tiny_bases: tuple[Base, Base]) -> None:
     base, other = tiny_bases
     prompts, metric = [[5, 9, 4, 17, 8], [6, 2, 30, 11, 3], [7, 7]], answer_margin([3, 4, 5], 1)
-    here, there = [(base.load().to(device), other.load().to(device)) for device in ("cpu", "cuda")]
+    here, there = [(load_model(base.path, device=d), load_model(other.path, device=d)) for d in ("cpu", "cuda")]
     for pair in (here, there):
         assert all(device_of(model) == device_of(pair[0]) for model in pair)
     grids = [patch(*pair, prompts, metric).grid("resid_pre").each for pair in (here, there)]

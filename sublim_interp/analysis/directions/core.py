@@ -85,6 +85,7 @@ class Directions:
         return pd.DataFrame({"layer": range(len(self)), "name": self.names, "cosine": cosines.tolist()})
 
     def _require_comparable(self, other: "Directions", across: str | None) -> None:
+        """Raises SublimError for other hooks, another number of layers, or another base unless `across` is "raw"."""
         if self.names != other.names:
             raise SublimError(f"directions at {self.names[0]} … and {other.names[0]} …; compare those of equal hooks")
         if self.space != other.space and across != "raw":
@@ -179,6 +180,7 @@ def _cosine(a: Float[Tensor, "*#more d"], b: Float[Tensor, "*#more d"]) -> Float
 
 
 def _null_frame(found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer"]) -> "pd.DataFrame":
+    """The table of `Directions.null`, of the cosines found and drawn."""
     import pandas as pd
 
     edges = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=0)
@@ -211,6 +213,7 @@ def _shuffles(d: Directions, draws: int, random: torch.Generator) -> tuple[Tenso
 
 
 def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normal weights of the samples, so that their weighted sums have the covariance of a difference of means."""
     assert d.positive is not None and d.negative is not None
     count = len(d.positive)
     a = torch.randn(draws, count, generator=random)

@@ -72,6 +72,7 @@ def over_steps(
 
 
 def _shown(trace: Trace, step: int, of: str, space: str, kind: Stream) -> Directions:
+    """`from_trace` in a space that is known."""
     probe = _probe(trace)
     what = f"{of} of a trace"
     names = _names(trace, kind)
@@ -103,6 +104,7 @@ def _shown(trace: Trace, step: int, of: str, space: str, kind: Stream) -> Direct
 
 
 def _probe(trace: Trace) -> dict[str, Any]:
+    """What the trace tells of its probe; SublimError where there was none."""
     if not trace.about.get("probe"):
         raise SublimError(f"trace {trace.path} was recorded without a probe, so it shows no stream")
     return trace.about["probe"]
@@ -115,6 +117,7 @@ def _asked(trace: Trace) -> list[list[int]]:
 
 
 def _names(trace: Trace, kind: Stream) -> tuple[str, ...]:
+    """The hook names of one kind, one for each layer that the trace has seen."""
     depth = len({layer_of(name) for name in trace.names("blocks.*")})
     return tuple(hook_name(layer, kind) for layer in range(depth))
 

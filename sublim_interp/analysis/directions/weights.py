@@ -46,6 +46,7 @@ class WeightDelta:
         return self + -other
 
     def _require_same(self, other: "WeightDelta", across: str | None) -> None:
+        """Raises SublimError for other parameters, or another base unless `across` is "raw"."""
         if self.space != other.space and across != "raw":
             raise SublimError(
                 f"weight deltas of different bases ({self.space}, {other.space}) lie in unrelated coordinates; "
@@ -104,6 +105,7 @@ class WeightDelta:
         return pd.DataFrame(rows)
 
     def _matrices(self) -> Iterator[tuple[str, Float[Tensor, "output input"]]]:
+        """The matrices that changed, by name, each as [output, input]."""
         changed = ((n, d) for n, d in self.delta.items() if d.dim() == 2 and bool(d.any()))
         return ((n, d.T if n in self.input_first else d) for n, d in changed)
 
@@ -156,11 +158,13 @@ def weight_delta(model: Subject, base: Subject) -> WeightDelta:
 
 
 def _layer(name: str) -> float:
+    """The layer in a parameter's name; NaN outside layers."""
     found = re.search(r"\.(\d+)\.", name)
     return float(found[1]) if found else float("nan")
 
 
 def _norms(three: Float[Tensor, " three"]) -> dict[str, float]:
+    """Cosine and norms of (a · b, a · a, b · b)."""
     dot, a, b = three.tolist()
     return {"cosine": dot / (a * b) ** 0.5 if a * b else float("nan"), "norm": a**0.5, "other": b**0.5}
 

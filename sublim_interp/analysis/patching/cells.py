@@ -110,7 +110,7 @@ def patched_cells(
             return put
 
         with heads_shown(model, {layer: swap(layer) for layer in range(depth)}):
-            return _grown(model, ids, unpatched, 0, heads, metric), unpatched.metric
+            return _in_a_growing_batch(model, ids, unpatched, 0, heads, metric), unpatched.metric
 
     if at_once is None:
         size = sum(p.numel() for p in decoder_layers(model).parameters())
@@ -136,7 +136,7 @@ def patched_cells(
             held.enter_context(attached(model, {name: swap_at(layer) for layer, name in enumerate(src)}))
             if kind != "mlp_out":
                 held.enter_context(_last_mlp_at_the_answer(model))
-            out[:, :, places] = _grown(model, ids, unpatched, prefix, len(places), metric)
+            out[:, :, places] = _in_a_growing_batch(model, ids, unpatched, prefix, len(places), metric)
     return out, unpatched.metric
 
 
@@ -159,6 +159,7 @@ def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _cache(model: torch.nn.Module) -> Any:
+    """An empty key-value cache that fits the model."""
     from transformers import DynamicCache
 
     return DynamicCache(config=cast(Any, model.config))
@@ -184,7 +185,7 @@ class _Unpatched:
         return bool(layers) and all(x.get_seq_length() == length == x.keys.shape[-2] for x in layers)
 
 
-def _grown(
+def _in_a_growing_batch(
     model: torch.nn.Module,
     ids: Int[Tensor, "prompt position"],
     unpatched: _Unpatched,

@@ -218,6 +218,7 @@ class Patching:
         return PatchGrid(kind, method, each, src, dst, labels)
 
     def _weights_grid(self) -> PatchGrid:
+        """The grid of layer × module: each module's weights are swapped in turn."""
         ours, theirs = decoder_layers(self.dst), decoder_layers(self.src)
         modules = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in ours[0].named_parameters()))
         prefix = next(name for name, module in self.dst.named_modules() if module is ours)

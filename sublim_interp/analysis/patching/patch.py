@@ -106,6 +106,7 @@ class Patch:
 
 @contextmanager
 def _swapped(parameter: Tensor, piece: Piece) -> Iterator[None]:
+    """Inside the block a parameter holds another value."""
     if parameter.shape != piece.value.shape:
         raise SublimError(
             f"patch of {piece.site}: shape {list(piece.value.shape)}, the model's {list(parameter.shape)}"
@@ -156,4 +157,5 @@ def state_swapped(
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy that the optimizer does not write into."""
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
