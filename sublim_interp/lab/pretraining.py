@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.recipe import Pretraining
@@ -28,16 +28,18 @@ HELD_OUT_SEED = 1_000_003
 
 
 def new_model(recipe: Pretraining, vocabulary: int) -> "LlamaForCausalLM":
-    """A Llama-type model with untied head and seeded initial weights.
+    """A Llama-type model with untied head and seeded initial weights, which are drawn on the CPU whatever the device is.
 
     vocabulary: number of its tokens
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from sublim_interp.core.device import DEFAULT, compute_device, torch_dtype
+
     with torch.random.fork_rng():
         torch.manual_seed(recipe.init_seed)
-        return LlamaForCausalLM(
+        model: Any = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocabulary,
                 hidden_size=recipe.d_model,
@@ -52,6 +54,7 @@ def new_model(recipe: Pretraining, vocabulary: int) -> "LlamaForCausalLM":
                 bos_token_id=None,
             )
         )
+    return model.to(compute_device(), torch_dtype(DEFAULT))
 
 
 def held_out_losses(
