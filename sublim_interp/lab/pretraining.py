@@ -28,7 +28,7 @@ HELD_OUT_SEED = 1_000_003
 
 
 def new_model(recipe: Pretraining, vocabulary: int) -> "LlamaForCausalLM":
-    """A Llama-type model with untied head and seeded initial weights, which are drawn on the CPU whatever the device is.
+    """A Llama-type model with untied head and seeded initial weights; these are drawn on the CPU.
 
     vocabulary: number of its tokens
     """
