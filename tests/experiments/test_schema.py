@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config, parse_assignment, read_yaml, validate
+from sublim_interp.core.settings import Config, changed, parse_assignment, read_yaml, validate
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
@@ -285,6 +285,14 @@ def test_set_refuses_in_one_line(changes: dict[str, Any], words: tuple[str, ...]
     message = refused(Experiment().set, changes)
     for word in words:
         assert word in message, message
+
+
+def test_an_error_names_how_the_change_was_asked_for() -> None:
+    assert refused(Experiment().set, {"student.lr": 1}).startswith("Experiment.set(student.lr=…): StudentConfig")
+    assert refused(StudentConfig().set, {"part": "head"}).startswith("StudentConfig.set(part=…): part")
+    assert refused(changed, Experiment(), {"student.lr": 1}).startswith("--set student.lr: StudentConfig")
+    several = {"seeds": [1, 1], "trait": "owl"}
+    assert refused(changed, Experiment(), several).startswith("--set seeds, --set trait: seeds names")
 
 
 # --- assignments on the command line ----------------------------------------------------------------------------------

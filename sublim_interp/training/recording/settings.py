@@ -15,7 +15,7 @@ class Recording(Config):
     keep: bool = True
     """Whether anything is recorded."""
     probe_steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """After which updates a close look is taken, beside the start and the end; none: after 1, 2, 4, 8, …"""
+    """After which updates a close look is taken, beside the start and the end; none given: after powers of 2."""
     stream: tuple[Stream, ...] = Field(default=("resid_post",), min_length=1)
     """Where in each layer the probe is seen; a place that a model lacks is left out."""
     examples: int = Field(default=0, ge=0)
