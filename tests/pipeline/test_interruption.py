@@ -524,9 +524,10 @@ def test_another_fingerprint_is_said_never_mixed_and_agrees_within_the_tolerance
     """PyTorch without the CPU's vector instructions stands for another machine: its sums have other last bits."""
     store, checkpoint = half_made(whole, "student", tmp_path / "store")
     (tmp_path / "tiny.yaml").write_text(whole.exp.to_yaml())
+    package = Path(sublim_interp.__file__).parents[1]
     child = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(tmp_path / "tiny.yaml"), str(store.root)],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(Path(sublim_interp.__file__).parents[1])},
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(package)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     change = f"capability {fingerprint()['capability']} -> DEFAULT"
