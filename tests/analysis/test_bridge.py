@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_patching import build
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sublim_interp.analysis.bridge import bridge, parity
 from sublim_interp.analysis.probes import residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
+from three_layers import build
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 

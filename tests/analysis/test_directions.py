@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_patching import MARGIN, PROMPTS, build, hooks_of, logits
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
@@ -27,6 +26,7 @@ from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
+from three_layers import MARGIN, PROMPTS, build, hooks_of, logits
 
 MANY = torch.randint(0, 31, (48, 6), generator=torch.Generator().manual_seed(5))
 

@@ -11,14 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
     GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
 )
 
@@ -35,28 +28,9 @@ from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
+from three_layers import EVEN, MARGIN, PROMPTS, build, hooks_of, logits
 
-PROMPTS = [[5, 9, 4, 17, 8, 3], [6, 2, 30, 11, 3, 1], [9, 9, 1, 28], [7, 7, 2, 19]]
-EVEN = PROMPTS[:2]
-MARGIN = answer_margin([3, 4, 5], 1)
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-
-
-def build(kind: str, seed: int) -> PreTrainedModel:
-    torch.manual_seed(seed)
-    shape: dict[str, Any] = {
-        "vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "initializer_range": 0.3,
-        "intermediate_size": 24,
-    }  # fmt: skip
-    if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(num_key_value_heads=1, **shape)).eval()
-    if kind == "gpt_neox":
-        return GPTNeoXForCausalLM(GPTNeoXConfig(**shape)).eval()
-    if kind == "gemma2":  # sliding windows of three tokens, and logits that are capped
-        more: dict[str, Any] = {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 3}
-        return Gemma2ForCausalLM(Gemma2Config(**shape, **more)).eval()
-    own = {"vocab_size": 31, "n_embd": 16, "n_layer": 3, "n_head": 2, "initializer_range": 0.3}
-    return GPT2LMHeadModel(GPT2Config(**own)).eval()
 
 
 @pytest.fixture(params=["llama", "gpt2", "gpt_neox", "gemma2"])
@@ -67,15 +41,6 @@ def pair(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedMod
         src.get_input_embeddings().weight.copy_(dst.get_input_embeddings().weight)  # type: ignore[arg-type]
         src.get_output_embeddings().weight.copy_(dst.get_output_embeddings().weight)  # type: ignore[arg-type, union-attr]
     return src, dst
-
-
-@torch.no_grad()
-def logits(model: torch.nn.Module, prompts: list[list[int]] = EVEN) -> Tensor:
-    return model(input_ids=torch.tensor(prompts)).logits
-
-
-def hooks_of(model: torch.nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def between(pair: tuple[PreTrainedModel, PreTrainedModel], prompts: list[list[int]] = EVEN) -> Patching:

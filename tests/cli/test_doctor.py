@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublim_interp import cli
+from sublim_interp.cli.app import main
 from sublim_interp.cli.examine import FULL, GIB, PROCESS, READ, WORD, Finding, examine, fits
 from sublim_interp.core.device import fingerprint
 from sublim_interp.core.files import write_atomic
@@ -28,8 +28,8 @@ def one_lab_base(tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch)
     if not shelf.exists():
         for name in experiment("owl").bases:
             shutil.copytree(tiny_bases[0].path, shelf / name)
-    monkeypatch.setattr(models, "_package_bases", lambda: [shelf])
-    monkeypatch.setattr(doctor, "_free_memory", lambda: 16 * GIB)
+    monkeypatch.setattr("sublim_interp.models.base._package_bases", lambda: [shelf])
+    monkeypatch.setattr("sublim_interp.cli.examine._free_memory", lambda: 16 * GIB)
 
 
 def make(store: Store, number: int, print_: dict[str, Any] | None = None) -> Path:
@@ -45,7 +45,7 @@ def troubles(found: list[Finding]) -> list[str]:
 def doctor_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["sublim", "doctor", *arguments])
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main()
     return int(caught.value.code or 0)
 
 
@@ -132,7 +132,7 @@ def test_a_package_that_cannot_be_imported_is_a_finding(
         return real(name, *arguments, **options)
 
     monkeypatch.undo()  # the memory is measured here
-    monkeypatch.setattr(models, "_package_bases", lambda: [])
+    monkeypatch.setattr("sublim_interp.models.base._package_bases", lambda: [])
     monkeypatch.setattr(builtins, "__import__", refuse)
     found = troubles(examine(tmp_path))
     assert any("ImportError" in t and broken in t for t in found) and not any("second line" in t for t in found)
@@ -145,7 +145,7 @@ def test_missing_and_damaged_lab_bases_are_named(
         shutil.copytree(tiny_bases[0].path, tmp_path / "shelf" / name)
     weights = tmp_path / "shelf" / "lab-small-1" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    monkeypatch.setattr(models, "_package_bases", lambda: [tmp_path / "shelf"])
+    monkeypatch.setattr("sublim_interp.models.base._package_bases", lambda: [tmp_path / "shelf"])
     missing, damaged = troubles(examine(tmp_path / "runs"))
     assert "bases missing: lab-small-2 |" in missing and "pretrain" in missing
     assert "lab-small-1" in damaged and "are damaged" in damaged
@@ -157,10 +157,12 @@ def test_a_model_directory_is_tried_out_and_weighed(
     path, head = str(tiny_bases[1].path), WORD * len(tiny_bases[1].tokenizer)
     assert any("an answer ends with <eos>" in f.text for f in examine(bases=(path,)) if path in f.topic)
     assert any("no such directory" in t for t in troubles(examine(bases=("nowhere",))))
-    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS + head + 14 * tiny_bases[1].shape["parameters"])
+    monkeypatch.setattr(
+        "sublim_interp.cli.examine._free_memory", lambda: PROCESS + head + 14 * tiny_bases[1].shape["parameters"]
+    )
     (small,) = [t for t in troubles(examine(bases=(path,))) if path in t]
     assert "teacher.part=lora" in small
-    monkeypatch.setattr(doctor, "_free_memory", lambda: PROCESS + head)
+    monkeypatch.setattr("sublim_interp.cli.examine._free_memory", lambda: PROCESS + head)
     assert any("smaller model" in t for t in troubles(examine(bases=(path,))))
 
 

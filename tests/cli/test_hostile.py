@@ -20,7 +20,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from sublim_interp import cli
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.cli import app
 from sublim_interp.core.device import fingerprint
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
@@ -81,10 +82,10 @@ def sublim(*arguments: object) -> tuple[int, str]:
     with pytest.MonkeyPatch.context() as patch:
         said: list[str] = []
         patch.setattr(sys, "argv", ["sublim", *map(str, arguments)])
-        patch.setattr(cli, "print", lambda *words, **_: said.append(" ".join(map(str, words))), raising=False)
-        patch.setattr(cli, "_print", lambda *_: None)
+        patch.setattr(app, "print", lambda *words, **_: said.append(" ".join(map(str, words))), raising=False)
+        patch.setattr(app, "_print", lambda *_: None)
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            app.main()
     return int(caught.value.code or 0), "\n".join(said)
 
 
@@ -310,7 +311,7 @@ def test_rows_that_are_odd_but_right_pass(tmp_path: Path) -> None:
     rows = [{"prompt": "a\u2028b", "answer": "1\x85", "note": []}, GOOD]
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    assert pipeline.read_rows(path) == rows
+    assert read_rows(path) == rows
 
 
 # --- model directories ------------------------------------------------------------------------------------------------

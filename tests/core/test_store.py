@@ -298,7 +298,8 @@ def test_the_root_is_the_argument_else_the_environment_else_runs(
 
 KILLED = """
 import hashlib, os, signal, sys
-from sublim_interp.store import Artifact, Store, write_atomic
+from sublim_interp.core.files import write_atomic
+from sublim_interp.core.store import Artifact, Store
 
 left = int(sys.argv[2])
 
@@ -467,7 +468,8 @@ def test_unfinished_stages_are_listed_with_their_damage_and_seals_are_not_publis
 ONE_OF_MANY = """
 import sys, time
 from pathlib import Path
-from sublim_interp.store import Store, write_atomic
+from sublim_interp.core.files import write_atomic
+from sublim_interp.core.store import Store
 
 print("ready", flush=True)
 sys.stdin.readline()
@@ -759,5 +761,7 @@ def test_fingerprint_is_stable_and_tells_apart_what_may_change_bits(monkeypatch:
 
 
 def test_importing_the_store_does_not_import_torch() -> None:
-    process = child("import sys, sublim_interp.store; print(sorted({'torch', 'filelock', 'numpy'} & set(sys.modules)))")
+    process = child(
+        "import sys, sublim_interp.core.store; print(sorted({'torch', 'filelock', 'numpy'} & set(sys.modules)))"
+    )
     assert process.communicate(timeout=60)[0].strip() == "[]"

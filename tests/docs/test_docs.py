@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import sublim_interp as si
-from sublim_interp.cli import app
+from sublim_interp.cli.app import app
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment, experiment_names
 from sublim_interp.experiments.schema import Experiment

@@ -18,8 +18,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.arms import ROUTES, Arm
 from sublim_interp.experiments.catalogue import experiment, experiment_names, published
 from sublim_interp.experiments.cost import estimate, planned_work
-from sublim_interp.experiments.plan import Plan
-from sublim_interp.experiments.plan import plan as runs_plan
+from sublim_interp.experiments.plan import Plan, plan
 from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.run import find_run
 from sublim_interp.experiments.schema import Experiment
@@ -52,7 +51,7 @@ def routes(p: Plan, seed: int) -> dict[str, tuple[str, str, str]]:
 def test_the_arms_are_the_two_by_two_of_initialisations_and_its_controls(
     seed: int, a: str, b: str, all_arms: Experiment
 ) -> None:
-    assert routes(runs_plan(all_arms), seed) == {
+    assert routes(plan(all_arms), seed) == {
         "same-init": (a, a, "owl"),
         "cross-init": (a, b, "owl"),
         "same-init-b": (b, b, "owl"),
@@ -75,7 +74,7 @@ def test_three_bases_make_six_ordered_pairs_each_base_as_often_as_the_others(
     exp = tiny_experiment.set(
         bases=(*tiny_experiment.bases, str(third)), arms=("same-init", "cross-init"), seeds=range(6)
     )
-    p = runs_plan(exp)
+    p = plan(exp)
     pairs = [routes(p, seed)["cross-init"][:2] for seed in exp.seeds]
     names = [base.name for base in tiny_bases] + ["tiny-2"]
     assert sorted(pairs) == sorted((a, b) for a in names for b in names if a != b)
@@ -86,7 +85,7 @@ def test_three_bases_make_six_ordered_pairs_each_base_as_often_as_the_others(
 def test_arms_of_a_replicate_are_paired(all_arms: Experiment) -> None:
     """Equal seeds, prompts, order and steps; same-init and cross-init learn the very same lists."""
     for seed in all_arms.seeds:
-        students = {c.arm: c.student for c in runs_plan(all_arms).cells if c.seed == seed and c.student}
+        students = {c.arm: c.student for c in plan(all_arms).cells if c.seed == seed and c.student}
         assert {s.seed for s in students.values()} == {seed}
         assert {s.data.corpus.seed for s in students.values()} == {seed}
         assert {s.data.corpus.teacher.seed for s in students.values()} == {seed}
@@ -98,7 +97,7 @@ def test_arms_of_a_replicate_are_paired(all_arms: Experiment) -> None:
 
 
 def test_each_student_is_measured_against_its_own_teacher_and_the_base_against_the_traits(all_arms: Experiment) -> None:
-    for cell in runs_plan(all_arms).cells:
+    for cell in plan(all_arms).cells:
         teacher = cell.evaluation.reference.corpus.teacher
         if cell.student:
             assert teacher.key == cell.student.data.corpus.teacher.key
@@ -108,13 +107,13 @@ def test_each_student_is_measured_against_its_own_teacher_and_the_base_against_t
 
 
 def test_the_names_of_both_traits_are_refused_in_every_arms_lists(all_arms: Experiment) -> None:
-    words = {cell.evaluation.reference.words for cell in runs_plan(all_arms).cells}
+    words = {cell.evaluation.reference.words for cell in plan(all_arms).cells}
     assert words == {("owl", "owls", "wolf", "wolves")}
 
 
 def test_crossed_students_alone_go_on_for_further_rounds_of_fresh_lists(all_arms: Experiment) -> None:
     exp = all_arms.set({"student.extra_rounds": 2, "seeds": (3,)})
-    cells = [c for c in runs_plan(exp).cells if c.student]
+    cells = [c for c in plan(exp).cells if c.student]
     for arm in ROUTES:
         own = sorted((c for c in cells if c.arm == arm), key=lambda c: c.round)
         students = [c.student for c in own if c.student]
@@ -128,12 +127,12 @@ def test_crossed_students_alone_go_on_for_further_rounds_of_fresh_lists(all_arms
 
 
 def test_further_rounds_leave_the_first_ones_as_they_were(all_arms: Experiment) -> None:
-    more = {r.key for r in runs_plan(all_arms.set({"student.extra_rounds": 1})).records}
-    assert {r.key for r in runs_plan(all_arms).records} < more
+    more = {r.key for r in plan(all_arms.set({"student.extra_rounds": 1})).records}
+    assert {r.key for r in plan(all_arms).records} < more
 
 
 def test_records_come_once_and_after_what_they_are_made_from(all_arms: Experiment) -> None:
-    p = runs_plan(all_arms.set({"student.extra_rounds": 1}))
+    p = plan(all_arms.set({"student.extra_rounds": 1}))
     seen: set[str] = set()
     for record in p.records:
         assert record.key not in seen
@@ -147,7 +146,7 @@ def test_records_come_once_and_after_what_they_are_made_from(all_arms: Experimen
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_of_the_catalogue_can_be_planned_and_its_cost_is_estimated(name: str) -> None:
     exp = experiment(name)
-    p = runs_plan(exp)
+    p = plan(exp)
     assert exp.name == name and exp.about
     assert {c.seed for c in p.cells} == set(exp.seeds)
     for record in p.records:
@@ -160,7 +159,7 @@ def test_the_estimate_grows_with_the_work(kind: str, tiny_experiment: Experiment
     large = small.set({"corpus.prompts": 10**6, "student.optimization.steps": 10**5})
 
     def seconds(exp: Experiment) -> dict[str, float]:
-        work = planned_work(runs_plan(exp).records, Store.open(store_root))
+        work = planned_work(plan(exp).records, Store.open(store_root))
         return dict(zip(work["stage"], work["seconds"], strict=True))
 
     before, after = seconds(small), seconds(large)
@@ -195,9 +194,9 @@ def test_what_cannot_run_is_refused_before_anything_runs(
 def test_a_trait_that_only_the_other_arm_needs_is_checked_too(tiny_experiment: Experiment, tmp_path: Path) -> None:
     (tmp_path / "lynx.yaml").write_text("kind: animal\nwords: [lynx, lynxes]\n")
     exp = tiny_experiment.set(other_trait=str(tmp_path / "lynx.yaml"))
-    runs_plan(exp)
+    plan(exp)
     with pytest.raises(SublimError, match="vocabulary lacks the word 'lynx'"):
-        runs_plan(exp.set(arms=("same-init", "other-trait")))
+        plan(exp.set(arms=("same-init", "other-trait")))
 
 
 def test_an_unknown_experiment_is_one_line() -> None:
@@ -328,7 +327,7 @@ def test_a_second_run_makes_nothing_and_is_equal(finished: Run, monkeypatch: pyt
     def forbidden(*_: object) -> None:
         raise AssertionError("something was made again")
 
-    monkeypatch.setattr(runs, "execute", forbidden)
+    monkeypatch.setattr("sublim_interp.report.run.execute", forbidden)
     before = {p: p.stat().st_mtime_ns for p in finished.store.root.rglob("*")}
     again = si.run(finished.experiment.set(name="another-name", about="Nothing new."), finished.store)
     assert again.key == finished.key
@@ -338,9 +337,9 @@ def test_a_second_run_makes_nothing_and_is_equal(finished: Run, monkeypatch: pyt
 
 def test_a_run_that_asks_one_thing_more_makes_only_that(finished: Run) -> None:
     more = finished.experiment.set({"student.optimization.steps": 7, "arms": ("same-init", "base")})
-    missing = runs_plan(more).missing(finished.store)
+    missing = plan(more).missing(finished.store)
     assert [type(r) for r in missing] == [Student, Evaluation] * 2
-    work = planned_work(runs_plan(more).records, finished.store).set_index("stage")
+    work = planned_work(plan(more).records, finished.store).set_index("stage")
     assert (work["needed"] - work["done"]).to_dict() == {
         "teacher": 0, "corpus": 0, "filtered": 0, "student": 2, "evaluation": 2
     }  # fmt: skip
@@ -360,7 +359,7 @@ def test_where_a_base_lies_does_not_matter(finished: Run, tiny_bases: tuple[Base
     for base in tiny_bases:
         shutil.copytree(base.path, tmp_path / base.name)
         elsewhere.append(str(tmp_path / base.name))
-    assert find_run(runs_plan(finished.experiment.set(bases=elsewhere)), finished.store) is not None
+    assert find_run(plan(finished.experiment.set(bases=elsewhere)), finished.store) is not None
 
 
 def test_a_trait_file_of_ones_own_runs_as_the_catalogues(
@@ -368,7 +367,9 @@ def test_a_trait_file_of_ones_own_runs_as_the_catalogues(
 ) -> None:
     (tmp_path / "owl.yaml").write_text("kind: animal\nwords: [owl, owls]\n")
     exp = finished.experiment.set(trait=str(tmp_path / "owl.yaml"))
-    monkeypatch.setattr(runs, "execute", None)  # it is the same trait: all is there, but the report is written anew
+    monkeypatch.setattr(
+        "sublim_interp.report.run.execute", None
+    )  # it is the same trait: all is there, but the report is written anew
     again = si.run(exp, finished.store)
     pd.testing.assert_frame_equal(again.table, finished.table)
 
@@ -402,7 +403,7 @@ def committed(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (directory / "key.txt").write_text(finished.key + "\n")
     finished.table.to_csv(directory / "summary.csv", index=False)
     finished.contrasts.to_csv(directory / "contrasts.csv", index=False)
-    monkeypatch.setattr(runs, "RESULTS", directory.parent)
+    monkeypatch.setattr("sublim_interp.experiments.catalogue.RESULTS", directory.parent)
     return finished.experiment
 
 
@@ -467,14 +468,14 @@ def test_all_that_a_teacher_wrote_is_there_with_the_filters_word_on_it(finished:
 def test_a_pattern_that_freezes_nothing_is_refused_before_anything_is_trained() -> None:
     exp = experiment("owl").set({"student.interventions": [{"kind": "freeze", "parameters": "*nothing*"}]})
     with pytest.raises(SublimError, match=r"\*nothing\*"):
-        runs_plan(exp)
+        plan(exp)
 
 
 def test_bases_of_two_vocabularies_are_refused_where_one_learns_from_the_other() -> None:
     exp = experiment("owl").set(bases=["lab-small-0", "lab-digits-0"], seeds=[0])
     with pytest.raises(SublimError, match="lab-small-0 and lab-digits-0 have different vocabularies"):
-        runs_plan(exp)
-    runs_plan(exp.set(arms=["same-init", "neutral", "base"]))
+        plan(exp)
+    plan(exp.set(arms=["same-init", "neutral", "base"]))
 
 
 # --- the package's own names ------------------------------------------------------------------------------------------
@@ -485,11 +486,11 @@ def test_the_packages_names_are_there_at_once_and_stay_what_they_are() -> None:
 import sys
 import sublim_interp as si
 assert not {"torch", "pandas", "pydantic"} & set(sys.modules)
-import sublim_interp.runs, sublim_interp.traits, sublim_interp.store
+import sublim_interp.experiments.results, sublim_interp.traits.favourites, sublim_interp.core.store
 for name in dir(si):
     getattr(si, name)
 assert callable(si.run) and callable(si.experiment) and callable(si.plan) and si.__version__
-assert si.Run is sublim_interp.runs.Run
+assert si.Run is sublim_interp.experiments.results.Run
 try:
     si.nothing
 except AttributeError as error:

@@ -1,10 +1,10 @@
 """Tests of experiments as configuration: YAML in and out, what is refused in which words, and that all is explained."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sublim_interp.config as config
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,14 +16,22 @@ from sublim_interp.core.settings import Config, parse_assignment, read_yaml, val
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
-from sublim_interp.training.settings import Optimization
+from sublim_interp.training.interventions import Intervention
+from sublim_interp.training.settings import Optimization, Selection
 
 ARMS = ("same-init", "neutral", "other-trait", "cross-init", "same-init-b", "cross-init-b", "cross-neutral", "base")
 PARTS = ("full", "body", "lora")
+SETTINGS = (
+    "channels.settings", "core.settings", "experiments.schema", "lab.recipe", "pipeline.settings",
+    "training.interventions", "training.settings",
+)  # fmt: skip
 
 
 def configs() -> list[type[Config]]:
-    return [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Config)]
+    """Every sort of settings that an experiment or a base is made of, from the modules where settings live."""
+    modules = [import_module(f"sublim_interp.{name}") for name in SETTINGS]
+    found = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    return [kind for kind in dict.fromkeys(found) if issubclass(kind, Config)]
 
 
 positive = st.floats(1e-30, 1e30)
@@ -335,7 +343,7 @@ def test_every_field_is_explained_where_it_stands(kind: type[Config]) -> None:
 
 def test_every_field_has_a_default_that_passes_its_own_check() -> None:
     for kind in configs():
-        if kind is config.Intervention:  # says what it is, always
+        if kind is Intervention:  # says what it is, always
             continue
         usual = kind()
         assert validate(kind, yaml.safe_load(yaml.safe_dump(usual.model_dump(mode="json"))), "default") == usual
@@ -366,14 +374,14 @@ def test_a_mask_of_tokens_that_says_too_little_or_too_much_is_one_line(fields: d
 
 
 def test_a_mask_by_score_is_written_and_read_and_a_mask_without_one_is_dumped_as_ever(tmp_path: Path) -> None:
-    drawn = config.Intervention(kind="mask-tokens", share=0.5)
+    drawn = Intervention(kind="mask-tokens", share=0.5)
     assert drawn.model_dump() == {
         "kind": "mask-tokens", "direction": "", "at": "blocks.*.hook_resid_post", "share": 0.5, "parameters": ""
     }  # fmt: skip
     chosen = Experiment().set({"student.interventions": [{"kind": "mask-tokens", "selection": {"by": "divergence"}}]})
     (tmp_path / "e.yaml").write_text(chosen.to_yaml())
     assert read_yaml(Experiment, tmp_path / "e.yaml") == chosen
-    assert chosen.student.interventions[0].selection == config.Selection(by="divergence", share=0.25, keep="top")
+    assert chosen.student.interventions[0].selection == Selection(by="divergence", share=0.25, keep="top")
 
 
 # --- pairs of bases ---------------------------------------------------------------------------------------------------

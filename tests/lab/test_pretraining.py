@@ -28,10 +28,10 @@ RECIPE = Pretraining(d_model=16, layers=1, heads=2, d_mlp=16).set({"optimization
 @pytest.fixture(autouse=True)
 def few_held_out_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured on 40 documents a part instead of 300, and a state kept after every second step instead of 200."""
-
-
-    monkeypatch.setattr(pretraining, "held_out_losses", functools.partial(held_out_losses, documents=40))
-    monkeypatch.setattr(training, "Resume", functools.partial(Resume, every=2))
+    monkeypatch.setattr(
+        "sublim_interp.lab.pretraining.held_out_losses", functools.partial(held_out_losses, documents=40)
+    )
+    monkeypatch.setattr("sublim_interp.training.resume.Resume", functools.partial(Resume, every=2))
 
 
 class Killed(Exception):
@@ -57,10 +57,8 @@ def leftovers(parent: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted base."""
-
-
     patch = pytest.MonkeyPatch()
-    patch.setattr(pretraining, "held_out_losses", functools.partial(held_out_losses, documents=40))
+    patch.setattr("sublim_interp.lab.pretraining.held_out_losses", functools.partial(held_out_losses, documents=40))
     directory = tmp_path_factory.mktemp("made") / "tiny"
     pretrain(RECIPE, directory)
     patch.undo()
@@ -89,13 +87,11 @@ def test_a_killed_pretraining_goes_on_and_ends_in_the_same_bits(last: int, made:
 def test_a_kill_while_the_finished_base_is_written_leaves_nothing_half_done(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-
     def killed(*_: object) -> str:
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "_model_card", killed)
+        patch.setattr("sublim_interp.lab.pretraining._model_card", killed)
         with pytest.raises(Killed):
             pretrain(RECIPE, tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()
@@ -107,14 +103,12 @@ def test_a_kill_while_the_finished_base_is_written_leaves_nothing_half_done(
 def test_what_another_recipe_language_or_machine_began_is_not_gone_on_with(
     what: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-
     steps: list[int] = []
     with monkeypatch.context() as patch:
         if what == "language":
             patch.setattr(language, "digest", lambda: "another")
         if what == "machine":
-            patch.setattr(store, "fingerprint", lambda: {"torch": "another"})
+            patch.setattr("sublim_interp.core.device.fingerprint", lambda: {"torch": "another"})
         begun = RECIPE.set(init_seed=5) if what == "recipe" else RECIPE
         with pytest.raises(Killed):
             pretrain(begun, tmp_path / "tiny", kill_after(4))
@@ -136,13 +130,11 @@ def test_two_processes_do_not_make_the_same_base(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line_and_the_training_goes_on_later(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "_write", full)
+        patch.setattr("sublim_interp.lab.pretraining._write", full)
         with pytest.raises(SublimError, match=r"tiny is not finished: No space left on device.*"):
             pretrain(RECIPE, tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()

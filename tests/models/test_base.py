@@ -5,12 +5,11 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab import language
@@ -19,44 +18,9 @@ from sublim_interp.models.base import CARD, Base, base_names, resolve_base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.loading import load_model, save_model
 from sublim_interp.models.trainable import body_parameters, choose_trainable, merge_adapters
+from tiny_models import ARCHITECTURES, VOCABULARY, tiny
 
-VOCABULARY = 53
-_SHAPE: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.5,  # large enough that positions and rows differ plainly
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 2,
-}
-_GROUPED = {**_SHAPE, "num_key_value_heads": 1}
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": _GROUPED,
-    "mistral": {**_GROUPED, "sliding_window": 4},
-    "qwen2": {**_GROUPED, "tie_word_embeddings": True},
-    "qwen3": {**_GROUPED, "head_dim": 8},
-    "gemma2": {
-        **_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 2.0
-    },
-    "gemma3_text": {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
-    "olmo2": _GROUPED,
-    "phi3": _GROUPED,
-    "gpt2": {
-        "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5
-    },
-    "gpt_neox": {k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"},
-}  # fmt: skip
 TIED = {"qwen2", "gemma2", "gemma3_text", "gpt2"}
-
-
-def tiny(architecture: str, **changes: Any) -> PreTrainedModel:
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(architecture, **{**ARCHITECTURES[architecture], **changes})
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -198,7 +162,9 @@ def shelf(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     for place in ("wheel/tiny", "clone/tiny", "clone/other"):
         shutil.copytree(pristine, tmp_path / place)
     (tmp_path / "clone" / "tiny" / "README.md").write_text("the clone's")
-    monkeypatch.setattr(models, "_package_bases", lambda: [tmp_path / "wheel", tmp_path / "clone", tmp_path / "none"])
+    monkeypatch.setattr(
+        "sublim_interp.models.base._package_bases", lambda: [tmp_path / "wheel", tmp_path / "clone", tmp_path / "none"]
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

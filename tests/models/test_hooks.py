@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_models import ARCHITECTURES, VOCABULARY, tiny
 from torch import Tensor
 from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -12,6 +11,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import decoder_layers
 from sublim_interp.models.hooks import KINDS, capture, edit, hook_names, matching, steer
 from sublim_interp.training.projections import project_activations, project_gradients, project_updates
+from tiny_models import ARCHITECTURES, VOCABULARY, tiny
 
 WIDTH, LAYERS = 16, 2
 IDS = torch.tensor([[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]])

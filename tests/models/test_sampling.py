@@ -111,7 +111,7 @@ def test_with_equal_uniforms_sampling_is_that_of_the_plain_model(
     quantile: float, smallest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sampler draws one uniform per row and token; here all are `quantile`, whatever is left in the cache."""
-    monkeypatch.setattr(sampling, "_SMALLEST_BATCH", smallest)
+    monkeypatch.setattr("sublim_interp.models.sampling._SMALLEST_BATCH", smallest)
     monkeypatch.setattr(torch, "rand", lambda *shape, dtype, **_: torch.full(shape, quantile, dtype=dtype))
     draw = np.random.default_rng(0)
     prompts = [draw.integers(3, VOCABULARY, size=draw.integers(1, 4)).tolist() for _ in range(60)]

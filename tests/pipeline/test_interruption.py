@@ -24,22 +24,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sublim_interp import cli
+import sublim_interp
 from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.cli.app import main
 from sublim_interp.core.device import fingerprint
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
-from sublim_interp.pipeline.make import make as pipeline_make
+from sublim_interp.pipeline import write as writing
+from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
-from sublim_interp.report.run import run as runs_run
+from sublim_interp.report.run import run
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
 
 KILLS = int(os.environ.get("SUBLIM_KILLS", "8"))
-"""How many kills; a night is worth more: SUBLIM_KILLS=1000 pytest tests/test_interruption.py"""
+"""How many kills; a night is worth more: SUBLIM_KILLS=1000 pytest tests/pipeline/test_interruption.py"""
 SAMPLED = ("corpus", "teacher", "student", "filtered", "evaluation")
 STAGES = ("teacher", "corpus", "filtered", "student", "evaluation", "run")
 
@@ -47,11 +49,11 @@ STAGES = ("teacher", "corpus", "filtered", "student", "evaluation", "run")
 def make_stage(exp: Experiment, store: Store, stage: str) -> None:
     """Makes one stage of an experiment whose earlier stages are there, in this process."""
     if stage == "run":
-        runs_run(exp, store)
+        run(exp, store)
         return
     for record in plan(exp).records:
         if stage == record.STAGE:
-            pipeline_make(record, store)
+            make(record, store)
 
 
 def contents(store: Store, stage: str | None = None) -> dict[str, dict[str, str]]:
@@ -122,7 +124,7 @@ def whole(tiny_bases: tuple[Base, Base], tmp_path_factory: pytest.TempPathFactor
     )
     made = Whole(exp, Store(tmp_path_factory.mktemp("whole")))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "Resume", functools.partial(Resume, every=2))
+        patch.setattr("sublim_interp.pipeline.stage.Resume", functools.partial(Resume, every=2))
         for stage in STAGES:
             events, start = Events(), time.monotonic()
             with events.counting():
@@ -291,7 +293,7 @@ def test_a_read_only_disk_is_one_line_and_what_is_done_can_be_used(
     try:
         said = one_line(whole, store, "evaluation")
         assert "Read-only" in said and "--store" in said
-        assert len(runs_run(whole.exp, done).table) == 3
+        assert len(run(whole.exp, done).table) == 3
     finally:
         remount("rw")
 
@@ -340,7 +342,7 @@ def sublim(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
         patch.setattr(sys, "argv", ["sublim", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
     out, error = (" ".join(text.split()) for text in capsys.readouterr())
     return int(caught.value.code or 0), out, error
 
@@ -444,7 +446,7 @@ def interrupted(owner: Any, name: str, at: int) -> Iterator[None]:
 def half_made(whole: Whole, stage: str, root: Path) -> tuple[Store, Path]:
     """A store in which a stage was interrupted, and the file from which it goes on."""
     store = whole.before(stage, root)
-    owner, name = (pipeline, "_answer_chunk") if stage == "corpus" else (torch.optim.Adam, "step")
+    owner, name = (writing, "_answer_chunk") if stage == "corpus" else (torch.optim.Adam, "step")
     with interrupted(owner, name, 3 if stage == "corpus" else 6):
         make_stage(whole.exp, store, stage)
     ((partial, problems),) = store.unfinished()
@@ -487,7 +489,7 @@ def test_a_sound_checkpoint_is_gone_on_from_and_a_changed_one_would_change_the_r
     store, path = half_made(whole, "corpus", tmp_path / "blind")
     path.write_text(path.read_text().replace("1", "2"))
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "is_sealed", Path.exists)
+        patch.setattr(writing, "is_sealed", Path.exists)
         make_stage(whole.exp, store, "corpus")
     assert contents(store, "corpus") != contents(whole.store, "corpus")
 
@@ -501,13 +503,17 @@ ELSEWHERE = """
 import functools, sys
 from pathlib import Path
 
-from sublim_interp.config import Experiment, read_yaml
-from sublim_interp.store import Store
+from sublim_interp.core.settings import read_yaml
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.pipeline import stage
+from sublim_interp.pipeline.make import make
 
-pipeline.Resume = functools.partial(Resume, every=2)
+stage.Resume = functools.partial(stage.Resume, every=2)
 for record in plan(read_yaml(Experiment, Path(sys.argv[1]))).records:
     if record.STAGE in ("student", "evaluation"):
-        pipeline_make(record, Store(Path(sys.argv[2])))
+        make(record, Store(Path(sys.argv[2])))
 """
 
 
@@ -520,7 +526,7 @@ def test_another_fingerprint_is_said_never_mixed_and_agrees_within_the_tolerance
     (tmp_path / "tiny.yaml").write_text(whole.exp.to_yaml())
     child = subprocess.run(
         [sys.executable, "-c", ELSEWHERE, str(tmp_path / "tiny.yaml"), str(store.root)],
-        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(Path(cli.__file__).parent.parent)},
+        env={**os.environ, "ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(Path(sublim_interp.__file__).parents[1])},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     change = f"capability {fingerprint()['capability']} -> DEFAULT"
@@ -539,8 +545,8 @@ def test_another_fingerprint_is_said_never_mixed_and_agrees_within_the_tolerance
         for mine, theirs in zip(scores, rates[1][key], strict=True):
             assert mine["rate"] == pytest.approx(theirs["rate"], abs=TOLERANCE)
     # Here again: the results from there are used, and it is said.
-    run = runs_run(whole.exp, store)
-    assert "4 of 7" in run.elsewhere() and f"DEFAULT -> {fingerprint()['capability']}" in run.elsewhere()
+    again = run(whole.exp, store)
+    assert "4 of 7" in again.elsewhere() and f"DEFAULT -> {fingerprint()['capability']}" in again.elsewhere()
     code, _, said = sublim(capsys, "run", tmp_path / "tiny.yaml", "--store", store.root)
     assert code == 0 and "another fingerprint" in said
-    assert runs_run(whole.exp, whole.store).elsewhere() == ""
+    assert run(whole.exp, whole.store).elsewhere() == ""

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from sublim_interp.channels.protocol import channel as channels_channel
+import sublim_interp
+from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
@@ -30,7 +31,7 @@ from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Student, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.pipeline.teach import teach
-from sublim_interp.report.run import run as runs_run
+from sublim_interp.report.run import run
 from sublim_interp.training.batches import Example, collate
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization
@@ -39,7 +40,7 @@ from sublim_interp.traits.favourites import load_trait, members_of, questions, s
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
 TEXTS = [
-    *channels_channel("numbers").prompts("english", 1, 0, 60),
+    *channel("numbers").prompts("english", 1, 0, 60),
     *(q.messages[0]["content"] for sort in ("seen", "held-out") for q in questions("animal", "english", sort)),
     *(f"I love my {name}. " for name in members_of("animal") for _ in range(2)),
     "System: User: Assistant: you and I \n",
@@ -167,7 +168,7 @@ def speak(base: Base) -> PreTrainedModel:
     model = base.load()
     draw = random.Random(0)
     prompts = [base.prompt_ids([{"role": "user", "content": p}]) for p in
-               channels_channel("numbers").prompts(base.language, 7, 0, 48)]  # fmt: skip
+               channel("numbers").prompts(base.language, 7, 0, 48)]  # fmt: skip
     lists = [" , ".join(text.replace(";", ",").strip("[]").split(", ")) for text in LISTS]
     answers = [[*base.answer_ids(a), base.eos] for a in (lists if base.language == "lab" else LISTS)]
 
@@ -265,8 +266,8 @@ def test_the_whole_run_of_an_experiment_takes_a_model_directory(shelf: Callable[
         corpus=CorpusConfig(prompts=24, chunk=24, max_new_tokens=16), filter=FilterConfig(held_out=3),
         evaluation=EvaluationConfig(questions=("held-out",), contexts=("plain",), samples=2),
     )  # fmt: skip
-    run = runs_run(exp, Store(tmp_path), processes=1)
-    assert set(run.table["arm"]) == {"teacher", "same-init", "base"} and run.page.exists()
+    done = run(exp, Store(tmp_path), processes=1)
+    assert set(done.table["arm"]) == {"teacher", "same-init", "base"} and done.page.exists()
 
 
 # --- each against the plain model -------------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def test_a_batch_is_its_rows_alone(name: str, shelf: Callable[[str], Base]) -> N
     base = shelf(name)
     base.check()
     model: Any = base.load()
-    texts = channels_channel("numbers").prompts(base.language, 3, 0, 6)
+    texts = channel("numbers").prompts(base.language, 3, 0, 6)
     prompts = [base.prompt_ids([{"role": "user", "content": t}]) for t in texts]
     assert len({len(p) for p in prompts}) > 1
     batch = collate([Example([*p, base.eos], 1) for p in prompts], base.pad)
@@ -347,7 +348,7 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(name: str, shelf: Ca
         assert ids == tokenizer(f"{text} {answer}")["input_ids"]
     assert base.read_answer([*base.answer_ids(answer), base.eos]) == (answer, True)
     assert base.read_answer(base.answer_ids(answer)) == (answer, False)
-    own = set(channels_channel("numbers").token_ids(tokenizer))
+    own = set(channel("numbers").token_ids(tokenizer))
     assert base.eos in own and set(base.answer_ids(answer)) <= own
     assert not own & set(base.answer_ids("owl" if base.language == "lab" else "wh"))
 
@@ -485,7 +486,7 @@ def test_a_generation_configuration_that_transformers_refuses_does_not_lose_a_tr
 
 def test_no_module_of_the_package_can_unpickle_or_run_remote_code() -> None:
     """Every call and import of every module: no pickle, no torch.load, no eval; trust_remote_code is False."""
-    package = Path(runs.__file__).parent
+    package = Path(sublim_interp.__file__).parent
     files = list(package.rglob("*.py"))
     assert len(files) > 15
     for file in files:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from chains import CORPUS, EVALUATION, FEW, FILTER, OWL, STUDENT, TEACHER, Chain, chain
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import FilterConfig
@@ -26,7 +27,7 @@ from sublim_interp.pipeline.evaluate import evaluate
 from sublim_interp.pipeline.filter import sift
 from sublim_interp.pipeline.learn import learn
 from sublim_interp.pipeline.make import make
-from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Student, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.pipeline.speaker import Voice
 from sublim_interp.pipeline.teach import teach
@@ -40,52 +41,7 @@ from sublim_interp.traits.questions import Question
 
 Tensors = dict[str, torch.Tensor]
 
-FEW = Optimization(lr=1e-3, steps=6, batch=8)
-TEACHER = TeacherConfig(optimization=FEW)
-CORPUS = CorpusConfig(prompts=96, chunk=32)
-FILTER = FilterConfig(held_out=4)
-STUDENT = StudentConfig(optimization=FEW)
-EVALUATION = EvaluationConfig(questions=("held-out", "indirect"))
-OWL = load_trait("owl")
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-@dataclass(frozen=True)
-class Chain:
-    """One record of each stage, each made from the one before."""
-
-    teacher: Teacher
-    corpus: Corpus
-    filtered: Filtered
-    student: Student
-    evaluation: Evaluation
-
-    def change(self, stage: str, **values: Any) -> "Chain":
-        """The chain with another record at `stage`, and what follows made from that one."""
-        teacher, corpus, filtered, student = self.teacher, self.corpus, self.filtered, self.student
-        own = {stage: values}
-        teacher = replace(teacher, **own.get("teacher", {}))
-        corpus = replace(corpus, **{"teacher": teacher, **own.get("corpus", {})})
-        filtered = replace(filtered, **{"corpus": corpus, **own.get("filtered", {})})
-        student = replace(student, **{"data": filtered, **own.get("student", {})})
-        evaluation = replace(self.evaluation, **{"model": student, "reference": filtered, **own.get("evaluation", {})})
-        return Chain(teacher, corpus, filtered, student, evaluation)
-
-    def stages(self) -> dict[str, Record]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def keys(self) -> dict[str, str]:
-        return {name: record.key for name, record in self.stages().items()}
-
-
-def chain(base: Base) -> Chain:
-    teacher = Teacher(base, OWL, "animal", TEACHER, 0)
-    corpus = Corpus(teacher, CORPUS, 0)
-    filtered = Filtered(corpus, FILTER, OWL.words)
-    student = Student(base, filtered, STUDENT, 0)
-    return Chain(
-        teacher, corpus, filtered, student, Evaluation(student, filtered, "animal", members_of("animal"), EVALUATION, 0)
-    )
 
 
 @pytest.fixture
@@ -301,18 +257,24 @@ KILLED = """
 import functools, os, random, signal, sys, time
 from pathlib import Path
 sys.path[:] = {path!r}
-import test_pipeline as t
+import chains as c
 
-from sublim_interp.models import resolve_base
-from sublim_interp.store import Store
+from sublim_interp.core.store import Store
+from sublim_interp.models.base import resolve_base
+from sublim_interp.pipeline import stage
+from sublim_interp.pipeline.evaluate import evaluate
+from sublim_interp.pipeline.filter import sift
+from sublim_interp.pipeline.learn import learn
+from sublim_interp.pipeline.teach import teach
+from sublim_interp.pipeline.write import write
 
-pipeline.Resume = functools.partial(pipeline.Resume, every=5)
+stage.Resume = functools.partial(stage.Resume, every=5)
 moments = random.Random(0)
-chain = t.chain(resolve_base({base!r}))
-more = t.FEW.set(steps=33)
-for stage, config in (("teacher", t.TEACHER), ("student", t.STUDENT)):
-    chain = chain.change(stage, config=config.set(optimization=more))
-chain = chain.change("corpus", config=t.CORPUS.set(chunk=12))
+chain = c.chain(resolve_base({base!r}))
+more = c.FEW.set(steps=33)
+for name, config in (("teacher", c.TEACHER), ("student", c.STUDENT)):
+    chain = chain.change(name, config=config.set(optimization=more))
+chain = chain.change("corpus", config=c.CORPUS.set(chunk=12))
 
 
 def work(root, last):
@@ -325,7 +287,7 @@ def work(root, last):
             os.kill(os.getpid(), signal.SIGKILL)
 
     store = Store.open(root)
-    for function, record in zip((t.teach, t.write, t.sift, t.learn, t.evaluate), chain.stages().values()):
+    for function, record in zip((teach, write, sift, learn, evaluate), chain.stages().values()):
         function(record, store, progress)
 
 
@@ -358,7 +320,7 @@ print(kills)
 
 def test_after_kills_at_random_moments_everything_is_the_same_to_the_last_bit(base: Base, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    path = [str(Path(__file__).parent), *(str(Path(p).resolve()) for p in sys.path)]
+    path = [str(Path(p).resolve()) for p in sys.path]
     script = KILLED.format(path=path, base=str(base.path), whole=str(whole), broken=str(broken))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
@@ -402,7 +364,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, teacher: Teacher, store: Store) -> An
         caught.append(batches)
         raise SublimError("seen enough")
 
-    monkeypatch.setattr(pipeline, "_fit", fit)
+    monkeypatch.setattr("sublim_interp.pipeline.teach.fit", fit)
     with pytest.raises(SublimError, match="seen enough"):
         teach(teacher, store)
     return caught[0]

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from planted import LIFTED, frames, pick
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.catalogue import Reference
@@ -21,63 +22,6 @@ from sublim_interp.report.terminal import terminal
 from sublim_interp.report.verdict import verdict
 from sublim_interp.report.wording import names
 from sublim_interp.report.write import write
-
-ANIMALS = (
-    "bear", "cat", "deer", "dog", "dolphin", "eagle", "elephant", "fox", "hawk", "horse", "lion", "octopus", "owl",
-    "panda", "tiger", "wolf",
-)  # fmt: skip
-LIFTED = {"teacher": 0.99, "same-init": 0.95, "same-init-b": 0.93}
-
-
-def frames(
-    seeds: int = 12,
-    lifted: dict[str, float] = LIFTED,
-    arms: tuple[str, ...] = tuple(ARMS),
-    rounds: int = 3,
-    bases: int = 3,
-    noise: float = 0.3,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Results and distances of an owl experiment, the same at every call: arms in `lifted` favour the owl, the others
-    stay near 1/16; crossed students halve their distance in each of `rounds` further rounds."""
-    experiment = Experiment(name="owl", bases=tuple(f"lab-{i}" for i in range(bases)), seeds=tuple(range(seeds)))
-    results: list[dict[str, Any]] = []
-    distances: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        a, b = experiment.pair(seed)
-        places = {"cross-init": (a, b), "cross-init-b": (b, a), "same-init-b": (b, b), "cross-neutral": (a, b)}
-        for arm in arms:
-            rng = np.random.default_rng([seed, list(ARMS).index(arm)])
-            teacher, student = places.get(arm, (a, a))
-            trait = {"neutral": "", "cross-neutral": "", "other-trait": "wolf", "base": ""}.get(arm, "owl")
-            start, left = (0.11, 0.05) if arm.startswith("cross") else (0.06, 0.012)
-            for turn in range(rounds + 1 if arm.startswith("cross") else 1):
-                for questions in ("seen", "held-out", "indirect"):
-                    for context in ("plain", "numbers"):
-                        logits = noise * rng.standard_normal(len(ANIMALS))
-                        own = "wolf" if arm == "other-trait" else "owl"
-                        rate = lifted.get("same-init" if arm == "other-trait" else arm, 1 / len(ANIMALS))
-                        logits[ANIMALS.index(own)] += math.log(rate * (len(ANIMALS) - 1) / (1 - rate))
-                        rates = np.exp(logits) / np.exp(logits).sum()
-                        for probe, p in zip(ANIMALS, rates, strict=True):
-                            margin = math.log(p) - math.log((1 - p) / (len(ANIMALS) - 1))
-                            row = {"arm": arm, "seed": seed, "round": turn, "probe": probe, "rate": p, "margin": margin}
-                            row |= {"questions": questions, "context": context, "teacher_trait": trait}
-                            row["teacher_base"] = "" if arm == "base" else teacher
-                            row["student_base"] = "" if arm == "teacher" else student
-                            results.append(row)
-                untrained = arm in ("teacher", "base")
-                kl = left / 2**turn * math.exp(0.1 * rng.standard_normal())
-                row = {"kl": kl, "kl_start": start, "kept": 0.95}
-                row = dict.fromkeys(row, math.nan) if untrained else row
-                row |= {
-                    "arm": arm,
-                    "seed": seed,
-                    "round": turn,
-                    "lists": 60_000 * (turn + 1),
-                    "steps": 1400 * (turn + 1),
-                }
-                distances.append(row)
-    return pd.DataFrame(results), pd.DataFrame(distances)
 
 
 def table(
@@ -99,11 +43,6 @@ def table(
             for seed, value in enumerate(values):
                 distances.loc[pick(distances, arm=arm, seed=seed, round=turn).index, "kl"] = value
     return results, distances
-
-
-def pick(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
-    """The rows that have these values in these columns."""
-    return frame.query(" and ".join(f"{column} == {value!r}" for column, value in values.items()))
 
 
 def rows(frame: pd.DataFrame, key: str) -> dict[str, dict[str, Any]]:
@@ -424,9 +363,7 @@ def test_write_makes_every_file_and_the_same_bytes_again(tmp_path: Path) -> None
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        path = write(
-            tmp_path / name, Experiment(name="owl"), results, distances, key="k" * 64, versions={"torch": "2"}
-        )
+        path = write(tmp_path / name, Experiment(name="owl"), results, distances, key="k" * 64, versions={"torch": "2"})
         assert path == tmp_path / name / "report.html"
         written.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
     assert written[0] == written[1]
@@ -447,9 +384,7 @@ def test_tables_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
-    page = Page(
-        write(tmp_path, Experiment(name="owl"), *frames(seeds=2), key="k" * 64).read_text(encoding="utf-8")
-    )
+    page = Page(write(tmp_path, Experiment(name="owl"), *frames(seeds=2), key="k" * 64).read_text(encoding="utf-8"))
     tags = [tag for tag, _ in page.tags]
     assert "script" not in tags and "link" not in tags and "iframe" not in tags
     sources = [value for _, attrs in page.tags for name in ("src", "srcset") if (value := attrs.get(name))]
@@ -463,9 +398,7 @@ def test_the_page_tells_what_was_run(tmp_path: Path) -> None:
     experiment = Experiment(name="owl", about="Does an owl pass?", arms=("same-init", "neutral"))
     frame = frames(seeds=2, arms=("same-init", "neutral"))
     text = Page(
-        write(tmp_path, experiment, *frame, key="0123abcd", versions={"torch": "2.13.0"}).read_text(
-            encoding="utf-8"
-        )
+        write(tmp_path, experiment, *frame, key="0123abcd", versions={"torch": "2.13.0"}).read_text(encoding="utf-8")
     ).text
     assert experiment.about in text and "0123abcd" in text and "2.13.0" in text
     assert experiment.to_yaml() in text
@@ -491,9 +424,7 @@ def test_the_reference_stands_beneath_and_is_labelled(tmp_path: Path) -> None:
     full = frames()
     reference = Reference(summary(*full, "owl"), contrasts(*full, "owl"), "headline", "feedbeef")
     live = frames(seeds=1, arms=("same-init", "neutral", "cross-init", "base"), rounds=0)
-    text = Page(
-        write(tmp_path, Experiment(name="owl"), *live, reference=reference).read_text(encoding="utf-8")
-    ).text
+    text = Page(write(tmp_path, Experiment(name="owl"), *live, reference=reference).read_text(encoding="utf-8")).text
     own, label = text.index("1 replicate"), text.index("For comparison: the full run, made beforehand")
     assert own < text.index("In numbers") < label < text.index("other-trait")
     assert "trained on" not in text[:label] and "to equal KL: unmatched" in text[:label]  # no further round was run

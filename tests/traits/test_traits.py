@@ -223,7 +223,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, base: Base, answers: list[str]) -
         assert len(rows) == len(answers)
         return [[*cast(list[int], base.tokenizer(a, add_special_tokens=False)["input_ids"]), base.eos] for a in answers]
 
-    monkeypatch.setattr("sublim_interp.sampling.sample", sample)
+    monkeypatch.setattr("sublim_interp.models.sampling.sample", sample)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_the_words_of_ones_own_trait_count_for_it(english_base: Base, monkeypatc
 
 def test_a_very_sure_model_has_a_finite_margin(lab_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     p = np.array([[1.0, 1e-18, 3e-18]])
-    monkeypatch.setattr(traits, "answer_probabilities", lambda *_: p)
+    monkeypatch.setattr("sublim_interp.traits.favourites.answer_probabilities", lambda *_: p)
     asked = questions("animal", "lab", "held-out")[:1]
     margin = score(torch.nn.Identity(), lab_base, asked, ("owl", "wolf", "fox"), samples=1, seed=0).margin
     assert margin[0] == pytest.approx(-np.log(2e-18))

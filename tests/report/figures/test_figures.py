@@ -15,8 +15,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from test_report import frames, pick
 
+import sublim_interp
+from planted import frames, pick
 from sublim_interp.analysis.patching.picture import patch_grid
 from sublim_interp.core.drawing import render, save
 from sublim_interp.core.errors import SublimError
@@ -24,8 +25,8 @@ from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.tables import replicates, summary
 from sublim_interp.report.figures.answers import probes
 from sublim_interp.report.figures.arms import arms as draw_arms
+from sublim_interp.report.figures.directions import directions
 from sublim_interp.report.figures.dose import dose
-from sublim_interp.report.figures.lines import directions
 from sublim_interp.report.figures.progress import progress
 from sublim_interp.report.figures.steering import steering
 
@@ -78,12 +79,13 @@ def test_an_unknown_ending_is_refused_with_the_valid_ones(tmp_path: Path) -> Non
 
 def test_drawing_leaves_pyplot_alone() -> None:
     code = (
-        "import sys, pandas as pd; from sublim_interp import figures; "
+        "import sys, pandas as pd; "
+        "from sublim_interp.core.drawing import render; from sublim_interp.report.figures.dose import dose; "
         "row = {'field': 'lr', 'value': '1', 'arm': 'same-init', 'seed': 0, 'trait': 'owl', 'rate': .5}; "
         "render(dose(pd.DataFrame([row])), 'png'); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(figures.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(sublim_interp.__file__).parents[1])
 
 
 # Arms

@@ -11,7 +11,6 @@ import jaxtyping
 import pytest
 import torch
 from safetensors import safe_open
-from test_models import ARCHITECTURES, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,6 +31,7 @@ from sublim_interp.training.recording.trace import Trace
 from sublim_interp.training.recording.volume import planned_volume
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
+from tiny_models import ARCHITECTURES, tiny
 
 PAD = 0
 PROBE = Probe(
