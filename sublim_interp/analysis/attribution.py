@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, batches, frozen, model_of
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.forward import logits_at
+from sublim_interp.models.forward import in_single, logits_at
 from sublim_interp.models.trainable import body_parameters
 from sublim_interp.training.batches import IGNORE, Batch, Example, collate
 
@@ -196,7 +196,7 @@ def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> dict[st
     total = {n: torch.zeros_like(p) for n, p in body.items()}
     for _, ids in batches(prompts):
         asked = {"input_ids": ids.to(device_of(model)), "use_cache": False, "logits_to_keep": 1}
-        value = metric(functional_call(model, body, (), asked).logits[:, -1].float()).sum() / len(prompts)
+        value = metric(in_single(functional_call(model, body, (), asked).logits[:, -1])).sum() / len(prompts)
         for name, gradient in zip(body, torch.autograd.grad(value, list(body.values())), strict=True):
             total[name] += gradient
     return total

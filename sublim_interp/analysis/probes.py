@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.forward import in_single
 from sublim_interp.models.hooks import capture
 from sublim_interp.models.loading import load_model
 from sublim_interp.stats.margin import margin
@@ -91,8 +92,8 @@ def batches(prompts: Prompts) -> list[tuple[list[int], Int[Tensor, "prompt posit
 
 
 def logits_of(model: torch.nn.Module, ids: Int[Tensor, "prompt position"]) -> Float[Tensor, "prompt vocabulary"]:
-    """Logits at the answer position: float32 in every precision, on the model's device."""
-    return model(input_ids=ids.to(device_of(model)), use_cache=False, logits_to_keep=1).logits[:, -1].float()
+    """Logits at the answer position: float32 or better, on the model's device."""
+    return in_single(model(input_ids=ids.to(device_of(model)), use_cache=False, logits_to_keep=1).logits[:, -1])
 
 
 @torch.no_grad()
@@ -100,7 +101,7 @@ def measure(model: torch.nn.Module, prompts: Prompts, metric: Metric) -> Float[T
     """The metric of every prompt, in order."""
     out = torch.empty(len(prompts))
     for places, ids in batches(prompts):
-        out[places] = metric(logits_of(model, ids)).cpu()
+        out[places] = metric(logits_of(model, ids)).float().cpu()
     return out
 
 

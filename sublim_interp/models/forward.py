@@ -44,4 +44,9 @@ def logits_at(
         logits = plain.get_output_embeddings()(hidden[where])
     else:
         logits = plain(input_ids=ids, use_cache=False).logits[where]
-    return logits.double() if logits.element_size() > 4 else logits.float()
+    return in_single(logits)
+
+
+def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Values in float32 or better: what is computed in a lower precision is measured in float32."""
+    return values if values.element_size() >= 4 else values.float()

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import Architecture, architecture_of, decoder_layers, has_middle, text_config
 
@@ -293,12 +292,11 @@ def steer(
 
     def add(stream: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position d_model"]:
         if positions == slice(None):
-            return stream + vector
+            return stream + vector.to(stream)
         mask = torch.zeros(stream.shape[1], 1, dtype=stream.dtype, device=stream.device)
         mask[positions] = 1
-        return stream + mask * vector
+        return stream + mask * vector.to(stream)
 
-    vector = vector.to(device_of(model))
     return edit(model, {hook_name(layer, "resid_pre"): add})
 
 
@@ -311,7 +309,8 @@ def unit_vector(direction: Tensor, where: str) -> Tensor:
 
 
 def part_along(value: Float[Tensor, "... d"], unit: Float[Tensor, " d"]) -> Float[Tensor, "... d"]:
-    """The part of a value along a unit vector of its last axis."""
+    """The part of a value along a unit vector of its last axis, in the value's precision and on its device."""
+    unit = unit.to(value)
     return (value @ unit)[..., None] * unit
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import attached, edit, unit_vector
+from sublim_interp.models.hooks import attached, edit, part_along, unit_vector
 
 
 class Effect:
@@ -24,8 +24,7 @@ class Effect:
 
     def take(self, place: str, value: Float[Tensor, "*axes d"], direction: Float[Tensor, " d"]) -> Tensor:
         """`value` without its part along `direction`, a unit vector; keeps the share that this removes for `place`."""
-        direction = direction.to(value)
-        part = (value @ direction)[..., None] * direction
+        part = part_along(value, direction)
         self._shares[place] = part.detach().norm() / value.detach().norm().clamp_min(1e-30)
         return value - part
 

@@ -3,10 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from sublim_interp.analysis import attribution
 from sublim_interp.analysis.directions.core import directions
+from sublim_interp.analysis.directions.effects import ablate, logit_lens, steering
 from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.probes import answer_margin, measure
 from sublim_interp.core.device import (
@@ -24,9 +27,11 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import run_config, run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.hooks import steer
 from sublim_interp.models.loading import load_model
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.make import make
+from sublim_interp.training.batches import Example
 
 
 @pytest.fixture
@@ -74,6 +79,17 @@ def test_models_load_in_the_precision_of_their_base_and_are_asked_in_it(
     assert directions(model, model, prompts).vectors.dtype == torch.float32
     both = patch(resolve_base(str(tiny_bases[1].path), half), model, prompts, metric)
     assert both.grid("resid_pre").each.isfinite().all() and both.attribution("heads").each.isfinite().all()
+    found = directions(both.src, model, prompts)
+    with ablate(model, found), steer(model, found[0], 0):
+        assert measure(model, prompts, metric).isfinite().all()
+    with both.at("blocks.0.hook_resid_post", positions=[-1]).on(model):
+        assert measure(model, prompts, metric).isfinite().all()
+    assert len(steering(model, found, 0, [0, 1], {"margin": metric}, prompts)) == 2
+    assert len(logit_lens(model, found, prompts, k=2)) == 2 * len(found)
+    rows = [Example([*prompt, 1], 3) for prompt in prompts]
+    along = attribution.margin_gradient(model, prompts, metric)
+    for scores in (attribution.divergence(both.src, model, rows), attribution.influence(model, rows, along)):
+        assert np.isfinite(scores.values).all()
     answers = sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))
     assert answers == sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_models import ARCHITECTURES as SHAPES
-from test_models import tiny
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sublim_interp.analysis.directions.core import directions
@@ -26,6 +24,8 @@ from sublim_interp.models.architectures import (
     output_map,
 )
 from sublim_interp.models.hooks import STREAM, capture, hook_names, names_of
+from tiny_models import ARCHITECTURES as SHAPES
+from tiny_models import tiny
 
 IDS = torch.tensor([[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]])
 PROMPTS = IDS.tolist()

@@ -9,7 +9,6 @@ from einops import rearrange
 
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, measure, model_of, part_of, residuals
-from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import final_norm
 from sublim_interp.models.hooks import edit, names_of, unit_vector, without
@@ -75,10 +74,9 @@ def steering(
     asked = part_of("prompts", prompts, model)
     if not 0 <= layer < len(d):
         raise SublimError(f"steering: no layer {layer}; the directions have layers 0 to {len(d) - 1}")
-    vector = d[layer].to(device_of(ours))
     rows = []
     for scale in scales:
-        with edit(ours, {d.names[layer]: lambda stream, s=scale: stream + s * vector}):
+        with edit(ours, {d.names[layer]: lambda stream, s=scale: stream + s * d[layer].to(stream)}):
             found = {name: measure(ours, asked, rule).mean().item() for name, rule in metrics.items()}
         rows.append({"layer": layer, "scale": float(scale), **found})
     return pd.DataFrame(rows)
@@ -94,5 +92,5 @@ def ablate(model: torch.nn.Module, d: Directions, layers: Sequence[int] | None =
     chosen = range(len(d)) if layers is None else layers
     if any(not 0 <= layer < len(d) for layer in chosen):
         raise SublimError(f"ablate: layers {list(chosen)}; the directions have layers 0 to {len(d) - 1}")
-    units = {d.names[layer]: unit_vector(d[layer], d.names[layer]).to(device_of(model)) for layer in chosen}
+    units = {d.names[layer]: unit_vector(d[layer], d.names[layer]) for layer in chosen}
     return edit(model, {name: without(unit) for name, unit in units.items()})

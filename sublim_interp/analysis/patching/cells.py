@@ -15,6 +15,7 @@ from sublim_interp.analysis.patching.heads import heads_shown, heads_site, is_he
 from sublim_interp.analysis.probes import Metric, frozen, logits_of
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import architecture_of, decoder_layers
+from sublim_interp.models.forward import in_single
 from sublim_interp.models.hooks import Stream, attached, capture, names_of
 
 GridKind = Literal[Stream, "heads", "weights"]
@@ -239,7 +240,7 @@ def _in_a_growing_batch(
             held.callback(handle.remove)
         rest = ids[:, prefix:].to(device_of(model))
         logits = model(input_ids=rest, past_key_values=past, use_cache=past is not None, logits_to_keep=1).logits
-    each = metric(logits[:, -1].float()).cpu()
+    each = metric(in_single(logits[:, -1])).float().cpu()
     if first:
         unpatched.metric = each[:prompts]
         for layer, full in enumerate(past.layers if past else ()):

@@ -14,6 +14,7 @@ from sublim_interp.analysis.patching.patch import Patch, Piece
 from sublim_interp.analysis.probes import TOKENS, Metric, Prompts, Subject, batches, measure, models_of, part_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import decoder_layers, text_config
+from sublim_interp.models.forward import in_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -202,7 +203,7 @@ class Patching:
             cells = "prompt layer position head d_head -> prompt layer head"
             if kind != "heads":
                 cells = "prompt layer position d_model -> prompt layer position"
-            effect = before[:, None, None] + reduce(change.float(), cells, "sum")
+            effect = before[:, None, None] + reduce(in_single(change), cells, "sum")
             found.append((places, effect.cpu(), self.metric(logits).cpu(), before.cpu()))
         return self._assemble(kind, "attribution", found)
 

@@ -41,13 +41,13 @@ class Piece:
                 f"patch of {self.site}: made for {list(self.value.shape)}, but the model runs on {list(stream.shape)}; "
                 "run the prompts that the patch was made from"
             )
-        new = stream.clone()
+        new, value = stream.clone(), self.value.to(stream)
         at = slice(None) if self.positions is None else list(self.positions)
         if self.heads is None:
-            new[:, at] = self.value[:, at]
+            new[:, at] = value[:, at]
         else:
             for head in self.heads:
-                new[:, at, head] = self.value[:, at, head]
+                new[:, at, head] = value[:, at, head]
         return new
 
 
