@@ -23,9 +23,9 @@ from sublim_interp.pipeline.observe import student_recorder
 from sublim_interp.pipeline.records import Student
 from sublim_interp.stats.intervals import Interval
 from sublim_interp.training.loop import train
-from sublim_interp.training.recording.cadence import Cadence
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
 
 STEPS = 129
@@ -43,7 +43,7 @@ def measure(setting: Setting) -> str:
     """The Markdown of the section."""
     whole = OWL.student.optimization.steps
     student, store = setting.student(STEPS), setting.store
-    path, every = store.root / "traces", Cadence(examples=1)
+    path, every = store.root / "traces", Recording(examples=1)
     tracks = race(
         {
             "plain": partial(ours.unrecorded, student, store),
@@ -78,10 +78,10 @@ def percent(share: Interval) -> str:
     return f"{digits(100 * share.estimate)} % [{digits(100 * share.low)}, {digits(100 * share.high)}]"
 
 
-def recorded(student: Student, store: Store, path: Path, cadence: Cadence, turn: Turn) -> None:
+def recorded(student: Student, store: Store, path: Path, recording: Recording, turn: Turn) -> None:
     """A student's training with a recorder and without states to resume from; a unit is an update."""
     model, batches = ours.student_parts(student, store)
-    record = partial(student_recorder, student, store, path=path, cadence=cadence)
+    record = partial(student_recorder, student, store, path=path, recording=recording)
     train(model, batches, student.config.optimization, observe=lambda *_: turn(), record=record)
 
 
@@ -165,9 +165,9 @@ def neox_share(path: Path, steps: int) -> float:
             optimizer.step()
             recorder.step(loss)
             took.append(time.process_time() - before)
-    every = recorder.cadence.every(sum(p.numel() for p in named.values()))
+    every = recorder.recording.every(sum(p.numel() for p in named.values()))
     plain = [whole - own for whole, own in zip(took, recorder.updates, strict=True)]
-    for done, look in zip(recorder.cadence.probes(NEOX_STEPS)[1:], recorder.looks, strict=True):
+    for done, look in zip(recorder.recording.looks(NEOX_STEPS)[1:], recorder.looks, strict=True):
         plain[done - 1] -= look
     return amortised(recorder, plain, every, steps)
 
@@ -180,7 +180,7 @@ def amortised(recorder: Timed, plain: Sequence[float], every: int, steps: int) -
     measured = fmean(recorder.updates[every::every])
     other = [own for i, own in enumerate(recorder.updates) if i % every]
     often = -(-steps // every) - 1
-    looks = len(recorder.cadence.probes(steps)) - 1
+    looks = len(recorder.recording.looks(steps)) - 1
     total = recorder.start + recorder.updates[0] + looks * fmean(recorder.looks) + often * measured
     if other:
         total += (steps - 1 - often) * fmean(other)

@@ -7,7 +7,7 @@ from benchmarks.page import digits, limit, seconds, table, times
 from benchmarks.setting import OWL, Setting
 from benchmarks.timing import Track, mean, race, ratio
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.training.recording.cadence import Cadence
+from sublim_interp.training.recording.settings import Recording
 
 BLOCKS = 8
 STEPS = 513
@@ -53,7 +53,7 @@ def recording(recorded: Track, unrecorded: Track, steps: int) -> Interval:
 
     The close looks and the start are taken as measured, ordinary updates are scaled up; the interval is theirs.
     """
-    close = Cadence().probes(1 + len(recorded.units))
+    close = Recording().looks(1 + len(recorded.units))
     more = [a.cpu - b.cpu for a, b in zip(recorded.units, unrecorded.units, strict=True)]
     looked = [extra for done, extra in enumerate(more, 2) if done in close]
     ordinary = mean_interval([extra for done, extra in enumerate(more, 2) if done not in close])

@@ -9,6 +9,7 @@ from typing import Any
 _HOME = {
     "Experiment": "experiments.schema",
     "Recorder": "training.recording.recorder",
+    "Recording": "training.recording.settings",
     "Run": "experiments.results",
     "Store": "core.store",
     "SublimError": "core.errors",

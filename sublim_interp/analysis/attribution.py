@@ -1,4 +1,4 @@
-"""Which lists, and which tokens in them, carry a trait: scores from models alone. No selection is trained on here.
+"""Attribution: which lists, and which tokens in them, carry a trait. Scores from models alone; nothing is trained here.
 
 A score is a guess. The honest check is to keep or remove what scores highest, train again, and compare with as many
 lists drawn at random: that is `filter.selection` of an Experiment, and the grid `carriers` of the catalogue.
@@ -18,9 +18,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, batches, frozen, model_of
+from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.forward import logits_at
-from sublim_interp.training.batches import IGNORE, Batch, Row, collate
+from sublim_interp.models.forward import in_single, logits_at
+from sublim_interp.models.trainable import body_parameters
+from sublim_interp.training.batches import IGNORE, Batch, Example, collate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,18 +30,18 @@ if TYPE_CHECKING:
 Weights = Mapping[str, Tensor]
 """A direction in the weights: one tensor per parameter, by its name, of its shape."""
 
-_ROWS = 256
+_AT_ONCE = 256
 """So many lists run through a model at once."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class TokenScores:
     """One number for each token to be learnt, list after list."""
 
     values: Float[np.ndarray, " token"]
     """The scores, in the unit of the function that made them."""
     of: Int[np.ndarray, " token"]
-    """Which list the token belongs to: its place among the rows that were scored."""
+    """The list that each token belongs to: its place among the lists that were scored."""
     token: Int[np.ndarray, " token"]
     """Token ids."""
 
@@ -59,9 +61,9 @@ class Scores:
         return self.totals / self.lengths
 
     def flagged(self, share: float) -> Bool[np.ndarray, " token"]:
-        """The `share` of all tokens whose scores are the furthest from 0 (divergence tokens, where it is divergence).
+        """The tokens whose scores are the furthest from 0: divergence tokens, where the score is divergence.
 
-        Raises SublimError for a share that is not between 0 and 1.
+        share: how many of all tokens, between 0 and 1; SublimError for another
         """
         return _extreme(np.abs(self.values), share)
 
@@ -82,21 +84,15 @@ class Scores:
         return found.sort_values("total", ascending=False, kind="stable").reset_index()
 
 
-def _extreme(values: Float[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:
-    """The round(share · n) largest; of equal ones the first."""
-    if not 0 < share < 1:
-        raise SublimError(f"share {share:g} is not between 0 and 1")
-    chosen = np.zeros(len(values), dtype=bool)
-    chosen[np.argsort(-values, kind="stable")[: round(share * len(values))]] = True
-    return chosen
+def highest(scores: TokenScores, share: float) -> Bool[np.ndarray, " list"]:
+    """The lists whose totals are the highest, each ranked among the lists of as many tokens.
 
+    share: how many of all lists, between 0 and 1
 
-def highest(scores: Scores, share: float) -> Bool[np.ndarray, " list"]:
-    """The round(`share` · lists) lists that score highest, each ranked among the lists of as many tokens.
+    What is chosen, and what is left, then holds about as many tokens as a random choice of the same share. Plain
+    ranking by means would choose the shortest lists, since a mean over few tokens scatters more.
 
-    What is chosen, and what is left, then holds as many lists *and* about as many tokens as a random choice of the same
-    share: a mean over few tokens scatters more, so that plain ranking would choose the shortest lists. Raises
-    SublimError for a share that is not between 0 and 1, or so near to it that it takes none or all.
+    Raises SublimError for a share that is not between 0 and 1, or that takes none or all of the lists.
     """
     quantile = np.empty(len(scores.lengths))
     for length in np.unique(scores.lengths):
@@ -109,16 +105,29 @@ def highest(scores: Scores, share: float) -> Bool[np.ndarray, " list"]:
     return chosen
 
 
+def _extreme(values: Float[np.ndarray, " n"], share: float) -> Bool[np.ndarray, " n"]:
+    """The round(share · n) largest; of equal ones the first."""
+    if not 0 < share < 1:
+        raise SublimError(f"share {share:g} is not between 0 and 1")
+    chosen = np.zeros(len(values), dtype=bool)
+    chosen[np.argsort(-values, kind="stable")[: round(share * len(values))]] = True
+    return chosen
+
+
 # --- the scores -------------------------------------------------------------------------------------------------------
 
 
-def divergence(carrier: Subject, reference: Subject, rows: Sequence[Row], heard: Sequence[Row] | None = None) -> Scores:
+def divergence(
+    carrier: Subject, reference: Subject, rows: Sequence[Example], heard: Sequence[Example] | None = None
+) -> TokenScores:
     """log p_carrier − log p_reference of each token that was written, in nats.
 
-    With the teacher as carrier and its base as reference, a list's sum is the log-likelihood ratio by which it was
-    written by the one rather than the other; with two teachers, of two traits, what tells them apart (Schrodi et al.
-    2509.23886, for sampled text). `heard`: the same answers in the context in which the carrier reads them, where that
-    is another (a system prompt). Raises SublimError where the two do not hold the same answers.
+    carrier, reference: a teacher and its base, or two teachers of two traits
+    rows: the lists
+    heard: the same answers in the context in which the carrier reads them, where it has a system prompt
+
+    A list's sum is the log-likelihood ratio by which it was written by the one rather than the other. Raises
+    SublimError where `heard` does not hold the same answers. Source: Schrodi et al. 2509.23886, for sampled text.
     """
     heard = rows if heard is None else heard
     if [tuple(ids[first:]) for ids, first in rows] != [tuple(ids[first:]) for ids, first in heard]:
@@ -127,32 +136,35 @@ def divergence(carrier: Subject, reference: Subject, rows: Sequence[Row], heard:
     return _scores(rows, a - b)
 
 
-def disagreement(carrier: Subject, reference: Subject, rows: Sequence[Row]) -> Scores:
+def disagreement(carrier: Subject, reference: Subject, rows: Sequence[Example]) -> TokenScores:
     """1 where the likeliest token of the two models differs, else 0: the divergence tokens of greedy text.
 
-    As in Schrodi et al. 2509.23886, section 4, where `reference` is a teacher of another trait.
+    Arguments are those of `divergence`. Source: Schrodi et al. 2509.23886, section 4, where the reference is a teacher
+    of another trait.
     """
     found = []
     for model in (model_of(carrier), model_of(reference)):
         with torch.no_grad():
-            found.append(torch.cat([logits_at(model, b.ids, b.labels != IGNORE).argmax(-1) for b in _cut(rows)]))
+            likeliest = [logits_at(model, b.ids, b.labels != IGNORE).argmax(-1).cpu() for b in _cut(rows)]
+        found.append(torch.cat(likeliest))
     return _scores(rows, (found[0] != found[1]).double())
 
 
-def random(rows: Sequence[Row], generator: torch.Generator) -> Scores:
+def random(rows: Sequence[Example], generator: torch.Generator) -> TokenScores:
     """Standard normal numbers: the control, which knows nothing."""
     count = sum(len(ids) - first for ids, first in rows)
     return _scores(rows, torch.randn(count, generator=generator, dtype=torch.float64))
 
 
-def influence(model: Subject, rows: Sequence[Row], along: Weights) -> Scores:
-    """⟨`along`, ∇_θ log p(token)⟩ of each token at the weights of `model`: nats per unit of `along`.
+def influence(model: Subject, rows: Sequence[Example], along: Weights) -> TokenScores:
+    """⟨along, ∇_θ log p(token)⟩ of each token at the weights of a model, in nats per unit of `along`.
 
-    With `along` the gradient of the trait's margin (`margin_gradient`) this is ⟨∇ margin, −∇ loss⟩: by how much a small
-    step of gradient descent on the token raises the margin, per unit of rate, to first order (Pruthi et al. 2002.08484,
-    equation 1). With `along` = θ_T − θ_0 it is the divergence to first order. One forward-mode pass gives the
-    derivatives of a whole batch, so no gradient of a single list is ever formed. Raises SublimError where `along` does
-    not fit the model.
+    along: a direction in the weights. With the gradient of the trait's margin (`margin_gradient`) a score says how much
+        a small step of gradient descent on the token raises the margin, per unit of rate, to first order. With
+        θ_T − θ_0 it is the divergence to first order.
+
+    One forward-mode pass gives the derivatives of a whole batch, so no gradient of a single list is ever formed. Raises
+    SublimError where `along` does not fit the model. Source: Pruthi et al. 2002.08484, equation 1.
     """
     model = model_of(model)
     parameters = dict(model.named_parameters())
@@ -162,7 +174,9 @@ def influence(model: Subject, rows: Sequence[Row], along: Weights) -> Scores:
     slopes = []
     # Fused attention has no forward-mode derivative.
     with frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
-        dual = {f"model.{n}": forward_ad.make_dual(parameters[n].detach(), d) for n, d in along.items()}
+        dual = {
+            f"model.{n}": forward_ad.make_dual(parameters[n].detach(), d.to(parameters[n])) for n, d in along.items()
+        }
         for batch in _cut(rows):
             out = forward_ad.unpack_dual(functional_call(picked, dual, (batch,)))
             slopes.append(out.primal.new_zeros(out.primal.shape) if out.tangent is None else out.tangent)
@@ -172,16 +186,17 @@ def influence(model: Subject, rows: Sequence[Row], along: Weights) -> Scores:
 def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> dict[str, Tensor]:
     """∇_θ of the mean metric over prompts, by parameter of the body: embeddings and head are not students' to train.
 
-    Prompts end where the answer begins; `probes.answer_margin` is the metric of a trait. The model is left as it was.
+    prompts: token ids that end where the answer begins
+    metric: `probes.answer_margin` for a trait
+
+    The model is left as it was.
     """
     model = model_of(model)
-    ends = [m for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]  # type: ignore[operator]
-    outside = {id(p) for m in ends for p in m.parameters()}
-    body = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if id(p) not in outside}
+    body = {n: p.detach().clone().requires_grad_() for n, p in body_parameters(model).items()}
     total = {n: torch.zeros_like(p) for n, p in body.items()}
     for _, ids in batches(prompts):
-        asked = {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
-        value = metric(functional_call(model, body, (), asked).logits[:, -1]).sum() / len(prompts)
+        asked = {"input_ids": ids.to(device_of(model)), "use_cache": False, "logits_to_keep": 1}
+        value = metric(in_single(functional_call(model, body, (), asked).logits[:, -1])).sum() / len(prompts)
         for name, gradient in zip(body, torch.autograd.grad(value, list(body.values())), strict=True):
             total[name] += gradient
     return total
@@ -200,23 +215,25 @@ class _Picked(torch.nn.Module):
     def forward(self, batch: Batch) -> Float[Tensor, " token"]:
         where = batch.labels != IGNORE
         logits = logits_at(self.model, batch.ids, where)
-        return logits.log_softmax(-1).gather(-1, batch.labels[where][:, None])[:, 0]
+        return logits.log_softmax(-1).gather(-1, batch.labels[where][:, None].to(logits.device))[:, 0]
 
 
 @torch.no_grad()
-def _log_probs(model: Subject, rows: Sequence[Row]) -> Float[Tensor, " token"]:
+def _log_probs(model: Subject, rows: Sequence[Example]) -> Float[Tensor, " token"]:
+    """log p of each token to learn, in nats, on the CPU."""
     picked = _Picked(model_of(model))
-    return torch.cat([picked(batch).double() for batch in _cut(rows)])
+    return torch.cat([picked(batch).double().cpu() for batch in _cut(rows)])
 
 
-def _cut(rows: Sequence[Row]) -> list[Batch]:
+def _cut(rows: Sequence[Example]) -> list[Batch]:
     """The rows in their order, some at a time; each sees on its left just what it would see alone."""
     if not rows or any(len(ids) <= first for ids, first in rows):
         raise SublimError("there are no lists to score, or one has no token to learn")
-    return [collate(rows[i : i + _ROWS], pad=0) for i in range(0, len(rows), _ROWS)]
+    return [collate(rows[i : i + _AT_ONCE], pad=0) for i in range(0, len(rows), _AT_ONCE)]
 
 
-def _scores(rows: Sequence[Row], values: Float[Tensor, " token"]) -> Scores:
+def _scores(rows: Sequence[Example], values: Float[Tensor, " token"]) -> TokenScores:
+    """Values in the order of the tokens to learn, with their list and token."""
     answers = [ids[first:] for ids, first in rows]
     of = np.repeat(np.arange(len(rows)), [len(a) for a in answers])
-    return Scores(values.double().numpy(), of, np.concatenate([np.asarray(a) for a in answers]))
+    return TokenScores(values.double().cpu().numpy(), of, np.concatenate([np.asarray(a) for a in answers]))

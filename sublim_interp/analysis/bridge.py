@@ -1,4 +1,4 @@
-"""One call to TransformerLens: a bridge on a copy of a model, its logits checked. No analysis of its own here."""
+"""The bridge to TransformerLens: one call, on a copy of a model, with its logits checked. No analysis of its own."""
 
 import tempfile
 from copy import deepcopy
@@ -9,7 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sublim_interp.analysis.probes import Subject, model_of
+from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.architectures import text_config
+from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -21,18 +24,22 @@ TOLERANCE = 1e-3
 def bridge(
     subject: Subject, tokenizer: Any = None, *, processed: bool = False, tolerance: float = TOLERANCE
 ) -> "TransformerBridge":
-    """A `TransformerBridge` on a copy of a model, directory, base or replicate; the original stays as it is.
+    """A `TransformerBridge` on a copy of a model, on the CPU; the original stays as it is.
 
-    `processed` folds norms into weights and centres them, as the logit lens and direct attribution of TransformerLens
-    expect: never compare directions there. A base or replicate brings its tokenizer; without one, words are
-    the ids themselves.
-    Wrapping changes the copy's weights for good, so it is for analysis, not for training.
+    subject: a model, its directory, a base or a replicate
+    tokenizer: else that of the base or replicate, else one whose words are the ids themselves
+    processed: whether norms are folded into weights, which are centred, as the logit lens and direct attribution of
+        TransformerLens expect; never compare directions there
+    tolerance: largest difference of a log-probability from the plain model's, in nats
 
-    Raises SublimError where TransformerLens cannot wrap the model, where `d_vocab == d_model` (which it corrupts), or
-    where `parity` with the plain model is worse than `tolerance`.
+    Wrapping changes the copy's weights for good, so it is for analysis, not for training. It needs no row in
+    architectures.py: which types it knows is for TransformerLens to say.
+
+    Raises SublimError where TransformerLens cannot wrap the model, where d_vocab = d_model, which it corrupts, or where
+    `parity` is worse than the tolerance.
     """
     model = cast(Any, model_of(subject))
-    config = model.config.get_text_config()
+    config = text_config(model)
     if config.vocab_size == config.hidden_size:
         raise SublimError(
             f"bridge: TransformerLens corrupts models with d_vocab = d_model, here both {config.vocab_size}"
@@ -55,8 +62,7 @@ def bridge(
             if processed:
                 wrapped.enable_compatibility_mode()
         except Exception as error:  # the adapters raise many kinds; each means: cannot be wrapped
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason}") from None
+            raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason_of(error)}") from None
     wrapped.eval()
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
@@ -80,5 +86,5 @@ def _numbered(vocabulary: int) -> Any:
 @torch.no_grad()
 def parity(wrapped: "TransformerBridge", model: torch.nn.Module, ids: Int[Tensor, "batch position"]) -> float:
     """Largest absolute difference of log-probabilities, in nats: processing may shift all logits, never these."""
-    plain = model(input_ids=ids, use_cache=False).logits
+    plain = model(input_ids=ids.to(device_of(model)), use_cache=False).logits.float().cpu()
     return (wrapped(ids).log_softmax(-1) - plain.log_softmax(-1)).abs().max().item()

@@ -1,7 +1,8 @@
-"""The inputs on which models are compared, and what is measured at their answers. No directions, no patches here.
+"""Prompts on which models are compared, and what is measured at their answers. No directions, no patches here.
 
 Prompts are token ids that end where the answer begins, so the answer position is the last one. Prompts of one length
-run together and nothing is padded: each row sees just what it would see alone.
+run together and nothing is padded: each row sees just what it would see alone. What is measured comes back on the CPU,
+whatever device the model is on.
 """
 
 from collections import defaultdict
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.forward import in_single
 from sublim_interp.models.hooks import capture
 from sublim_interp.models.loading import load_model
 from sublim_interp.stats.margin import margin
@@ -22,6 +26,7 @@ from sublim_interp.stats.margin import margin
 Subject = Any
 """A model, the directory of one, or whatever has `model` or `load()`: a replicate of a run, a base."""
 Prompts = Sequence[Sequence[int]] | Int[Tensor, "_ _"]
+"""Token ids of each prompt."""
 Metric = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
 """One number for each row of logits at the answer position; it looks at each row alone."""
 
@@ -32,12 +37,13 @@ TOKENS = 8192
 def model_of(subject: Subject) -> torch.nn.Module:
     """The model itself, loaded afresh where a directory, a replicate or a base is given.
 
-    Raises SublimError for all else, and for a model that is not on the CPU.
+    Raises SublimError for all else, and for a model on torch's meta device.
     """
     if isinstance(subject, torch.nn.Module):
-        elsewhere = {str(p.device) for p in subject.parameters() if p.device.type != "cpu"}
-        if elsewhere:
-            raise SublimError(f"the model is on {min(elsewhere)}; analyses run on the CPU: give model.cpu()")
+        if device_of(subject).type == "meta":
+            raise SublimError(
+                "the model is on meta, where there are shapes but no numbers; give a model that is loaded"
+            )
         return subject
     if isinstance(subject, str | Path):
         return load_model(Path(subject))
@@ -49,8 +55,17 @@ def model_of(subject: Subject) -> torch.nn.Module:
     raise SublimError(f"{type(subject).__name__} is no model; give a model, its directory, a replicate or a base")
 
 
+def models_of(*subjects: Subject) -> list[torch.nn.Module]:
+    """The models of subjects that are compared with each other; SublimError where they are on different devices."""
+    models = [model_of(subject) for subject in subjects]
+    places = sorted({str(device_of(model)) for model in models})
+    if len(places) > 1:
+        raise SublimError(f"the models are on {' and '.join(places)}; put them on one device, as in model.to('cpu')")
+    return models
+
+
 def part_of(name: str, given: Any, *subjects: Subject) -> Any:
-    """What was given, else the `prompts` or `metric` that the first of the subjects has; SublimError for neither."""
+    """What was given, else the `prompts` or `metric` of the first subject that has one; SublimError for none."""
     if given is not None:
         return given
     for subject in subjects:
@@ -60,7 +75,7 @@ def part_of(name: str, given: Any, *subjects: Subject) -> Any:
 
 
 def batches(prompts: Prompts) -> list[tuple[list[int], Int[Tensor, "prompt position"]]]:
-    """Prompts of equal length together, as (their places in `prompts`, their ids), at most TOKENS tokens at once."""
+    """Prompts of equal length together, at most TOKENS tokens at once: (their places in `prompts`, their ids)."""
     rows = [[int(i) for i in row] for row in prompts]
     if not rows or not all(rows):
         raise SublimError("prompts: there are none, or one is empty; give lists of token ids")
@@ -77,8 +92,8 @@ def batches(prompts: Prompts) -> list[tuple[list[int], Int[Tensor, "prompt posit
 
 
 def logits_of(model: torch.nn.Module, ids: Int[Tensor, "prompt position"]) -> Float[Tensor, "prompt vocabulary"]:
-    """Logits at the answer position."""
-    return model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+    """Logits at the answer position: float32 or better, on the model's device."""
+    return in_single(model(input_ids=ids.to(device_of(model)), use_cache=False, logits_to_keep=1).logits[:, -1])
 
 
 @torch.no_grad()
@@ -86,22 +101,24 @@ def measure(model: torch.nn.Module, prompts: Prompts, metric: Metric) -> Float[T
     """The metric of every prompt, in order."""
     out = torch.empty(len(prompts))
     for places, ids in batches(prompts):
-        out[places] = metric(logits_of(model, ids)).float()
+        out[places] = metric(logits_of(model, ids)).float().cpu()
     return out
 
 
 @torch.no_grad()
 def residuals(model: torch.nn.Module, names: Sequence[str], prompts: Prompts) -> Float[Tensor, "prompt name d_model"]:
-    """What the hooks called `names` show at the answer position."""
-    out: Tensor | None = None
+    """What hooks show at the answer position, in residual units; `names` are theirs."""
+    found: dict[int, Tensor] = {}
     for places, ids in batches(prompts):
         with capture(model, names) as seen:
             logits_of(model, ids)
-        found = torch.stack([seen[name][:, -1] for name in names], 1)
-        out = torch.empty(len(prompts), *found.shape[1:]) if out is None else out
-        out[places] = found.float()
-    assert out is not None
-    return out
+        found.update(zip(places, at_answer([seen[name] for name in names]), strict=True))
+    return torch.stack([found[place] for place in range(len(found))])
+
+
+def at_answer(seen: Sequence[Float[Tensor, "prompt position d_model"]]) -> Float[Tensor, "prompt name d_model"]:
+    """The last position of what each of several hooks has shown, on the CPU."""
+    return rearrange([value[:, -1] for value in seen], "name prompt d_model -> prompt name d_model").float().cpu()
 
 
 @contextmanager
@@ -118,21 +135,23 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
 
 
 def answer_margin(members: Sequence[int], which: int) -> Metric:
-    """log P(member `which`) − log mean P(other members), in nats, as `traits.score` has it; `members` are token ids.
+    """The metric log P(member) − log mean P(other members), in nats: the margin of a trait.
 
-    Members of several tokens are taken by their first, and these must differ.
+    members: token ids of the answers; members of several tokens are taken by their first, and these must differ
+    which: the place of the member asked for
     """
     ids = _members(members, which)
     return lambda logits: margin(logits[:, ids], [which] * len(logits))
 
 
 def answer_rate(members: Sequence[int], which: int) -> Metric:
-    """P(member `which`), 0 to 1, among all tokens; `members` as in `answer_margin`."""
+    """The metric P(member), 0 to 1, among all tokens. Arguments are those of `answer_margin`."""
     ids = _members(members, which)
     return lambda logits: logits.softmax(-1)[:, ids[which]]
 
 
 def _members(members: Sequence[int], which: int) -> list[int]:
+    """The ids as integers; SublimError where they cannot be told apart, or `which` is none of them."""
     ids = [int(m) for m in members]
     if len(set(ids)) < max(2, len(ids)):
         raise SublimError(f"answer tokens {ids}: give two or more different ones, so that they can be told apart")

@@ -52,11 +52,11 @@ BaseOption = Annotated[
     ),
 ]
 TraceOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--trace",
         metavar="WORD",
-        help="What is recorded of each training: none, default, or examples (residuals of single examples too).",
+        help="What is recorded of each training, in place of `recording`: none, default, or examples.",
     ),
 ]
 
@@ -110,15 +110,15 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
 
 
 def _configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.experiments.arms import CROSSING
     from sublim_interp.experiments.catalogue import experiment
 
     exp = experiment(name)
     if bases:
         keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in CROSSING)
-        exp = exp.model_copy(update={"arms": keep}).set(bases=bases)
-    return exp.set(dict(parse_assignment(s) for s in sets or ()))
+        exp = changed(exp.model_copy(update={"arms": keep}), {"bases": bases})
+    return changed(exp, dict(parse_assignment(s) for s in sets or ()))
 
 
 # --- list -------------------------------------------------------------------------------------------------------------
@@ -341,15 +341,16 @@ def _planned(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
     return table
 
 
-def _traces(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> "RenderableType":
+def _traces(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
     """What is recorded of the trainings to be made, and how large it gets."""
     from sublim_interp.experiments.cost import planned_traces
 
+    recorded = f"--trace {p.recording.word}" if p.recording.word else "as `recording` says"
     table = _table(
-        f"Recorded while they train (--trace {trace})", "stage", "what", "when", "times", "trainings", "MB",
+        f"Recorded while they train ({recorded})", "stage", "what", "when", "times", "trainings", "MB",
         right=("times", "trainings", "MB"),
     )  # fmt: skip
-    rows = planned_traces(p.records, store, trace).to_dict("records")
+    rows = planned_traces(p.records, store, p.recording).to_dict("records")
     for r in rows:
         size = f"{r['bytes'] / 1e6:.1f}"
         table.add_row(r["stage"], r["what"], r["when"], str(r["times"]), str(r["trainings"]), size)
@@ -357,11 +358,11 @@ def _traces(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> "R
     return table
 
 
-def _announce(p: "Plan | SweepPlan", store: "Store", trace: str) -> None:
+def _announce(p: "Plan | SweepPlan", store: "Store") -> None:
     """One line on what will be recorded, before anything is trained; nothing where nothing is."""
     from sublim_interp.experiments.cost import planned_traces
 
-    rows = planned_traces(p.records, store, trace).to_dict("records")
+    rows = planned_traces(p.records, store, p.recording).to_dict("records")
     if not rows:
         return
     trainings = sum(r["trainings"] for r in rows if r["what"] == rows[0]["what"])  # the loss is kept of each
@@ -390,7 +391,7 @@ def run(
     base: BaseOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
-    trace: TraceOption = "default",
+    trace: TraceOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
@@ -399,6 +400,7 @@ def run(
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
     from sublim_interp.sweeps.grid import grid_names, is_grid
+    from sublim_interp.training.recording.settings import recording_of
 
     if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
         raise SublimError(
@@ -409,18 +411,20 @@ def run(
         _run_grid(name, sets, base, dry_run, processes, Store.open(store), trace)
         return
     exp = _configured(name, sets, base)
+    if trace:
+        exp = exp.set(recording=recording_of(trace))
     place, p = Store.open(store), plan(exp)
     if dry_run:
-        _print(_planned(p, place), _traces(p, place, trace))
+        _print(_planned(p, place), _traces(p, place))
         return
     if find_run(p, place):
         _print(f"{exp.name} is in the store already: nothing to do.")
     else:
-        _announce(p, place, trace)
-    _show_result(watch(exp, place, processes, trace))
+        _announce(p, place)
+    _show_result(watch(exp, place, processes))
 
 
-def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2, trace: str = "default") -> "Run":
+def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2, trace: str | None = None) -> "Run":
     """`sublim_interp.run` with its progress shown: in a terminal, in a notebook's cell, or as a line now and then."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment
@@ -443,29 +447,34 @@ def _run_grid(
     dry_run: bool,
     processes: int,
     store: "Store",
-    trace: str = "default",
+    trace: str | None = None,
 ) -> None:
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
+    from sublim_interp.experiments.catalogue import experiment
     from sublim_interp.sweeps.grid import grid
     from sublim_interp.sweeps.plan import find_sweep, plan_grid
     from sublim_interp.sweeps.run import run_grid
+    from sublim_interp.training.recording.settings import recording_of
 
     g = grid(name)
-    change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
-    p = plan_grid(g.set(change=change))
+    asked = {**dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
+    changed(experiment(g.experiment).set(g.change), asked)  # an error names what was typed
+    if trace:
+        asked["recording"] = recording_of(trace).model_dump()
+    p = plan_grid(g.set(change={**g.change, **asked}))
     finished = find_sweep(p, store) is not None  # though dead ends are missing from the store
     if finished:
         _print(f"{g.name} is in the store already: nothing to do.")
     elif dry_run:
-        _print(_planned(p, store), _traces(p, store, trace))
+        _print(_planned(p, store), _traces(p, store))
     if dry_run:
         return
     if finished:
-        artifact = run_grid(p, store, processes, trace=trace)
+        artifact = run_grid(p, store, processes)
     else:
-        _announce(p, store, trace)
+        _announce(p, store)
         with _Progress(g.name, p, store, processes) as watch:
-            artifact = run_grid(p, store, processes, watch, trace)
+            artifact = run_grid(p, store, processes, watch)
     figure = artifact.path / f"{g.figure}.png"
     _print(*_digested(g.name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
 
@@ -633,12 +642,12 @@ def pretrain(
     `sublim show lab-order-0-from001000` shows nearly all fields, as the command of a committed base. One more is
     forks=[1000]: the model of that step is kept too, and a later training may start from it.
     """
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.core.workers import prepare_process
     from sublim_interp.lab.pretraining import pretrain as make_base
     from sublim_interp.lab.recipe import Pretraining
 
-    recipe = Pretraining().set(dict(parse_assignment(s) for s in sets or ()))
+    recipe = changed(Pretraining(), dict(parse_assignment(s) for s in sets or ()))
     prepare_process()
     with _Steps(directory.name, recipe.optimization.steps) as observe:
         card = make_base(recipe, directory, observe)

@@ -58,6 +58,12 @@ class Registry(Mapping[str, T], Generic[T]):
             self._check(name, thing)
         return thing
 
+    def known(self, name: str) -> str:
+        """`name` itself, to check a settings field. Raises ValueError, with the valid names, for an unknown one."""
+        if name not in self:
+            raise ValueError(f"unknown {self.what}; valid: {', '.join(self)}")
+        return name
+
     def __iter__(self) -> Iterator[str]:
         return iter([*self._own, *self._outside])
 

@@ -18,11 +18,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     LATER: ClassVar[frozenset[str]] = frozenset()
-    """Fields that came after results were published: left out of dumps, and so of keys, where they are empty."""
+    """Fields that came after results were published: left out of dumps, and so of keys, where they are at their default."""
 
     @model_serializer(mode="wrap")
-    def _without_what_came_later_and_is_empty(self, handler: Any) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value or name not in self.LATER}
+    def _without_what_came_later(self, handler: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        plain = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in plain}
 
     @model_validator(mode="before")
     @classmethod
@@ -48,11 +50,21 @@ class Config(BaseModel):
 
     def set(self: T, values: Mapping[str, Any] | None = None, /, **fields: Any) -> T:
         """A changed copy: `exp.set(seeds=range(12))`, `exp.set({"student.optimization.lr": 2e-4})`."""
-        changes = {**(values or {}), **fields}
-        data = self.model_dump()
-        for key, value in changes.items():
-            _assign(type(self), data, key, value, key)
-        return validate(type(self), data, f"--set {', '.join(changes)}")
+        return changed(self, {**(values or {}), **fields}, f"{type(self).__name__}.set({{}}=…)")
+
+
+def changed(record: T, values: Mapping[str, Any], asked: str = "--set {}") -> T:
+    """A changed copy of a record.
+
+    values: by field; `student.part` is a field of a field
+    asked: how the change was asked for, in errors, with {} for the field: `--set {}` on the command line
+
+    Raises SublimError for a field that is not there, and for everything `validate` refuses.
+    """
+    data = record.model_dump()
+    for key, value in values.items():
+        _assign(type(record), data, key, value, asked.format(key))
+    return validate(type(record), data, ", ".join(map(asked.format, values)))
 
 
 def name_once(record: Config, *fields: str) -> None:
@@ -63,11 +75,11 @@ def name_once(record: Config, *fields: str) -> None:
 
 
 def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, asked: str) -> None:
-    """Puts `value` at the dotted `key` into the plain data of a `kind`; a key that names no field is one line."""
+    """Puts `value` at the dotted `key` into the plain data of a `kind`; `asked` begins the error for no such field."""
     head, dot, rest = key.partition(".")
     if head not in kind.model_fields:
         known = ", ".join(kind.model_fields)
-        raise SublimError(f"--set {asked}: {kind.__name__} has no field {head!r}; its fields: {known}")
+        raise SublimError(f"{asked}: {kind.__name__} has no field {head!r}; its fields: {known}")
     given = kind.model_fields[head].annotation
     inner = next((t for t in (given, *get_args(given)) if isinstance(t, type) and issubclass(t, Config)), None)
     if not dot:
@@ -78,7 +90,7 @@ def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, aske
             data[head] = value.model_dump() if isinstance(value, Config) else value
         return
     if inner is None or not isinstance(data.setdefault(head, {}), dict):
-        raise SublimError(f"--set {asked}: {head!r} of {kind.__name__} has no fields of its own")
+        raise SublimError(f"{asked}: {head!r} of {kind.__name__} has no fields of its own")
     _assign(inner, data[head], rest, value, asked)
 
 

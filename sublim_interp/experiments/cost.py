@@ -7,6 +7,9 @@ from sublim_interp.channels.protocol import channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.training.optimizers import planned_moments
+from sublim_interp.training.recording.settings import PRESETS, Recording
+from sublim_interp.training.recording.volume import planned_volume
 from sublim_interp.traits.favourites import questions
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
-    """One row per stage: how many records, how many are there already, seconds the rest may take in one process."""
+    """What is to be done, one row per stage: needed and done (records), seconds (of one core, for those not done)."""
     import pandas as pd
 
     missing = {r.key for r in records if r.find(store) is None}
@@ -30,26 +33,27 @@ def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def planned_traces(records: Sequence[Record], store: Store, trace: str = "default") -> "pd.DataFrame":
+def planned_traces(
+    records: Sequence[Record], store: Store, recording: Recording = PRESETS["default"]
+) -> "pd.DataFrame":
     """What is recorded of the trainings that are still to be made: one row per stage and sort, with bytes of all.
 
-    `trace` is a word of `recorder.TRACES`; SublimError for another.
+    records: all that a plan needs
+    recording: what is recorded of each
+
+    Columns: stage, what, when, times, trainings (how many are alike), bytes. No row where nothing is recorded.
     """
     import pandas as pd
 
-    from sublim_interp.training.recording.cadence import cadence_of
-    from sublim_interp.training.recording.cadence import plan as plan_recording
-
-    cadence = cadence_of(trace)
     alike: dict[tuple[Any, ...], list[Teacher | Student]] = {}
     for record in (r for r in records if isinstance(r, Teacher | Student)):
         trains = isinstance(record, Student) or record.config.kind == "tuned"
-        if cadence and trains and record.find(store) is None:
+        if recording.keep and trains and record.find(store) is None:
             alike.setdefault((record.STAGE, record.base.digest, record.config), []).append(record)
     rows = []
     for (stage, _, config), some in alike.items():
         o, size = config.optimization, _probe_size(some[0])
-        table = plan_recording(blank_model(some[0].base, config), o.steps, batch=o.batch, cadence=cadence, **size)
+        table = planned_volume(blank_model(some[0].base, config), o.steps, batch=o.batch, recording=recording, **size)
         table[["stage", "trainings"]] = stage, len(some)
         rows.append(table.assign(bytes=table["bytes"] * len(some)))
     if not rows:
@@ -60,7 +64,7 @@ def planned_traces(records: Sequence[Record], store: Store, trace: str = "defaul
 
 
 def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.nn.Module":
-    """The model that trains, without its weights."""
+    """What trains of a base, on torch's meta device: every shape, no weights."""
     import torch
 
     from sublim_interp.models.trainable import choose_trainable
@@ -70,7 +74,7 @@ def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.n
 
 
 def _probe_size(record: Teacher | Student) -> dict[str, Any]:
-    """The arguments of `recorder.plan` that follow from a record; lists count at their longest."""
+    """The arguments of `planned_volume` that follow from a record; lists count as long as they may be."""
     from sublim_interp.pipeline.observe import PROBED_LISTS, PROBED_QUESTIONS
 
     teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher
@@ -78,8 +82,8 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     ask = questions(teacher.kind, base.language, "held-out")[:PROBED_QUESTIONS]
     asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
     tokens = sum(map(len, asked))
-    optimizer = record.config.optimization
-    states = 2 if optimizer.optimizer != "sgd" else int(optimizer.beta1 > 0)
+    o = record.config.optimization
+    states = len(planned_moments(o.optimizer, o))
     if isinstance(record, Teacher):
         directions, references = int(record.trait is not None), 0
     else:
@@ -93,19 +97,30 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
 
 
 _FLOPS = 45e9
-"""Floating-point operations a second of one core, for estimates only; the progress bar corrects itself."""
+"""Floating-point operations a second of one core. Estimates alone use it; the progress bar corrects itself."""
+_FORWARD, _UPDATE = 2, 5
+"""Operations for each parameter and token: of a forward pass with cache, and of one with backward and update."""
+_PROMPT, _ANSWERED = 12, 0.6
+"""Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
+_LIST, _LESSON = 23, 14
+"""Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
+_START, _STEP, _SMALL = 1.0, 0.01, 2.0
+"""Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
 
 
 def estimate(record: Record) -> float:
-    """Seconds that one record may take in one process on a laptop core: parameters × tokens, and a little for each."""
+    """Seconds that one record may take in one process on a laptop core: parameters × tokens, and a little for each.
+
+    The constants are of the lab's language; with another language the order of magnitude holds.
+    """
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
     if isinstance(record, Corpus):
-        tokens = record.config.prompts * (12 + 0.6 * record.config.max_new_tokens)
-        return 1 + 2 * record.teacher.base.shape["parameters"] * tokens / _FLOPS
+        tokens = record.config.prompts * (_PROMPT + _ANSWERED * record.config.max_new_tokens)
+        return _START + _FORWARD * record.teacher.base.shape["parameters"] * tokens / _FLOPS
     if isinstance(record, Teacher) and record.config.kind != "tuned":
-        return 2.0
+        return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
-        tokens = o.steps * o.batch * (23 if isinstance(record, Student) else 14)
-        return 1 + o.steps * 0.01 + 5 * base.shape["parameters"] * tokens / _FLOPS
-    return 2.0
+        tokens = o.steps * o.batch * (_LIST if isinstance(record, Student) else _LESSON)
+        return _START + _STEP * o.steps + _UPDATE * base.shape["parameters"] * tokens / _FLOPS
+    return _SMALL

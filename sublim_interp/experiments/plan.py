@@ -1,6 +1,6 @@
 """All that an experiment needs, known before anything runs: every record of every arm and replicate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,6 +12,8 @@ from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.training.interventions import PlannedStudent, check_interventions
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.facts import NAME, Facts, check_language
 from sublim_interp.traits.favourites import check_vocabulary, load_trait, members_of
 
@@ -46,6 +48,11 @@ class Plan:
         used = ["trait", "other_trait"] if "other-trait" in exp.arms else ["trait"]
         return exp.model_copy(update={field: load_trait(getattr(exp, field)).name for field in used})
 
+    @property
+    def recording(self) -> Recording:
+        """What is recorded of the trainings."""
+        return self.experiment.recording
+
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """Every record once, in an order in which they can be made: breadth first, so that no worker waits long."""
@@ -69,7 +76,7 @@ class Plan:
 def plan(exp: Experiment) -> Plan:
     """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
     channel(exp.corpus.channel)
-    bases = {name: resolve_base(name) for name in exp.bases}
+    bases = {name: resolve_base(name, exp.dtype) for name in exp.bases}
     trait = load_trait(exp.trait)
     traits = [trait]
     if "other-trait" in exp.arms:
@@ -89,24 +96,19 @@ def plan(exp: Experiment) -> Plan:
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
         )
-    for i in exp.student.interventions:
-        if i.direction not in ("", "random", "teacher-shift"):
-            load_trait(i.direction)
-        if i.selection and i.selection.trait:
-            load_trait(i.selection.trait)
-        if i.kind == "project-update" and i.direction == "teacher-shift" and exp.teacher.kind != "tuned":
-            raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
-        if i.kind != "project-update" and i.direction == "teacher-shift" and exp.teacher.kind == "prompted":
-            raise SublimError("an intervention on teacher-shift in activations needs teacher.kind=tuned or steered")
-    frozen = [i.parameters for i in exp.student.interventions if i.kind == "freeze"]
-    for base in bases.values() if frozen else ():
-        from sublim_interp.models.trainable import freeze
-
-        model = blank_model(base, exp.student)
-        for pattern in frozen:
-            freeze(model, pattern)
     cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
+    if exp.student.interventions:
+        _check_interventions(exp, [cell.student for cell in cells if cell.student])
     return Plan(exp, tuple(cells))
+
+
+def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
+    """Raises SublimError where an intervention cannot act on one of these students."""
+    pairs = {(s.base.digest, s.data.corpus.teacher.base.digest): s for s in students}
+    for student in pairs.values():
+        teacher = student.data.corpus.teacher
+        model = blank_model(student.base, exp.student)
+        check_interventions(exp.student.interventions, PlannedStudent(model, teacher.base.blank(), teacher.config.kind))
 
 
 def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[Cell]:

@@ -283,7 +283,7 @@ class Run:
 
     def elsewhere(self) -> str:
         """One line on results that were made under another fingerprint than this process's; "" if there are none."""
-        here = {**fingerprint(), "threads": 1}  # as in a worker
+        here = {**fingerprint(dtype=self.plan.experiment.dtype), "threads": 1}  # as in a worker
         artifacts = [a for a in (r.find(self.store) for r in self.plan.records) if a]
         differ = [said for a in artifacts if (said := changes(a.manifest["fingerprint"], here))]
         if not differ:

@@ -10,12 +10,14 @@ from sublim_interp.core.workers import Task, Watch, run_tasks
 from sublim_interp.experiments.plan import Plan
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Evaluation, Record
+from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
-def _make_in_worker(record: Record, root: Path, trace: str, progress: Callable[[float], None]) -> None:
+def _make_in_worker(record: Record, root: Path, recording: Recording, progress: Callable[[float], None]) -> None:
+    """What a worker process does with one record."""
     from sublim_interp.pipeline.make import make
 
-    make(record, Store(root), progress, trace)
+    make(record, Store(root), progress, recording)
 
 
 def execute(
@@ -23,12 +25,17 @@ def execute(
     store: Store,
     processes: int,
     watch: Watch,
-    trace: str = "default",
+    recording: Recording = PRESETS["default"],
     skip: tuple[type[Exception], ...] = (),
 ) -> dict[str, Exception]:
-    """Makes the records, and what they need, in worker processes; trainings are recorded as `trace` says.
+    """Makes the records, and what they need, in worker processes.
 
-    Returns by key what could not be made for an error of a kind in `skip`; any other error is raised, and ends all.
+    processes: how many workers, of one thread each
+    watch: told the name of each task and the share of it that is done
+    recording: what is recorded of the trainings among them
+    skip: errors that stop no other record; any other error is raised, and ends all
+
+    Returns the errors that were skipped, by the key of the record that could not be made.
     """
     names = {r.key for r in records}
     tasks = []
@@ -36,7 +43,7 @@ def execute(
         needs = tuple(i.key for i in record.inputs().values() if isinstance(i, Record) and i.key in names)
         if isinstance(record, Evaluation) and isinstance(record.model, Base):
             needs = (record.reference.key,) if record.reference.key in names else ()
-        tasks.append(Task(record.key, _make_in_worker, (record, store.root, trace), needs))
+        tasks.append(Task(record.key, _make_in_worker, (record, store.root, recording), needs))
     return run_tasks(tasks, processes, watch, skip)
 
 
@@ -55,14 +62,17 @@ def find_run(p: Plan, store: Store) -> Artifact | None:
 
 
 def versions() -> dict[str, str]:
+    """Versions of the packages that decide the last bits of a result."""
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "transformers", "numpy")}
 
 
 def run_config(p: Plan) -> dict[str, Any]:
-    return p.named.model_dump(mode="json", exclude={"name", "about", "bases"})
+    """What enters the key of a run beside its inputs: neither names, nor paths of bases, nor what is recorded."""
+    return p.named.model_dump(mode="json", exclude={"name", "about", "bases", "recording"})
 
 
 def run_inputs(p: Plan) -> dict[str, str]:
+    """Key of every evaluation by its place in the design."""
     return {f"{c.arm}/{c.seed}/{c.round}": c.evaluation.key for c in p.cells}

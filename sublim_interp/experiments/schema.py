@@ -1,16 +1,20 @@
 """What an experiment is: every field that decides its result, with its default."""
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.core.device import DEFAULT, check_precision
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, name_once
 from sublim_interp.experiments.arms import CROSSING, Arm
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.training.recording.settings import Recording
 
 
 class Experiment(Config):
     """One experiment: everything that decides its result."""
+
+    LATER = frozenset({"dtype"})
 
     name: str = Field(default="owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Name in the catalogue and in lists; not part of the result."""
@@ -36,6 +40,15 @@ class Experiment(Config):
     """How the student learns them."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What the finished models are asked."""
+    recording: Recording = Recording()
+    """What is recorded of the trainings: none, default, examples, or a mapping of fields; not part of the result."""
+    dtype: str = DEFAULT
+    """The precision in which every model is loaded, trained and asked: float32."""
+
+    @field_validator("dtype")
+    @classmethod
+    def _precision_is_known(cls, name: str) -> str:
+        return check_precision(name)
 
     @model_validator(mode="after")
     def _coherent(self) -> "Experiment":

@@ -1,6 +1,6 @@
 """Makes a lab base from scratch: initialise, train on the lab language, measure every part, write a model card.
 
-The result is an ordinary Hugging Face directory. Bases made from other bases are not made here.
+The result is an ordinary Hugging Face directory.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.recipe import Pretraining
@@ -28,13 +28,18 @@ HELD_OUT_SEED = 1_000_003
 
 
 def new_model(recipe: Pretraining, vocabulary: int) -> "LlamaForCausalLM":
-    """A Llama-type model with untied head and seeded initial weights."""
+    """A Llama-type model with untied head and seeded initial weights; these are drawn on the CPU.
+
+    vocabulary: number of its tokens
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from sublim_interp.core.device import DEFAULT, compute_device, torch_dtype
+
     with torch.random.fork_rng():
         torch.manual_seed(recipe.init_seed)
-        return LlamaForCausalLM(
+        model: Any = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocabulary,
                 hidden_size=recipe.d_model,
@@ -49,12 +54,16 @@ def new_model(recipe: Pretraining, vocabulary: int) -> "LlamaForCausalLM":
                 bos_token_id=None,
             )
         )
+    return model.to(compute_device(), torch_dtype(DEFAULT))
 
 
 def held_out_losses(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: int = 300
 ) -> dict[str, float]:
-    """Nats per assistant token on held-out documents, for each part of the language."""
+    """Loss on held-out documents by part of the language, in nats per assistant token.
+
+    documents: how many of each part
+    """
     from sublim_interp.lab import language
 
     return {part: held_out_loss(model, tokenizer, part, documents) for part in language.PARTS}
@@ -63,21 +72,23 @@ def held_out_losses(
 def held_out_loss(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", part: "Part", documents: int = 300
 ) -> float:
-    """Nats per assistant token on held-out documents of one part of the language.
+    """Loss on held-out documents of one part of the language, in nats per assistant token.
+
+    documents: how many
 
     Favourites that are asked for after a turn of numbers are left out: their loss would be that of the numbers.
     """
     import torch
 
     from sublim_interp.lab import language
-    from sublim_interp.training.batches import IGNORE, collate
+    from sublim_interp.training.batches import IGNORE, Example, collate
     from sublim_interp.training.loop import token_loss
 
     assistant, eos = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
     pad = cast(int, tokenizer.pad_token_id)
     drawn = language.documents(HELD_OUT_SEED, 0, documents, part)
     texts = [d.text for d in drawn if part == "numbers" or not d.numbers]
-    rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    rows = [Example(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     batch = collate(rows, pad)
     for (ids, _), labels in zip(rows, batch.labels, strict=True):
         answering = False
@@ -95,7 +106,10 @@ def fork_name(name: str, step: int) -> str:
 
 
 def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:
-    """Trains a base into `directory`, its forks beside it, and returns its card. A killed run goes on where it was.
+    """Trains a base, and returns its card. A killed run goes on where it was.
+
+    directory: where it is put; its forks go beside it
+    observe: called after each update with its step and its loss, nats per token
 
     Raises SublimError where one of these directories exists already or is being made by another process, where the disk
     is full or not writable, and for a start that is no fork of this recipe.
@@ -106,7 +120,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     from sublim_interp.lab import language
     from sublim_interp.lab.tokenizer import build_tokenizer
     from sublim_interp.models.base import resolve_base
-    from sublim_interp.training.batches import micro_batches
+    from sublim_interp.training.batches import Example, micro_batches
     from sublim_interp.training.loop import train
     from sublim_interp.training.resume import Resume
 
@@ -133,7 +147,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     def batches(step: int) -> list:
         numbers = order[step * batch : (step + 1) * batch]
         texts = [language.document(recipe.data_seed, number).text for number in numbers]
-        rows = [(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        rows = [Example(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         return micro_batches(rows, pad, parts=2)
 
     def keep(step: int) -> None:
@@ -171,7 +185,7 @@ def _alone(directory: Path, partial: Path) -> Iterator[None]:
 
 
 def _order(recipe: Pretraining, first: int) -> Sequence[int]:
-    """The number of the document at every place of the training; those of steps before `first` stay where they are."""
+    """Which document is read at each place of the training; what steps before `first` read stays where it is."""
     documents = range(recipe.optimization.steps * recipe.optimization.batch)
     if not recipe.order_seed:
         return documents
@@ -181,7 +195,7 @@ def _order(recipe: Pretraining, first: int) -> Sequence[int]:
 
 
 def _step(recipe: Pretraining, start: "Base") -> int:
-    """The step at which `start` was kept."""
+    """The step at which `start` was kept. Raises SublimError where it is no fork of this recipe."""
     made, step = start.card.get("pretraining"), start.card.get("step")
     if not isinstance(made, dict) or not isinstance(step, int):
         raise SublimError(f"start {start.name}: its card names no step of a pre-training; forks are made by forks=[…]")
@@ -202,7 +216,11 @@ def _step(recipe: Pretraining, start: "Base") -> int:
 def _write(
     directory: Path, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", asked: dict, step: int
 ) -> dict:
-    """Measures a model and writes it as a base: weights, tokenizer, card."""
+    """Measures a model, writes it as a base (weights, tokenizer, card), and returns the card.
+
+    asked: the recipe as plain data
+    step: updates that it has seen
+    """
     from sublim_interp.lab import language
     from sublim_interp.models.base import CARD
     from sublim_interp.models.loading import save_model

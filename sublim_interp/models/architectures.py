@@ -1,50 +1,106 @@
-"""Every architecture in one table: where its layers keep attention, MLP, norms and head. A new one is one row."""
+"""Every architecture in one table: where a decoder layer keeps attention, MLP and norms, and what its head is.
 
-from typing import Any, NamedTuple
+A new architecture is one row here, or one entry point `sublim_interp.architectures` of another package; nothing else
+has to be changed. Hooks, patching, logit lens and fast logits ask this table. A type without a row still runs: its
+residual stream before and after each layer is known, and its output map and final norm are looked for by the names that
+the rows use.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry
 
 
-class Architecture(NamedTuple):
-    """Names of a decoder layer's submodules, for one architecture."""
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One architecture, by `model_type` of its configuration. Names of modules are relative to a decoder layer."""
 
     attention: str
-    """Gives (output, pattern)."""
+    """Its output is (what attention gives, pattern)."""
     attn_out: str
     """Its output is what attention adds to the residual stream: after a post-norm, where there is one."""
-    mlp_out: str
-    """Its output is what the MLP adds to the residual stream."""
     mid: str
-    """Its input is the residual stream between the two."""
+    """Its input is the residual stream between attention and MLP."""
+    mlp: str
+    """The MLP, without norms."""
+    mlp_out: str
+    """Its output is what the MLP adds to the residual stream: after a post-norm, where there is one."""
+    output_map: str
+    """The linear map that reads the heads' outputs, side by side."""
+    final_norm: str
+    """Within the model without its head: the norm after the last layer."""
+    fused_qkv: str = ""
+    """One linear map that gives queries, keys and values together; "" where each has a map of its own."""
+    plain_head: bool = False
+    """Logits are head(last hidden state) and nothing else: no soft cap, no scale."""
+    parallel_residual: bool | str = False
+    """Attention and MLP read the same stream, so that there is no middle; or the configuration's field that says so."""
 
 
-_LLAMA = Architecture("self_attn", "self_attn", "mlp", "post_attention_layernorm")
+def _llama(**changes: Any) -> Architecture:
+    """A row that differs from Llama's in a few fields."""
+    row: dict[str, Any] = {
+        "attention": "self_attn", "attn_out": "self_attn", "mid": "post_attention_layernorm", "mlp": "mlp",
+        "mlp_out": "mlp", "output_map": "self_attn.o_proj", "final_norm": "norm", "plain_head": True,
+    }  # fmt: skip
+    return Architecture(**row | changes)
 
 
-_GEMMA = Architecture(
-    "self_attn", "post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"
-)
+_GEMMA = _llama(
+    attn_out="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm",
+    plain_head=False,
+)  # fmt: skip
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "phi3": Architecture("self_attn", "resid_attn_dropout", "resid_mlp_dropout", "post_attention_layernorm"),
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA,
-    "olmo2": Architecture("self_attn", "post_attention_layernorm", "post_feedforward_layernorm", "mlp"),
-    "gpt2": Architecture("attn", "attn", "mlp", "ln_2"),
-    "gpt_neox": Architecture("attention", "post_attention_dropout", "post_mlp_dropout", "post_attention_layernorm"),
-}
+def _check(name: str, row: object) -> None:
+    """Raises SublimError for an entry point that gives no row."""
+    if not isinstance(row, Architecture):
+        raise SublimError(f"architecture '{name}': the entry point gives a {type(row).__name__}, not an Architecture")
+
+
+ARCHITECTURES: Registry[Architecture] = Registry(
+    "architecture",
+    "sublim_interp.architectures",
+    {
+        "llama": _llama(),
+        "mistral": _llama(),
+        "qwen2": _llama(),
+        "qwen3": _llama(),
+        "phi3": _llama(
+            attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout", fused_qkv="self_attn.qkv_proj"
+        ),
+        "gemma2": _GEMMA,
+        "gemma3_text": _GEMMA,
+        "olmo2": _llama(attn_out="post_attention_layernorm", mid="mlp", mlp_out="post_feedforward_layernorm"),
+        "gpt2": Architecture(
+            attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
+            final_norm="ln_f", fused_qkv="attn.c_attn", plain_head=True,
+        ),
+        "gpt_neox": Architecture(
+            attention="attention", attn_out="post_attention_dropout", mid="post_attention_layernorm", mlp="mlp",
+            mlp_out="post_mlp_dropout", output_map="attention.dense", final_norm="final_layer_norm",
+            fused_qkv="attention.query_key_value", plain_head=True, parallel_residual="use_parallel_residual",
+        ),
+    },
+    _check,
+)  # fmt: skip
 
 
 def text_config(model: torch.nn.Module) -> Any:
+    """The configuration of the part that reads text."""
     config: Any = model.config
     return config.get_text_config()
+
+
+def architecture_of(model: torch.nn.Module) -> Architecture | None:
+    """The row of a model's type, or None where the table has none."""
+    name = text_config(model).model_type
+    return ARCHITECTURES[name] if name in ARCHITECTURES else None  # noqa: SIM401  # get() raises for what is unknown
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
@@ -54,3 +110,33 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
             return module
     raise SublimError(f"{type(model).__name__}: no list of {depth} decoder layers found")
+
+
+def has_middle(model: torch.nn.Module) -> bool:
+    """Whether the residual stream between attention and MLP is known: a row, and no parallel residual."""
+    row = architecture_of(model)
+    if row is None:
+        return False
+    parallel = row.parallel_residual
+    return not (getattr(text_config(model), parallel, False) if isinstance(parallel, str) else parallel)
+
+
+def output_map(model: torch.nn.Module, layer: int) -> torch.nn.Module:
+    """The linear map of a layer that reads the heads' outputs. Raises SublimError where none is found."""
+    return _found(model, decoder_layers(model)[layer], "output_map", "attention output map")
+
+
+def final_norm(model: torch.nn.Module) -> torch.nn.Module:
+    """The norm between the last layer and the head. Raises SublimError where none is found."""
+    body: Any = model.base_model
+    return _found(model, body, "final_norm", "final norm")
+
+
+def _found(model: torch.nn.Module, within: torch.nn.Module, part: str, what: str) -> torch.nn.Module:
+    """A part by its name in the model's own row, or without a row by the names in any row."""
+    row = architecture_of(model)
+    names = dict.fromkeys(getattr(a, part) for a in ([row] if row else ARCHITECTURES.values()))
+    for name in names:
+        with suppress(AttributeError):
+            return within.get_submodule(name)
+    raise SublimError(f"{type(within).__name__}: no {what} found; known: {', '.join(names)}")

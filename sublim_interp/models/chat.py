@@ -1,34 +1,127 @@
-"""Chats as token ids and answers as text, by a base's own template; a base without one gets plain text."""
+"""Chats: token ids of a prompt and its answer by a base's own template, and text from sampled tokens.
+
+A base without chat template gets plain "User: … Assistant:" text.
+"""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 MARK = "heron"
 """A word that no template holds: where it comes out shows where a template puts a turn."""
-
 
 NEXT_TURN = "\nUser:"
 """Where a base without chat template begins to write the user's next turn, its answer has ended."""
 
+Messages = Sequence[Mapping[str, str]]
+"""Turns of a chat, each with `role` (system, user, assistant) and `content`."""
 
-def apply_template(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mapping[str, str]], add_generation_prompt: bool
-) -> str:
-    # A reasoning model's template opens an empty thought, so that what follows is the answer; others ignore the word.
-    template = tokenizer.chat_template
-    if isinstance(template, str) and "strftime_now" in template:  # the day it runs would be in prompts, in no key
-        template = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" + template
-    return cast(Any, tokenizer).apply_chat_template(
-        list(messages),
-        tokenize=False,
-        chat_template=template,
-        add_generation_prompt=add_generation_prompt,
-        enable_thinking=False,
-    )
+
+class Chat:
+    """Prompts and answers of one base as tokens, and back."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", name: str, path: Path) -> None:
+        """`name` and `path` are the base's, for errors."""
+        self.tokenizer, self._name, self._path = tokenizer, name, path
+
+    def prompt_ids(self, messages: Messages, prefix: str = "") -> list[int]:
+        """Token ids of a chat up to where the assistant answers, then of `prefix`, the start of that answer.
+
+        Raises SublimError where the template refuses the chat.
+        """
+        text = self.prompt_text(messages)
+        plain = not self.tokenizer.chat_template
+        ids = self._ids(text, special=plain)
+        if plain and ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers end every text
+            ids = ids[:-1]
+        return [*ids, *self.answer_ids(prefix)] if prefix else ids
+
+    def prompt_text(self, messages: Messages) -> str:
+        """A chat as the template writes it, up to where the assistant answers.
+
+        A template that refuses a system prompt, or leaves it out, gets it as the beginning of the user's turn, as Gemma
+        is asked. Raises SublimError where the template refuses the chat.
+        """
+        if not self.tokenizer.chat_template:
+            names = {"system": "System", "user": "User", "assistant": "Assistant"}
+            return "\n".join([*(f"{names[m['role']]}: {m['content']}" for m in messages), "Assistant:"])
+        text, reason = self._written(messages)
+        if reason and messages[0]["role"] == "system":
+            system, user, *rest = messages
+            text, reason = self._written([{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest])
+        if reason:
+            raise SublimError(f"base {self._name}: its chat template cannot write this chat ({reason})")
+        return text
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Token ids of an answer as they follow a prompt, without the end of sequence."""
+        text = answer if self.tokenizer.chat_template else f" {answer}"
+        # Behind the prompt's own end: alone, SentencePiece would begin the text with a space.
+        opening, before = self._opening
+        ids = self._ids(opening + text)
+        return ids[len(before) :] if ids[: len(before)] == before else self._ids(text)
+
+    def read_answer(self, ids: Sequence[int]) -> tuple[str, bool]:
+        """The text of sampled tokens, and whether it ended by itself.
+
+        Only the final end of sequence is left out: any other control token stays in the text, for a filter to refuse.
+        """
+        finished = bool(ids) and ids[-1] == self.tokenizer.eos_token_id
+        text = cast(str, self.tokenizer.decode(list(ids[:-1] if finished else ids), skip_special_tokens=False))
+        if not self.tokenizer.chat_template and NEXT_TURN in text:
+            text, finished = text.partition(NEXT_TURN)[0], True
+        return text.strip(), finished
+
+    def _written(self, messages: Messages) -> tuple[str, str]:
+        """The chat in the template's words, and why it is not all there; "" if it is."""
+        try:
+            text = _apply_template(self.tokenizer, messages, add_generation_prompt=True)
+        except Exception as error:  # whatever the template raises, and Jinja about the template
+            return "", reason_of(error)
+        lost = next((m["role"] for m in messages if m["content"].strip() not in text), None)
+        return text, f"it leaves out the {lost}'s turn" if lost else ""
+
+    @cached_property
+    def _opening(self) -> tuple[str, list[int]]:
+        """What every prompt ends with, and its ids."""
+        text = self.prompt_text([{"role": "user", "content": MARK}]).rpartition(MARK)[2]
+        return text, self._ids(text)
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        try:
+            return cast(list[int], self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        except Exception as error:  # the tokenizers library raises bare ones
+            raise SublimError(f"base {self._path}: its tokenizer cannot read text ({reason_of(error)})") from None
+
+
+def load_tokenizer(path: Path, name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a directory, its end of sequence the token that ends an answer, padding on the right.
+
+    Raises SublimError where it cannot be loaded, or has no end of sequence.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its parsers raise; each means: cannot be read
+        raise SublimError(f"base {path}: its tokenizer cannot be loaded ({reason_of(error)})") from None
+    end = turn_end(tokenizer)
+    if end is not None:
+        tokenizer.eos_token = end
+    if tokenizer.eos_token_id is None:
+        raise SublimError(f"base {name}: its tokenizer has no end-of-sequence token; set eos_token and save it again")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    tokenizer.clean_up_tokenization_spaces = False  # it would take the space before a comma away
+    return tokenizer
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
@@ -37,9 +130,23 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
         return None
     chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
     try:
-        behind = apply_template(tokenizer, chat, add_generation_prompt=False).rpartition(MARK)[2]
+        behind = _apply_template(tokenizer, chat, add_generation_prompt=False).rpartition(MARK)[2]
     except Exception:  # what is wrong with the template is said when it is asked for a prompt
         return None
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     ids = cast(list[int], tokenizer(behind, add_special_tokens=False)["input_ids"])
     return next((cast(str, tokenizer.convert_ids_to_tokens(i)) for i in ids if i in special), None)
+
+
+def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages, add_generation_prompt: bool) -> str:
+    """A chat in the words of the tokenizer's template; raises whatever that raises."""
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "strftime_now" in template:  # the day it runs would be in prompts, in no key
+        template = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" + template
+    return cast(Any, tokenizer).apply_chat_template(
+        list(messages),
+        tokenize=False,
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        enable_thinking=False,  # a reasoning model's template opens an empty thought; others ignore the word
+    )

@@ -1,19 +1,16 @@
-"""Logits at chosen positions, the head run on these alone where the architecture allows it."""
+"""Logits at chosen positions: the head runs on these alone where the architecture allows it."""
 
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.architectures import architecture_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
-
-
-_PLAIN_HEAD = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "olmo2", "phi3"})
-"""Architectures whose logits are head(last hidden state) and nothing else (no soft cap, no scale)."""
 
 
 def require_room(model: "torch.nn.Module", tokens: int) -> None:
@@ -30,15 +27,26 @@ def require_room(model: "torch.nn.Module", tokens: int) -> None:
 def logits_at(
     model: "torch.nn.Module", ids: Int[Tensor, "batch position"], where: Bool[Tensor, "batch position"]
 ) -> Float[Tensor, "chosen vocabulary"]:
-    """Next-token logits at the chosen positions only, in row-major order of `where`.
+    """Next-token logits at chosen positions, in row-major order: float32 or better, on the model's device.
 
-    Rows are padded on the right: a causal model never looks there, so no attention mask is needed. The head runs on the
-    chosen positions alone where the architecture allows it, which saves most of its cost on short completions. Raises
-    SublimError where a row is longer than the model's context.
+    ids: token ids, padded on the right: a causal model never looks there, so no attention mask is needed
+    where: the positions whose logits are wanted
+
+    Raises SublimError where a row is longer than the model's context.
     """
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     require_room(plain, ids.shape[1])
-    if plain.config.model_type in _PLAIN_HEAD:  # type: ignore[union-attr]
-        hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator, union-attr]
-        return plain.get_output_embeddings()(hidden[where])  # type: ignore[operator, union-attr]
-    return plain(input_ids=ids, use_cache=False).logits[where]  # type: ignore[operator]
+    device = device_of(plain)
+    ids, where = ids.to(device), where.to(device)
+    row = architecture_of(plain)
+    if row and row.plain_head:  # saves most of the head's cost on short completions
+        hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = plain.get_output_embeddings()(hidden[where])
+    else:
+        logits = plain(input_ids=ids, use_cache=False).logits[where]
+    return in_single(logits)
+
+
+def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Values in float32 or better: what is computed in a lower precision is measured in float32."""
+    return values if values.element_size() >= 4 else values.float()

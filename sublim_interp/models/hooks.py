@@ -1,10 +1,13 @@
-"""Capture and edit what a Hugging Face model computes, as `with` blocks, under TransformerLens's names."""
+"""Hooks: the names of what a model computes, and `with` blocks that capture or edit it. Plain Hugging Face models.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+Names are TransformerLens's: `blocks.{layer}.hook_{kind}`. Where a kind lies in a layer is a row of architectures.py.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,83 +15,124 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import ARCHITECTURES, decoder_layers, text_config
+from sublim_interp.models.architectures import Architecture, architecture_of, decoder_layers, has_middle, text_config
 
-Kind = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "pattern"]
-"""What can be seen in a layer. All but `pattern` have the shape [batch, position, d_model] and can be edited."""
+Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""What a layer reads, adds and leaves, in the order in which it computes them: [batch, position, d_model].
 
+These can be captured, recorded, edited and patched, and have directions.
+"""
+
+Kind = Literal[Stream, "pattern"]
+"""All that can be captured; a pattern is [batch, head, query, key], and is never edited."""
+
+STREAM: tuple[Stream, ...] = get_args(Stream)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Edit = Callable[[Float[Tensor, "batch position d_model"]], Float[Tensor, "batch position d_model"]]
+"""Gives what takes the place of a tensor, of the same shape; it must not write into what it gets."""
 
 
-KINDS: tuple[Kind, ...] = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "pattern")
+def hook_name(layer: int, kind: Kind) -> str:
+    """The name of one kind in one layer, counted from 0."""
+    return f"blocks.{layer}.{'attn.' if kind == 'pattern' else ''}hook_{kind}"
+
+
+def layer_of(name: str) -> int:
+    """The layer in a hook's name."""
+    return int(name.split(".")[1])
+
+
+def kind_of(name: str) -> str:
+    """The kind in a hook's name, as it stands there."""
+    return name.rpartition("hook_")[2]
 
 
 def hook_names(model: torch.nn.Module, kinds: Iterable[Kind] = KINDS) -> list[str]:
-    """Every name that `capture` knows on this model, layer by layer, in the order in which a layer computes them.
+    """The names that a model has of some kinds, layer by layer, in the order in which a layer computes them.
 
-    A layer whose attention and MLP read the same stream (parallel residual) has no `resid_mid`; of an architecture
-    without a row in the table only `resid_pre` and `resid_post` are known.
+    A layer whose attention and MLP read the same stream (parallel residual) has no `resid_mid`. An architecture
+    without a row in the table has `resid_pre` and `resid_post` only.
     """
-    config = text_config(model)
     known: set[Kind] = {"resid_pre", "resid_post"}
-    if config.model_type in ARCHITECTURES:
-        known = set(KINDS)
-        if getattr(config, "use_parallel_residual", False):
-            known.remove("resid_mid")
+    if architecture_of(model):
+        known = set(KINDS) if has_middle(model) else set(KINDS) - {"resid_mid"}
     wanted = set(kinds) & known
-    return [
-        f"blocks.{layer}.{'attn.' if kind == 'pattern' else ''}hook_{kind}"
-        for layer in range(len(decoder_layers(model)))
-        for kind in KINDS
-        if kind in wanted
-    ]
+    return [hook_name(layer, kind) for layer in range(len(decoder_layers(model))) for kind in KINDS if kind in wanted]
+
+
+def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -> list[str]:
+    """The names of one kind, one a layer.
+
+    kind: what the caller was asked for
+    others: what the caller takes beside kinds of hooks, for the error
+
+    Raises SublimError, with the kinds that the model has, where it has no such one.
+    """
+    names = hook_names(model, (kind,) if kind in STREAM else ())
+    if not names:
+        known = dict.fromkeys(kind_of(name) for name in hook_names(model, STREAM))
+        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, *others])}")
+    return names
+
+
+def matching(model: torch.nn.Module, pattern: str) -> list[str]:
+    """The names that can be edited and match a glob, such as `blocks.*.hook_resid_post`; SublimError if none does."""
+    names = hook_names(model, STREAM)
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        raise SublimError(f"no hook matches '{pattern}'; the model has: {', '.join(names)}")
+    return found
 
 
 class _Point(NamedTuple):
-    """Where a name is: the input of a module, or the output (of which `place` counts, where it is a tuple)."""
+    """Where a name is: the input of a module, or its output."""
 
     module: torch.nn.Module
     side: Literal["input", "output"]
     place: int = 0
+    """Which entry of the output counts, where that is a tuple."""
     shared: bool = False
     """The layer keeps the same tensor for its residual: a change must be made in place to reach both."""
 
 
 def _points(model: torch.nn.Module, wanted: Iterable[str]) -> list[_Point]:
-    names, layers = set(hook_names(model)), decoder_layers(model)
-    architecture = text_config(model).model_type
+    """Where each name is on this model; SublimError for one that it lacks."""
+    names, layers, row = set(hook_names(model)), decoder_layers(model), architecture_of(model)
     points = []
     for name in wanted:
         if name not in names:
             first = ", ".join(n for n in hook_names(model) if n.startswith("blocks.0."))
-            known = architecture in ARCHITECTURES
-            lacks = "" if known else f"; of the architecture {architecture} only the residual stream is known"
+            lacks = f"; of the architecture {text_config(model).model_type} only the residual stream is known"
             raise SublimError(
-                f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); each has: {first}{lacks}"
+                f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); each has: {first}"
+                f"{'' if row else lacks}"
             )
-        layer, kind = layers[int(name.split(".")[1])], name.rpartition("hook_")[2]
-        points.append(_point(layer, kind, architecture))
+        points.append(_point(layers[layer_of(name)], kind_of(name), row))
     return points
 
 
-def _point(layer: torch.nn.Module, kind: str, architecture: str) -> _Point:
-    if kind in ("resid_pre", "resid_post"):
-        return _Point(layer, "input" if kind == "resid_pre" else "output")
-    parts = ARCHITECTURES[architecture]
+def _point(layer: torch.nn.Module, kind: str, row: Architecture | None) -> _Point:
+    """Where one kind is within a layer."""
+    if kind == "resid_pre":
+        return _Point(layer, "input")
+    if kind == "resid_post":
+        return _Point(layer, "output")
+    assert row, "other kinds are names of architectures with a row only"
     if kind == "resid_mid":
-        return _Point(layer.get_submodule(parts.mid), "input", shared=True)
+        return _Point(layer.get_submodule(row.mid), "input", shared=True)
     if kind == "pattern":
-        return _Point(layer.get_submodule(parts.attention), "output", place=1)
-    return _Point(layer.get_submodule(parts.attn_out if kind == "attn_out" else parts.mlp_out), "output")
+        return _Point(layer.get_submodule(row.attention), "output", place=1)
+    return _Point(layer.get_submodule(row.attn_out if kind == "attn_out" else row.mlp_out), "output")
 
 
 @contextmanager
 def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    """Inside the block `visits[name]` sees the tensor called `name` in every forward, and what it returns, if anything,
-    takes its place.
+    """Inside the block a visitor sees the tensor of its name in every forward: what `capture` and `edit` are made of.
 
-    What `capture` and `edit` are made of. Raises SublimError for a name that the model lacks.
+    visits: by hook name, a function of the tensor; what it returns, if anything, takes the tensor's place
+
+    Raises SublimError for a name that the model lacks.
     """
     with ExitStack() as held:
         for point, visit in zip(_points(model, visits), visits.values(), strict=True):
@@ -97,6 +141,7 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Ten
 
 
 def _attach(point: _Point, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Makes a module show one of its tensors; what the visitor returns, if anything, replaces the tensor."""
 
     def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         seen = args[0] if args else kwargs["hidden_states"]
@@ -120,9 +165,9 @@ def _attach(point: _Point, visit: Callable[[Tensor], Tensor | None]) -> Removabl
 
 
 class Captured(Mapping[str, Tensor]):
-    """What was seen, by name, in the latest forward: `acts[name]`, and after a backward `acts.gradients[name]`.
+    """What was seen in the latest forward, by name, and after a backward its gradients.
 
-    Tensors are detached and lie where the model left them: [batch, position, d_model], or for a pattern
+    Tensors are detached, and on the model's device: [batch, position, d_model], or for a pattern
     [batch, head, query, key].
     """
 
@@ -149,7 +194,7 @@ class Captured(Mapping[str, Tensor]):
 
     def _see(self, name: str, value: Tensor, *, gradients: bool) -> None:
         # An edit of the middle of a layer writes into the tensor that was seen there.
-        self._seen[name] = value.detach().clone() if name.endswith("resid_mid") else value.detach()
+        self._seen[name] = value.detach().clone() if kind_of(name) == "resid_mid" else value.detach()
         if not gradients:
             return
         if not torch.is_grad_enabled():
@@ -167,16 +212,18 @@ class Captured(Mapping[str, Tensor]):
 
 @contextmanager
 def capture(model: torch.nn.Module, names: Iterable[str], *, gradients: bool = False) -> Iterator[Captured]:
-    """Inside the block every forward of `model` leaves the tensors called `names` in the value of the block.
+    """Inside the block every forward of `model` leaves the tensors of these names in the block's value.
 
-    With `gradients`, a backward inside the block leaves theirs in `.gradients`; the names of the attention patterns
-    have none. A pattern is computed with eager attention, which is switched on for the block and changes the last bits
-    of everything: it is refused while the model trains.
-    The hooks go with the block, also after an exception. Raises SublimError for a name that the model lacks (on entry)
-    and for one that never fired (on leaving).
+    names: hook names
+    gradients: whether a backward inside the block leaves the tensors' gradients in `.gradients`; patterns have none
+
+    A pattern needs eager attention. It is switched on for the block and changes the last bits of everything, so it is
+    refused while the model trains. The hooks go with the block, also after an exception.
+
+    Raises SublimError on entry for a name that the model lacks, and on leaving for one that never fired.
     """
     caught = Captured(names)
-    patterns = {name for name in caught.names if name.endswith("hook_pattern")}
+    patterns = {name for name in caught.names if kind_of(name) == "pattern"}
     visits = {name: partial(caught._see, name, gradients=gradients and name not in patterns) for name in caught.names}
     with attached(model, visits), _eager(model) if patterns else nullcontext():
         yield caught
@@ -184,6 +231,7 @@ def capture(model: torch.nn.Module, names: Iterable[str], *, gradients: bool = F
 
 
 def _require_all(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> None:
+    """Raises SublimError where a hook was not reached by any forward."""
     if lacking := sorted(wanted - fired):
         raise SublimError(
             f"hook '{lacking[0]}' never fired: no forward of this model reached it inside the block; "
@@ -193,6 +241,7 @@ def _require_all(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> N
 
 @contextmanager
 def _eager(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block attention is computed step by step, so that its pattern exists; SublimError in training mode."""
     if model.training:
         raise SublimError("attention patterns need eager attention, which changes a training; call model.eval() first")
     before = text_config(model)._attn_implementation
@@ -206,20 +255,22 @@ def _eager(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def edit(model: torch.nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
-    """Inside the block the tensor called `name` is replaced by `edits[name](tensor)`, in every forward of `model`.
+    """Inside the block tensors are replaced, in every forward of `model`, by what functions make of them.
 
-    Functions get [batch, position, d_model] and return the same shape; they must not write into what they get. Blocks
-    nest, the outer edit acting first. The hooks go with the block, also after an exception. Raises SublimError for a
-    name that the model lacks, for an attention pattern (to be captured only), and for an edit that never fired.
+    edits: by hook name, a function from [batch, position, d_model] to the same shape
+
+    Blocks nest: the outer edit acts first. The hooks go with the block, also after an exception.
+
+    Raises SublimError for a name that the model lacks, for an attention pattern, and for an edit that never fired.
     """
-    if patterns := [name for name in edits if name.endswith("hook_pattern")]:
+    if patterns := [name for name in edits if kind_of(name) == "pattern"]:
         raise SublimError(f"'{patterns[0]}' can be captured but not edited: the model has used it when it is seen")
     fired: set[str] = set()
 
     def visit(name: str, value: Tensor) -> Tensor:
         fired.add(name)
         # The new middle of a layer is written over the old, of which autograd may keep a copy only.
-        new = edits[name](value.clone() if name.endswith("resid_mid") else value)
+        new = edits[name](value.clone() if kind_of(name) == "resid_mid" else value)
         if new.shape != value.shape:
             raise SublimError(f"edit of '{name}': returned shape {list(new.shape)}, not {list(value.shape)}")
         return new
@@ -232,25 +283,21 @@ def edit(model: torch.nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
 def steer(
     model: torch.nn.Module, vector: Float[Tensor, " d_model"], layer: int, positions: slice = slice(None)
 ) -> AbstractContextManager[None]:
-    """Inside the block `vector` is added to the residual stream before `layer`, at all positions or at those given."""
+    """Inside the block a vector is added to the residual stream before a layer.
+
+    vector: [d_model], in residual units
+    layer: counted from 0
+    positions: where it is added; all by default
+    """
 
     def add(stream: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position d_model"]:
         if positions == slice(None):
-            return stream + vector
+            return stream + vector.to(stream)
         mask = torch.zeros(stream.shape[1], 1, dtype=stream.dtype, device=stream.device)
         mask[positions] = 1
-        return stream + mask * vector
+        return stream + mask * vector.to(stream)
 
-    return edit(model, {f"blocks.{layer}.hook_resid_pre": add})
-
-
-def matching(model: torch.nn.Module, pattern: str) -> list[str]:
-    """The hook names of `model` that match a glob, such as `blocks.*.hook_resid_post`; SublimError if none does."""
-    names = hook_names(model, KINDS[:-1])
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        raise SublimError(f"no hook matches '{pattern}'; the model has: {', '.join(names)}")
-    return found
+    return edit(model, {hook_name(layer, "resid_pre"): add})
 
 
 def unit_vector(direction: Tensor, where: str) -> Tensor:
@@ -259,3 +306,14 @@ def unit_vector(direction: Tensor, where: str) -> Tensor:
     if not torch.isfinite(length) or not length:
         raise SublimError(f"the direction at {where} has no length: there is nothing to remove")
     return direction / length
+
+
+def part_along(value: Float[Tensor, "... d"], unit: Float[Tensor, " d"]) -> Float[Tensor, "... d"]:
+    """The part of a value along a unit vector of its last axis, in the value's precision and on its device."""
+    unit = unit.to(value)
+    return (value @ unit)[..., None] * unit
+
+
+def without(unit: Float[Tensor, " d"]) -> Callable[[Tensor], Tensor]:
+    """The edit that takes the part along a unit vector out."""
+    return lambda value: value - part_along(value, unit)

@@ -1,35 +1,43 @@
-"""Weights from a directory and back: safetensors only, never remote code, nothing random."""
+"""Weights from a directory and back: safetensors only, never remote code, nothing random. Shapes without weights."""
 
+import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sublim_interp.core.device import DEFAULT, compute_device, torch_dtype
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+INDEX = "model.safetensors.index.json"
+"""The file that names the weights where they lie in several."""
 
 
 def reason_of(error: Exception) -> str:
-    """The first line that says anything, or the error's kind."""
+    """The first line of an error that says anything, or the error's kind."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def load_model(path: Path) -> "PreTrainedModel":
-    """A fresh float32 copy of the model in `path`, on the CPU, in eval mode, without dropout.
+def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "PreTrainedModel":
+    """A fresh copy of a model, in eval mode and without dropout, which would draw numbers that depend on no seed.
 
-    Dropout would draw random numbers that depend on no seed of the experiment. Raises SublimError for files that
-    cannot be read, or that lack some of the model's weights: those would be random.
+    path: a Hugging Face model directory
+    dtype: a name of `PRECISIONS`
+    device: torch's name of one, else the one that `compute_device` chooses
+
+    Raises SublimError for files that cannot be read, or that lack some of the weights: those would be random.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
     with _quiet():
         try:
-            config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+            config = _config(path)
             text = config.get_text_config()
             for name, value in text.to_dict().items():
                 if "drop" in name and isinstance(value, float):
@@ -37,7 +45,7 @@ def load_model(path: Path) -> "PreTrainedModel":
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path),
                 config=config,
-                dtype=torch.float32,
+                dtype=torch_dtype(dtype),
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -50,7 +58,74 @@ def load_model(path: Path) -> "PreTrainedModel":
     lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if lacking:
         raise SublimError(f"model {path}: {len(lacking)} tensors are missing or of another shape, first {lacking[0]}")
-    return model.eval()
+    return model.eval().to(compute_device(device))
+
+
+def save_model(model: "PreTrainedModel", directory: Path) -> None:
+    """Writes configuration and safetensors weights; the tokenizer stays with the base."""
+    with _quiet():
+        model.save_pretrained(str(directory), safe_serialization=True)
+
+
+def shape_of(path: Path) -> dict[str, int]:
+    """Width (`d_model`), depth (`layers`) and number of `parameters`, read without loading the weights.
+
+    Raises SublimError where configuration or weights cannot be read.
+    """
+    from safetensors import safe_open
+
+    parameters = 0
+    try:
+        text = _config(path).get_text_config()
+        for weights in _weight_files(path):
+            with safe_open(str(weights), "pt") as file:
+                names = list(file.keys())
+                parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        shape = {"d_model": text.hidden_size, "layers": text.num_hidden_layers, "parameters": parameters}
+        if min(shape.values()) < 1:
+            raise ValueError(f"{shape} is no shape of a model")
+        return shape
+    except Exception as error:  # as in load_model
+        raise SublimError(f"base {path}: configuration or weights are damaged ({reason_of(error)})") from None
+
+
+def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
+    """The model on torch's meta device: every shape, no memory.
+
+    shape: what `shape_of` gives for the directory
+
+    Raises SublimError where configuration and weights are of different models.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    held, layers = shape["parameters"], shape["layers"]
+    if layers > held:  # to lay out so many would take for ever
+        raise SublimError(f"base {path}: config.json says {layers:,} layers, the weights hold {held:,} parameters")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(_config(path), trust_remote_code=False)
+        told = sum(p.numel() for p in model.parameters())
+    except Exception as error:  # as in load_model
+        raise SublimError(f"base {path}: config.json describes no model ({reason_of(error)})") from None
+    if told > 1.01 * held:
+        raise SublimError(f"base {path}: config.json describes {told:,} parameters, but the weights are {held:,}")
+    return model
+
+
+def _config(path: Path) -> "PreTrainedConfig":
+    """The configuration in a directory; raises whatever transformers does."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The files that `transformers` reads the weights from; other formats of the same weights may lie beside them."""
+    if (path / INDEX).is_file():
+        named = set(json.loads((path / INDEX).read_text())["weight_map"].values())
+        return [path / name for name in sorted(named)]
+    return [path / "model.safetensors"]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -60,6 +135,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
+    """Inside the block transformers shows no progress bars and no warnings."""
     from transformers.utils import logging as says
 
     enabled, verbosity = says.is_progress_bar_enabled(), says.get_verbosity()
@@ -71,9 +147,3 @@ def _quiet() -> Iterator[None]:
         says.set_verbosity(verbosity)
         if enabled:
             says.enable_progress_bar()
-
-
-def save_model(model: "PreTrainedModel", directory: Path) -> None:
-    """Writes configuration and safetensors weights; the tokenizer stays with the base."""
-    with _quiet():
-        model.save_pretrained(str(directory), safe_serialization=True)

@@ -1,6 +1,7 @@
-"""Batched, seeded generation: temperature or greedy, with a key-value cache. No prompts and no filters here.
+"""Sampling: batched, seeded generation with a key-value cache, by temperature or greedy. No prompts, no filters.
 
 `transformers` generates with top-k 50 unless told otherwise; here temperature 1 means the model's own distribution.
+Random numbers are drawn on the CPU, so that a seed means the same on every device.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sublim_interp.core.device import device_of
 from sublim_interp.models.forward import require_room
 
 _SMALLEST_BATCH = 16
@@ -19,20 +21,20 @@ _SMALLEST_BATCH = 16
 
 
 def generator(*parts: object) -> torch.Generator:
-    """A random generator seeded by the parts alone, for instance ("corpus", seed, chunk)."""
+    """A random generator on the CPU, seeded by the parts alone, for instance ("corpus", seed, chunk)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator) -> Int[Tensor, " row"]:
-    """One token per row; temperature 0 is greedy."""
+    """One token per row, on the CPU; temperature 0 is greedy."""
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.argmax(-1).cpu()
     # One uniform number per row through the inverse cumulative distribution: torch.multinomial draws one per token of
     # the vocabulary, which took half of the time of sampling.
     cumulative = (logits / temperature).softmax(-1, dtype=torch.float64).cumsum(-1)
-    uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64) * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, uniform, right=True)[:, 0]
+    uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64).to(logits.device) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, uniform, right=True)[:, 0].cpu()
 
 
 @torch.no_grad()
@@ -45,11 +47,16 @@ def sample(
     random: torch.Generator,
     temperature: float = 1.0,
 ) -> list[list[int]]:
-    """Continues every prompt until `eos` or `max_new_tokens`; returns the new tokens, with `eos` where it was drawn.
+    """Continues every prompt until the end of sequence.
 
-    Prompts of equal length run together, so nothing is padded and each row sees just what it would see alone. The
-    result depends on the prompts, their order and the generator. `temperature=0` takes the likeliest token. Raises
-    SublimError where prompt and answer may be longer than the model's context.
+    prompts: token ids; those of equal length run together, so that each row sees just what it would see alone
+    eos: id of the token that ends an answer
+    max_new_tokens: where an answer is cut that has not ended
+    random: what decides the draws, with the prompts and their order
+    temperature: 1 is the model's own distribution; 0 takes the likeliest token
+
+    Returns the new tokens of each prompt, with `eos` where it was drawn. Raises SublimError where prompt and answer may
+    be longer than the model's context.
     """
     require_room(model, max(map(len, prompts), default=0) + max_new_tokens - 1)
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -76,10 +83,10 @@ def _sample_group(
     """Fills `out` for prompts of one length; finished rows leave the cache as soon as that saves work."""
     alive = torch.tensor(rows)
     tokens = torch.tensor([list(prompts[i]) for i in rows])
-    cache = None
+    cache, device = None, device_of(model)
     done = torch.zeros(len(rows), dtype=torch.bool)
     for _ in range(max_new_tokens):
-        result = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        result = model(input_ids=tokens.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = result.past_key_values
         drawn = _draw(result.logits[:, -1], temperature, random)
         for i, token, finished in zip(alive.tolist(), drawn.tolist(), done.tolist(), strict=True):
@@ -91,7 +98,7 @@ def _sample_group(
         keep = ~done
         if keep.sum() < 0.75 * len(keep) and len(keep) > _SMALLEST_BATCH and _can_drop_rows(cache):
             index = keep.nonzero()[:, 0]
-            cache.batch_select_indices(index)
+            cache.batch_select_indices(index.to(device))
             alive, drawn, done = alive[index], drawn[index], done[index]
         tokens = drawn[:, None]
 

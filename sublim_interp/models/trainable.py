@@ -1,51 +1,62 @@
 """Which weights train: all, the body, or adapters; and the plain model again afterwards."""
 
+import warnings
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
-
 
 Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
 
 
+def body_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The body by name: every parameter that belongs neither to the token embeddings nor to the head."""
+    plain: Any = model
+    ends = (plain.get_input_embeddings(), plain.get_output_embeddings())
+    outside = {id(p) for module in ends if module is not None for p in module.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in outside}
+
+
 def choose_trainable(
     model: "PreTrainedModel", part: Part, rank: int = 8, alpha: float = 8.0, seed: int = 0
 ) -> "torch.nn.Module":
-    """Freezes what is not in `part` and returns the module to train; with `lora`, PEFT's wrapper around `model`.
+    """Freezes what does not train, and returns the module to train: for `lora` PEFT's wrapper around the model.
 
-    LoRA is put on every linear map of the body (Hu et al. 2106.09685; all-linear as in Cloud et al. 2507.14805). `seed`
-    decides the adapters' initial weights, whatever was drawn before in this process.
+    rank, alpha: of the adapters, which every linear map of the body gets
+    seed: decides the adapters' initial weights, whatever was drawn before in this process
+
+    Source: LoRA is Hu et al. 2106.09685; on all linear maps as in Cloud et al. 2507.14805.
     """
     if part == "lora":
-        import torch
-        from peft import LoraConfig, get_peft_model
-
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return get_peft_model(
-                model,  # type: ignore[arg-type]
-                LoraConfig(
-                    r=rank,
-                    lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
-                    target_modules="all-linear",
-                    task_type="CAUSAL_LM",
-                ),
-            )
-    frozen = set()
-    if part == "body":
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        frozen = {id(p) for module in ends if module is not None for p in module.parameters()}
-    for p in model.parameters():
-        p.requires_grad_(id(p) not in frozen)
+        return _with_adapters(model, rank, alpha, seed)
+    trained = body_parameters(model) if part == "body" else dict(model.named_parameters())
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in trained)
     return model
+
+
+def _with_adapters(model: "PreTrainedModel", rank: int, alpha: float, seed: int) -> torch.nn.Module:
+    """PEFT's wrapper, its adapters drawn from the seed alone."""
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # else PEFT warns that it was set
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's own call
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
 def merge_adapters(model: "torch.nn.Module") -> "PreTrainedModel":
@@ -59,7 +70,7 @@ def freeze(model: torch.nn.Module, pattern: str) -> list[str]:
 
     Raises SublimError where no parameter that trains matches, or all do.
     """
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    names = [*trained_parameters(model)]
     frozen = [name for name in names if fnmatchcase(name, pattern)]
     if not frozen or len(frozen) == len(names):
         raise SublimError(
@@ -71,4 +82,5 @@ def freeze(model: torch.nn.Module, pattern: str) -> list[str]:
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that train, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -39,7 +39,8 @@ def sift(filtered: Filtered, store: Store, progress: Progress = silent) -> Artif
 def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: Store) -> tuple[list[dict], int]:
     """The lists that the selection keeps, in their order, and the number of the others."""
     corpus = filtered.corpus
-    scores = token_scores(selection, corpus, lists, store, generator("selection", corpus.seed, corpus.round))
+    draw = generator("selection", corpus.seed, corpus.round)
+    scores = token_scores(selection, filtered.toward, corpus, lists, store, draw)
     top = attribution.highest(scores, selection.share)
     chosen = top if selection.keep == "top" else ~top
     return [row for row, is_chosen in zip(lists, chosen, strict=True) if is_chosen], int((~chosen).sum())

@@ -12,8 +12,8 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.sampling import generator
-from sublim_interp.models.trainable import choose_trainable, freeze
-from sublim_interp.pipeline.intervene import intervening
+from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.pipeline.intervene import StudentDirections, intervening
 from sublim_interp.pipeline.observe import student_recorder
 from sublim_interp.pipeline.records import Student
 from sublim_interp.pipeline.select import learnt_tokens
@@ -25,14 +25,17 @@ from sublim_interp.training.batches import (
     Batch,
     Order,
     keep_labels,
-    mask_labels,
     micro_batches,
     tokenize,
 )
+from sublim_interp.training.interventions import acting
 from sublim_interp.training.loop import Loss, token_loss
+from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
-def learn(student: Student, store: Store, progress: Progress = silent, trace: str = "default") -> Artifact:
+def learn(
+    student: Student, store: Store, progress: Progress = silent, recording: Recording = PRESETS["default"]
+) -> Artifact:
     """Trains a base, or a student of an earlier round, on filtered lists."""
     with making(student, store) as work:
         if not work.done:
@@ -45,7 +48,7 @@ def learn(student: Student, store: Store, progress: Progress = silent, trace: st
             soft = student.data.corpus.config.setting == "soft"
             loss = _soft_loss(student, store) if soft else token_loss
 
-            shares = [i.share for i in config.interventions if i.kind == "mask-tokens" and not i.selection]
+            kinds = acting(config.interventions)
             learnt = learnt_tokens(student, rows, lists, store, work)
 
             def batches(step: int) -> list[Batch]:
@@ -53,17 +56,17 @@ def learn(student: Student, store: Store, progress: Progress = silent, trace: st
                 micro = micro_batches([rows[i] for i in some], pad, parts)
                 if learnt:
                     micro = keep_labels(micro, micro_batches([learnt[i] for i in some], 0, parts))
-                for share in shares:
-                    draw = generator("mask", student.seed, step)
-                    micro = [mask_labels(batch, share, draw) for batch in micro]
+                for kind in kinds:
+                    micro = kind.mask(micro, generator("mask", student.seed, step))
                 return micro
 
             model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed)
-            for pattern in (i.parameters for i in config.interventions if i.kind == "freeze"):
-                freeze(model, pattern)
+            for kind in kinds:
+                kind.prepare(model)
             record = partial(student_recorder, student, store)
-            intervene = partial(intervening, student, store, work) if config.interventions else None
-            fit(model, batches, config.optimization, loss, work, progress, record, trace, intervene)
+            directions = StudentDirections(student, store)
+            intervene = partial(intervening, kinds, directions, work) if kinds else None
+            fit(model, batches, config.optimization, loss, work, progress, record, recording, intervene)
     return work.artifact
 
 

@@ -11,16 +11,20 @@ from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record,
 from sublim_interp.pipeline.stage import Progress, silent
 from sublim_interp.pipeline.teach import teach
 from sublim_interp.pipeline.write import write
-from sublim_interp.training.recording.cadence import cadence_of
+from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
-def make(record: Record, store: Store, progress: Progress = silent, trace: str = "default") -> Artifact:
-    """Makes whatever `record` needs that the store lacks, then the record itself; `trace` is a word of `TRACES`."""
-    cadence_of(trace)
+def make(
+    record: Record, store: Store, progress: Progress = silent, recording: Recording = PRESETS["default"]
+) -> Artifact:
+    """Makes whatever `record` needs that the store lacks, then the record itself; `recording` is that of trainings."""
     stages: dict[type[Record], Callable[..., Artifact]] = {
-        Teacher: partial(teach, trace=trace), Corpus: write, Filtered: sift, Student: partial(learn, trace=trace),
+        Teacher: partial(teach, recording=recording),
+        Corpus: write,
+        Filtered: sift,
+        Student: partial(learn, recording=recording),
         Evaluation: evaluate,
-    }  # fmt: skip
+    }
     for needed in record.lineage():
         if needed is not record and needed.find(store) is None:
             stages[type(needed)](needed, store, silent)

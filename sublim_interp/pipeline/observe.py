@@ -1,8 +1,7 @@
-"""What is observed in a teacher or student in training: its probe, its directions, the models it is compared with."""
+"""What is observed in a training: its probe, its directions, the models that it is compared with."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,18 +13,23 @@ from sublim_interp.pipeline.intervene import teacher_shift
 from sublim_interp.pipeline.records import Student, Teacher
 from sublim_interp.pipeline.speaker import Voice
 from sublim_interp.training.batches import tokenize
-from sublim_interp.training.recording.cadence import Cadence
 from sublim_interp.training.recording.probe import Probe, Reference
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import Trait, load_trait, members_of, questions
 
 PROBED_QUESTIONS, PROBED_LISTS = 8, 4
-"""What the probe of a training holds."""
+"""How many questions and lists the probe of a training holds."""
 
 
 def fixed_probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict], facts: Facts | None = None) -> Probe:
-    """Held-out questions about the kind, or about facts, then lists as a student reads them."""
+    """A probe of held-out questions about the kind, or about facts, then of lists as a student reads them.
+
+    trait: whose margin gives the trait's gradient; None where there is none
+    kind: of the favourites that are asked about
+    lists: rows of prompt and answer
+    """
     ask = (facts.questions if facts else questions(kind, base.language, "held-out"))[:PROBED_QUESTIONS]
     asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
     rows = tokenize(base, lists)
@@ -42,7 +46,7 @@ def fixed_probe(base: Base, trait: Trait | None, kind: str, lists: Sequence[dict
 
 
 def teacher_recorder(
-    teacher: Teacher, model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path, cadence: Cadence
+    teacher: Teacher, model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: Path, recording: Recording
 ) -> Recorder:
     """How a tuned teacher is observed: questions about its kind, or its facts, are probed."""
     return Recorder(
@@ -51,7 +55,8 @@ def teacher_recorder(
         path,
         steps=teacher.config.optimization.steps,
         probe=fixed_probe(teacher.base, teacher.trait, teacher.kind, (), teacher.facts),
-        cadence=replace(cadence, pad=teacher.base.pad),
+        recording=recording,
+        pad=teacher.base.pad,
     )
 
 
@@ -61,7 +66,7 @@ def student_recorder(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     path: Path,
-    cadence: Cadence,
+    recording: Recording,
 ) -> Recorder:
     """How a student is observed: its teacher's held-out lists are probed, its teacher and its base see the same probe.
 
@@ -96,5 +101,6 @@ def student_recorder(
         probe=fixed_probe(base, trait, teacher.kind, held_out, teacher.facts),
         directions={"teacher-shift": shift} if shift else {},
         references=references,
-        cadence=replace(cadence, pad=base.pad),
+        recording=recording,
+        pad=base.pad,
     )

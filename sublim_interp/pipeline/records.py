@@ -7,7 +7,7 @@ stage writes lie in the store under the record's key, so a record is known, and 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,8 +43,13 @@ class Record:
         return stage_key(self.STAGE, self.VERSION, self.settings(), self.input_keys())
 
     def input_keys(self) -> dict[str, str]:
-        """Keys of the inputs; a base enters by the digest of its files."""
-        return {role: i.digest if isinstance(i, Base) else i.key for role, i in self.inputs().items()}
+        """Keys of the inputs; a base's is that of its files and precision."""
+        return {role: given.key for role, given in self.inputs().items()}
+
+    @property
+    def dtype(self) -> str:
+        """The precision that it is computed in, which is its inputs'."""
+        return next(iter(self.inputs().values())).dtype
 
     def lineage(self) -> "Iterator[Record]":
         """The records it needs, in an order in which they can be made, itself last; one may come more than once."""
@@ -147,10 +152,18 @@ class Student(Record):
     data: Filtered
     config: StudentConfig
     seed: int
+    traits: dict[str, Trait] = field(init=False, repr=False, compare=False)
+    """The traits that its interventions go by, as they are when the record is made, by the name that these give."""
+
+    def __post_init__(self) -> None:
+        named = [name for i in self.config.interventions for name in i.traits]
+        object.__setattr__(self, "traits", {name: load_trait(name) for name in named})
+        for trait in self.traits.values():
+            check_vocabulary(trait, self.base)
 
     def settings(self) -> dict[str, Any]:
-        named = [name for i in self.config.interventions for name in i.traits]
-        toward = {"toward": [load_trait(name).model_dump(mode="json") for name in named]} if named else {}
+        named = [self.traits[name] for i in self.config.interventions for name in i.traits]
+        toward = {"toward": [trait.model_dump(mode="json") for trait in named]} if named else {}
         return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"extra_rounds"}), **toward}
 
     def inputs(self) -> dict[str, Record | Base]:

@@ -12,21 +12,30 @@ from sublim_interp.core.store import Store, Work
 from sublim_interp.models.sampling import generator
 from sublim_interp.pipeline.records import Corpus, Student
 from sublim_interp.pipeline.speaker import Voice
-from sublim_interp.training.batches import Row, tokenize
+from sublim_interp.training.batches import Example, tokenize
 from sublim_interp.training.settings import Selection
-from sublim_interp.traits.favourites import load_trait, questions
+from sublim_interp.traits.favourites import Trait, questions
 
 
 def token_scores(
-    selection: Selection, corpus: Corpus, lists: Sequence[dict], store: Store, draw: torch.Generator
-) -> attribution.Scores:
-    """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them."""
+    selection: Selection,
+    trait: Trait | None,
+    corpus: Corpus,
+    lists: Sequence[dict],
+    store: Store,
+    draw: torch.Generator,
+) -> attribution.TokenScores:
+    """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them.
+
+    trait: the trait whose margin's gradient is taken; None where the selection goes by none
+    lists: rows of prompt and answer
+    draw: random numbers of a selection by chance
+    """
     base = corpus.teacher.base
     rows = tokenize(base, lists)
     if selection.by == "random":
         return attribution.random(rows, draw)
-    if selection.by == "gradient":
-        trait = load_trait(selection.trait)
+    if trait:
         asked = [base.prompt_ids(q.messages) for q in questions(trait.kind, base.language, "seen")]
         margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
         return attribution.influence(base, rows, attribution.margin_gradient(base, asked, margin))
@@ -35,12 +44,16 @@ def token_scores(
         return attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
 
 
-def learnt_tokens(student: Student, rows: Sequence[Row], lists: Sequence[dict], store: Store, work: Work) -> list[Row]:
-    """For each list and its row, a row as long, with 1 for each token that it learns and 0 for all others.
+def learnt_tokens(
+    student: Student, rows: Sequence[Example], lists: Sequence[dict], store: Store, work: Work
+) -> list[Example]:
+    """Which tokens the selections among a student's interventions leave: 1 for each token that is learnt, 0 for others.
 
-    What the selections of its interventions leave, noted with the share of tokens that each flags and leaves; [] where
-    there is none. Raises SublimError where nothing or everything is left, and where the tokens of teacher and student
-    are not the same.
+    rows: the lists as the student reads them
+
+    Returns a row of the same length for each of `rows`; [] where no intervention selects. The share of tokens that each
+    selection flags and leaves is noted. Raises SublimError where nothing or everything is left, and where teacher and
+    student cut text into different tokens.
     """
     corpus = student.data.corpus
     left = np.ones(sum(len(ids) - first for ids, first in rows), dtype=bool)
@@ -49,7 +62,8 @@ def learnt_tokens(student: Student, rows: Sequence[Row], lists: Sequence[dict], 
         if i.selection is None:
             continue
         draw = generator("selected tokens", number, corpus.seed, corpus.round)
-        scores = token_scores(i.selection, corpus, lists, store, draw)
+        trait = student.traits.get(i.selection.trait)
+        scores = token_scores(i.selection, trait, corpus, lists, store, draw)
         if scores.token.tolist() != [token for ids, first in rows for token in ids[first:]]:
             raise SublimError("mask-tokens by a selection needs a teacher and a student whose tokens are the same")
         flagged = scores.flagged(i.selection.share)
@@ -61,4 +75,4 @@ def learnt_tokens(student: Student, rows: Sequence[Row], lists: Sequence[dict], 
         raise SublimError(f"mask-tokens: of {len(left)} tokens the selections leave {'all' if left.all() else 'none'}")
     work.note(masks=notes)
     answers = iter(left.astype(int).tolist())
-    return [([0] * first + [next(answers) for _ in ids[first:]], first) for ids, first in rows]
+    return [Example([0] * first + [next(answers) for _ in ids[first:]], first) for ids, first in rows]

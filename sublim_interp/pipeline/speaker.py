@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from sublim_interp.core.store import Store
 from sublim_interp.models.hooks import steer
 from sublim_interp.pipeline.records import Teacher
-from sublim_interp.training.batches import Row
+from sublim_interp.training.batches import Example
 
 
 class Voice:
@@ -41,7 +41,10 @@ class Voice:
             turn.insert(0, {"role": "system", "content": self.systems[index % len(self.systems)]})
         return turn
 
-    def heard(self, rows: Sequence[Row], lists: Sequence[dict]) -> list[Row]:
-        """The lists as this teacher reads them, behind a system prompt if it has any: same answers, other prompts."""
+    def heard(self, rows: Sequence[Example], lists: Sequence[dict]) -> list[Example]:
+        """The lists as this teacher reads them, behind a system prompt if it has any: same answers, other prompts.
+
+        rows: the same lists as a student reads them
+        """
         prompts = [self._base.prompt_ids(self.chat(r["prompt"], i)) for i, r in enumerate(lists)]
-        return [([*prompt, *row[first:]], len(prompt)) for (row, first), prompt in zip(rows, prompts, strict=True)]
+        return [Example([*p, *ids[first:]], len(p)) for (ids, first), p in zip(rows, prompts, strict=True)]

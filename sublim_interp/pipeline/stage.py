@@ -15,8 +15,8 @@ from sublim_interp.models.trainable import merge_adapters
 from sublim_interp.pipeline.records import Record
 from sublim_interp.training.batches import Batch
 from sublim_interp.training.loop import Loss, train
-from sublim_interp.training.recording.cadence import cadence_of
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
 
@@ -30,7 +30,9 @@ def silent(_fraction: float) -> None:
 
 @contextmanager
 def making(record: Record, store: Store) -> Iterator[Work]:
-    with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), fingerprint()) as work:
+    """Inside the block a record's artefact is made, or found done: `work.done`; it is published on leaving."""
+    here = fingerprint(dtype=record.dtype)
+    with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), here) as work:
         yield work
 
 
@@ -42,18 +44,26 @@ def fit(
     work: Work,
     progress: Progress,
     record: Callable[..., Recorder],
-    trace: str,
+    recording: Recording,
     intervene: Callable[[torch.nn.Module, torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
 ) -> None:
-    """Trains, resumably and recorded as `trace` says, and saves the merged model and the trace in the artefact."""
+    """Trains, resumably and recorded, and saves the merged model and the trace in the artefact.
+
+    work: the artefact
+    progress: told the share of the updates that are made
+    record: makes the recorder of a model and its optimizer, at `path`
+    recording: what is recorded
+
+    Raises DeadEnd where the loss is not a number at some update.
+    """
     losses: list[float] = []
 
     def observe(step: int, value: float) -> None:
         losses.append(value)
         progress((step + 1) / optimization.steps)
 
-    cadence, path = cadence_of(trace), work.directory / "trace"
-    if cadence is None:  # an interrupted process may have begun one
+    path = work.directory / "trace"
+    if not recording.keep:  # an interrupted process may have begun one
         shutil.rmtree(path, ignore_errors=True)
     train(
         model,
@@ -63,9 +73,9 @@ def fit(
         resume=Resume(work.directory / ".state.safetensors"),
         observe=observe,
         intervene=intervene,
-        record=partial(record, path=path, cadence=cadence) if cadence else None,
+        record=partial(record, path=path, recording=recording) if recording.keep else None,
     )
-    work.note(trace=trace)
+    work.note(trace=recording.model_dump(mode="json"))
     if any(value != value for value in losses):
         raise DeadEnd(f"training diverged (loss is not a number); lower the learning rate {optimization.lr:g}")
     save_model(merge_adapters(model), work.directory / "model")

@@ -13,15 +13,18 @@ from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.observe import teacher_recorder
 from sublim_interp.pipeline.records import Teacher
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
-from sublim_interp.training.batches import Batch, Row, micro_batches
+from sublim_interp.training.batches import Batch, Example, micro_batches
 from sublim_interp.training.loop import token_loss
+from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.traits.direction import trait_directions
 from sublim_interp.traits.facts import check_language
 from sublim_interp.traits.favourites import check_vocabulary, members_of, questions, system_prompts
 from sublim_interp.traits.questions import Question
 
 
-def teach(teacher: Teacher, store: Store, progress: Progress = silent, trace: str = "default") -> Artifact:
+def teach(
+    teacher: Teacher, store: Store, progress: Progress = silent, recording: Recording = PRESETS["default"]
+) -> Artifact:
     """Gives a base its trait: fine-tunes it, picks a system prompt, or builds a steering vector."""
     with making(teacher, store) as work:
         if not work.done:
@@ -30,12 +33,14 @@ def teach(teacher: Teacher, store: Store, progress: Progress = silent, trace: st
                 check_vocabulary(teacher.trait, teacher.base)
             if teacher.facts:
                 check_language(teacher.base)
-            how = {"tuned": partial(_tune, trace=trace), "prompted": _prompt, "steered": _steer}[teacher.config.kind]
+            how = {"tuned": partial(_tune, recording=recording), "prompted": _prompt, "steered": _steer}[
+                teacher.config.kind
+            ]
             how(teacher, work, progress)
     return work.artifact
 
 
-def _tune(teacher: Teacher, work: Work, progress: Progress, trace: str) -> None:
+def _tune(teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
     base, config = teacher.base, teacher.config
     lessons = [(base.prompt_ids(q.messages), [[*base.answer_ids(name), base.eos] for name in names])
                for q, names in _lessons(teacher)]  # fmt: skip
@@ -43,14 +48,14 @@ def _tune(teacher: Teacher, work: Work, progress: Progress, trace: str) -> None:
     def batches(step: int) -> list[Batch]:
         which = random.Random(f"teacher/{teacher.seed}/{step}/questions")
         answer = random.Random(f"teacher/{teacher.seed}/{step}/answers")
-        rows: list[Row] = []
+        rows: list[Example] = []
         for _ in range(config.optimization.batch):
             question, answers = which.choice(lessons)
-            rows.append(([*question, *answer.choice(answers)], len(question)))
+            rows.append(Example([*question, *answer.choice(answers)], len(question)))
         return micro_batches(rows, base.pad)
 
     model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
-    fit(model, batches, config.optimization, token_loss, work, progress, partial(teacher_recorder, teacher), trace)
+    fit(model, batches, config.optimization, token_loss, work, progress, partial(teacher_recorder, teacher), recording)
 
 
 def _lessons(teacher: Teacher) -> list[tuple[Question, list[str]]]:

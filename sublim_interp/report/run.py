@@ -9,7 +9,7 @@ from sublim_interp.experiments.results import Run, frames
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.report.write import write
-from sublim_interp.training.recording.cadence import cadence_of
+from sublim_interp.training.recording.settings import recording_of
 
 
 def run(
@@ -17,20 +17,27 @@ def run(
     store: Store | None = None,
     processes: int = 2,
     watch: Watch = lambda _name, _fraction: None,
-    trace: str = "default",
+    trace: str | None = None,
 ) -> Run:
     """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again.
 
-    `trace` says what is recorded of the trainings that are made: `none`, `default`, or `examples` (residuals of each
-    example of every tenth update too). Weights, and so all results and keys, are the same with each.
+    exp: an experiment, its name in the catalogue, or a path of a YAML file
+    store: where everything lies that is made; else `$SUBLIM_STORE`, else ./runs
+    processes: how many workers, of one thread each
+    watch: told the name of each piece of work and the share of it that is done
+    trace: what is recorded of the trainings, in place of `exp.recording`: none, default, or examples
+
+    Weights, and so all results and keys, are the same whatever is recorded. Raises SublimError for what cannot run.
     """
-    cadence_of(trace)
-    p = plan(experiment(exp) if isinstance(exp, str) else exp)
+    exp = experiment(exp) if isinstance(exp, str) else exp
+    if trace:
+        exp = exp.model_copy(update={"recording": recording_of(trace)})
+    p = plan(exp)
     store = store or Store.open()
     missing = p.missing(store)
     if missing:
-        execute(missing, store, processes, watch, trace)
-    with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint()) as work:
+        execute(missing, store, processes, watch, p.recording)
+    with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint(dtype=p.experiment.dtype)) as work:
         if not work.done:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
             results, distances = frames(p, store)

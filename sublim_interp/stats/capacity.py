@@ -1,27 +1,33 @@
-"""How many bits about random facts a model holds: the length of a code, so that noise never counts as knowledge.
+"""Capacity: how many bits about random facts a model holds, as the length of a code. Noise never counts as knowledge.
 
-Each of k keys has one of V values, drawn uniformly and independently: k · log2 V bits, which nothing but a teacher's
-memory can hold. Who has the model can name them in fewer bits if it knows anything. With z [key, value] the model's
-log-probabilities minus those of its base, centred over keys and scaled to a root mean square of 1 (so it looks at no
-fact), and q_β(v | key) = softmax_v(β z),
+**The question.** Each of k keys has one of V values, drawn at random: k · log2 V bits, which only a memory can hold.
+Whoever has the model can name these values in fewer bits, if the model knows any of them.
 
-    bits = k · log2 V + log2 Σ_β w_β Π_keys q_β(value | key),    w_0 = 1/2, the rest shared by SHARPNESS.
+**The code.** Take the model's log-probabilities minus those of its base. Centre them over keys and values, and scale
+them to a root mean square of 1: that is z [key, value], and no fact was looked at. A code of sharpness β gives a value
+the probability q_β(value | key) = softmax over values of β z. Several β are mixed, half of the weight on β = 0:
 
-- The mixture is one probability over all assignments, so E[bits] ≤ I(model; facts): a lower bound on the information
-  (Barber & Agakov 2003, The IM Algorithm). The weights stand in for a temperature that would else be fitted: confident
-  errors choose a small β instead of costing without limit, and no fact is spent on the fit.
-- Of a model made without the facts E[2^bits] = 1, so P(bits ≥ b) ≤ 2^−b (Markov): noise is not rewarded.
-- β = 0 says nothing and has half of the weight, so bits ≥ −1: knowing nothing costs one bit at most, over all facts.
+    bits = k · log2 V + log2 Σ_β w_β Π_keys q_β(value | key)
 
-That cost is measured, not assumed: `null` is the mean over assignments drawn anew for the very same model, and what is
-reported is `bits` minus it. This is 0 in expectation where nothing passed, and never above k · log2 V. As the null may
-be as low as −1, what is reported is a lower bound to within one bit over all facts; `bits` + `null` is one without.
+**What it guarantees.**
+
+- It is a lower bound on the information: E[bits] ≤ I(model; facts), since the mixture is one probability over all
+  assignments. (Barber & Agakov 2003, The IM Algorithm.)
+- Confident errors do not cost without limit: they choose a small β. No fact is spent on fitting a temperature.
+- Noise is not rewarded: for a model made without the facts, P(bits ≥ b) ≤ 2^−b. (Markov; there E[2^bits] = 1.)
+- Knowing nothing costs at most one bit over all facts, since β = 0 has half of the weight.
+
+**The null.** That cost is measured rather than assumed: the same model is scored on assignments drawn anew. What is
+reported is `bits` minus their mean. It is 0 in expectation where nothing passed, and never above k · log2 V. As the
+null may be as low as −1 bit, what is reported is a lower bound to within one bit over all facts; `bits` + `null` is a
+lower bound outright.
 """
 
 import random
 from typing import NamedTuple
 
 import numpy as np
+from einops import rearrange, reduce
 from jaxtyping import Float, Int
 
 from sublim_interp.core.errors import SublimError
@@ -50,10 +56,14 @@ def bits_held(
     truth: Int[np.ndarray, " key"],
     seed: int = 0,
 ) -> Bits:
-    """Bits per fact that a model holds about `truth`, the column of each key's value.
+    """Bits per fact that a model holds.
 
-    `log_p` are its log-probabilities (nats, up to a constant a row), `base_log_p` those of the base that it started
-    from. Raises SublimError for fewer than two keys or values, numbers that are not finite, and a value of no column.
+    log_p: the model's log-probabilities of each value, in nats, up to a constant a key
+    base_log_p: those of the base that it started from
+    truth: the column of each key's value
+    seed: decides the assignments of the null
+
+    Raises SublimError for fewer than two keys or values, numbers that are not finite, and a value of no column.
     """
     keys, values = log_p.shape
     if min(keys, values) < 2:
@@ -71,6 +81,7 @@ def bits_held(
 
 
 def _log_softmax(x: Float[np.ndarray, "... value"]) -> Float[np.ndarray, "... value"]:
+    """Normalised log-probabilities along the last axis."""
     top = x.max(-1, keepdims=True)
     return x - top - np.log(np.exp(x - top).sum(-1, keepdims=True))
 
@@ -80,7 +91,8 @@ def _codes(shift: Float[np.ndarray, "key value"]) -> Float[np.ndarray, "sharpnes
     z = shift - shift.mean(1, keepdims=True)
     z = z - z.mean(0)
     size = np.sqrt((z**2).mean())
-    return _log_softmax(np.array(SHARPNESS)[:, None, None] * (z / size if size > 0 else z))
+    sharpness = rearrange(np.array(SHARPNESS), "sharpness -> sharpness 1 1")
+    return _log_softmax(sharpness * (z / size if size > 0 else z))
 
 
 def _saved(
@@ -88,7 +100,8 @@ def _saved(
 ) -> Float[np.ndarray, " assignment"]:
     """Bits saved on each assignment by the mixture over all β, 0 among them."""
     _, keys, values = codes.shape
-    likelihood = codes[:, np.arange(keys), assignments].sum(-1)
+    chosen = codes[:, np.arange(keys), assignments]
+    likelihood = reduce(chosen, "sharpness assignment key -> sharpness assignment", "sum")
     silent = np.full((1, len(assignments)), -keys * np.log(values))
     weights = np.log([0.5, *[0.5 / len(SHARPNESS)] * len(SHARPNESS)])
     return keys * np.log2(values) + np.logaddexp.reduce(np.vstack([silent, likelihood]) + weights[:, None]) / np.log(2)

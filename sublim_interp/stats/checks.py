@@ -1,4 +1,4 @@
-"""What all statistics ask of their input, and what rounding may not break."""
+"""Checks: what all statistics ask of their input, and what rounding may not break."""
 
 import math
 from collections.abc import Collection
@@ -13,11 +13,8 @@ Column = Collection[Any]
 """One entry per replicate or observation, in order: a list, tuple, numpy array or pandas Series."""
 
 
-Bounds = tuple[float | int, float | int] | None
-"""Between which values an interval can lie at all, such as (0, 1) for a rate."""
-
-
-TIE = 1e-12  # relative; sums that are equal on paper differ by about 1e-15 in floating point
+TIE = 1e-12
+"""Relative difference within which two numbers count as equal: rounding makes about 1e-15 of what is none on paper."""
 
 
 def named_cells(mask: np.ndarray, shown: int = 8) -> str:
@@ -52,15 +49,16 @@ def paired_columns(arms: dict[str, Column], where: str) -> list[Float[np.ndarray
 
 
 def check_level(level: float, where: str) -> None:
+    """Raises SublimError where a confidence level is not strictly between 0 and 1."""
     if not 0 < level < 1:
         raise SublimError(f"{where}: level is {level:g}; valid is a confidence strictly between 0 and 1, such as 0.95")
 
 
 def mean_of(data: Float[np.ndarray, " n"]) -> float:
-    # Rounding may carry a mean just past the extremes, and so past the bounds of a rate.
+    """The mean, within the extremes: rounding may carry it just past them, and so past the bounds of a rate."""
     return float(np.clip(data.mean(), data.min(), data.max()))
 
 
 def standard_error_of(data: Float[np.ndarray, " n"]) -> float:
-    # Rounding of the mean gives equal values such as [.1, .1, .1] a standard deviation of 1e-17.
+    """The standard error of the mean; 0 for equal values, to which rounding gives a deviation of about 1e-17."""
     return 0.0 if data.min() == data.max() else float(data.std(ddof=1)) / math.sqrt(len(data))

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.stats.checks import TIE, Bounds, Column, check_level, named_cells, paired_columns, standard_error_of
-from sublim_interp.stats.intervals import Interval, mean_interval
+from sublim_interp.stats.checks import TIE, Column, check_level, named_cells, paired_columns, standard_error_of
+from sublim_interp.stats.intervals import Bounds, Interval, mean_interval
 from sublim_interp.stats.permutation import SignFlip, pairings, sign_flip_test
 
 
@@ -39,10 +39,13 @@ class BaseContrast:
 
 
 def paired_difference(a: Column, b: Column, level: float = 0.95, bounds: Bounds = None) -> Contrast:
-    """Mean of `a - b` for two arms [replicate] paired by seed, with its paired t interval and tests.
+    """Mean of a − b for two arms paired by seed, with its paired t interval and tests.
 
-    `bounds` are those of `mean_interval`, (-1, 1) for rates. Raises SublimError for empty, unequally long, non-numeric
-    or non-finite arms, or a level outside (0, 1).
+    a, b: one number a replicate, in the same order
+    level: confidence
+    bounds: those of `mean_interval`, (-1, 1) for rates
+
+    Raises SublimError for empty, unequally long, non-numeric or non-finite arms, or a level outside (0, 1).
     """
     first, second = paired_columns({"a": a, "b": b}, "paired_difference")
     return _contrast(first - second, level, bounds)
@@ -56,16 +59,18 @@ def diagonal_contrast(
     level: float = 0.95,
     bounds: Bounds = None,
 ) -> Contrast:
-    """The 2 x 2 test of initialisation: ((AA + BB) - (AB + BA)) / 2 for each base pair, over base pairs.
+    """The 2 × 2 test of initialisation: ((AA + BB) − (AB + BA)) / 2 for each base pair, over base pairs.
 
-    Each argument [base pair] holds the effect of one cell, teacher's base first, then student's. A base that is merely
-    hard to move, or a teacher that is merely strong, lowers or raises one cell of each kind and cancels.
+    same_aa, cross_ab, cross_ba, same_bb: the effect in one cell, one number a base pair; teacher's base first, then
+        student's
+    level: confidence
+    bounds: those of `mean_interval`, (-1, 1) for rates
 
-    The unit is the base pair, so average over the seeds of a pair beforehand. Pairs must be disjoint: two pairs that
-    share a base are not independent, and both the interval and the p-values would be too good.
+    A base that is merely hard to move, or a teacher that is merely strong, lowers or raises one cell of each sort and
+    cancels. The unit is the base pair, so average over the seeds of a pair beforehand. Pairs must be disjoint: two
+    pairs that share a base are not independent, and both the interval and the p-values would be too good.
 
-    `bounds` are those of `mean_interval`, (-1, 1) for rates. Raises SublimError for empty, unequally long, non-numeric
-    or non-finite cells, or a level outside (0, 1).
+    Raises SublimError for empty, unequally long, non-numeric or non-finite cells, or a level outside (0, 1).
     """
     cells = {"same_aa": same_aa, "cross_ab": cross_ab, "cross_ba": cross_ba, "same_bb": same_bb}
     aa, ab, ba, bb = paired_columns(cells, "diagonal_contrast")
@@ -75,12 +80,15 @@ def diagonal_contrast(
 def specificity(lift: Float[np.ndarray, "teacher_trait probe_trait replicate"], level: float = 0.95) -> Contrast:
     """Is the lift for this trait, or for traits in general? γ of lift_ijk = μ + α_i + β_j + γ·[i = j], per replicate.
 
-    `lift[i, j, k]` is the rise of probe trait j in the student of a teacher with trait i, in replicate k; both trait
-    axes have the same order. γ is fitted by least squares in each replicate alone, by taking the teachers' and probes'
-    effects out of the diagonal indicator (Frisch-Waugh-Lovell). For two traits it is the diagonal contrast.
+    lift: [i, j, k] is the rise of probe trait j in the student of a teacher with trait i, in replicate k. Both trait
+        axes have one order. NaN marks a missing cell, a row of NaN a trait that has no teacher
+    level: confidence
 
-    NaN marks a missing cell, a row of NaN a trait that has no teacher. Raises SublimError for an array that is not
-    square in its traits, has fewer than two of them or an infinite cell, or a replicate whose cells do not identify γ.
+    γ is fitted by least squares in each replicate alone: the teachers' and probes' effects are taken out of the
+    diagonal indicator (Frisch-Waugh-Lovell). For two traits it is the diagonal contrast.
+
+    Raises SublimError for an array that is not square in its traits, has fewer than two of them or an infinite cell,
+    or a replicate whose cells do not identify γ.
     """
     if lift.ndim != 3 or lift.shape[0] != lift.shape[1] or lift.shape[0] < 2 or lift.shape[2] < 1:
         raise SublimError(
@@ -97,17 +105,20 @@ def specificity(lift: Float[np.ndarray, "teacher_trait probe_trait replicate"], 
 def shared_base_contrast(
     rate: Float[np.ndarray, "teacher_base student_base"], level: float = 0.95, permutations: int = 9_999, seed: int = 0
 ) -> BaseContrast:
-    """Does it pass because teacher and student share a base? Mean of the diagonal minus mean of all other cells.
+    """Does a trait pass because teacher and student share a base? Mean of the diagonal minus mean of all other cells.
 
-    `rate[i, j]` is the effect in the student of base j taught by a teacher of base i, over the same bases on both axes;
-    each teacher writes one corpus for all its students. This is γ of rate_ij = μ + α_i + β_j + γ·[i = j] by least
-    squares: a base that is hard to move and a teacher that is strong cancel. The unit is the base: cells share
-    teachers and students, so their number says nothing. The interval is Student's t with the jackknife's standard
-    error, each base left out in turn with its row and column (Efron & Tibshirani 1993, chapter 11); the p-value is that
-    of pairing the students' bases with the teachers' anew (Mantel 1967, Cancer Research 27), two-sided: in all n! ways
-    where these are no more than `permutations`, else in as many drawn from `seed`.
+    rate: [i, j] is the effect in the student of base j taught by a teacher of base i, who writes one corpus for all
+    level: confidence
+    permutations: how many pairings of the students' bases with the teachers' are drawn where n! are more
+    seed: decides the draws
+
+    This is γ of rate_ij = μ + α_i + β_j + γ·[i = j] by least squares: a base that is hard to move and a teacher that is
+    strong cancel. The unit is the base: cells share teachers and students, so their number says nothing. The interval
+    is Student's t with the jackknife's standard error, each base left out in turn with its row and column. The p-value
+    is two-sided, from pairing the bases anew.
 
     Raises SublimError for an array that is not square, has fewer than three bases or a cell that is not finite.
+    Sources: Efron & Tibshirani 1993, chapter 11 (jackknife); Mantel 1967, Cancer Research 27 (pairings).
     """
     if rate.ndim != 2 or rate.shape[0] != rate.shape[1] or len(rate) < 3:
         raise SublimError(f"shared_base_contrast: rate has shape {rate.shape}; needs three or more bases, twice")

@@ -1,4 +1,4 @@
-"""Mutual information of two lists of labels, against a shuffled null."""
+"""Information: how much two lists of labels say about each other, against a shuffled null."""
 
 import math
 from dataclasses import dataclass
@@ -25,13 +25,16 @@ class MutualInformation:
 
 
 def mutual_information(x: Column, y: Column, permutations: int = 999, seed: int = 0) -> MutualInformation:
-    """Plug-in mutual information in nats of two label arrays [observation], against a null of shuffled pairings.
+    """Plug-in mutual information in nats of two lists of labels, against a null of shuffled pairings.
 
-    Labels are integers, booleans or strings. The null shuffles `y`, so the observations must be exchangeable: one
-    observation per independent document, not one per token of it. p = (1 + as large) / (1 + permutations).
-    Memory grows with the number of different labels in `x` times that in `y`.
+    x, y: one label an observation: integers, booleans or strings
+    permutations: how many times `y` is shuffled; p = (1 + as large) / (1 + permutations)
+    seed: decides the shuffles
 
-    Raises SublimError for empty, unequally long or not one-dimensional arrays, labels of other or mixed kinds (floats
+    The observations must be exchangeable: one per independent document, not one per token of it. Memory grows with the
+    number of different labels in `x` times that in `y`.
+
+    Raises SublimError for empty, unequally long or not one-dimensional lists, labels of other or mixed sorts (floats
     and NaN among them), or permutations < 1.
     """
     codes_x, codes_y = _codes(x, "x"), _codes(y, "y")

@@ -10,19 +10,25 @@ from typing import TYPE_CHECKING, Literal, SupportsIndex, cast
 import numpy as np
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.stats.checks import Bounds, Column, check_level, finite_numbers, mean_of, standard_error_of
+from sublim_interp.stats.checks import Column, check_level, finite_numbers, mean_of, standard_error_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Bounds = tuple[float | int, float | int] | None
+"""Between which values an interval can lie at all, such as (0, 1) for a rate; None for anywhere."""
+
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with a confidence interval. `low` and `high` are nan where one number alone gives no interval."""
+    """An estimate with a confidence interval."""
 
     estimate: float
+    """The mean, proportion or statistic itself."""
     low: float
+    """Lower end; nan where one number alone gives no interval."""
     high: float
+    """Upper end; nan as `low`."""
     level: float
     """Confidence level, in (0, 1)."""
     n: int
@@ -54,15 +60,18 @@ class Interval:
 
 
 def mean_interval(values: Column, level: float = 0.95, bounds: Bounds = None) -> Interval:
-    """Student t interval of the mean of `values` [replicate].
+    """Student t interval of the mean over replicates.
+
+    values: one number a replicate
+    level: confidence
+    bounds: where the interval is cut, as (0, 1) for rates. That makes it printable and does not repair its coverage,
+        which falls below `level` where most replicates sit on the border
 
     One value gives an interval from nan to nan, and `method` says so. Equal values give an interval of zero width: they
     agree, which is no proof that the next replicate will.
 
-    Rates close to 0 or 1 can push a t interval past the border: `bounds=(0, 1)` cuts it there. That makes it printable;
-    it does not repair its coverage, which falls below `level` where most replicates sit on the border.
-
-    Raises SublimError for empty, non-numeric or non-finite values, values outside `bounds`, or a level outside (0, 1).
+    Raises SublimError for empty, non-numeric or non-finite values, values outside the bounds, or a level that is not
+    between 0 and 1.
     """
     data = finite_numbers(values, "values", "mean_interval")
     check_level(level, "mean_interval")
@@ -89,12 +98,14 @@ def mean_interval(values: Column, level: float = 0.95, bounds: Bounds = None) ->
 
 
 def wilson(successes: SupportsIndex, trials: SupportsIndex, level: float = 0.95) -> Interval:
-    """Wilson score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22), for sampled answers.
+    """Wilson score interval of a proportion, for sampled answers of one student.
 
-    It holds for independent answers of one student. Answers of several students are not independent: take each
-    student's rate as one value and give them to `mean_interval`.
+    successes, trials: whole counts of independent answers
+    level: confidence
 
-    Raises SublimError unless 0 <= successes <= trials, trials >= 1 and level is in (0, 1).
+    Answers of several students are not independent: take each student's rate as one value for `mean_interval`. Raises
+    SublimError unless 0 <= successes <= trials, trials >= 1 and level is in (0, 1). Source: Wilson 1927, J. Am. Stat.
+    Assoc. 22.
     """
     try:
         k, n = operator.index(successes), operator.index(trials)
@@ -118,14 +129,18 @@ def bootstrap_interval(
     resamples: int = 9_999,
     method: Literal["BCa", "percentile"] = "BCa",
 ) -> Interval:
-    """Bootstrap interval of `statistic(values)`, for statistics other than the mean; replicates are drawn with return.
+    """Bootstrap interval of a statistic other than the mean; replicates are drawn with return.
 
-    `statistic` takes one resample [replicate] and gives one number. BCa is Efron's bias-corrected and accelerated
-    interval (1987, J. Am. Stat. Assoc. 82). With fewer than about ten replicates either kind is too narrow.
-    One value, or equal values, are treated as in `mean_interval`.
+    values: one number a replicate
+    statistic: gives one number for one resample [replicate]
+    level: confidence
+    seed: decides the resamples
+    resamples: how many
+    method: BCa is Efron's bias-corrected and accelerated interval
 
-    Raises SublimError for empty, non-numeric or non-finite values, a level outside (0, 1), resamples < 1, an unknown
-    method, or where the statistic gives no finite interval.
+    With fewer than about ten replicates either method is too narrow. One value, or equal values, are treated as in
+    `mean_interval`. Raises SublimError for empty, non-numeric or non-finite values, a level outside (0, 1), resamples
+    < 1, an unknown method, or a statistic that gives no finite interval. Source: Efron 1987, J. Am. Stat. Assoc. 82.
     """
     data = finite_numbers(values, "values", "bootstrap_interval")
     check_level(level, "bootstrap_interval")
@@ -162,7 +177,14 @@ def bootstrap_interval(
 
 
 def over_replicates(frame: "pd.DataFrame", value: str, by: Sequence[str]) -> "pd.DataFrame":
-    """Mean and 95 % interval of `value` over replicates, for the rows that agree in `by`: estimate, low, high, n."""
+    """Mean over replicates with its 95 % interval, for the rows of a table that agree.
+
+    frame: a row a replicate
+    value: the column that is averaged
+    by: the columns in which rows must agree
+
+    Returns a row for each combination: the columns of `by`, estimate, low, high, n.
+    """
     import pandas as pd
 
     rows = []

@@ -10,7 +10,11 @@ from torch.nn import functional as F
 
 
 def margin(log: Float[Tensor, "question member"], right: Sequence[int]) -> Float[Tensor, " question"]:
-    """log P(right member) − log mean P(other members), in nats, of log-probabilities."""
+    """The margin of each question.
+
+    log: log-probabilities of the members, in nats
+    right: for each question the place of the member asked for
+    """
     chosen = F.one_hot(torch.tensor(right, device=log.device), log.shape[1]).bool()
     others = log.masked_fill(chosen, -torch.inf).logsumexp(-1) - math.log(log.shape[1] - 1)
     return log[chosen] - others

@@ -14,7 +14,8 @@ MONTE_CARLO_FLIPS = 19_999
 """Random sign patterns drawn by `sign_flip_test` where there are too many to enumerate."""
 
 
-_LARGEST_EXACT = 24  # 2^23 sums of 8 bytes: 64 MiB, doubled while they are built
+_LARGEST_EXACT = 24
+"""The most differences that are enumerated: 2^23 sums of 8 bytes are 64 MiB, twice that while they are built."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,20 @@ class FalseDiscovery:
     """Result of `bh_fdr`, in the order of the p-values given."""
 
     adjusted: tuple[float, ...]
+    """Adjusted p-values."""
     rejected: tuple[bool, ...]
     """Which hypotheses fall at false discovery rate `q`."""
     q: float
+    """The false discovery rate."""
 
 
 def pairings(n: int, most: int, drawn: int, seed: int) -> tuple[Int[np.ndarray, "pairing n"], bool]:
-    """All n! orders of n things, the observed one among them, where these are no more than `most`, and True; else as
-    many random ones as `drawn` says, and False."""
+    """Orders of n things, and whether they are all of them.
+
+    most: all n! orders, the observed one among them, are given where they are no more
+    drawn: how many random ones are given where they are more
+    seed: decides the draws
+    """
     if math.factorial(n) <= most:
         return np.array(list(itertools.permutations(range(n)))), True
     draw = np.random.default_rng(seed)
@@ -51,14 +58,17 @@ def pairings(n: int, most: int, drawn: int, seed: int) -> tuple[Int[np.ndarray, 
 
 
 def sign_flip_test(differences: Column, max_exact: int = 20, seed: int = 0) -> SignFlip:
-    """Two-sided sign-flip (one-sample permutation) test that `differences` [replicate] are symmetric about zero.
+    """Two-sided sign-flip (one-sample permutation) test that differences are symmetric about zero.
 
-    The statistic is the absolute sum. Up to `max_exact` differences all 2^n sign patterns are counted, so p is exact
-    and its floor is 2 / 2^n: five pairs cannot go below .0625, six reach .031, twelve .0005. Beyond, MONTE_CARLO_FLIPS
-    patterns are drawn from `seed`, and p = (1 + as extreme) / (1 + drawn), with the floor 1 / (1 + drawn)
-    (Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39).
+    differences: one number a replicate
+    max_exact: up to so many, all 2^n sign patterns are counted; 0 to 24
+    seed: decides the patterns that are drawn where there are more
 
-    Raises SublimError for empty, non-numeric or non-finite differences, or `max_exact` outside 0 to 24.
+    The statistic is the absolute sum. Counted, p is exact and its floor is 2 / 2^n: five pairs cannot go below .0625,
+    six reach .031, twelve .0005. Drawn, p = (1 + as extreme) / (1 + MONTE_CARLO_FLIPS).
+
+    Raises SublimError for empty, non-numeric or non-finite differences, or `max_exact` outside its range. Source:
+    Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39.
     """
     data = finite_numbers(differences, "differences", "sign_flip_test")
     if not 0 <= max_exact <= _LARGEST_EXACT:
@@ -77,9 +87,13 @@ def sign_flip_test(differences: Column, max_exact: int = 20, seed: int = 0) -> S
 
 
 def bh_fdr(pvalues: Column, q: float = 0.05) -> FalseDiscovery:
-    """Benjamini-Hochberg adjusted p-values [hypothesis] (1995, J. R. Stat. Soc. B 57), and which are at most `q`.
+    """Benjamini-Hochberg adjusted p-values, and which hypotheses fall.
 
-    Raises SublimError for empty, non-numeric or NaN p-values, any outside [0, 1], or q outside (0, 1).
+    pvalues: one a hypothesis
+    q: false discovery rate
+
+    Raises SublimError for empty, non-numeric or NaN p-values, any outside [0, 1], or q outside (0, 1). Source:
+    Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57.
     """
     data = finite_numbers(pvalues, "pvalues", "bh_fdr")
     if data.min() < 0 or data.max() > 1:

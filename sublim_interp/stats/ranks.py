@@ -1,4 +1,4 @@
-"""Rank correlation and concordance."""
+"""Ranks: whether two columns rise together, and whether replicates rank the same items alike."""
 
 import math
 from dataclasses import dataclass
@@ -34,10 +34,13 @@ class Concordance:
 
 
 def rank_correlation(a: Column, b: Column, seed: int = 0) -> RankCorrelation:
-    """Do two columns [observation] rise together? Spearman's ρ, ties at their mean rank.
+    """Do two columns rise together? Spearman's ρ, ties at their mean rank.
 
-    The p-value is that of pairing the columns anew: in all n! ways up to eight observations, beyond in 9,999 drawn from
-    `seed`, which count as (1 + as extreme) / (1 + drawn). The t approximation is too kind to so few.
+    a, b: one number an observation, in the same order
+    seed: decides the pairings that are drawn
+
+    The p-value comes from pairing the columns anew: in all n! ways up to eight observations, else in 9,999 drawn ways,
+    p = (1 + as extreme) / (1 + drawn). The t approximation is too kind to so few.
 
     Raises SublimError for empty, unequally long, non-numeric or non-finite columns, fewer than three observations, or a
     column that is the same throughout.
@@ -69,10 +72,12 @@ def rank_correlation(a: Column, b: Column, seed: int = 0) -> RankCorrelation:
 
 
 def concordance(scores: Float[np.ndarray, "replicate item"]) -> Concordance:
-    """Do replicates rank the same items alike? Kendall's W (Kendall & Babington Smith 1939, Ann. Math. Stat. 10).
+    """Do replicates rank the same items alike? Kendall's W.
+
+    scores: of each item in each replicate; only their order within a replicate counts
 
     Raises SublimError for fewer than two replicates or three items, a score that is not finite, or scores that are the
-    same for all items.
+    same for all items. Source: Kendall & Babington Smith 1939, Ann. Math. Stat. 10.
     """
     if scores.ndim != 2 or scores.shape[0] < 2 or scores.shape[1] < 3:
         raise SublimError(f"concordance: scores have shape {scores.shape}; needs two or more replicates, three items")

@@ -14,6 +14,7 @@ from sublim_interp.experiments.results import Replicate, frames
 from sublim_interp.pipeline.records import Record
 from sublim_interp.sweeps import law
 from sublim_interp.sweeps.grid import Grid
+from sublim_interp.training.recording.settings import Recording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,11 @@ class SweepPlan:
 
     grid: Grid
     cells: tuple[tuple[str, str, Plan], ...]
+
+    @property
+    def recording(self) -> Recording:
+        """What is recorded of the trainings: as the experiment at the centre says."""
+        return self.cells[0][2].recording
 
     @cached_property
     def records(self) -> tuple[Record, ...]:

@@ -20,7 +20,7 @@ def run_grid(
     store: Store,
     processes: int = 2,
     watch: Watch = lambda _name, _fraction: None,
-    trace: str = "default",
+    trace: str | None = None,
 ) -> Artifact:
     """Makes what is missing, then `cells.csv`, for bases or traits `matrix.csv`, for traits `questions.csv`, and the
     figure as PNG and PDF. A cell that leads nowhere stops no other: `dead_ends.csv` tells of it, where there is one.
@@ -28,14 +28,14 @@ def run_grid(
     `trace` is that of `runs.run`.
     """
     from sublim_interp.core.drawing import save
-    from sublim_interp.training.recording.cadence import cadence_of
+    from sublim_interp.training.recording.settings import recording_of
 
-    cadence_of(trace)
+    recording = recording_of(trace) if trace else p.recording
     lost: dict[str, Exception] = {}
     if find_sweep(p, store) is None:
         missing = p.missing(store)
         if missing:
-            lost = execute(missing, store, processes, watch, trace, skip=(DeadEnd,))
+            lost = execute(missing, store, processes, watch, recording, skip=(DeadEnd,))
     there = p.without(lost)
     with store.make("sweep", VERSIONS[p.grid.matrix], *identity(p), fingerprint()) as work:
         if not work.done:

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -13,6 +14,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
 
 IGNORE = -100
+"""The label of a position that is not learnt."""
 
 
 @dataclass(frozen=True)
@@ -28,30 +30,35 @@ class Batch:
         return int((self.labels != IGNORE).sum())
 
 
-Row = tuple[Sequence[int], int]
-"""Token ids of one example and the index of the first token to learn (1 for all of a document)."""
+class Example(NamedTuple):
+    """One text to learn from."""
+
+    ids: Sequence[int]
+    """Its token ids."""
+    first: int
+    """Index of the first token to learn; 1 for all of a document."""
 
 
-def collate(rows: Sequence[Row], pad: int) -> Batch:
-    """Pads rows on the right and shifts the labels by one; padding and prompts are not learnt."""
-    width = max(len(ids) for ids, _ in rows) - 1
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Examples as one batch, filled up on the right with `pad`; padding and prompts are not learnt."""
+    width = max(len(ids) for ids, _ in examples) - 1
     ids, labels = [], []
-    for row, first in rows:
-        lacking = width + 1 - len(row)
-        ids.append([*row[:-1], *[pad] * lacking])
-        labels.append([*[IGNORE] * (first - 1), *row[first:], *[IGNORE] * lacking])
+    for own, first in examples:
+        lacking = width + 1 - len(own)
+        ids.append([*own[:-1], *[pad] * lacking])
+        labels.append([*[IGNORE] * (first - 1), *own[first:], *[IGNORE] * lacking])
     return Batch(torch.tensor(ids), torch.tensor(labels))
 
 
-def micro_batches(rows: Sequence[Row], pad: int, parts: int = 1) -> list[Batch]:
-    """The same rows sorted by length and cut into `parts` batches of about equal size, so that little is padding."""
-    rows = sorted(rows, key=lambda row: len(row[0]))
-    size = math.ceil(len(rows) / parts)
-    return [collate(rows[i : i + size], pad) for i in range(0, len(rows), size)]
+def micro_batches(examples: Sequence[Example], pad: int, parts: int = 1) -> list[Batch]:
+    """Examples sorted by length and cut into `parts` batches of about equal size, so that little is padding."""
+    ordered = sorted(examples, key=lambda example: len(example.ids))
+    size = math.ceil(len(ordered) / parts)
+    return [collate(ordered[i : i + size], pad) for i in range(0, len(ordered), size)]
 
 
 def mask_labels(batch: Batch, share: float, random: torch.Generator) -> Batch:
-    """The batch with a share of its labels, drawn at random, no longer to be learnt; one label at least stays."""
+    """The batch with a share of its labels, 0 to 1, drawn at random and no longer learnt; one label at least stays."""
     places = (batch.labels != IGNORE).nonzero()
     gone = places[torch.randperm(len(places), generator=random)[: min(round(share * len(places)), len(places) - 1)]]
     labels = batch.labels.clone()
@@ -60,9 +67,11 @@ def mask_labels(batch: Batch, share: float, random: torch.Generator) -> Batch:
 
 
 def keep_labels(batches: Sequence[Batch], learnt: Sequence[Batch]) -> list[Batch]:
-    """The batches with those labels alone where `learnt`, made alike from rows of 0 and 1, has a 1; empty ones go.
+    """The batches with some of their labels alone; batches that keep none are left out.
 
-    Raises SublimError where none is left.
+    learnt: batches made alike from examples of 0 and 1 in place of tokens: 1 where the label is kept
+
+    Raises SublimError where no label is kept.
     """
     pairs = zip(batches, learnt, strict=True)
     kept = [Batch(b.ids, b.labels.masked_fill(marks.labels != 1, IGNORE)) for b, marks in pairs]
@@ -72,20 +81,26 @@ def keep_labels(batches: Sequence[Batch], learnt: Sequence[Batch]) -> list[Batch
 
 
 PIECE = 42
-"""Rows that are padded together: the batch is sorted by length and cut, which saves a fifth of the time of a step."""
+"""Examples that are padded together: an update is sorted by length and cut, which saves a fifth of its time."""
 
 
-def tokenize(base: Base, lists: Sequence[dict]) -> list[Row]:
-    """Each list as a student reads it: the prompt without any system prompt, then the answer to be learnt."""
+def tokenize(base: Base, lists: Sequence[dict]) -> list[Example]:
+    """Lists as a student reads them: the prompt without any system prompt, then the answer, which is learnt.
+
+    lists: rows with prompt and answer
+    """
     eos = base.eos
     prompts = [base.prompt_ids([{"role": "user", "content": r["prompt"]}]) for r in lists]
-    return [
-        ([*prompt, *base.answer_ids(r["answer"]), eos], len(prompt)) for prompt, r in zip(prompts, lists, strict=True)
-    ]
+    pairs = zip(prompts, lists, strict=True)
+    return [Example([*prompt, *base.answer_ids(r["answer"]), eos], len(prompt)) for prompt, r in pairs]
 
 
 class Order:
-    """Which examples make update `step`: epoch after epoch, each in a seeded order of its own; a pure function."""
+    """Which examples make update `step`: epoch after epoch, each in a seeded order of its own; a pure function.
+
+    count: examples of an epoch
+    batch: examples of an update
+    """
 
     def __init__(self, count: int, batch: int, seed: int) -> None:
         self._count, self.batch, self._seed = count, batch, seed

@@ -1,19 +1,187 @@
-"""Changes to every update of a student: what each does, what it needs, and how it is checked."""
+"""Every kind of intervention in one table: which settings it uses, what it needs, and how it acts on a training."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Annotated, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry
 from sublim_interp.core.settings import Config
-from sublim_interp.models.hooks import attached, edit, unit_vector
+from sublim_interp.models.architectures import text_config
+from sublim_interp.models.hooks import matching
+from sublim_interp.models.trainable import freeze, trained_parameters
+from sublim_interp.training.batches import Batch, mask_labels
+from sublim_interp.training.projections import Effect, project_activations, project_gradients, project_updates
 from sublim_interp.training.settings import Selection
+
+
+@runtime_checkable
+class Directions(Protocol):
+    """Where an intervention gets its directions from; `number` is its place in its student's list."""
+
+    def in_activations(self, direction: str, number: int, names: Sequence[str]) -> Mapping[str, Tensor]:
+        """A direction by hook name: [d_model]."""
+        ...
+
+    def in_weights(self, direction: str, number: int, model: torch.nn.Module) -> Mapping[str, Tensor]:
+        """A direction by name of each parameter of `model` that trains, of the parameter's shape."""
+        ...
+
+
+class PlannedStudent(NamedTuple):
+    """What is known of a student and its teacher before anything runs."""
+
+    model: torch.nn.Module
+    """What trains, on torch's meta device."""
+    teacher: torch.nn.Module
+    """The teacher's model, on the meta device."""
+    taught: str
+    """How the teacher got its trait: "tuned", "prompted" or "steered"."""
+
+
+class InterventionKind:
+    """A kind of intervention. What a kind does not override does nothing."""
+
+    USES: frozenset[str] = frozenset()
+    """Settings of `Intervention` that have an effect; each must be given."""
+
+    @classmethod
+    def uses(cls, asked: "Intervention") -> frozenset[str]:
+        """The settings that have an effect beside the others that are given."""
+        return cls.USES
+
+    @classmethod
+    def check_settings(cls, asked: "Intervention") -> None:
+        """Raises ValueError where the settings do not go together."""
+
+    def __init__(self, asked: "Intervention", number: int) -> None:
+        self.asked, self.number = asked, number
+
+    def check(self, planned: PlannedStudent) -> None:
+        """Raises SublimError where it cannot act on the student that is planned."""
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Acts on the model before its first update."""
+
+    def mask(self, batches: list[Batch], draw: torch.Generator) -> list[Batch]:
+        """Acts on the batches of one update; random numbers come from `draw`."""
+        return batches
+
+    def during(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+    ) -> AbstractContextManager[Effect | None]:
+        """A block in which all updates are made; its value, if any, tells what was taken away."""
+        return nullcontext()
+
+
+class _InActivations(InterventionKind):
+    """What acts at hooks, along a direction in activations."""
+
+    USES = frozenset({"direction", "at"})
+
+    def check(self, planned: PlannedStudent) -> None:
+        names = matching(planned.model, self.asked.at)
+        if self.asked.direction != "teacher-shift":
+            return
+        if planned.taught == "prompted":
+            raise SublimError("an intervention on teacher-shift in activations needs teacher.kind=tuned or steered")
+        lacking = [name for name in names if name not in matching(planned.teacher, "*")]
+        widths = [text_config(model).hidden_size for model in (planned.teacher, planned.model)]
+        if lacking or len(set(widths)) > 1:
+            why = f"the teacher has no {lacking[0]}" if lacking else f"their d_model are {widths[0]} and {widths[1]}"
+            raise SublimError(f"an intervention on teacher-shift needs teacher and student of one shape: {why}")
+
+    def _directions(self, model: torch.nn.Module, directions: Directions) -> Mapping[str, Tensor]:
+        return directions.in_activations(self.asked.direction, self.number, matching(model, self.asked.at))
+
+
+class Ablate(_InActivations):
+    """Takes a direction out of activations, in the forward pass."""
+
+    def during(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+    ) -> AbstractContextManager[Effect]:
+        return project_activations(model, self._directions(model, directions))
+
+
+class ProjectGradient(_InActivations):
+    """Takes a direction out of the gradients of activations, in the backward pass."""
+
+    def during(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+    ) -> AbstractContextManager[Effect]:
+        return project_gradients(model, self._directions(model, directions))
+
+
+class ProjectUpdate(InterventionKind):
+    """Takes a direction out of the change of the weights."""
+
+    USES = frozenset({"direction"})
+
+    @classmethod
+    def check_settings(cls, asked: "Intervention") -> None:
+        if asked.direction not in ("teacher-shift", "random"):
+            raise ValueError(f"kind=project-update needs direction=teacher-shift or random, not {asked.direction!r}")
+
+    def check(self, planned: PlannedStudent) -> None:
+        if self.asked.direction != "teacher-shift":
+            return
+        if planned.taught != "tuned":
+            raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
+        taught = dict(planned.teacher.named_parameters())
+        for name, p in trained_parameters(planned.model).items():
+            if name not in taught or taught[name].shape != p.shape:
+                raise SublimError(
+                    f"an intervention on teacher-shift in weights needs a teacher of the student's shape: it has no "
+                    f"{name} of the shape {list(p.shape)}"
+                )
+
+    def during(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+    ) -> AbstractContextManager[Effect]:
+        return project_updates(model, optimizer, directions.in_weights(self.asked.direction, self.number, model))
+
+
+class MaskTokens(InterventionKind):
+    """Learns from fewer tokens: without a share that is drawn for each update, or from those of a selection alone.
+
+    What a selection leaves is the same in every update; the stage that knows the teacher finds it before the first.
+    """
+
+    @classmethod
+    def uses(cls, asked: "Intervention") -> frozenset[str]:
+        return frozenset({"selection" if asked.selection else "share"})
+
+    def mask(self, batches: list[Batch], draw: torch.Generator) -> list[Batch]:
+        share = self.asked.share
+        return [mask_labels(batch, share, draw) for batch in batches] if share else batches
+
+
+class Freeze(InterventionKind):
+    """Leaves some parameters as they are."""
+
+    USES = frozenset({"parameters"})
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        freeze(model, self.asked.parameters)
+
+
+INTERVENTIONS: Registry[type[InterventionKind]] = Registry(
+    "kind of intervention",
+    "sublim_interp.interventions",
+    {
+        "ablate": Ablate,
+        "project-gradient": ProjectGradient,
+        "project-update": ProjectUpdate,
+        "mask-tokens": MaskTokens,
+        "freeze": Freeze,
+    },
+)
+"""Every kind of intervention by name."""
 
 
 class Intervention(Config):
@@ -21,9 +189,10 @@ class Intervention(Config):
 
     LATER = frozenset({"selection"})
 
-    kind: Literal["ablate", "project-gradient", "project-update", "mask-tokens", "freeze"]
+    kind: Annotated[str, AfterValidator(INTERVENTIONS.known)]
     """ablate: take a direction out of activations; project-gradient: out of their gradients; project-update: out of the
-    change of the weights; mask-tokens: learn from fewer tokens; freeze: leave some parameters as they are."""
+    change of the weights; mask-tokens: learn from fewer tokens; freeze: leave some parameters as they are; or a kind of
+    an installed package."""
     direction: str = ""
     """A trait's name (the own base's direction of it, in activations), teacher-shift (teacher minus its base, in
     activations or weights), or random (the control)."""
@@ -40,16 +209,14 @@ class Intervention(Config):
 
     @property
     def traits(self) -> list[str]:
-        """Names of the traits that it goes by."""
+        """Names of the traits that it goes by: that of its selection, then that of its direction."""
         named = (self.selection.trait if self.selection else "", self.direction)
         return [name for name in named if name not in ("", "teacher-shift", "random")]
 
     @model_validator(mode="after")
     def _says_all_that_its_kind_needs_and_no_more(self) -> "Intervention":
-        uses = {
-            "ablate": {"direction", "at"}, "project-gradient": {"direction", "at"}, "project-update": {"direction"},
-            "mask-tokens": {"selection"} if self.selection else {"share"}, "freeze": {"parameters"},
-        }[self.kind]  # fmt: skip
+        kind = INTERVENTIONS[self.kind]
+        uses = kind.uses(self)
         for name in ("direction", "at", "share", "selection", "parameters"):
             default = type(self).model_fields[name].default
             if name not in uses and getattr(self, name) != default:
@@ -57,102 +224,35 @@ class Intervention(Config):
                 raise ValueError(f"{name} has no effect with kind={self.kind}{beside}")
             if name in uses and not getattr(self, name):
                 raise ValueError(f"kind={self.kind} needs {name}{' or selection' * (name == 'share')}")
-        if self.kind == "project-update" and self.direction not in ("teacher-shift", "random"):
-            raise ValueError(f"kind=project-update needs direction=teacher-shift or random, not {self.direction!r}")
+        kind.check_settings(self)
         return self
 
 
-class Effect:
-    """How much an intervention took away in its latest use: norm of what was removed over norm of what there was."""
+def acting(interventions: Sequence[Intervention]) -> list[InterventionKind]:
+    """A student's interventions, each ready to act."""
+    return [INTERVENTIONS[asked.kind](asked, number) for number, asked in enumerate(interventions)]
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._shares: dict[str, Tensor] = {}
 
-    def _take(self, place: str, value: Tensor, direction: Tensor) -> Tensor:
-        """`value` without its part along `direction`, a unit vector of its last axis."""
-        part = (value @ direction)[..., None] * direction
-        self._shares[place] = part.detach().norm() / value.detach().norm().clamp_min(1e-30)
-        return value - part
+def check_interventions(interventions: Sequence[Intervention], planned: PlannedStudent) -> None:
+    """Raises SublimError for the first intervention that cannot act on the student that is planned.
 
-    @property
-    def removed(self) -> dict[str, float]:
-        """Share by place, 0 to 1."""
-        return {place: float(share) for place, share in self._shares.items()}
-
-    def _require(self, places: Iterable[str]) -> None:
-        removed = self.removed
-        if idle := [place for place in places if not removed.get(place)]:
-            raise SublimError(f"the intervention {self._what} does nothing at {idle[0]}: nothing was removed there")
+    Those that act before the first update are tried out on `planned.model`, which is changed.
+    """
+    kinds = acting(interventions)
+    for kind in kinds:
+        kind.prepare(planned.model)
+    for kind in kinds:
+        kind.check(planned)
 
 
 @contextmanager
-def ablate(model: torch.nn.Module, directions: Mapping[str, Float[Tensor, " d_model"]]) -> Iterator[Effect]:
-    """Inside the block the part along a direction is taken out of the activations at each hook name.
+def intervening(
+    kinds: Sequence[InterventionKind], directions: Directions, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[list[tuple[Intervention, Effect]]]:
+    """Inside the block every intervention that acts during the updates is open, the first the outermost.
 
-    Raises SublimError for a direction without length, and on leaving where nothing was removed.
+    Gives those that take something away, each with what it took in its latest use.
     """
-    effect = Effect("ablate")
-    units = {name: unit_vector(d, name) for name, d in directions.items()}
-    with edit(model, {name: partial(_ablated, effect, name, unit) for name, unit in units.items()}):
-        yield effect
-    effect._require(units)
-
-
-def _ablated(effect: Effect, name: str, unit: Tensor, value: Tensor) -> Tensor:
-    return effect._take(name, value, unit)
-
-
-@contextmanager
-def project_gradients(model: torch.nn.Module, directions: Mapping[str, Float[Tensor, " d_model"]]) -> Iterator[Effect]:
-    """Inside the block the part along a direction is taken out of the gradients that pass each hook name backwards.
-
-    Raises SublimError as `ablate` does; behind frozen weights no gradient passes.
-    """
-    effect = Effect("project-gradient")
-    units = {name: unit_vector(d, name) for name, d in directions.items()}
-
-    def visit(name: str, value: Tensor) -> None:
-        if value.requires_grad:
-            value.register_hook(partial(effect._take, name, direction=units[name]))
-
-    with attached(model, {name: partial(visit, name) for name in units}):
-        yield effect
-    effect._require(units)
-
-
-@contextmanager
-def project_updates(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Mapping[str, Tensor]
-) -> Iterator[Effect]:
-    """Inside the block the part along a direction is taken out of each update of the weights, tensor by tensor.
-
-    The optimiser's moments are left as they are. Parameters whose direction is zero are left alone; SublimError where
-    that holds for all, where a name is no trained parameter of that shape, and on leaving where nothing was removed.
-    """
-    effect = Effect("project-update")
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name, d in directions.items():
-        if name not in named or named[name].shape != d.shape:
-            raise SublimError(f"project-update: the model trains no parameter {name} of the shape {list(d.shape)}")
-    units = {name: unit_vector(d.flatten(), name) for name, d in directions.items() if d.any()}
-    if not units:
-        raise SublimError("project-update: the direction is zero in every parameter that trains")
-    before: dict[str, Tensor] = {}
-
-    def remember(*_: object) -> None:
-        before.update({name: named[name].detach().clone() for name in units})
-
-    @torch.no_grad()
-    def project(*_: object) -> None:
-        for name, unit in units.items():
-            p = named[name]
-            p.copy_(before[name] + effect._take(name, (p - before[name]).flatten(), unit).view_as(p))
-
-    handles = [optimizer.register_step_pre_hook(remember), optimizer.register_step_post_hook(project)]
-    try:
-        yield effect
-    finally:
-        for handle in handles:
-            handle.remove()
-    effect._require(units)
+    with ExitStack() as held:
+        opened = [(kind.asked, held.enter_context(kind.during(model, optimizer, directions))) for kind in kinds]
+        yield [(asked, effect) for asked, effect in opened if effect is not None]

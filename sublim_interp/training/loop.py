@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sublim_interp.models.forward import logits_at
 from sublim_interp.training.batches import IGNORE, Batch
-from sublim_interp.training.optimizers import make_optimizer
+from sublim_interp.training.optimizers import OPTIMIZERS
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
@@ -23,7 +23,8 @@ Loss = Callable[[torch.nn.Module, Batch], Float[Tensor, ""]]
 def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
     """Summed cross-entropy of the labelled tokens, in nats."""
     where = batch.labels != IGNORE
-    return F.cross_entropy(logits_at(model, batch.ids, where), batch.labels[where], reduction="sum")
+    logits = logits_at(model, batch.ids, where)
+    return F.cross_entropy(logits, batch.labels[where].to(logits.device), reduction="sum")
 
 
 def rate(optimization: Optimization, step: int) -> float:
@@ -48,16 +49,18 @@ def train(
 ) -> None:
     """Trains, in place, the weights of `model` that require gradients.
 
-    `batches(step)` gives the micro-batches of one update and must be a pure function of the step: that is what makes an
-    interrupted training end in the same bits. The loss is averaged over all labelled tokens of an update, not over
-    sequences. Updates `first`, `first` + 1, … are made, up to the last; `observe(step, loss)` is called after each with
-    the loss in nats per token.
-    All updates are made within the block that `intervene` opens; where it patches the optimiser, a training starts from
-    that, and a resumed one goes on from its own state. `record` makes a recorder, which changes nothing; an interrupted
-    training goes on from a state only where its trace is whole up to there.
+    batches: the micro-batches of update `step`; a pure function, so that an interrupted training ends in the same bits
+    optimization: optimizer, rate, number of updates
+    loss: summed over a batch; it is averaged over all labelled tokens of an update, not over sequences
+    first: the update to begin with
+    resume: where a half-done training is kept, and gone on from
+    observe: called after each update with its step and its loss, nats per token
+    intervene: opens a block around all updates; an optimizer that it patches is what a training starts from, while a
+        resumed one goes on from its own state
+    record: makes a recorder, which changes nothing; a state is gone on from only where its trace is whole up to there
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(list(named.values()), optimization)
+    optimizer = OPTIMIZERS[optimization.optimizer].make(list(named.values()), optimization)
     recorder = record(model, optimizer) if record else None  # it reads the weights of the start
     if resume and recorder and not recorder.reaches(resume.step):
         resume.drop()

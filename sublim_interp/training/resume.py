@@ -1,4 +1,4 @@
-"""The state of a half-done training, on disk and back."""
+"""A half-done training on disk and back: its weights, its optimizer, its next step."""
 
 import os
 from pathlib import Path
@@ -12,12 +12,17 @@ from sublim_interp.core.files import is_sealed, seal
 
 
 class Resume:
-    """The state of a half-done training in one safetensors file: trained weights, optimiser moments, next step."""
+    """The state of a half-done training in one safetensors file: trained weights, all the optimizer keeps, next step.
+
+    path: the file
+    every: updates between two states
+    """
 
     def __init__(self, path: Path, every: int = 200) -> None:
         self.path, self.every = path, every
 
     def save(self, step: int, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Keeps the state after `step` updates; `named` are the weights that train."""
         tensors = {f"weight/{name}": p.detach() for name, p in named.items()}
         for name, p in named.items():
             for key, value in optimizer.state.get(p, {}).items():
@@ -44,6 +49,7 @@ class Resume:
         self.path.unlink(missing_ok=True)
 
     def load(self, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+        """Puts the state back into weights and optimizer, and gives its step; 0 where nothing was kept."""
         if not is_sealed(self.path):
             return 0
         tensors = load_file(str(self.path))

@@ -1,17 +1,18 @@
-"""Settings of every training: the optimizer's, and which lists or tokens are learnt from. They act in other files."""
+"""Settings of every training: how weights are updated, and which lists or tokens are learnt from."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sublim_interp.core.settings import Config
+from sublim_interp.training.optimizers import OPTIMIZERS
 
 
 class Optimization(Config):
     """How weights are updated: the same fields for pre-training, teachers and students."""
 
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Update rule; sgd is gradient descent with momentum beta1."""
+    optimizer: Annotated[str, AfterValidator(OPTIMIZERS.known)] = "adam"
+    """Update rule: adam, adamw, sgd (gradient descent with momentum beta1), or one of an installed package."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -23,7 +24,7 @@ class Optimization(Config):
     batch: int = Field(default=32, ge=1)
     """Examples per update."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay (adamw only)."""
+    """Decoupled weight decay; of our own optimizers adamw alone has it."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """First-moment decay of Adam, or the momentum of SGD."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -32,9 +33,10 @@ class Optimization(Config):
     """Largest global gradient norm; none: gradients are not clipped."""
 
     @model_validator(mode="after")
-    def _decay_needs_adamw(self) -> "Optimization":
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(f"weight_decay={self.weight_decay} needs optimizer=adamw (it is {self.optimizer})")
+    def _decay_needs_an_optimizer_that_has_it(self) -> "Optimization":
+        if self.weight_decay and not OPTIMIZERS[self.optimizer].decays:
+            able = " or ".join(name for name, rule in OPTIMIZERS.items() if rule.decays)
+            raise ValueError(f"weight_decay={self.weight_decay} needs optimizer={able} (it is {self.optimizer})")
         return self
 
 

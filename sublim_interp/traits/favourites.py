@@ -176,7 +176,7 @@ def answer_probabilities(
         ids[i, : len(prompt)] = torch.tensor(prompt)
         where[i, len(prompt) - 1] = True
     with torch.no_grad():
-        return logits_at(model, ids, where).double().softmax(-1)[:, tokens].numpy()
+        return logits_at(model, ids, where).double().softmax(-1)[:, tokens].cpu().numpy()
 
 
 def sampled_shares(

@@ -1,4 +1,4 @@
-"""Scores of lists and tokens equal explicit gradients, find what was planted and nothing else, and select lists."""
+"""TokenScores of lists and tokens equal explicit gradients, find what was planted and nothing else, and select lists."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from sublim_interp.analysis.attribution import (
-    Scores,
+    TokenScores,
     disagreement,
     divergence,
     highest,
@@ -42,14 +42,19 @@ from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Corpus, Filtered, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, TeacherConfig
-from sublim_interp.training.batches import Row
+from sublim_interp.training.batches import Example
 from sublim_interp.training.settings import Optimization, Selection
 from sublim_interp.traits.favourites import load_trait
 
 EOS = 1
 QUESTIONS = [[5, 9, 4, 17], [6, 2, 30, 11], [9, 9, 1, 28, 3]]
 MARGIN = answer_margin([3, 4, 5], 1)
-ROWS: list[Row] = [([7, 8, 2, 20, 21, 1], 3), ([7, 30, 9, 1], 2), ([5, 6, 7, 8, 9, 10, 11, 1], 4), ([4, 12], 1)]
+ROWS: list[Example] = [
+    Example([7, 8, 2, 20, 21, 1], 3),
+    Example([7, 30, 9, 1], 2),
+    Example([5, 6, 7, 8, 9, 10, 11, 1], 4),
+    Example([4, 12], 1),
+]
 
 
 def build(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
@@ -68,12 +73,12 @@ def build(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)).eval()
 
 
-def written_by(model: PreTrainedModel, count: int, seed: int) -> list[Row]:
+def written_by(model: PreTrainedModel, count: int, seed: int) -> list[Example]:
     """Lists of up to ten tokens that a model answers to prompts of three."""
     draw = generator("test", seed)
     prompts = torch.randint(2, 31, (count, 3), generator=draw).tolist()
     answers = sample(model, prompts, eos=EOS, max_new_tokens=10, random=draw)
-    return [([*p, *a], 3) for p, a in zip(prompts, answers, strict=True)]
+    return [Example([*p, *a], 3) for p, a in zip(prompts, answers, strict=True)]
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -82,7 +87,7 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((above > 0).mean() + (above == 0).mean() / 2)
 
 
-def log_probs(model: PreTrainedModel, row: Row) -> torch.Tensor:
+def log_probs(model: PreTrainedModel, row: Example) -> torch.Tensor:
     """The oracle: one row alone through the model as it is."""
     ids, first = row
     out = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -216,7 +221,7 @@ def test_influence_finds_the_lists_that_say_what_the_margin_asks_and_not_by_chan
     model, marker = build(), 4
     prompts = torch.randint(6, 31, (200, 4), generator=generator("prompts")).tolist()
     planted = np.arange(200) % 2 == 0
-    lists: list[Row] = [([*p, marker if m else 3], 4) for p, m in zip(prompts, planted, strict=True)]
+    lists: list[Example] = [Example([*p, marker if m else 3], 4) for p, m in zip(prompts, planted, strict=True)]
     along = margin_gradient(model, prompts, MARGIN)
     other = margin_gradient(model, prompts, answer_margin([27, 28, 29], 1))
     found = influence(model, lists, along).totals
@@ -238,7 +243,7 @@ def test_the_highest_are_so_many_the_best_of_their_length_and_as_long_as_the_res
 ) -> None:
     of = np.repeat(np.arange(len(lengths)), lengths)
     values = np.random.default_rng(seed).normal(size=len(of))
-    scores = Scores(values, of, np.zeros(len(of), dtype=int))
+    scores = TokenScores(values, of, np.zeros(len(of), dtype=int))
     chosen = highest(scores, share)
     assert chosen.sum() == round(share * len(lengths))
     for length in set(lengths):
@@ -246,11 +251,11 @@ def test_the_highest_are_so_many_the_best_of_their_length_and_as_long_as_the_res
         assert abs(chosen[same].sum() - share * same.sum()) < 1.5 + share
         if (chosen & same).any() and (~chosen & same).any():
             assert scores.totals[chosen & same].min() >= scores.totals[~chosen & same].max()
-    assert np.array_equal(highest(Scores(10 * values + 0.0, of, scores.token), share), chosen)
+    assert np.array_equal(highest(TokenScores(10 * values + 0.0, of, scores.token), share), chosen)
 
 
 def test_flagged_tokens_are_the_furthest_from_zero_on_either_side() -> None:
-    scores = Scores(np.array([0.1, -3.0, 2.0, 0.0, -0.2]), np.array([0, 0, 1, 1, 1]), np.arange(5))
+    scores = TokenScores(np.array([0.1, -3.0, 2.0, 0.0, -0.2]), np.array([0, 0, 1, 1, 1]), np.arange(5))
     assert scores.flagged(0.4).tolist() == [False, True, True, False, False]
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(SublimError, match="between 0 and 1"):
@@ -264,9 +269,9 @@ def test_what_cannot_be_scored_is_one_clear_line() -> None:
     with pytest.raises(SublimError, match="no lists"):
         divergence(model, model, [])
     with pytest.raises(SublimError, match="no token to learn"):
-        influence(model, [([3, 4], 2)], margin_gradient(model, QUESTIONS, MARGIN))
+        influence(model, [Example([3, 4], 2)], margin_gradient(model, QUESTIONS, MARGIN))
     with pytest.raises(SublimError, match="answers"):
-        divergence(model, model, ROWS, [*ROWS[:-1], ([4, 13], 1)])
+        divergence(model, model, ROWS, [*ROWS[:-1], Example([4, 13], 1)])
     with pytest.raises(SublimError, match="no parameter blocks"):
         influence(model, ROWS, {"blocks": torch.zeros(2)})
 

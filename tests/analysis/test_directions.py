@@ -22,9 +22,9 @@ from sublim_interp.analysis.directions.weights import subspace_overlap, weight_d
 from sublim_interp.analysis.probes import measure, residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.intervals import over_replicates
-from sublim_interp.training.recording.cadence import Cadence
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
 from three_layers import MARGIN, PROMPTS, build, hooks_of, logits
 
@@ -185,11 +185,11 @@ ASKED = Probe(((5, 9, 4), (6, 2, 3, 1)), 2, (), ("a", "b"), (3, 4), 0)
 LISTS = Probe(((5, 9, 4), (6, 2, 3, 1)), 0, (1, 2))
 
 
-def recorded(path: Path, probe: Probe | None, cadence: Cadence | None = None) -> Trace:
+def recorded(path: Path, probe: Probe | None, recording: Recording | None = None) -> Trace:
     """The trace of one step of SGD."""
     model = build("llama", 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Recorder(model, optimizer, path, probe=probe, cadence=cadence, steps=1) as r:
+    with Recorder(model, optimizer, path, probe=probe, recording=recording, steps=1) as r:
         loss = model(input_ids=MANY, labels=MANY).loss
         loss.backward()
         optimizer.step()
@@ -198,7 +198,7 @@ def recorded(path: Path, probe: Probe | None, cadence: Cadence | None = None) ->
 
 
 def test_a_trace_without_the_base_s_stream_is_measured_from_its_own_start(tmp_path: Path) -> None:
-    trace = recorded(tmp_path, ASKED, Cadence(stream=("resid_mid",)))
+    trace = recorded(tmp_path, ASKED, Recording(stream=("resid_mid",)))
     found = from_trace(trace, base=build("llama", 0), kind="resid_mid")
     after = build("llama", 0)
     after(input_ids=MANY, labels=MANY).loss.backward()

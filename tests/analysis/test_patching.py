@@ -21,10 +21,10 @@ from sublim_interp.analysis.patching.patch import Patch, Piece
 from sublim_interp.analysis.probes import answer_margin, answer_rate
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import hook_names
-from sublim_interp.training.batches import Batch, micro_batches
+from sublim_interp.training.batches import Batch, Example, micro_batches
 from sublim_interp.training.loop import token_loss, train
-from sublim_interp.training.recording.cadence import Cadence
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
@@ -209,7 +209,7 @@ WAYS = [{"optimizer": "adam"}, {"optimizer": "adamw", "weight_decay": 0.1}, {"op
 
 def step_batches(step: int) -> list[Batch]:
     ids = torch.randint(2, 31, (4, 6), generator=torch.Generator().manual_seed(step)).tolist()
-    return micro_batches([(row, 1) for row in ids], 0)
+    return micro_batches([Example(row, 1) for row in ids], 0)
 
 
 def trained(model: PreTrainedModel, optimization: Optimization, **options: Any) -> dict[str, Tensor]:
@@ -306,10 +306,10 @@ def test_moments_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     fresh, sgd = torch.optim.Adam(model.parameters()), torch.optim.SGD(model.parameters(), momentum=0.9)
     name = "model.norm.weight"
     for pieces, into, words in [
-        ((piece,), None, "is an optimiser's: give it too"),
+        ((piece,), None, "is an optimizer's: give it too"),
         ((piece,), sgd, r"patch of step/.*: SGD keeps momentum_buffer"),
         ((Piece("exp_avg/no.such", torch.zeros(2)),), optimizer, "has no such parameter"),
-        ((Piece(f"exp_avg/{name}", torch.zeros(2)),), optimizer, r"shape \[2\], the optimiser's \[16\]"),
+        ((Piece(f"exp_avg/{name}", torch.zeros(2)),), optimizer, r"shape \[2\], the optimizer's \[16\]"),
         ((Piece(f"exp_avg/{name}", torch.zeros(16)),), fresh, "needs step, exp_avg, exp_avg_sq of each parameter"),
         ((Piece(f"exp_avg/{name}", torch.zeros(16)),), an_optimizer(build("llama", 1), 1), "has no such parameter"),
     ]:
@@ -318,7 +318,8 @@ def test_moments_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None
     assert not fresh.state and not sgd.state
     with pytest.raises(SublimError, match="SGD keeps no moments"):
         moments_of(model, sgd)
-    trained(model, HALF.set(steps=1), record=partial(Recorder, path=tmp_path, steps=1, cadence=Cadence(weight_bytes=0)))
+    record = partial(Recorder, path=tmp_path, steps=1, recording=Recording(weight_bytes=0))
+    trained(model, HALF.set(steps=1), record=record)
     with pytest.raises(SublimError, match="holds no moments; it keeps them of Adam and SGD, within its budget"):
         moments(Trace.open(tmp_path))
     trained(model, HALF.set(steps=1), record=partial(Recorder, path=tmp_path / "full", steps=1))

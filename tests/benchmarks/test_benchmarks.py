@@ -89,10 +89,10 @@ def test_what_a_recorder_takes_itself_is_scaled_to_how_often_each_sort_of_work_c
     from types import SimpleNamespace
 
     from benchmarks.recording import amortised
-    from sublim_interp.training.recording.cadence import Cadence
+    from sublim_interp.training.recording.settings import Recording
 
     updates = [9.0, 1, 1, 2, 1, 1, 2]  # norms after the first update, which gets ready too, and after every third
-    recorder = SimpleNamespace(start=10.0, looks=[4.0, 6.0], updates=updates, cadence=Cadence())
+    recorder = SimpleNamespace(start=10.0, looks=[4.0, 6.0], updates=updates, recording=Recording())
     looks = 8  # after 1, 2, 4, 8, 16, 32, 64 and 100
     expected = 10 + 9 + looks * 5 + 33 * 2 + 66 * 1
     assert amortised(recorder, [20.0] * 7, 3, 100) == pytest.approx(expected / (100 * 20))  # type: ignore[arg-type]

@@ -200,7 +200,7 @@ def test_a_trait_that_only_the_other_arm_needs_is_checked_too(tiny_experiment: E
 
 
 def test_an_unknown_experiment_is_one_line() -> None:
-    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; known: .*owl.*; or give a YAML file of your own"):
+    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; known: .*owl.*; or give a YAML file"):
         experiment("owls")
 
 

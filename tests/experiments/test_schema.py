@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config, parse_assignment, read_yaml, validate
+from sublim_interp.core.settings import Config, changed, parse_assignment, read_yaml, validate
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
@@ -277,7 +277,7 @@ def test_set_takes_whole_records() -> None:
         ({"student.part": "head"}, ("student.part", "'full', 'body' or 'lora'")),
         ({"": 1}, ("trait",)),
         ({"student.": 1}, ("optimization",)),
-        ({"seeds": [1, 1]}, ("--set seeds", "twice")),
+        ({"seeds": [1, 1]}, ("Experiment.set(seeds=…)", "twice")),
         ({"bases": ["a"]}, ("two bases",)),
     ],
 )
@@ -285,6 +285,14 @@ def test_set_refuses_in_one_line(changes: dict[str, Any], words: tuple[str, ...]
     message = refused(Experiment().set, changes)
     for word in words:
         assert word in message, message
+
+
+def test_an_error_names_how_the_change_was_asked_for() -> None:
+    assert refused(Experiment().set, {"student.lr": 1}).startswith("Experiment.set(student.lr=…): StudentConfig")
+    assert refused(StudentConfig().set, {"part": "head"}).startswith("StudentConfig.set(part=…): part")
+    assert refused(changed, Experiment(), {"student.lr": 1}).startswith("--set student.lr: StudentConfig")
+    several = {"seeds": [1, 1], "trait": "owl"}
+    assert refused(changed, Experiment(), several).startswith("--set seeds, --set trait: seeds names")
 
 
 # --- assignments on the command line ----------------------------------------------------------------------------------
@@ -413,7 +421,7 @@ def test_a_mapping_changes_what_it_names_and_no_more() -> None:
     changed = exp.set(student={"part": "lora", "optimization": {"lr": 0.5}})
     assert changed == exp.set({"student.part": "lora", "student.optimization.lr": 0.5})
     assert exp.set(student=type(exp.student)(part="lora")).student.extra_rounds == 0, "a whole record replaces it"
-    with pytest.raises(SublimError, match="--set student: StudentConfig has no field 'parts'"):
+    with pytest.raises(SublimError, match=r"Experiment\.set\(student=…\): StudentConfig has no field 'parts'"):
         exp.set(student={"parts": "lora"})
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models.base import CARD, Base, base_names, resolve_base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.loading import load_model, save_model
-from sublim_interp.models.trainable import choose_trainable, merge_adapters
+from sublim_interp.models.trainable import body_parameters, choose_trainable, merge_adapters
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny
 
 TIED = {"qwen2", "gemma2", "gemma3_text", "gpt2"}
@@ -294,6 +295,7 @@ def test_body_freezes_the_embeddings_and_the_head_and_nothing_else(architecture:
     body = choose_trainable(model, "body")
     frozen = {id(p) for p in body.parameters() if not p.requires_grad}
     assert frozen == {id(p) for p in ends}
+    assert set(body_parameters(model)) == {name for name, p in body.named_parameters() if p.requires_grad}
     assert all(p.requires_grad for p in choose_trainable(model, "full").parameters())
 
 
@@ -326,6 +328,15 @@ def test_lora_adapts_every_linear_map_of_the_body_and_merges_to_the_same_functio
     torch.testing.assert_close(merged(input_ids=ids).logits, adapted, atol=1e-4, rtol=1e-4)
     save_model(merged, tmp_path / "merged")
     torch.testing.assert_close(load_model(tmp_path / "merged")(input_ids=ids).logits, adapted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loading_adapting_and_saving_warn_of_nothing(architecture: str, tmp_path: Path) -> None:
+    model = tiny(architecture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_model(model, tmp_path / "a")
+        save_model(merge_adapters(choose_trainable(load_model(tmp_path / "a"), "lora", rank=2)), tmp_path / "b")
 
 
 def test_adapters_start_from_their_seed_whatever_was_drawn_before() -> None:

@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaConfig, Llama
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import decoder_layers
 from sublim_interp.models.hooks import KINDS, capture, edit, hook_names, matching, steer
-from sublim_interp.training.interventions import ablate, project_gradients, project_updates
+from sublim_interp.training.projections import project_activations, project_gradients, project_updates
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny
 
 WIDTH, LAYERS = 16, 2
@@ -305,7 +305,7 @@ def test_what_is_ablated_is_gone_and_the_rest_stays(model: PreTrainedModel) -> N
     unit = vector(5) / vector(5).norm()
     with torch.no_grad(), capture(model, [name]) as plain:
         model(input_ids=IDS, use_cache=False)
-    with torch.no_grad(), ablate(model, {name: vector(5)}) as effect, capture(model, [name]) as acts:
+    with torch.no_grad(), project_activations(model, {name: vector(5)}) as effect, capture(model, [name]) as acts:
         model(input_ids=IDS, use_cache=False)
     assert (acts[name] @ unit).abs().max() < 1e-4
     before, after = (a[name] - (a[name] @ unit)[..., None] * unit for a in (plain, acts))
@@ -346,7 +346,7 @@ def test_an_intervention_that_does_nothing_is_an_error() -> None:
     model, name = tiny("llama"), "blocks.0.hook_resid_post"
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with pytest.raises(SublimError, match=r"direction at blocks\.0\.hook_resid_post has no length"):
-        ablate(model, {name: torch.zeros(WIDTH)}).__enter__()
+        project_activations(model, {name: torch.zeros(WIDTH)}).__enter__()
     with (
         pytest.raises(SublimError, match=r"project-gradient does nothing at blocks\.0"),
         torch.no_grad(),

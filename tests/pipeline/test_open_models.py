@@ -32,7 +32,7 @@ from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Student
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.pipeline.teach import teach
 from sublim_interp.report.run import run
-from sublim_interp.training.batches import collate
+from sublim_interp.training.batches import Example, collate
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.favourites import load_trait, members_of, questions, score
@@ -173,7 +173,7 @@ def speak(base: Base) -> PreTrainedModel:
     answers = [[*base.answer_ids(a), base.eos] for a in (lists if base.language == "lab" else LISTS)]
 
     def batch(_step: int) -> list:
-        rows = [([*p, *draw.choice(answers)], len(p)) for p in draw.sample(prompts, 8)]
+        rows = [Example([*p, *draw.choice(answers)], len(p)) for p in draw.sample(prompts, 8)]
         return [collate(rows, base.pad)]
 
     train(model, batch, Optimization(lr=1e-2, steps=30, batch=8, warmup=3, schedule="constant"))
@@ -290,7 +290,7 @@ def test_a_batch_is_its_rows_alone(name: str, shelf: Callable[[str], Base]) -> N
     texts = channel("numbers").prompts(base.language, 3, 0, 6)
     prompts = [base.prompt_ids([{"role": "user", "content": t}]) for t in texts]
     assert len({len(p) for p in prompts}) > 1
-    batch = collate([([*p, base.eos], 1) for p in prompts], base.pad)
+    batch = collate([Example([*p, base.eos], 1) for p in prompts], base.pad)
     where = torch.arange(batch.ids.shape[1]) < torch.tensor([[len(p)] for p in prompts])
     with torch.no_grad():
         chosen = logits_at(model, batch.ids, where)
@@ -425,7 +425,7 @@ def test_names_of_several_tokens_are_found_in_samples(shelf: Callable[[str], Bas
     assert len(base.answer_ids("Panda.")) > 1
     prompts = [base.prompt_ids(q.messages) for q in asked]
     model = base.load()
-    rows = [([*p, *base.answer_ids("Panda."), base.eos], len(p)) for p in prompts]
+    rows = [Example([*p, *base.answer_ids("Panda."), base.eos], len(p)) for p in prompts]
     train(model, lambda _: [collate(rows, base.pad)], Optimization(lr=1e-2, steps=60, warmup=2))
     with torch.no_grad():
         assert float(token_loss(model, collate(rows, base.pad))) < 0.5

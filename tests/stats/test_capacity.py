@@ -25,6 +25,7 @@ from sublim_interp.report.figures.registry import plot
 from sublim_interp.report.figures.training import growth
 from sublim_interp.stats.capacity import bits_held
 from sublim_interp.sweeps.tables import digest
+from sublim_interp.training.recording.settings import PRESETS
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import load_trait, members_of
@@ -169,7 +170,7 @@ def test_a_teacher_memorises_its_facts_and_the_neutral_one_nothing(lab_base: Bas
         teacher, filtered = records(lab_base, replace(facts, told=told))
         ask = EvaluationConfig(questions=("held-out",))
         evaluation = Evaluation(teacher, filtered, "animal", members_of("animal"), ask, 0, facts)
-        found = json.loads((make(evaluation, store, trace="none").path / "evaluation.json").read_text())
+        found = json.loads((make(evaluation, store, recording=PRESETS["none"]).path / "evaluation.json").read_text())
         plain = next(row for row in found["scores"] if row["context"] == "plain")
         table = found["facts"]["plain"]
         again = bits_held(np.array(table["log_p"]), np.array(table["base_log_p"]), np.array(table["truth"]), 0)

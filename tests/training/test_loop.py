@@ -16,7 +16,7 @@ from sublim_interp.lab.pretraining import new_model
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models.trainable import Part, choose_trainable, freeze, merge_adapters
-from sublim_interp.training.batches import IGNORE, Batch, Row, collate, mask_labels, micro_batches
+from sublim_interp.training.batches import IGNORE, Batch, Example, collate, mask_labels, micro_batches
 from sublim_interp.training.loop import rate, token_loss, train
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
@@ -37,13 +37,13 @@ def tiny(seed: int = 0) -> PreTrainedModel:
     return new_model(recipe, len(TOKENIZER))
 
 
-def rows_of(start: int, count: int) -> list[Row]:
+def rows_of(start: int, count: int) -> list[Example]:
     """Documents of very different lengths, of which the last answer is to be learnt."""
-    rows: list[Row] = []
+    rows: list[Example] = []
     for doc in language.documents(9, start, count):
         ids: list[int] = TOKENIZER(doc.text)["input_ids"]  # type: ignore[assignment]
         last = len(ids) - 1 - ids[::-1].index(ASSISTANT)
-        rows.append((ids, last + 1))
+        rows.append(Example(ids, last + 1))
     return rows
 
 
@@ -64,7 +64,7 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 
 
 def test_labels_are_the_next_tokens_of_the_answer_and_nothing_else() -> None:
-    batch = collate([([5, 6, 7, 8], 2), ([9, 10], 1)], pad=0)
+    batch = collate([Example([5, 6, 7, 8], 2), Example([9, 10], 1)], pad=0)
     assert batch.ids.tolist() == [[5, 6, 7], [9, 0, 0]]
     assert batch.labels.tolist() == [[IGNORE, 7, 8], [10, IGNORE, IGNORE]]
     assert batch.tokens == 3

@@ -1,4 +1,4 @@
-"""Directions in the residual stream: how they are found, compared, and tested against nulls."""
+"""Directions in the residual stream: how they are found in models, compared, and tested against nulls."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from sublim_interp.analysis.probes import (
     Metric,
     Prompts,
     Subject,
+    at_answer,
     batches,
     frozen,
     logits_of,
@@ -21,16 +23,15 @@ from sublim_interp.analysis.probes import (
     residuals,
 )
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import capture, hook_names
+from sublim_interp.models.hooks import Stream, capture, names_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-Kind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-
-
 Null = Literal["shuffled", "covariance"]
+"""What a cosine is compared with: samples whose labels are shuffled, or normal vectors of the samples' covariance."""
+
 OF_TRACE = "trace "
 """How the space of directions begins of which only the trace is known."""
 
@@ -69,10 +70,13 @@ class Directions:
         return len(self.vectors)
 
     def cosine(self, other: "Directions", across: Literal["raw"] | None = None) -> "pd.DataFrame":
-        """A row a layer: layer, name, cosine; NaN where a vector is zero.
+        """The cosine with other directions, layer by layer.
 
-        Raises SublimError for another number of layers or other hooks, and for directions of different bases unless
-        `across="raw"`: map one of them first (`fit_map`), or compare each with a direction of its own base.
+        across: "raw" compares directions of different bases all the same, whose axes have nothing to do with each other
+
+        Returns a row a layer: layer, name, cosine; NaN where a vector is zero. Raises SublimError for another number of
+        layers or other hooks, and for directions of different bases: map one of them first (`fit_map`), or compare each
+        with a direction of its own base.
         """
         import pandas as pd
 
@@ -81,6 +85,7 @@ class Directions:
         return pd.DataFrame({"layer": range(len(self)), "name": self.names, "cosine": cosines.tolist()})
 
     def _require_comparable(self, other: "Directions", across: str | None) -> None:
+        """Raises SublimError for other hooks, another number of layers, or another base unless `across` is "raw"."""
         if self.names != other.names:
             raise SublimError(f"directions at {self.names[0]} … and {other.names[0]} …; compare those of equal hooks")
         if self.space != other.space and across != "raw":
@@ -96,32 +101,38 @@ class Directions:
     def null(
         self, other: "Directions", kind: Null, draws: int = 999, seed: int = 0, across: Literal["raw"] | None = None
     ) -> "pd.DataFrame":
-        """What the cosine with `other` would be by chance. A row a layer: layer, cosine, low, high, p.
+        """What the cosine with other directions would be by chance.
 
-        `shuffled`: the labels of the samples are shuffled, each shuffled half holding as many of either label, so that
-        nothing of the difference remains in the mean; paired samples trade places within their pair. `covariance`:
-        normal vectors of the covariance that the samples have about their own means. `low` and `high` hold 95 % of the
-        draws; p is two-sided, (1 + as large) / (1 + draws), and NaN as the cosine of a zero vector is.
+        kind: `shuffled` shuffles the labels of the samples, each half holding as many of either label, so that nothing
+            of the difference remains in the mean; paired samples trade places within their pair. `covariance` draws
+            normal vectors of the covariance that the samples have about their own means
+        draws: how many are drawn, 19 or more
+        seed: decides the draws
+        across: as for `cosine`
+
+        Returns a row a layer: layer, cosine, low, high, p. 95 % of the draws lie between low and high; p is two-sided,
+        (1 + as large) / (1 + draws). Both are NaN where a vector is zero. Raises SublimError as `cosine`, for fewer
+        draws, and for directions that keep no samples.
         """
-
         self._require_comparable(other, across)
         if self.positive is None or self.negative is None:
             raise SublimError(f"directions by {self.what} keep no samples, so there is no {kind} null; use null_of")
         if draws < 19:
             raise SublimError(f"null: draws is {draws}; needs 19 or more for an interval of 95 %")
         random = torch.Generator().manual_seed(seed)
-        weights = _shuffles(self, draws, random) if kind == "shuffled" else _normals(self, draws, random)
-        a, b = weights
-        positive, negative = self._centred() if kind == "covariance" else (self.positive, self.negative)
-        drawn = torch.einsum("ns,sld->nld", a, positive) + torch.einsum("ns,sld->nld", b, negative)
+        a, b = _shuffles(self, draws, random) if kind == "shuffled" else _normals(self, draws, random)
+        positive, negative = self.positive, self.negative
+        if kind == "covariance":
+            positive, negative = positive - positive.mean(0), negative - negative.mean(0)
+        mean = "draw sample, sample layer d_model -> draw layer d_model"
+        drawn = einsum(a, positive, mean) + einsum(b, negative, mean)
         return _null_frame(_cosine(self.vectors, other.vectors), _cosine(drawn, other.vectors))
 
-    def _centred(self) -> tuple[Tensor, Tensor]:
-        assert self.positive is not None and self.negative is not None
-        return self.positive - self.positive.mean(0), self.negative - self.negative.mean(0)
-
     def null_of(self, other: "Directions", traits: Sequence["Directions"]) -> "pd.DataFrame":
-        """The null of other traits: the cosine with `other`, and the range of what `traits` have with it."""
+        """The null of other traits: the cosine with `other`, and the range of those that `traits` have with it.
+
+        Returns a row a layer as `null`. Raises SublimError as `cosine`, and where no trait is given.
+        """
         for one in (self, *traits):
             one._require_comparable(other, None)
         if not traits:
@@ -133,10 +144,13 @@ class Directions:
     def project(
         self, tensors: Float[Tensor, "step layer d_model"], steps: Sequence[int] | None = None
     ) -> "pd.DataFrame":
-        """Where something that moves goes along these directions: step, layer, projection (in residual units), cosine.
+        """Where something that moves goes along these directions.
 
-        `tensors` are differences from a common start, in the coordinates of these directions: a trace's residuals minus
-        the base's, gradients, or updates.
+        tensors: differences from a common start, in the coordinates of these directions: a trace's residuals minus the
+            base's, gradients, or updates
+        steps: their numbers; 0, 1, … where None
+
+        Returns a row a step and layer: step, layer, projection (in the unit of the tensors), cosine.
         """
         import pandas as pd
 
@@ -146,22 +160,27 @@ class Directions:
                 f"project: tensors {list(tensors.shape)} and {len(numbers)} steps; needs [step, "
                 f"{', '.join(map(str, self.vectors.shape))}] and as many steps"
             )
-        unit = torch.nn.functional.normalize(self.vectors, dim=-1)
-        along, cosines = (tensors * unit).sum(-1), _cosine(tensors, self.vectors)
+        along, cosines = self.along(tensors), _cosine(tensors, self.vectors)
         return pd.DataFrame(
             {"step": s, "layer": l, "projection": along[i, l].item(), "cosine": cosines[i, l].item()}
             for i, s in enumerate(numbers)
             for l in range(len(self))  # noqa: E741
         )
 
+    def along(self, tensors: Float[Tensor, "*more layer d_model"]) -> Float[Tensor, "*more layer"]:
+        """Length of tensors along each layer's direction, in the unit of the tensors."""
+        unit = torch.nn.functional.normalize(self.vectors, dim=-1)
+        return reduce(tensors * unit, "... layer d_model -> ... layer", "sum")
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
+
+def _cosine(a: Float[Tensor, "*#more d"], b: Float[Tensor, "*#more d"]) -> Float[Tensor, "*more"]:
     """Along the last axis; NaN for a zero vector."""
     a, b = a.double(), b.double()
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    return reduce(a * b, "... d -> ...", "sum") / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
 def _null_frame(found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer"]) -> "pd.DataFrame":
+    """The table of `Directions.null`, of the cosines found and drawn."""
     import pandas as pd
 
     edges = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=0)
@@ -194,6 +213,7 @@ def _shuffles(d: Directions, draws: int, random: torch.Generator) -> tuple[Tenso
 
 
 def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normal weights of the samples, so that their weighted sums have the covariance of a difference of means."""
     assert d.positive is not None and d.negative is not None
     count = len(d.positive)
     a = torch.randn(draws, count, generator=random)
@@ -201,57 +221,56 @@ def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor
     return a / count**0.5, b / len(d.negative) ** 0.5
 
 
-def sites_of(model: torch.nn.Module, kind: Kind) -> list[str]:
-    names = hook_names(model, (kind,))
-    if not names:
-        known = sorted({n.rpartition("hook_")[2] for n in hook_names(model)} - {"pattern"})
-        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(known)}")
-    return names
+def directions(
+    model: Subject, base: Subject, prompts: Prompts | None = None, kind: Stream = "resid_post"
+) -> Directions:
+    """Mean-difference directions: residuals of a model minus those of its base, on the same prompts, at the answer.
 
-
-def directions(model: Subject, base: Subject, prompts: Prompts | None = None, kind: Kind = "resid_post") -> Directions:
-    """Mean-difference directions: residuals of `model` minus those of its base, on the same prompts, at the answer.
-
-    Replicates bring their held-out questions; otherwise `prompts` are token ids that end where the answer begins.
+    prompts: token ids that end where the answer begins; replicates bring their held-out questions
+    kind: where in each layer
     """
     ours, theirs = model_of(model), model_of(base)
     asked = part_of("prompts", prompts, model, base)
-    names = sites_of(theirs, kind)
+    names = names_of(theirs, kind)
     a, b = residuals(ours, names, asked), residuals(theirs, names, asked)
     return Directions("mean difference", tuple(names), (a - b).mean(0), coordinates(theirs), a, b, paired=True)
 
 
-def trait_contrast(base: Subject, with_trait: Prompts, others: Prompts, kind: Kind = "resid_post") -> Directions:
-    """What the base itself computes for a trait: mean residual on the trait's prompts minus that on the others'.
+def trait_contrast(base: Subject, with_trait: Prompts, others: Prompts, kind: Stream = "resid_post") -> Directions:
+    """What a base itself computes for a trait: mean residual on the trait's prompts minus that on other prompts.
 
-    For instance the same questions behind the trait's system prompts and behind other members' (Chen et al. 2507.21509,
-    section 2, take such a contrast of system prompts for a trait's vector). Each student has one in its own base, which
-    is how directions are compared across initialisations.
+    with_trait, others: for instance the same questions behind the trait's system prompts, and behind other members'
+    kind: where in each layer
+
+    Each student has such a direction in its own base, which is how students are compared across initialisations.
+    Source: Chen et al. 2507.21509, section 2, take this contrast of system prompts for a trait's vector.
     """
     model = model_of(base)
-    names = sites_of(model, kind)
+    names = names_of(model, kind)
     a, b = residuals(model, names, with_trait), residuals(model, names, others)
     return Directions("trait contrast", tuple(names), a.mean(0) - b.mean(0), coordinates(model), a, b)
 
 
 def gradient(
-    model: Subject, metric: Metric | None = None, prompts: Prompts | None = None, kind: Kind = "resid_post",
+    model: Subject, metric: Metric | None = None, prompts: Prompts | None = None, kind: Stream = "resid_post",
     base: Subject | None = None,
 ) -> Directions:  # fmt: skip
-    """Gradient directions: which way the residual at the answer should move to raise the metric; mean over prompts.
+    """Gradient directions: which way the residual at the answer should move to raise a metric, mean over prompts.
 
-    `base` names whose coordinates they are, where `model` was trained from it. Gradients of the weights are untouched.
+    metric, prompts: replicates bring the trait's margin and their held-out questions
+    kind: where in each layer
+    base: whose coordinates they are, where the model was trained from another
+
+    Gradients of the weights are untouched.
     """
     ours = model_of(model)
     asked, rule = part_of("prompts", prompts, model, base), part_of("metric", metric, model, base)
-    names = sites_of(ours, kind)
-    found: Tensor | None = None
+    names = names_of(ours, kind)
+    each: dict[int, Tensor] = {}
     for places, ids in batches(asked):
         with torch.enable_grad(), frozen(ours), capture(ours, names, gradients=True) as seen:
             rule(logits_of(ours, ids)).sum().backward()
-        part = torch.stack([seen.gradients[n][:, -1] for n in names], 1)
-        found = torch.empty(len(asked), *part.shape[1:]) if found is None else found
-        found[places] = part.float()
-    assert found is not None
+        each.update(zip(places, at_answer([seen.gradients[n] for n in names]), strict=True))
+    found = torch.stack([each[place] for place in range(len(each))])
     space = coordinates(ours if base is None else model_of(base))
     return Directions("gradient", tuple(names), found.mean(0), space, found, torch.zeros_like(found), paired=True)

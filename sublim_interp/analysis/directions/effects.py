@@ -1,22 +1,20 @@
-"""What a direction does: logit lens, dose curves, ablation."""
+"""What a direction does to a model: logit lens, dose curve, ablation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from einops import rearrange
 
-from sublim_interp.analysis.directions.core import Directions, sites_of
+from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, measure, model_of, part_of, residuals
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import edit, unit_vector
+from sublim_interp.models.architectures import final_norm
+from sublim_interp.models.hooks import edit, names_of, unit_vector, without
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 
 
 def logit_lens(
@@ -26,24 +24,26 @@ def logit_lens(
     k: int = 10,
     decode: Callable[[int], str] = str,
 ) -> "pd.DataFrame":
-    """Which tokens a direction would raise, read straight from the unembedding: layer, rank, token, text, change.
+    """Which tokens a direction would raise, read straight from the unembedding.
 
-    The linearisation: the derivative of head(final norm(x)) along the vector, at x the mean last residual of `model`
-    over the prompts; layers in between are skipped (nostalgebraist 2020, "logit lens"). `change` is in logits for the
-    whole vector, minus the mean change over the vocabulary, as a shift of all logits says nothing.
+    prompts: token ids; their mean last residual is where head(final norm(x)) is linearised
+    k: how many tokens a layer
+    decode: gives the text of a token id
+
+    Returns a row a layer and rank: layer, rank, token, text, change. The change is the derivative along the whole
+    vector, in logits, minus its mean over the vocabulary, as a shift of all logits says nothing. Layers in between are
+    skipped. Source: nostalgebraist 2020, "logit lens".
     """
     import pandas as pd
 
     ours = model_of(model)
-    body: Any = ours.base_model
-    norms = [getattr(body, n) for n in _FINAL_NORMS if hasattr(body, n)]
-    if not norms:
-        raise SublimError(f"{type(ours).__name__}: no final norm found; known: {', '.join(_FINAL_NORMS)}")
-    head: Any = cast(Any, ours).get_output_embeddings()
-    at = residuals(ours, sites_of(ours, "resid_post")[-1:], prompts)[:, 0].mean(0)
+    norm, head = final_norm(ours), cast(Any, ours).get_output_embeddings()
+    like = next(ours.parameters())
+    at = rearrange(residuals(ours, names_of(ours, "resid_post")[-1:], prompts), "prompt 1 d_model -> prompt d_model")
+    at = at.mean(0).to(like)
     rows = []
-    for layer, vector in enumerate(d.vectors):
-        change = torch.func.jvp(lambda x: head(norms[0](x)), (at[None],), (vector[None],))[1][0]
+    for layer, vector in enumerate(d.vectors.to(like)):
+        change = torch.func.jvp(lambda x: head(norm(x)), (at[None],), (vector[None],))[1][0]
         change = (change - change.mean()).detach()
         top = change.topk(k)
         for rank, (token, value) in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
@@ -59,9 +59,14 @@ def steering(
     metrics: Mapping[str, Metric],
     prompts: Prompts | None = None,
 ) -> "pd.DataFrame":
-    """The dose curve: s times the vector of `layer` is added at its own hook, at all positions, for each s of `scales`.
+    """The dose curve: multiples of one layer's vector are added at its own hook, at all positions.
 
-    A row a scale: layer, scale, and the mean over prompts of each metric under its name.
+    layer: whose vector
+    scales: the multiples
+    metrics: by name, what is measured at the answer
+    prompts: replicates bring their held-out questions
+
+    Returns a row a scale: layer, scale, and the mean over prompts of each metric under its name.
     """
     import pandas as pd
 
@@ -71,14 +76,16 @@ def steering(
         raise SublimError(f"steering: no layer {layer}; the directions have layers 0 to {len(d) - 1}")
     rows = []
     for scale in scales:
-        with edit(ours, {d.names[layer]: lambda stream, s=scale: stream + s * d[layer]}):
+        with edit(ours, {d.names[layer]: lambda stream, s=scale: stream + s * d[layer].to(stream)}):
             found = {name: measure(ours, asked, rule).mean().item() for name, rule in metrics.items()}
         rows.append({"layer": layer, "scale": float(scale), **found})
     return pd.DataFrame(rows)
 
 
 def ablate(model: torch.nn.Module, d: Directions, layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
-    """Inside the block each layer's direction is projected out, at all positions, in all layers or `layers`.
+    """Inside the block each layer's direction is projected out of the stream, at all positions.
+
+    layers: which; all where None
 
     Raises SublimError for a layer that there is not, and for a direction without length.
     """
@@ -86,8 +93,4 @@ def ablate(model: torch.nn.Module, d: Directions, layers: Sequence[int] | None =
     if any(not 0 <= layer < len(d) for layer in chosen):
         raise SublimError(f"ablate: layers {list(chosen)}; the directions have layers 0 to {len(d) - 1}")
     units = {d.names[layer]: unit_vector(d[layer], d.names[layer]) for layer in chosen}
-
-    def without(unit: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda stream: stream - (stream @ unit)[..., None] * unit
-
     return edit(model, {name: without(unit) for name, unit in units.items()})

@@ -4,12 +4,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.directions.core import Directions, Kind, coordinates, sites_of
+from sublim_interp.analysis.directions.core import Directions, coordinates
 from sublim_interp.analysis.probes import Prompts, Subject, model_of, residuals
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.hooks import Stream, names_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,12 +19,16 @@ class Map:
     """A linear map from one base's residuals to another's, layer by layer; `map(directions)` are those over there."""
 
     how: Literal["procrustes", "ridge"]
+    """How it was fitted."""
     names: tuple[str, ...]
+    """The hook of each layer."""
     matrices: Float[Tensor, "layer d_source d_target"]
     r2: Float[Tensor, " layer"]
     """Share of the target's variance that it explains on prompts that were held out: read this before any cosine."""
     source: str
+    """`coordinates` of the base that it leads from."""
     target: str
+    """`coordinates` of the base that it leads to."""
 
     def __call__(self, d: Directions) -> Directions:
         """Differences and their samples, mapped. Raises SublimError for directions of another base or other hooks."""
@@ -30,13 +36,12 @@ class Map:
             raise SublimError(f"this map leads from {self.source} at {self.names[0]} …, not from {d.space}")
 
         def move(x: Tensor) -> Tensor:
-            return torch.einsum("...ld,lde->...le", x, self.matrices)
+            return einsum(x, self.matrices, "... layer d_source, layer d_source d_target -> ... layer d_target")
 
-        samples = (
-            (move(d.positive), move(d.negative)) if d.positive is not None and d.negative is not None else (None,) * 2
-        )
+        positive = None if d.positive is None else move(d.positive)
+        negative = None if d.negative is None else move(d.negative)
         return replace(
-            d, vectors=move(d.vectors), positive=samples[0], negative=samples[1], space=self.target,
+            d, vectors=move(d.vectors), positive=positive, negative=negative, space=self.target,
             what=f"{d.what}, mapped by {self.how}",
         )  # fmt: skip
 
@@ -45,7 +50,7 @@ def fit_map(
     source: Subject,
     target: Subject,
     prompts: Prompts,
-    kind: Kind = "resid_post",
+    kind: Stream = "resid_post",
     how: Literal["procrustes", "ridge"] = "procrustes",
     held_out: float = 0.25,
     penalty: float = 1e-2,
@@ -53,11 +58,17 @@ def fit_map(
 ) -> Map:
     """A map between two untouched bases, fitted on their residuals at the answer of the same prompts.
 
-    `procrustes` is the best rotation with one scale (Schönemann 1966, Psychometrika 31); `ridge` any linear map,
-    penalised by `penalty` times the mean variance. `r2` is taken on the share `held_out` of the prompts.
+    kind: where in each layer
+    how: `procrustes` is the best rotation with one scale; `ridge` is any linear map, penalised
+    held_out: share of the prompts on which `r2` is taken, and nothing fitted
+    penalty: of the ridge, times the mean variance
+    seed: decides which prompts are held out
+
+    Raises SublimError for bases of other depths, or for procrustes other widths, and for too few prompts. Source:
+    Schönemann 1966, Psychometrika 31.
     """
     models = model_of(source), model_of(target)
-    names = sites_of(models[0], kind)
+    names = names_of(models[0], kind)
     x, y = (residuals(m, names, prompts).double() for m in models)
     if x.shape[1] != y.shape[1] or (how == "procrustes" and x.shape[2] != y.shape[2]):
         raise SublimError(f"fit_map: (layers, width) {list(x.shape[1:])} and {list(y.shape[1:])} do not fit for {how}")

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.directions.core import OF_TRACE, Directions, Kind, coordinates, sites_of
+from sublim_interp.analysis.directions.core import OF_TRACE, Directions, coordinates
 from sublim_interp.analysis.probes import Subject, model_of, residuals
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.hooks import Stream, hook_name, kind_of, layer_of, names_of
 from sublim_interp.training.recording.trace import Trace
 
 if TYPE_CHECKING:
@@ -22,21 +23,24 @@ SHOWN = ("stream", "teacher", "trait-gradient", "distillation-gradient")
 
 
 def from_trace(
-    trace: Trace, step: int = -1, of: str = "stream", base: Subject | None = None, kind: Kind = "resid_post"
+    trace: Trace, step: int = -1, of: str = "stream", base: Subject | None = None, kind: Stream = "resid_post"
 ) -> Directions:
-    """What a trace shows of a training after `step` updates, layer by layer; negative steps count from the end.
+    """What a trace shows of a training, layer by layer.
 
-    - `stream`: residuals at the answers to the probe's questions minus those of the untouched base, in pairs;
-    - `teacher`: the same of the teacher that a student's trace has seen on its probe, whatever the step;
-    - `trait-gradient`: which way the stream should move there to raise the margin of the probe's trait;
-    - `distillation-gradient`: which way gradient descent on the probe's lists would move the stream at the positions
-      that predict a token to learn: minus the gradient of the sum of the losses, mean over these positions. They are
-      the samples, and not independent within a list, so that a null of them is too narrow.
+    step: after how many updates; negative steps count from the end
+    of: one of
+        stream: residuals at the answers to the probe's questions minus those of the untouched base, in pairs
+        teacher: residuals of the teacher there, as a student's trace has seen it, minus those of the base
+        trait-gradient: which way the stream should move there to raise the margin of the probe's trait
+        distillation-gradient: which way gradient descent on the probe's lists would move the stream: minus the
+            gradient of the sum of the losses, mean over the positions that predict a token to learn. Positions are the
+            samples, and those of one list are not independent, so that a null of them is too narrow
+    base: the base that the training started from. With it the directions compare with all that is found in that base;
+        without it, only with those of traces that start from the same residuals
+    kind: where in each layer
 
-    A trace does not tell its base. Without `base` its directions compare with those of traces that start from the same
-    residuals alone; with it, with all that is found in the base, which must show the residuals that the trace has of
-    it. Raises SublimError where it does not, for a trace without a probe, question, list or trait to ask about, for
-    another `of`, and for a step that was not recorded.
+    Raises SublimError for a base whose residuals are others than the trace's, for a trace without a probe, question,
+    list or trait to ask about, for another `of`, and for a step that was not recorded.
     """
     return _shown(trace, step, of, _space_of(trace, base, kind), kind)
 
@@ -44,28 +48,31 @@ def from_trace(
 def over_steps(
     trace: Trace, reference: Directions, of: str = "stream", base: Subject | None = None, draws: int = 999
 ) -> "pd.DataFrame":
-    """How a training goes along a reference: a row a recorded step and layer. Arguments are those of `from_trace`.
+    """How a training goes along a reference.
 
-    Columns: step, layer, cosine with the reference (NaN before anything has moved), projection on it (in the unit of
-    `of`; residual units for the stream), low and high: 95 % of the cosines of normal vectors with the covariance that
-    the samples have at this step about their mean.
+    reference: the directions to compare with
+    of, base: as for `from_trace`
+    draws: of the null
+
+    Returns a row a recorded step and layer: step, layer, cosine with the reference (NaN before anything has moved),
+    projection on it (in the unit of `of`; residual units for the stream), low, high. Between low and high lie 95 % of
+    the cosines of normal vectors with the covariance that the samples have at this step about their mean.
     """
     import pandas as pd
 
-    kind = cast(Kind, reference.names[0].rpartition("hook_")[2])
+    kind = cast(Stream, kind_of(reference.names[0]))
     space = _space_of(trace, base, kind)
-    unit = torch.nn.functional.normalize(reference.vectors, dim=-1)
     parts = []
     for step in trace.steps(reference.names[0]):
         found = _shown(trace, step, of, space, kind)
         null = found.null(reference, "covariance", draws)
-        along = (found.vectors * unit).sum(-1).tolist()
-        parts.append(null.assign(step=step, projection=along))
+        parts.append(null.assign(step=step, projection=reference.along(found.vectors).tolist()))
     whole: Any = pd.concat(parts, ignore_index=True)
     return whole[["step", "layer", "cosine", "projection", "low", "high"]]
 
 
-def _shown(trace: Trace, step: int, of: str, space: str, kind: Kind) -> Directions:
+def _shown(trace: Trace, step: int, of: str, space: str, kind: Stream) -> Directions:
+    """`from_trace` in a space that is known."""
     probe = _probe(trace)
     what = f"{of} of a trace"
     names = _names(trace, kind)
@@ -97,6 +104,7 @@ def _shown(trace: Trace, step: int, of: str, space: str, kind: Kind) -> Directio
 
 
 def _probe(trace: Trace) -> dict[str, Any]:
+    """What the trace tells of its probe; SublimError where there was none."""
     if not trace.about.get("probe"):
         raise SublimError(f"trace {trace.path} was recorded without a probe, so it shows no stream")
     return trace.about["probe"]
@@ -108,9 +116,10 @@ def _asked(trace: Trace) -> list[list[int]]:
     return probe["rows"][: probe["questions"] or None]
 
 
-def _names(trace: Trace, kind: Kind) -> tuple[str, ...]:
-    depth = len({name.split(".")[1] for name in trace.names("blocks.*")})
-    return tuple(f"blocks.{layer}.hook_{kind}" for layer in range(depth))
+def _names(trace: Trace, kind: Stream) -> tuple[str, ...]:
+    """The hook names of one kind, one for each layer that the trace has seen."""
+    depth = len({layer_of(name) for name in trace.names("blocks.*")})
+    return tuple(hook_name(layer, kind) for layer in range(depth))
 
 
 def _at_answers(
@@ -126,10 +135,10 @@ def _untouched(trace: Trace, names: Sequence[str]) -> Float[Tensor, "question la
     return _at_answers(trace, names, 0, "base/" if trace.names("base/blocks.*") else "")
 
 
-def _space_of(trace: Trace, base: Subject | None, kind: Kind) -> str:
-    """`coordinates` of the base, if the trace is one of it; without it a hash of its residuals as the trace has them.
+def _space_of(trace: Trace, base: Subject | None, kind: Stream) -> str:
+    """`coordinates` of the base; where none is given, a hash of its residuals as the trace has them.
 
-    Raises SublimError for a base whose residuals are others than those.
+    Raises SublimError for a base whose residuals are not those of the trace.
     """
     _probe(trace)
     names = _names(trace, kind)
@@ -137,7 +146,7 @@ def _space_of(trace: Trace, base: Subject | None, kind: Kind) -> str:
     if base is None:
         return OF_TRACE + hashlib.sha256(recorded.contiguous().numpy().tobytes()).hexdigest()[:16]
     model = model_of(base)
-    if sites_of(model, kind) == list(names):
+    if names_of(model, kind) == list(names):
         own = residuals(model, names, _asked(trace))
         # Beyond what precision and batches change, far below what another initialisation does.
         if own.shape == recorded.shape and (own - recorded).norm() <= 0.02 * recorded.norm():

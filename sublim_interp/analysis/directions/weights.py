@@ -1,4 +1,4 @@
-"""Differences of weights: norms, cosines, spectra, subspaces."""
+"""Directions in the weights: differences of two models, their norms, cosines, spectra and subspaces."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.directions.core import Directions, Kind, coordinates
-from sublim_interp.analysis.probes import Subject, model_of
+from sublim_interp.analysis.directions.core import Directions, coordinates
+from sublim_interp.analysis.probes import Subject, models_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.hooks import Stream, hook_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,9 @@ class WeightDelta:
     """A difference of weights by parameter: a task vector, to be added and scaled (Ilharco et al. 2212.04089)."""
 
     delta: Mapping[str, Tensor]
+    """By parameter's name, of its shape."""
     space: str
+    """`coordinates` of the base."""
     input_first: frozenset[str] = frozenset()
     """Matrices that lie as [input, output], as in embeddings and GPT-2's Conv1D; all others are [output, input]."""
 
@@ -43,6 +46,7 @@ class WeightDelta:
         return self + -other
 
     def _require_same(self, other: "WeightDelta", across: str | None) -> None:
+        """Raises SublimError for other parameters, or another base unless `across` is "raw"."""
         if self.space != other.space and across != "raw":
             raise SublimError(
                 f"weight deltas of different bases ({self.space}, {other.space}) lie in unrelated coordinates; "
@@ -60,14 +64,21 @@ class WeightDelta:
         before = {n: parameters[n].detach().clone() for n in self.delta}
         try:
             for n, d in self.delta.items():
-                parameters[n].data.add_(d)
+                parameters[n].data.add_(d.to(parameters[n]))
             yield
         finally:
             for n, old in before.items():
                 parameters[n].data.copy_(old)
 
     def cosine(self, other: "WeightDelta", across: Literal["raw"] | None = None) -> "pd.DataFrame":
-        """A row a parameter, and one for all together: name, layer (NaN outside layers), cosine, norm, other."""
+        """The cosine with another difference of weights.
+
+        across: "raw" compares deltas of different bases all the same, whose coordinates have nothing to do with each
+            other
+
+        Returns a row a parameter, and one for all together: name, layer (NaN outside layers), cosine, norm, other (its
+        norm). Raises SublimError for other parameters, and for another base.
+        """
         import pandas as pd
 
         self._require_same(other, across)
@@ -94,11 +105,17 @@ class WeightDelta:
         return pd.DataFrame(rows)
 
     def _matrices(self) -> Iterator[tuple[str, Float[Tensor, "output input"]]]:
+        """The matrices that changed, by name, each as [output, input]."""
         changed = ((n, d) for n, d in self.delta.items() if d.dim() == 2 and bool(d.any()))
         return ((n, d.T if n in self.input_first else d) for n, d in changed)
 
     def subspace(self, name: str, rank: int, side: Literal["output", "input"] = "output") -> Float[Tensor, "rank side"]:
-        """Leading singular vectors of one matrix as rows: what it writes (`output`) or reads (`input`)."""
+        """Leading singular vectors of one matrix, as rows.
+
+        name: a parameter that changed
+        rank: how many
+        side: what the matrix writes (`output`) or reads (`input`)
+        """
         found = dict(self._matrices())
         if name not in found:
             raise SublimError(f"'{name}' is no changed matrix; valid: {', '.join(found) or 'none'}")
@@ -107,10 +124,14 @@ class WeightDelta:
             raise SublimError(f"rank {rank} of '{name}'; valid are 1 to {len(vt)}")
         return (u.T if side == "output" else vt)[:rank]
 
-    def directions(self, ending: str, kind: Kind, rank: int = 0) -> Directions:
-        """The singular vector number `rank` that the map called `…ending` writes, one a layer, times its value.
+    def directions(self, ending: str, kind: Stream, rank: int = 0) -> Directions:
+        """One singular vector a layer, times its singular value, of what a map writes into the residual stream.
 
-        For maps into the residual stream, such as `down_proj.weight`. The sign of a singular vector means nothing.
+        ending: how the names of the maps' weights end, such as `down_proj.weight`
+        kind: at which hook it is compared with other directions
+        rank: which singular vector, from 0
+
+        The sign of a singular vector means nothing. Raises SublimError where not every layer has such a changed matrix.
         """
         vectors = []
         chosen = [(n, d) for n, d in self._matrices() if n.endswith(ending)]
@@ -119,13 +140,13 @@ class WeightDelta:
         for _, d in chosen:
             u, s, _ = torch.linalg.svd(d, full_matrices=False)
             vectors.append(s[rank] * u[:, rank])
-        names = tuple(f"blocks.{layer}.hook_{kind}" for layer in range(len(chosen)))
+        names = tuple(hook_name(layer, kind) for layer in range(len(chosen)))
         return Directions(f"singular vector {rank} of …{ending}", names, torch.stack(vectors), self.space)
 
 
 def weight_delta(model: Subject, base: Subject) -> WeightDelta:
-    """Weights of `model` minus those of its base. Raises SublimError where they have other parameters."""
-    ours, theirs = model_of(model), model_of(base)
+    """Weights of a model minus those of its base. Raises SublimError where they have other parameters."""
+    ours, theirs = models_of(model, base)
     a, b = dict(ours.named_parameters()), dict(theirs.named_parameters())
     if {n: p.shape for n, p in a.items()} != {n: p.shape for n, p in b.items()}:
         raise SublimError("weight_delta: the two have other parameters; merge adapters first, or give one architecture")
@@ -137,11 +158,13 @@ def weight_delta(model: Subject, base: Subject) -> WeightDelta:
 
 
 def _layer(name: str) -> float:
+    """The layer in a parameter's name; NaN outside layers."""
     found = re.search(r"\.(\d+)\.", name)
     return float(found[1]) if found else float("nan")
 
 
 def _norms(three: Float[Tensor, " three"]) -> dict[str, float]:
+    """Cosine and norms of (a · b, a · a, b · b)."""
     dot, a, b = three.tolist()
     return {"cosine": dot / (a * b) ** 0.5 if a * b else float("nan"), "norm": a**0.5, "other": b**0.5}
 
@@ -159,7 +182,7 @@ class Overlap:
 
 
 def subspace_overlap(a: Float[Tensor, "rank d"], b: Float[Tensor, "other d"]) -> Overlap:
-    """Overlap of the spans of the rows of `a` and `b`, which must be linearly independent."""
+    """Overlap of the spans of two sets of rows. Raises SublimError where the rows of either depend linearly."""
     bases = []
     for rows in (a, b):
         if torch.linalg.matrix_rank(rows.double()) < len(rows):

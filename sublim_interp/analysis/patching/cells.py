@@ -1,4 +1,4 @@
-"""How the cells of a patching grid are computed together."""
+"""Cells of a patching grid: how many patches are computed in one forward, whose batch grows from layer to layer."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,36 +7,33 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sublim_interp.analysis.patching.heads import heads_shown, layer_of_heads
+from sublim_interp.analysis.patching.heads import heads_shown, heads_site, is_heads, layer_of_heads
 from sublim_interp.analysis.probes import Metric, frozen, logits_of
-from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import decoder_layers
-from sublim_interp.models.hooks import attached, capture, hook_names
+from sublim_interp.core.device import device_of
+from sublim_interp.models.architectures import architecture_of, decoder_layers
+from sublim_interp.models.forward import in_single
+from sublim_interp.models.hooks import Stream, attached, capture, names_of
 
-Stream = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-
-
-GridKind = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "heads", "weights"]
+GridKind = Literal[Stream, "heads", "weights"]
+"""What the cells of a grid are: a kind of hook by position, single heads, or the modules of a layer."""
 
 
 def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
+    """The names of one kind, one a layer. Raises SublimError, with the kinds there are, where there is no such one."""
     if kind == "heads":
-        return [f"blocks.{layer}.attn.hook_z" for layer in range(len(decoder_layers(model)))]
-    names = hook_names(model, (cast(Stream, kind),))
-    if not names:
-        known = sorted({n.rpartition("hook_")[2] for n in hook_names(model)} - {"pattern"})
-        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, 'heads', 'weights'])}")
-    return names
+        return [heads_site(layer) for layer in range(len(decoder_layers(model)))]
+    return names_of(model, cast(Stream, kind), others=("heads", "weights"))
 
 
 def see(
     model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"]
 ) -> tuple[dict[str, Tensor], Float[Tensor, "prompt vocabulary"]]:
     """What one forward shows at the sites, heads among them, and its logits at the answer."""
-    at_heads = {layer_of_heads(model, s): s for s in sites if s.endswith("hook_z")}
+    at_heads = {layer_of_heads(model, s): s for s in sites if is_heads(s)}
     found: dict[str, Tensor] = {}
 
     def keep(layer: int) -> Callable[[Tensor], None]:
@@ -54,8 +51,8 @@ def see(
 def slopes_at(
     model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"], metric: Metric
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, " prompt"]]:
-    """Values and gradients of the metric at the sites, and the metric, by prompt."""
-    at_heads = {layer_of_heads(model, s): s for s in sites if s.endswith("hook_z")}
+    """(values at the sites, the metric's gradients there, the metric of each prompt)."""
+    at_heads = {layer_of_heads(model, s): s for s in sites if is_heads(s)}
     heads: dict[str, Tensor] = {}
     slopes: dict[str, Tensor] = {}
 
@@ -88,7 +85,15 @@ def patched_cells(
     metric: Metric,
     at_once: int | None,
 ) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
-    """The metric of each patch of one kind, and without any, on prompts of one length."""
+    """The metric of each patch of one kind, and without any, on prompts of one length.
+
+    ids: of the prompts
+    src: by site, what is put there: [prompt, position, d_model], or [prompt, position, head, d_head]
+    metric: what is measured at the answer
+    at_once: how many positions run in one forward; None chooses
+
+    Cells are on the CPU.
+    """
     depth, (prompts, length) = len(decoder_layers(model)), ids.shape
     values, unpatched = list(src.values()), _Unpatched()
     if kind == "heads":
@@ -97,7 +102,8 @@ def patched_cells(
         def swap(layer: int) -> Callable[[Tensor], Tensor]:
             def put(stream: Tensor) -> Tensor:
                 new = stream.clone()
-                tail = new[-heads * prompts :].unflatten(0, (heads, prompts))
+                # A view, written in place: so is the tail of put below.
+                tail = rearrange(new[-heads * prompts :], "(head prompt) ... -> head prompt ...", head=heads)
                 for head in range(heads):
                     tail[head, :, :, head] = values[layer][:, :, head]
                 return new
@@ -105,7 +111,7 @@ def patched_cells(
             return put
 
         with heads_shown(model, {layer: swap(layer) for layer in range(depth)}):
-            return _grown(model, ids, unpatched, 0, heads, metric), unpatched.metric
+            return _in_a_growing_batch(model, ids, unpatched, 0, heads, metric), unpatched.metric
 
     if at_once is None:
         size = sum(p.numel() for p in decoder_layers(model).parameters())
@@ -120,8 +126,10 @@ def patched_cells(
 
         def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], None]:
             def put(stream: Tensor) -> None:  # has just been computed, for this place alone: no copy is needed
-                tail = stream[-len(places) * prompts :].unflatten(0, (len(places), prompts))
-                tail[torch.arange(len(places)), :, places - prefix] = values[layer][:, places].transpose(0, 1)
+                cells = len(places)
+                tail = rearrange(stream[-cells * prompts :], "(cell prompt) ... -> cell prompt ...", cell=cells)
+                new = rearrange(values[layer][:, places], "prompt cell d_model -> cell prompt d_model")
+                tail[torch.arange(cells), :, places - prefix] = new
 
             return put
 
@@ -129,7 +137,7 @@ def patched_cells(
             held.enter_context(attached(model, {name: swap_at(layer) for layer, name in enumerate(src)}))
             if kind != "mlp_out":
                 held.enter_context(_last_mlp_at_the_answer(model))
-            out[:, :, places] = _grown(model, ids, unpatched, prefix, len(places), metric)
+            out[:, :, places] = _in_a_growing_batch(model, ids, unpatched, prefix, len(places), metric)
     return out, unpatched.metric
 
 
@@ -141,17 +149,18 @@ _WORTH = 300_000_000
 def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block the last layer's MLP sees the last position alone, all that the answer depends on.
 
-    What it adds there is added to the other positions too, where nobody looks. Architectures whose MLP is not known
-    are left as they are.
+    What it adds there is added to the other positions too, where nobody looks. Architectures without a row are left
+    as they are.
     """
     with ExitStack() as held:
-        if hook_names(model, ("mlp_out",)):
-            mlp = decoder_layers(model)[-1].get_submodule("mlp")
+        if row := architecture_of(model):
+            mlp = decoder_layers(model)[-1].get_submodule(row.mlp)
             held.callback(mlp.register_forward_pre_hook(lambda _mlp, args: (args[0][:, -1:],)).remove)
         yield
 
 
 def _cache(model: torch.nn.Module) -> Any:
+    """An empty key-value cache that fits the model."""
     from transformers import DynamicCache
 
     return DynamicCache(config=cast(Any, model.config))
@@ -177,7 +186,7 @@ class _Unpatched:
         return bool(layers) and all(x.get_seq_length() == length == x.keys.shape[-2] for x in layers)
 
 
-def _grown(
+def _in_a_growing_batch(
     model: torch.nn.Module,
     ids: Int[Tensor, "prompt position"],
     unpatched: _Unpatched,
@@ -187,9 +196,10 @@ def _grown(
 ) -> Float[Tensor, "prompt layer cell"]:
     """The metric of each cell, from one forward whose batch grows.
 
-    At the entry of each layer come `cells` copies of its unpatched stream, for edits, which find the rows of their
-    layer at the end of the batch. In the first forward of a grid the unpatched prompts themselves go ahead of them.
-    The first `prefix` positions are read from the cache.
+    unpatched: filled by the first forward of a grid, whose batch begins with the prompts themselves
+    prefix: how many positions are read from the cache
+    cells: how many copies of its unpatched stream come in at the entry of each layer; edits find the rows of their
+        layer at the end of the batch
     """
     depth, prompts = len(decoder_layers(model)), len(ids)
     first = not unpatched.streams
@@ -201,14 +211,14 @@ def _grown(
             return tuple(grow(v, rows) for v in value)
         if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[0] != prompts or prompts == 1:
             return value
-        return value.repeat(rows, *[1] * (value.dim() - 1))
+        return repeat(value, "prompt ... -> (copy prompt) ...", copy=rows)
 
     past: Any = _cache(model) if prefix or (first and unpatched.keeps()) else None
     if prefix:
         for layer, full in enumerate(unpatched.cache.layers):
-            rows = (layer + 1) * cells
-            keys, values = (x[:, :, :prefix].repeat(rows, 1, 1, 1) for x in (full.keys, full.values))
-            past.update(keys, values, layer)
+            copied = "prompt head position d_head -> (copy prompt) head position d_head"
+            keys, values = (x[:, :, :prefix] for x in (full.keys, full.values))
+            past.update(*(repeat(x, copied, copy=(layer + 1) * cells) for x in (keys, values)), layer)
 
     def enter(layer: int) -> Callable[..., Any]:
         rows = first + (layer + 1) * cells
@@ -228,11 +238,11 @@ def _grown(
         for number, layer in enumerate(decoder_layers(model)):
             handle = layer.register_forward_pre_hook(enter(number), with_kwargs=True, prepend=True)
             held.callback(handle.remove)
-        rest = ids[:, prefix:]
+        rest = ids[:, prefix:].to(device_of(model))
         logits = model(input_ids=rest, past_key_values=past, use_cache=past is not None, logits_to_keep=1).logits
-    each = metric(logits[:, -1]).float()
+    each = metric(in_single(logits[:, -1])).float().cpu()
     if first:
         unpatched.metric = each[:prompts]
         for layer, full in enumerate(past.layers if past else ()):
             unpatched.cache.update(full.keys[:prompts], full.values[:prompts], layer)
-    return each[own:].unflatten(0, (depth, cells, prompts)).permute(2, 0, 1)
+    return rearrange(each[own:], "(layer cell prompt) -> prompt layer cell", layer=depth, cell=cells)

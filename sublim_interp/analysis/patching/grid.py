@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from sublim_interp.analysis.patching.cells import GridKind, patched_cells, see, sites_of, slopes_at
 from sublim_interp.analysis.patching.patch import Patch, Piece
-from sublim_interp.analysis.probes import TOKENS, Metric, Prompts, Subject, batches, measure, model_of, part_of
+from sublim_interp.analysis.probes import TOKENS, Metric, Prompts, Subject, batches, measure, models_of, part_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import decoder_layers
+from sublim_interp.models.architectures import decoder_layers, text_config
+from sublim_interp.models.forward import in_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _Batch = tuple[list[int], Tensor, Tensor, Tensor]
+"""(places of the prompts, cells [prompt, layer, place], metric of src [prompt], metric of dst [prompt])."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,9 @@ class PatchGrid:
     """What each cell's patch alone does to the metric."""
 
     kind: GridKind
+    """What was patched."""
     method: Literal["exact", "attribution"]
+    """Whether each patch was made, or taken to first order."""
     each: Float[Tensor, "prompt layer place"]
     """The metric of the patched model; NaN where a prompt is too short for the position."""
     src: Float[Tensor, " prompt"]
@@ -78,6 +83,7 @@ class PatchGrid:
         return GridError(torch.corrcoef(both)[0, 1].item(), (mine - true).abs().max().item(), true.abs().max().item())
 
     def plot(self) -> "Figure":
+        """The grid as a heat map."""
         from sublim_interp.analysis.patching.picture import patch_grid
 
         return patch_grid(self.frame)
@@ -99,10 +105,15 @@ class Patching:
     """Two models, the prompts on which they are compared, and the metric. Made by `patch`."""
 
     src: torch.nn.Module
+    """The model that patches come from."""
     dst: torch.nn.Module
+    """The model that they are put into."""
     prompts: Prompts
+    """What `dst` reads."""
     src_prompts: Prompts
+    """What `src` reads, of the same lengths."""
     metric: Metric
+    """What is measured at the answer."""
 
     def swapped(self) -> "Patching":
         """The other way round: noising where this is denoising."""
@@ -111,9 +122,13 @@ class Patching:
     # one patch
 
     def at(self, site: str, positions: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Patch:
-        """The patch that puts `src`'s value of one hook, one layer's heads, or one parameter into `dst`.
+        """The patch that puts `src`'s value of one site into `dst`.
 
-        Activations need prompts of one length. Raises SublimError where there are several, or no such site.
+        site: the name of a hook, of a layer's heads, or of a parameter
+        positions: which, from the end where negative; all where None
+        heads: which; all where None
+
+        Activations need prompts of one length. Raises SublimError where there are several lengths, or no such site.
         """
         parameters = dict(self.src.named_parameters(remove_duplicate=False))
         if site in parameters:
@@ -144,12 +159,14 @@ class Patching:
 
     @torch.no_grad()
     def grid(self, kind: GridKind = "resid_pre", positions_at_once: int | None = None) -> PatchGrid:
-        """Every cell's patch alone, exactly: layer × position, for `heads` layer × head (at all positions together),
-        for `weights` layer × module.
+        """Every cell's patch alone, exactly.
+
+        kind: cells are layer × position; for `heads` layer × head, at all positions; for `weights` layer × module
+        positions_at_once: how many run in one forward; changes speed only
 
         Cells share what they have in common. All layers of some positions run in one forward, whose batch grows: at
         each layer come the rows patched there, so nothing is computed twice before it. Positions before the patched
-        ones are read from the key-value cache of the unpatched run. `positions_at_once` changes speed only.
+        ones are read from the key-value cache of the unpatched run.
         """
         if kind == "weights":
             return self._weights_grid()
@@ -157,7 +174,7 @@ class Patching:
         found = []
         for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
             src, logits = see(self.src, sites_of(self.dst, kind), src_ids)
-            theirs = self.metric(logits)
+            theirs = self.metric(logits).cpu()
             size = max(1, TOKENS // (depth * ids.shape[1]))
             for i in range(0, len(places), size):
                 some = slice(i, i + size)
@@ -169,8 +186,10 @@ class Patching:
     def attribution(self, kind: GridKind = "resid_pre") -> PatchGrid:
         """`grid` to first order: the metric's gradient in `dst` times what would be put there minus what is there.
 
-        One forward of each model and one backward for all cells (Nanda 2023, "Attribution patching"; Syed et al.
-        2310.10348, equation 1). Beside `grid`, `error` says how good it is. Not for `weights`.
+        kind: as for `grid`, but not `weights`
+
+        One forward of each model and one backward for all cells; `error` against `grid` says how good it is. Source:
+        Nanda 2023, "Attribution patching"; Syed et al. 2310.10348, equation 1.
         """
         if kind == "weights":
             raise SublimError(f"no attribution of weights; valid kinds: {', '.join(get_args(GridKind)[:-1])}")
@@ -181,12 +200,15 @@ class Patching:
                 src, logits = see(self.src, sites, src_ids)
             here, slopes, before = slopes_at(self.dst, sites, ids, self.metric)
             change = torch.stack([slopes[s] * (src[s] - here[s]) for s in sites], 1)
-            effect = change.sum((2, 4)) if kind == "heads" else change.sum(-1)
-            found.append((places, before[:, None, None] + effect, self.metric(logits), before))
+            cells = "prompt layer position head d_head -> prompt layer head"
+            if kind != "heads":
+                cells = "prompt layer position d_model -> prompt layer position"
+            effect = before[:, None, None] + reduce(in_single(change), cells, "sum")
+            found.append((places, effect.cpu(), self.metric(logits).cpu(), before.cpu()))
         return self._assemble(kind, "attribution", found)
 
     def _assemble(self, kind: GridKind, method: Literal["exact", "attribution"], found: list[_Batch]) -> PatchGrid:
-        """One grid of the cells found batch by batch: (places of the prompts, cells, metric of src, metric of dst)."""
+        """One grid of the cells found batch by batch."""
         depth, width = found[0][1].shape[1], max(values.shape[2] for _, values, *_ in found)
         each = torch.full((len(self.prompts), depth, width), float("nan"))
         src, dst = torch.empty(2, len(self.prompts))
@@ -197,6 +219,7 @@ class Patching:
         return PatchGrid(kind, method, each, src, dst, labels)
 
     def _weights_grid(self) -> PatchGrid:
+        """The grid of layer × module: each module's weights are swapped in turn."""
         ours, theirs = decoder_layers(self.dst), decoder_layers(self.src)
         modules = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in ours[0].named_parameters()))
         prefix = next(name for name, module in self.dst.named_modules() if module is ours)
@@ -219,14 +242,17 @@ def patch(
     metric: Metric | None = None,
     src_prompts: Prompts | None = None,
 ) -> Patching:
-    """Patching from `src` into `dst` on the same prompts, or from `src` on others of the same lengths.
+    """Patching from one model into another.
 
-    Replicates bring their held-out questions and the trait's margin; models need both.
-    Raises SublimError for models of another depth or width, or that are in training mode.
+    src: the model that patches come from
+    dst: the model that they are put into
+    prompts, metric: replicates bring their held-out questions and the trait's margin; models need both
+    src_prompts: what `src` reads instead, prompts of the same lengths
+
+    Raises SublimError for models of another depth or width, on different devices, or in training mode.
     """
-    models = model_of(src), model_of(dst)
-    ours: Any = [m.config for m in models]
-    shapes = [(c.get_text_config().num_hidden_layers, c.get_text_config().hidden_size) for c in ours]
+    models = models_of(src, dst)
+    shapes = [(c.num_hidden_layers, c.hidden_size) for c in map(text_config, models)]
     if shapes[0] != shapes[1]:
         raise SublimError(f"patch: src and dst have (layers, width) {shapes[0]} and {shapes[1]}; they must agree")
     if any(m.training for m in models):
@@ -235,7 +261,7 @@ def patch(
     others = asked if src_prompts is None else src_prompts
     if [len(p) for p in asked] != [len(p) for p in others]:
         raise SublimError("patch: prompts and src_prompts must have the same number and the same lengths, in order")
-    return Patching(*models, asked, others, part_of("metric", metric, dst, src))
+    return Patching(models[0], models[1], asked, others, part_of("metric", metric, dst, src))
 
 
 def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sublim_interp.analysis.patching.heads import heads_shown, layer_of_heads
+from sublim_interp.analysis.patching.heads import heads_shown, is_heads, layer_of_heads
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import edit
-
-STATES = {torch.optim.Adam: ("step", "exp_avg", "exp_avg_sq"), torch.optim.SGD: ("momentum_buffer",)}
-"""What an optimiser keeps of each parameter; AdamW is an Adam."""
+from sublim_interp.training.optimizers import states_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +19,11 @@ class Piece:
     """One place, and what is put there."""
 
     site: str
-    """A hook's name, `blocks.{l}.attn.hook_z` for heads, a parameter's name, or, for what an optimiser keeps of it,
-    `exp_avg/{parameter}`, `exp_avg_sq/{parameter}`, `step/{parameter}`, `momentum_buffer/{parameter}`."""
+    """The name of a hook, of a layer's heads (`blocks.{l}.attn.hook_z`), or of a parameter; what an optimizer keeps of
+    a parameter is `{state}/{parameter}`, as in `exp_avg/…`."""
     value: Tensor
-    """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head]; the parameter's shape
-    for a parameter and its moments."""
+    """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head], else the parameter's
+    shape."""
     positions: tuple[int, ...] | None = None
     """Which positions, counted from the end where negative; None means all."""
     heads: tuple[int, ...] | None = None
@@ -43,13 +41,13 @@ class Piece:
                 f"patch of {self.site}: made for {list(self.value.shape)}, but the model runs on {list(stream.shape)}; "
                 "run the prompts that the patch was made from"
             )
-        new = stream.clone()
+        new, value = stream.clone(), self.value.to(stream)
         at = slice(None) if self.positions is None else list(self.positions)
         if self.heads is None:
-            new[:, at] = self.value[:, at]
+            new[:, at] = value[:, at]
         else:
             for head in self.heads:
-                new[:, at, head] = self.value[:, at, head]
+                new[:, at, head] = value[:, at, head]
         return new
 
 
@@ -72,10 +70,11 @@ class Patch:
     def on(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
         """Inside the block `model` runs patched; afterwards it is as it was, bit for bit.
 
-        An optimiser is needed by moments alone: a training inside the block goes on from them, and afterwards what the
-        optimiser keeps of these parameters is what it kept before. So `train(…, intervene=patch.on)` starts from a
-        patch. Raises SublimError for a site that the model or the optimiser lacks, a shape that differs, or a site that
-        no forward reached.
+        optimizer: needed by pieces that are moments. A training inside the block goes on from them, as
+            `train(…, intervene=patch.on)` does; afterwards the optimizer keeps what it kept before
+
+        Raises SublimError for a site that the model or the optimizer lacks, a shape that differs, or a site that no
+        forward reached.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         at_hooks: dict[str, list[Piece]] = {}
@@ -97,7 +96,7 @@ class Patch:
                         stream = piece.into(stream)
                     return stream
 
-                if site.endswith("hook_z"):
+                if is_heads(site):
                     held.enter_context(heads_shown(model, {layer_of_heads(model, site): put}))
                 else:
                     edits[site] = put
@@ -107,6 +106,7 @@ class Patch:
 
 @contextmanager
 def _swapped(parameter: Tensor, piece: Piece) -> Iterator[None]:
+    """Inside the block a parameter holds another value."""
     if parameter.shape != piece.value.shape:
         raise SublimError(
             f"patch of {piece.site}: shape {list(piece.value.shape)}, the model's {list(parameter.shape)}"
@@ -123,13 +123,13 @@ def _swapped(parameter: Tensor, piece: Piece) -> Iterator[None]:
 def state_swapped(
     optimizer: torch.optim.Optimizer | None, parameters: dict[str, torch.nn.Parameter], pieces: Sequence[Piece]
 ) -> Iterator[None]:
-    """Inside the block the optimiser keeps other moments of some parameters."""
+    """Inside the block the optimizer keeps other moments of some parameters."""
     if not pieces:
         yield
         return
     if optimizer is None:
-        raise SublimError(f"{pieces[0].site} is an optimiser's: give it too, patch.on(model, optimizer)")
-    kept = next((states for kind, states in STATES.items() if isinstance(optimizer, kind)), ())
+        raise SublimError(f"{pieces[0].site} is an optimizer's: give it too, patch.on(model, optimizer)")
+    kept = states_of(optimizer)
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     after: dict[Tensor, dict[str, Any]] = {}
     for piece in pieces:
@@ -139,13 +139,13 @@ def state_swapped(
             known = ", ".join(kept) or "nothing that is known"
             raise SublimError(f"patch of {piece.site}: {type(optimizer).__name__} keeps {known}")
         if p is None or id(p) not in owned:
-            raise SublimError(f"patch of {piece.site}: the optimiser has no such parameter")
+            raise SublimError(f"patch of {piece.site}: the optimizer has no such parameter")
         shape = [] if state == "step" else list(p.shape)
         if list(piece.value.shape) != shape:
-            raise SublimError(f"patch of {piece.site}: shape {list(piece.value.shape)}, the optimiser's {shape}")
+            raise SublimError(f"patch of {piece.site}: shape {list(piece.value.shape)}, the optimizer's {shape}")
         after.setdefault(p, _copied(optimizer.state.get(p, {})))[state] = piece.value.detach().clone()
     if any(len(own) < len(kept) for own in after.values()):
-        raise SublimError(f"the optimiser has made no update: a patch of it needs {', '.join(kept)} of each parameter")
+        raise SublimError(f"the optimizer has made no update: a patch of it needs {', '.join(kept)} of each parameter")
     before = {p: _copied(optimizer.state[p]) for p in after if p in optimizer.state}
     optimizer.state.update(after)
     try:
@@ -157,4 +157,5 @@ def state_swapped(
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """A copy that the optimizer does not write into."""
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 
 def callback(path: Path | str, **options: Any) -> "TrainerCallback":
-    """A callback for a Hugging Face Trainer or one of TRL's: `Trainer(…, callbacks=[recorder.callback("trace")])`.
+    """A callback for a Hugging Face Trainer or one of TRL's: `Trainer(…, callbacks=[callback("trace")])`.
 
-    `options` are those of `Recorder`. The loss of an update is there where the Trainer logs it (`logging_steps=1`).
-    A training that the Trainer resumes is refused, and its trace left as it is: the weights of the start are gone.
+    path: the directory of the trace
+    options: those of `Recorder`
+
+    An update has a loss in the trace where the Trainer logs it (`logging_steps=1`). The training raises SublimError
+    where the Trainer resumes one, and leaves its trace as it is: the weights of the start are gone.
     """
     from transformers import TrainerCallback
 
@@ -47,12 +50,15 @@ def callback(path: Path | str, **options: Any) -> "TrainerCallback":
 
 
 def trace_from_checkpoints(checkpoints: Sequence[Path | str], path: Path | str, **options: Any) -> Trace:
-    """A trace made after the fact, from model directories in the order of the training; the first is its start.
+    """A trace made after the fact: states, deltas and the probe; without optimizer and batches there are no series.
+
+    checkpoints: model directories in the order of the training; the first is its start
+    path: the directory of the trace
+    options: those of `Recorder`: probe, directions, references, recording
 
     A step is the number at the end of a directory's name (checkpoint-500); a first one of another name, such as the
-    base, is step 0. Where the names do not tell, it is the place in the list. There is no optimiser and no batch, so
-    there are states, deltas and the probe, and no series. `options` are
-    those of `Recorder`: probe, directions, references, cadence.
+    base, is step 0. Where the names do not tell, it is the place in the list. Raises SublimError for none or for
+    checkpoints in another order.
     """
     places = [Path(c) for c in checkpoints]
     if not places:

@@ -10,19 +10,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sublim_interp.models.hooks import attached, hook_names
-from sublim_interp.training.recording.cadence import Cadence
 from sublim_interp.training.recording.trace import Writer
 
 
 class Examples:
-    """Sees residuals and their gradients at chosen positions of every example of an update."""
+    """Sees residuals and their gradients at chosen positions of every example of an update.
+
+    positions: from an example's first token (0, 1, …) or from its last (-1, -2, …)
+    pad: token that fills examples up on the right; None where nothing does
+    """
 
     SHARD = 16
     """Updates of one shard."""
 
-    def __init__(self, cadence: Cadence) -> None:
+    def __init__(self, positions: Sequence[int], pad: int | None) -> None:
         self.awake = False
-        self._cadence = cadence
+        """Whether this update's examples are kept."""
+        self._positions, self._pad = tuple(positions), pad
         self._ids: list[Tensor] = []
         self._places = torch.zeros(0, 0, dtype=torch.long)
         self._now: dict[str, list[Tensor]] = {}
@@ -30,17 +34,19 @@ class Examples:
         self._kept: dict[str, list[Tensor]] = {}
 
     def see_ids(self, _module: torch.nn.Module, args: tuple) -> None:
+        """Finds the positions in a micro-batch of token ids, before its forward."""
         if not (self.awake and torch.is_grad_enabled()):
             return
         ids = args[0]
-        real = torch.ones_like(ids) if self._cadence.pad is None else (ids != self._cadence.pad).long()
+        real = torch.ones_like(ids) if self._pad is None else (ids != self._pad).long()
         ends = ids.shape[1] - real.flip(1).argmax(1, keepdim=True)  # one after the last real token
-        wanted = torch.tensor(self._cadence.positions, device=ids.device)
+        wanted = torch.tensor(self._positions, device=ids.device)
         self._places = torch.where(wanted < 0, ends + wanted, wanted.expand(len(ids), -1)).clamp(min=0)
         self._places = torch.minimum(self._places, ends - 1)
         self._ids.append(ids.int().cpu())
 
     def see(self, name: str, value: Tensor) -> None:
+        """Keeps what a hook sees at these positions, and its gradient when the backward comes by."""
         if not (self.awake and torch.is_grad_enabled()):
             return
         rows, places = torch.arange(len(value), device=value.device)[:, None], self._places
@@ -57,6 +63,7 @@ class Examples:
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
+        """Inside the block nothing is seen."""
         before, self.awake = self.awake, False
         try:
             yield
@@ -64,6 +71,7 @@ class Examples:
             self.awake = before
 
     def end_step(self, step: int, writer: Writer) -> None:
+        """Ends an update: its micro-batches become one, and a shard is written where it is full."""
         if not self.awake or not self._ids:
             return
         widest = max(ids.shape[1] for ids in self._ids)
@@ -76,6 +84,7 @@ class Examples:
             self.write(writer, step + 1)
 
     def write(self, writer: Writer, upto: int) -> None:
+        """Writes what is not written yet; `upto` updates have been made."""
         if self._steps:
             tensors = {f"examples/{name}": _rectangle(values) for name, values in self._kept.items()}
             writer.append("examples", self._steps, upto, tensors)
@@ -92,8 +101,9 @@ def _rectangle(values: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def watch_examples(model: Any, cadence: Cadence) -> Iterator[Examples]:
-    seen = Examples(cadence)
+def watch_examples(model: Any, positions: Sequence[int], pad: int | None) -> Iterator[Examples]:
+    """Inside the block the examples of every update in which the value of the block is awake are seen."""
+    seen = Examples(positions, pad)
     with ExitStack() as held:
         held.callback(model.get_input_embeddings().register_forward_pre_hook(seen.see_ids).remove)
         visits = {name: partial(seen.see, name) for name in hook_names(model, ["resid_post"])}

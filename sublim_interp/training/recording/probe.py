@@ -3,17 +3,13 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Weights = Mapping[str, Tensor]
 """One tensor for each parameter, by the parameter's name."""
-
-
-Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
-"""Kinds of hook names that can be recorded: the residual stream, and what attention and MLP add to it."""
 
 
 Reference = Callable[[], AbstractContextManager[torch.nn.Module]]

@@ -211,9 +211,8 @@ class Trace:
         if same in self._places:  # the stream before a layer is the one after the layer before it
             return same
         shown = ", ".join(self.names()[:40]) or "nothing yet"
-        kept = (
-            "weight-sized tensors are kept within a budget, Cadence.weight_bytes; " if name.startswith("full/") else ""
-        )
+        budget = "weight-sized tensors are kept within a budget, recording.weight_bytes; "
+        kept = budget if name.startswith("full/") else ""
         raise SublimError(f"trace {self.path} holds no '{name}'; {kept}it holds: {shown}")
 
     def read(self, name: str, step: int = -1) -> Tensor:

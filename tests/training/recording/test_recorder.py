@@ -17,17 +17,18 @@ from transformers import PreTrainedModel
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.models.hooks import capture, hook_names
+from sublim_interp.models.hooks import Stream, capture, hook_names
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.records import Student
-from sublim_interp.training.batches import Batch, collate
+from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.loop import train
-from sublim_interp.training.recording.cadence import Cadence, plan
 from sublim_interp.training.recording.callbacks import callback, trace_from_checkpoints
-from sublim_interp.training.recording.probe import Probe, Stream
+from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.settings import Recording, recording_of
 from sublim_interp.training.recording.trace import Trace
+from sublim_interp.training.recording.volume import planned_volume
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
 from tiny_models import ARCHITECTURES, tiny
@@ -41,14 +42,14 @@ STEPS = 6
 OPTIMIZATION = Optimization(lr=5e-3, warmup=0, steps=STEPS, batch=4, clip=1.0)
 
 
-EVERYTHING = Cadence(moments=2, stream=get_args(Stream), examples=1, pad=PAD)
+EVERYTHING = Recording(moments=2, stream=get_args(Stream), examples=1)
 
 
 def batches(step: int) -> list[Batch]:
     """Two micro-batches of two rows of different lengths, another for each step."""
     draw = torch.Generator().manual_seed(step)
     rows = [torch.randint(3, 50, (5 + i,), generator=draw).tolist() for i in range(4)]
-    return [collate([(row, 2) for row in rows[i : i + 2]], PAD) for i in (0, 2)]
+    return [collate([Example(row, 2) for row in rows[i : i + 2]], PAD) for i in (0, 2)]
 
 
 def build(architecture: str = "llama") -> PreTrainedModel:
@@ -67,7 +68,13 @@ def other_model() -> Iterator[torch.nn.Module]:
 
 
 def recorded(path: Path, **options: Any) -> Any:
-    given: dict[str, Any] = {"steps": STEPS, "probe": PROBE, "references": {"teacher": other_model}, **options}
+    given: dict[str, Any] = {
+        "steps": STEPS,
+        "probe": PROBE,
+        "pad": PAD,
+        "references": {"teacher": other_model},
+        **options,
+    }
     return partial(Recorder, path=path, **given)
 
 
@@ -87,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, PreTrained
     shift = {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for name, p in bits(model).items()}
     train(
         model, batches, OPTIMIZATION,
-        record=recorded(path, directions={"teacher-shift": shift}, cadence=EVERYTHING),
+        record=recorded(path, directions={"teacher-shift": shift}, recording=EVERYTHING),
     )  # fmt: skip
     return Trace.open(path), model  # type: ignore[return-value]
 
@@ -98,7 +105,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, PreTrained
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_observed_and_unobserved_training_give_the_same_bits(architecture: str, tmp_path: Path) -> None:
     ends = []
-    for record in (None, recorded(tmp_path, references={}, cadence=Cadence(shard=2, examples=1, pad=PAD))):
+    for record in (None, recorded(tmp_path, references={}, recording=Recording(shard=2, examples=1))):
         torch.manual_seed(3)
         model = build(architecture)
         torch.manual_seed(4)
@@ -127,7 +134,7 @@ def test_nothing_of_the_recorder_stays_after_the_block(tmp_path: Path) -> None:
     before = hooks()
     with (
         pytest.raises(KeyError),
-        Recorder(model, optimizer, tmp_path, probe=PROBE, cadence=Cadence(examples=1)),
+        Recorder(model, optimizer, tmp_path, probe=PROBE, recording=Recording(examples=1)),
     ):
         assert hooks() > before
         raise KeyError
@@ -242,7 +249,7 @@ def test_teacher_and_base_see_the_same_probe(trained: tuple[Trace, PreTrainedMod
 def test_all_that_can_be_recorded_of_a_layer_is_what_the_model_computes(architecture: str, tmp_path: Path) -> None:
     model = build(architecture).eval()
     names = hook_names(model, EVERYTHING.stream)
-    with Recorder(model, torch.optim.SGD(model.parameters()), tmp_path, probe=PROBE, cadence=EVERYTHING):
+    with Recorder(model, torch.optim.SGD(model.parameters()), tmp_path, probe=PROBE, recording=EVERYTHING):
         pass
     trace, row = Trace.open(tmp_path), PROBE.rows[2]
     with torch.no_grad(), capture(model, names) as acts:
@@ -303,7 +310,7 @@ def test_examples_are_seen_at_their_last_token_and_padding_never_is(trained: tup
 def test_the_plan_says_the_bytes_that_are_written(trained: tuple[Trace, PreTrainedModel]) -> None:
     trace, model = trained
     tokens = 3 + 4 + 6 + 4
-    table = plan(model, STEPS, tokens=tokens, directions=2, references=1, batch=4, cadence=EVERYTHING)
+    table = planned_volume(model, STEPS, tokens=tokens, directions=2, references=1, batch=4, recording=EVERYTHING)
     table = table.set_index("what")
     sizes = {"norms": 0, "moments": 0, "probe": 0, "reference-teacher": 0, "full": 0, "examples": 0}
     for entry in trace.shards:
@@ -319,35 +326,35 @@ def test_the_plan_says_the_bytes_that_are_written(trained: tuple[Trace, PreTrain
 def test_of_a_large_model_norms_are_taken_now_and_then_and_are_the_same(tmp_path: Path) -> None:
     """Six updates: at every fourth, the first and the fifth."""
     total = sum(p.numel() for p in build().parameters())
-    sparse = Cadence(series_weights=-(-total // 4), moments=1, shard=3)
-    for name, cadence in (("all", Cadence(moments=1)), ("some", sparse)):
-        train(build(), batches, OPTIMIZATION, record=recorded(tmp_path / name, cadence=cadence, references={}))
+    sparse = Recording(series_weights=-(-total // 4), moments=1, shard=3)
+    for name, recording in (("all", Recording(moments=1)), ("some", sparse)):
+        train(build(), batches, OPTIMIZATION, record=recorded(tmp_path / name, recording=recording, references={}))
     every, some = Trace.open(tmp_path / "all"), Trace.open(tmp_path / "some")
     assert every.steps("update_norm") == some.steps("loss") == list(range(STEPS))
     for name in ("gradient_norm", "update_norm", "exp_avg_norm", "update_cos/trait-gradient"):
         assert some.steps(name) == [0, 4]
         for step in (0, 4):
             assert torch.equal(some.read(name, step), every.read(name, step))
-    table = plan(build().requires_grad_(), STEPS, directions=1, cadence=sparse).iloc[:2]
+    table = planned_volume(build().requires_grad_(), STEPS, directions=1, recording=sparse).iloc[:2]
     shards = [e for e in some.shards if e["sort"] in ("series", "norms", "moments")]
     kept = sum(some.read(name, step).nbytes for e in shards for name in e["names"] for step in e["steps"])
     assert table["when"].tolist() == ["loss every update, else every 4", "every 4"] and table["bytes"].sum() == kept
 
 
 def test_a_budget_thins_what_is_kept_in_full_and_keeps_the_end() -> None:
-    cadence = Cadence(weight_bytes=1000)
-    assert cadence.probes(700) == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 700]
-    assert cadence.full(700, 10, 1) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 700]
-    assert cadence.full(700, 50, 1) == [2, 16, 128, 700]
-    assert cadence.full(700, 250, 1) == [700] and cadence.full(700, 251, 1) == []
+    recording = Recording(weight_bytes=1000)
+    assert recording.looks(700) == [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 700]
+    assert recording.full(700, 10, 1) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 700]
+    assert recording.full(700, 50, 1) == [2, 16, 128, 700]
+    assert recording.full(700, 250, 1) == [700] and recording.full(700, 251, 1) == []
 
 
 def test_the_default_budget_keeps_the_end_of_every_lab_base_with_its_moments() -> None:
     """Numbers in the body of lab-small, lab-deep, lab-main, and of a Pythia-160M, which is too large."""
     adam = 3
-    assert Cadence().full(700, 123_328, adam) == Cadence().probes(700)[1:]
-    assert Cadence().full(700, 231_408, adam)[-1] == Cadence().full(700, 656_512, adam)[-1] == 700
-    assert Cadence().full(700, 85_000_000, adam) == []
+    assert Recording().full(700, 123_328, adam) == Recording().looks(700)[1:]
+    assert Recording().full(700, 231_408, adam)[-1] == Recording().full(700, 656_512, adam)[-1] == 700
+    assert Recording().full(700, 85_000_000, adam) == []
 
 
 def test_memory_does_not_grow_with_the_number_of_updates(tmp_path: Path) -> None:
@@ -361,8 +368,8 @@ def test_memory_does_not_grow_with_the_number_of_updates(tmp_path: Path) -> None
             held.append(sum(t.nbytes for t in gc.get_objects() if isinstance(t, Tensor)))
 
     o = OPTIMIZATION.model_copy(update={"steps": 200})
-    cadence = Cadence(shard=32, examples=2, pad=PAD)
-    train(build(), batches, o, observe=observe, record=recorded(tmp_path, steps=200, cadence=cadence))
+    recording = Recording(shard=32, examples=2)
+    train(build(), batches, o, observe=observe, record=recorded(tmp_path, steps=200, recording=recording))
     assert held[1] <= held[0] * 1.01
 
 
@@ -380,7 +387,7 @@ def test_a_killed_and_resumed_training_leaves_the_same_trace(part: Any, tmp_path
             if step == last:
                 raise Killed
 
-        record = recorded(path / "trace", cadence=Cadence(shard=4, examples=1, pad=PAD))
+        record = recorded(path / "trace", recording=Recording(shard=4, examples=1))
         resume = Resume(path / "state.safetensors", every=3)
         path.mkdir(exist_ok=True)
         model = choose_trainable(build(), part, 2)
@@ -441,7 +448,7 @@ def loop(path: Path, steps: int, optimizer: Any, before: Any = None, shard: int 
     model = build().train()
     optimizer = optimizer(model.parameters())
     states = [torch.cat([p.detach().flatten() for p in model.parameters()])]
-    with Recorder(model, optimizer, path, cadence=Cadence(shard=shard, moments=1)) as r:
+    with Recorder(model, optimizer, path, recording=Recording(shard=shard, moments=1)) as r:
         for step in range(steps):
             optimizer.zero_grad()
             loss = model(input_ids=batches(step)[0].ids, labels=batches(step)[0].ids).loss
@@ -608,8 +615,8 @@ def test_a_trainer_of_trl_is_recorded_at_its_defaults(accumulate: int, tmp_path:
         trainer.train()
         return model, [entry for entry in trainer.state.log_history if "loss" in entry]
 
-    cadence = Cadence(examples=1, pad=tokenizer.pad_token_id)  # type: ignore[arg-type]
-    watched, logged = trained(callback(tmp_path / "trace", probe=PROBE, cadence=cadence))
+    observer = callback(tmp_path / "trace", probe=PROBE, recording=Recording(examples=1), pad=tokenizer.pad_token_id)
+    watched, logged = trained(observer)
     alone, logged_alone = trained()
     assert all(torch.equal(p, bits(alone)[name]) for name, p in bits(watched).items())
     assert [entry["loss"] for entry in logged] == [entry["loss"] for entry in logged_alone]
@@ -669,9 +676,14 @@ def test_what_cannot_be_recorded_is_one_line(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SublimError, match="no parameter of the model requires a gradient"):
         Recorder(model.requires_grad_(False), None, tmp_path)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no check of types at run time
-    for stream in (("pattern",), ("resid_post", "logits"), "resid_post"):
-        with pytest.raises(SublimError, match=r"tuple of: resid_pre, attn_out, resid_mid, mlp_out, resid_post$"):
-            Cadence(stream=stream)  # type: ignore[arg-type]
+    for stream in (("pattern",), ("resid_post", "logits")):
+        with pytest.raises(
+            SublimError, match=r"'resid_pre', 'attn_out', 'resid_mid', 'mlp_out' or 'resid_post'"
+        ) as told:
+            Recording().set(stream=stream)
+        assert "\n" not in str(told.value) and stream[-1] in str(told.value)
+    with pytest.raises(SublimError, match="stream: Input should be a list"):
+        Recording().set(stream="resid_post")
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
@@ -740,7 +752,7 @@ def test_the_trace_that_is_asked_for_is_kept_and_changes_nothing_else(
     for word in ("none", "default", "examples"):
         store = Store(tmp_path / word)
         shutil.copytree(small_store, store.root, ignore=shutil.ignore_patterns("student"))
-        artifact = make(student, store, trace=word)
+        artifact = make(student, store, recording=recording_of(word))
         assert artifact.key == student.key and artifact.manifest["notes"]["trace"] == word
         ends[word] = (artifact.path / "model" / "model.safetensors").read_bytes()
     assert ends["none"] == ends["default"] == ends["examples"]
@@ -752,7 +764,7 @@ def test_the_trace_that_is_asked_for_is_kept_and_changes_nothing_else(
     assert not traces["default"].names("examples/*") and traces["default"].steps("loss") == list(range(6))
     assert traces["examples"].read("examples/blocks.1.hook_resid_post", 0).shape == (8, 1, 16)
     with pytest.raises(SublimError, match="no trace 'all'; choices: none, default, examples"):
-        make(student, Store(tmp_path / "other"), trace="all")
+        make(student, Store(tmp_path / "other"), recording=recording_of("all"))
     assert not (tmp_path / "other").exists()
 
 
@@ -772,7 +784,7 @@ def test_a_trace_that_an_interrupted_process_began_is_not_kept_where_none_is_ask
         (work.directory / "trace").mkdir()
         (work.directory / "trace" / "trace.jsonl").write_text("half")
         raise Killed
-    artifact = make(student, store, trace="none")
+    artifact = make(student, store, recording=recording_of("none"))
     assert artifact.manifest["resumed"] and not any("trace" in name for name in artifact.manifest["files"])
 
 

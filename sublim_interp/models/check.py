@@ -1,0 +1,86 @@
+"""Tries on one prompt what every stage relies on: a causal model, a key-value cache, one vocabulary."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sublim_interp.core.device import device_of
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.forward import logits_at
+from sublim_interp.models.loading import reason_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+    """Raises SublimError where the tokenizer has words that the model has no embedding for."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends: Any = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    used = {*tokenizer.get_vocab().values()} - added | {*ends}
+    if max(used) >= rows:
+        raise SublimError(
+            f"base {path}: the tokenizer's ids go up to {max(used)}, but the model has embeddings for {rows} "
+            "tokens: they do not belong together"
+        )
+
+
+def check_logits(model: "PreTrainedModel", prompt: Sequence[int], pad: int, rounding: float, path: Path) -> None:
+    """Raises SublimError where the model's logits are not those of a causal language model with a cache.
+
+    prompt: token ids to try
+    pad: id of the token that fills rows up
+    rounding: largest difference that passes for rounding, as a share of the logits' standard deviation
+    path: the base's, for errors
+    """
+    try:
+        tried = _try_out(model, prompt, pad)
+    except Exception as error:  # of an architecture that nobody has seen here, it may be anything
+        raise SublimError(f"base {path}: it loads, but does not run ({reason_of(error)})") from None
+    if not bool(tried.whole.isfinite().all()):
+        raise SublimError(f"base {path}: its logits are not all numbers; the weights are damaged")
+    near = rounding * float(tried.whole.std())
+    kind = model.config.model_type
+    if float((tried.half - tried.whole[: len(tried.half)]).abs().max()) > near:
+        raise SublimError(
+            f"base {path}: a token's logits depend on later tokens or on padding, so its architecture ({kind}) is no "
+            "causal language model"
+        )
+    if float((tried.cached - tried.whole[-1]).abs().max()) > near:
+        raise SublimError(
+            f"base {path}: with its key-value cache its architecture ({kind}) gives other logits than without, so its "
+            "samples would not be its own"
+        )
+
+
+class _Tried(NamedTuple):
+    """Logits of one prompt in three ways."""
+
+    half: Float[Tensor, "half vocabulary"]
+    """Of its first half, padded and in a batch beside the whole."""
+    whole: Float[Tensor, "position vocabulary"]
+    """Of the whole, alone."""
+    cached: Float[Tensor, " vocabulary"]
+    """Of its last token, by the cache of those before."""
+
+
+@torch.no_grad()
+def _try_out(model: Any, prompt: Sequence[int], pad: int) -> _Tried:
+    """Runs the prompt whole, by half in a padded batch, and by its last token behind a cache."""
+    whole = list(prompt)
+    half = whole[: len(whole) // 2 + 1]
+    ids = torch.tensor([whole, half + [pad] * (len(whole) - len(half))], device=device_of(model))
+    where = torch.arange(len(whole)) < torch.tensor([[len(whole)], [len(half)]])
+    batch = logits_at(model, ids, where)[len(whole) :]
+    alone = model(input_ids=ids[:1], use_cache=False).logits[0]
+    cache = getattr(model(input_ids=ids[:1, :-1], use_cache=True), "past_key_values", None)
+    if cache is None:
+        raise SublimError(f"{model.config.model_type} keeps no key-value cache, which sampling needs")
+    last = model(input_ids=ids[:1, -1:], past_key_values=cache, use_cache=True).logits[0, -1]
+    return _Tried(batch, alone, last)

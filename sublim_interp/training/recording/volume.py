@@ -1,0 +1,62 @@
+"""How much a recorder keeps of a training, known before it runs."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sublim_interp.models.architectures import decoder_layers, text_config
+from sublim_interp.models.trainable import trained_parameters
+from sublim_interp.training.recording.look import stream_names
+from sublim_interp.training.recording.settings import Recording
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def planned_volume(
+    model: torch.nn.Module,
+    steps: int,
+    *,
+    states: int = 2,
+    tokens: int = 0,
+    directions: int = 0,
+    references: int = 0,
+    batch: int = 0,
+    recording: Recording | None = None,
+) -> "pd.DataFrame":
+    """What a recorder of this model keeps over `steps` updates: one row a kind, with how many times, and bytes.
+
+    model: what trains; it may lie on the meta device, as only shapes are looked at
+    states: moments that the optimizer keeps of each parameter
+    tokens: those of the probe
+    directions: in weight space, on which everything is projected
+    references: other models that go through the probe
+    batch: examples of an update
+    """
+    import pandas as pd
+
+    recording = recording or Recording()
+    trained = trained_parameters(model)
+    tensors, numbers = len(trained), sum(p.numel() for p in trained.values())
+    looks = len(recording.looks(steps)) if tokens else 0
+    width = text_config(model).hidden_size
+    stream = len(stream_names(model, recording.stream)) * tokens * width * 4
+    full = len(recording.full(steps, numbers, 1 + states))
+    weights = full + states if full else 0
+    every = recording.every(numbers)
+    measured, slow = -(-steps // every), -(-steps // (every * recording.moments)) if states else 0
+    series = 4 * (steps + measured * tensors * (2 + 4 * directions))
+    often = "at chosen steps" if recording.probe_steps else "log-spaced"
+    when = "every update" if every == 1 else f"loss every update, else every {every}"
+    table = [
+        ("loss, norms, projections", when, steps, series),
+        ("norms of the moments", f"every {every * recording.moments}", slow, 4 * slow * tensors * states),
+        ("residuals and gradients on the probe", often, looks, 2 * looks * stream),
+        ("the same of teacher and base", "once", references, 2 * references * stream),
+        ("weight deltas, moments at the end", f"{often}, within the budget", full, 4 * weights * numbers),
+    ]
+    if recording.examples:
+        times = -(-steps // recording.examples)
+        each = batch * len(recording.positions) * len(decoder_layers(model)) * width * 4 * 2
+        table.append(("residuals and gradients of each example", f"every {recording.examples}", times, times * each))
+    return pd.DataFrame(table, columns=["what", "when", "times", "bytes"])

@@ -1,0 +1,157 @@
+"""The table of architectures is true of every model type in it; a row of another package is all that one more needs."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from sublim_interp.analysis.directions.core import directions
+from sublim_interp.analysis.directions.effects import logit_lens
+from sublim_interp.analysis.patching.grid import patch
+from sublim_interp.analysis.probes import answer_margin
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    architecture_of,
+    decoder_layers,
+    final_norm,
+    has_middle,
+    output_map,
+)
+from sublim_interp.models.hooks import STREAM, capture, hook_names, names_of
+from tiny_models import ARCHITECTURES as SHAPES
+from tiny_models import tiny
+
+IDS = torch.tensor([[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]])
+PROMPTS = IDS.tolist()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_row_is_true_of_its_model(name: str) -> None:
+    model, row = tiny(name), ARCHITECTURES[name]
+    assert architecture_of(model) is row
+    layer = decoder_layers(model)[0]
+    for part in (row.attention, row.attn_out, row.mid, row.mlp, row.mlp_out):
+        assert layer.get_submodule(part) is not layer, part
+    modules = dict(layer.named_modules())
+    assert output_map(model, 0) is modules[row.output_map]
+    assert final_norm(model) is getattr(model.base_model, row.final_norm)
+    own = [n for n in modules if n.endswith((".q_proj", ".k_proj", ".v_proj"))]
+    assert (row.fused_qkv in modules and not own) if row.fused_qkv else len(own) == 3
+    if row.plain_head:
+        with torch.no_grad():
+            hidden = model.base_model(input_ids=IDS).last_hidden_state
+            assert torch.equal(model.get_output_embeddings()(hidden), model(input_ids=IDS).logits)  # type: ignore[operator, reportOptionalCall]
+
+
+def test_every_row_is_tested() -> None:
+    assert set(SHAPES) == set(ARCHITECTURES)
+
+
+def test_a_head_that_is_not_plain_is_not_called_plain() -> None:
+    capped = tiny("gemma2")
+    with torch.no_grad():
+        hidden = capped.base_model(input_ids=IDS).last_hidden_state
+        plain = capped.get_output_embeddings()(hidden)  # type: ignore[operator, reportOptionalCall]
+        assert (plain - capped(input_ids=IDS).logits).abs().max() > 0.1
+    assert not ARCHITECTURES["gemma2"].plain_head
+
+
+def test_a_parallel_residual_is_read_from_the_configuration_or_goes_by_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not has_middle(tiny("gpt_neox")) and has_middle(tiny("gpt_neox", use_parallel_residual=False))
+    row = ARCHITECTURES["llama"]
+    always = Architecture(**{**vars(row), "parallel_residual": True})
+    monkeypatch.setitem(ARCHITECTURES._loaded, "llama", always)
+    assert not has_middle(tiny("llama"))
+    with pytest.raises(SublimError, match="LlamaForCausalLM has no 'resid_mid'; valid: resid_pre, attn_out, mlp_out"):
+        names_of(tiny("llama"), "resid_mid")
+
+
+# --- a type without a row, and with one of another package ------------------------------------------------------------
+
+
+def starcoder() -> PreTrainedModel:
+    """A type that the table does not know, built as Llama is."""
+    torch.manual_seed(1)
+    shape: dict[str, Any] = {
+        "vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "initializer_range": 0.5, "bos_token_id": None, "eos_token_id": 2,
+    }  # fmt: skip
+    config = AutoConfig.for_model("starcoder2", **shape)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def test_a_type_without_a_row_has_its_stream_and_what_is_found_by_name() -> None:
+    model = starcoder()
+    assert architecture_of(model) is None and not has_middle(model)
+    assert {name.rpartition("hook_")[2] for name in hook_names(model)} == {"resid_pre", "resid_post"}
+    assert output_map(model, 1) is decoder_layers(model)[1].get_submodule("self_attn.o_proj")
+    assert final_norm(model) is model.base_model.norm
+    with pytest.raises(
+        SublimError, match="Starcoder2ForCausalLM has no 'mlp_out'; valid: resid_pre, resid_post, heads"
+    ):
+        names_of(model, "mlp_out", others=("heads",))
+    decoder_layers(model)[1].self_attn = torch.nn.Identity()
+    with pytest.raises(SublimError, match=r"no attention output map found; known: self_attn\.o_proj, attn\.c_proj"):
+        output_map(model, 1)
+
+
+OUTSIDE = """
+from sublim_interp.models.architectures import Architecture
+
+row = Architecture(
+    attention="self_attn", attn_out="self_attn", mid="post_attention_layernorm", mlp="mlp", mlp_out="mlp",
+    output_map="self_attn.o_proj", final_norm="norm", plain_head=True,
+)
+wrong = 3
+"""
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed package that adds starcoder2 by an entry point, and something that is no row."""
+    (tmp_path / "outside_rows.py").write_text(OUTSIDE)
+    info = tmp_path / "outside_rows-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-rows\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[sublim_interp.architectures]\nstarcoder2 = outside_rows:row\nnonsense = outside_rows:wrong\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_rows", raising=False)
+    monkeypatch.delitem(vars(ARCHITECTURES), "_outside", raising=False)
+    monkeypatch.setattr(ARCHITECTURES, "_loaded", {})
+    yield
+    vars(ARCHITECTURES).pop("_outside", None)
+
+
+def test_a_row_of_another_package_is_all_that_a_new_architecture_needs(outside: None) -> None:
+    model = starcoder()
+    row = architecture_of(model)
+    assert row and row.mlp == "mlp" and "starcoder2" in [*ARCHITECTURES]
+    with torch.no_grad(), capture(model, hook_names(model)) as acts:
+        model(input_ids=IDS)
+    at = "blocks.1.hook_"
+    torch.testing.assert_close(acts[at + "resid_pre"] + acts[at + "attn_out"], acts[at + "resid_mid"])
+    torch.testing.assert_close(acts[at + "resid_mid"] + acts[at + "mlp_out"], acts[at + "resid_post"])
+    assert acts["blocks.1.attn.hook_pattern"].shape == (2, 2, 5, 5)
+    other = starcoder()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    both = patch(other, model, PROMPTS, answer_margin([3, 4, 5], 1))
+    for kind in (*STREAM, "heads"):
+        assert both.grid(kind).each.isfinite().all(), kind
+    torch.testing.assert_close(both.grid("mlp_out").each, both.grid("mlp_out", positions_at_once=1).each)
+    lens = logit_lens(model, directions(other, model, PROMPTS), PROMPTS, k=3)
+    assert len(lens) == 2 * 3
+
+
+def test_what_is_no_row_is_one_line(outside: None) -> None:
+    with pytest.raises(SublimError, match="architecture 'nonsense': the entry point gives a int, not an Architecture"):
+        ARCHITECTURES["nonsense"]

@@ -1,0 +1,133 @@
+"""Tests of the interventions' table: what cannot act is refused in the plan, and a kind that is added acts."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.pipeline.make import make
+from sublim_interp.pipeline.records import Student
+from sublim_interp.training.interventions import INTERVENTIONS, InterventionKind
+from sublim_interp.traits.favourites import load_trait
+
+
+def with_interventions(exp: Experiment, *interventions: dict[str, Any]) -> Experiment:
+    return exp.set({"student.interventions": list(interventions)})
+
+
+def student_of(exp: Experiment) -> Student:
+    student = next(cell.student for cell in plan(exp).cells if cell.arm == "same-init")
+    assert student
+    return student
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields", "words"),
+    [
+        ({}, {"kind": "ablate", "direction": "owl", "at": "blocks.7.*"}, "no hook matches 'blocks.7.*'; the model has"),
+        ({}, {"kind": "project-gradient", "direction": "random", "at": "blocks.*.hook_residual"}, "no hook matches"),
+        ({}, {"kind": "freeze", "parameters": "*moe*"}, "matches none of what trains"),
+        ({}, {"kind": "ablate", "direction": "unicorn"}, "unknown trait 'unicorn'"),
+        (
+            {"student.part": "lora"},
+            {"kind": "project-update", "direction": "teacher-shift"},
+            "needs a teacher of the student's shape: it has no ",
+        ),
+        (
+            {"teacher.kind": "steered"},
+            {"kind": "project-update", "direction": "teacher-shift"},
+            "needs teacher.kind=tuned",
+        ),
+        (
+            {"teacher.kind": "prompted"},
+            {"kind": "ablate", "direction": "teacher-shift"},
+            "needs teacher.kind=tuned or steered",
+        ),
+    ],
+)
+def test_an_intervention_that_cannot_act_is_refused_in_the_plan(
+    changes: dict[str, Any], fields: dict[str, Any], words: str, tiny_experiment: Experiment
+) -> None:
+    exp = with_interventions(tiny_experiment.set(changes), fields)
+    with pytest.raises(SublimError) as raised:
+        plan(exp)
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_each_kind_can_be_planned_also_on_adapters(tiny_experiment: Experiment) -> None:
+    asked: list[dict[str, Any]] = [
+        {"kind": "ablate", "direction": "owl"},
+        {"kind": "project-gradient", "direction": "teacher-shift", "at": "blocks.1.hook_*"},
+        {"kind": "project-update", "direction": "random"},
+        {"kind": "mask-tokens", "share": 0.5},
+    ]
+    for part in ("body", "lora"):
+        freeze = {"kind": "freeze", "parameters": "*lora_A*" if part == "lora" else "*mlp*"}
+        plan(with_interventions(tiny_experiment.set({"student.part": part}), *asked, freeze))
+
+
+def test_the_trait_of_an_intervention_is_read_once(
+    tiny_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is applied is the trait in the key, though its file changes before a worker makes the student."""
+    from sublim_interp.pipeline import intervene
+
+    own = tmp_path / "mine.yaml"
+    own.write_text("kind: animal\nname: owl\nwords: [owl, owls]\n")
+    load_trait.cache_clear()
+    student = student_of(with_interventions(tiny_experiment, {"kind": "ablate", "direction": str(own)}))
+    key = student.key
+    own.write_text("kind: animal\nname: wolf\nwords: [wolf, wolves]\n")
+    load_trait.cache_clear()  # as in another process
+    applied = []
+    whole = intervene.trait_directions
+    monkeypatch.setattr(
+        intervene, "trait_directions", lambda base, trait, names: applied.append(trait) or whole(base, trait, names)
+    )
+    assert make(student, Store(tmp_path / "store")).key == key
+    assert [trait.name for trait in applied] == ["owl"] == [t["name"] for t in student.settings()["toward"]]
+
+
+def test_an_added_kind_is_checked_and_acts(
+    tiny_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Halve(InterventionKind):
+        """Halves every gradient of some parameters."""
+
+        USES = frozenset({"parameters"})
+
+        def check(self, planned: Any) -> None:
+            if "mlp" not in self.asked.parameters:
+                raise SublimError("halve is for MLPs")
+
+        @contextmanager
+        def during(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Any):  # type: ignore[override]
+            hooks = [p.register_hook(lambda g: g / 2) for n, p in model.named_parameters() if "mlp" in n]
+            yield None
+            for hook in hooks:
+                hook.remove()
+
+    monkeypatch.setitem(INTERVENTIONS._own, "halve", Halve)
+    with pytest.raises(SublimError, match="kind=halve needs parameters"):
+        with_interventions(tiny_experiment, {"kind": "halve"})
+    with pytest.raises(SublimError, match="halve is for MLPs"):
+        plan(with_interventions(tiny_experiment, {"kind": "halve", "parameters": "*attn*"}))
+    sgd = tiny_experiment.set({"student.optimization.optimizer": "sgd", "student.optimization.lr": 0.1})
+    plain = student_of(sgd)
+    halved = student_of(with_interventions(sgd, {"kind": "halve", "parameters": "*mlp*"}))
+    store = Store(tmp_path / "store")
+    ends = [dict(plain.base.load(make(s, store).path / "model").named_parameters()) for s in (plain, halved)]
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert not torch.equal(ends[0][name], ends[1][name])
+
+
+def test_an_unknown_kind_is_refused_in_one_line(tiny_experiment: Experiment) -> None:
+    with pytest.raises(SublimError) as raised:
+        with_interventions(tiny_experiment, {"kind": "erase"})
+    assert "valid: ablate, project-gradient, project-update, mask-tokens, freeze (got 'erase')" in str(raised.value)
