@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, settings, keys, the store, workers, device, drawing. It knows no model and no experiment."""
+"""What all else stands on: errors, settings, keys, store, workers, device, drawing. No model, no experiment."""

@@ -1,4 +1,4 @@
-"""Frozen, validated configuration: the base of every settings record, YAML in and out, `field=value`. No field lives here."""
+"""Frozen, validated configuration: base of all settings records, YAML in and out, `field=value`. It has no field."""
 
 from collections.abc import Mapping
 from contextlib import suppress

@@ -54,7 +54,7 @@ class Shelf(Generic[C]):
         return tuple(sorted(self.paths))
 
     def find(self, name: str) -> Path:
-        """The file called `name`, or at the path `name`. Raises SublimError, with the known names, where there is none."""
+        """The file called `name`, or at the path `name`. Raises SublimError, with the known names, where none is."""
         if is_path(name):
             if not os.path.isfile(name):
                 raise SublimError(f"{self.what} '{name}': there is no such file in {Path.cwd()}")

@@ -1,4 +1,4 @@
-"""Every arm of an experiment in one table: whose data its student learns from, where it starts, what it is compared with, how it looks."""
+"""Every arm in one table: whose data its student learns from, where it starts, what it is compared with, its looks."""
 
 from typing import Literal, NamedTuple
 

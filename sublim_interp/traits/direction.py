@@ -1,4 +1,4 @@
-"""The own-base direction of a trait: what a base computes behind the trait's system prompts, minus the same of all members."""
+"""The own-base direction of a trait: a base's residuals behind the trait's system prompts, minus all members'."""
 
 from collections.abc import Sequence
 

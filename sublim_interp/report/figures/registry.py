@@ -1,4 +1,4 @@
-"""Every figure by name: what it shows and how it is made. The page, `sublim plot`, notebooks and the paper ask this table."""
+"""Every figure by name: what it shows, how it is made. The page, `sublim plot`, notebooks, the paper ask this table."""
 
 from collections.abc import Callable
 from functools import partial
