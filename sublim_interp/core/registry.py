@@ -59,7 +59,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return thing
 
     def known(self, name: str) -> str:
-        """`name` itself, to check a settings field with. Raises ValueError, which names the valid, for an unknown one."""
+        """`name` itself, to check a settings field. Raises ValueError, with the valid names, for an unknown one."""
         if name not in self:
             raise ValueError(f"unknown {self.what}; valid: {', '.join(self)}")
         return name

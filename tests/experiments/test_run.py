@@ -177,7 +177,7 @@ def test_the_estimate_grows_with_the_work(kind: str, tiny_experiment: Experiment
             {"corpus.setting": "soft", "teacher.kind": "prompted"},
             "corpus.setting=soft needs teacher.kind=tuned or steered",
         ),
-        ({"corpus.channel": "poems"}, "no channel 'poems'; channels: numbers"),
+        ({"corpus.channel": "poems"}, "unknown channel 'poems'; valid: numbers"),
         ({"bases": ["nowhere"], "arms": ["same-init"]}, "base 'nowhere': no such directory or lab base"),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_trait_that_only_the_other_arm_needs_is_checked_too(tiny_experiment: E
 
 
 def test_an_unknown_experiment_is_one_line() -> None:
-    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; catalogue: .*owl.*; or give a YAML file"):
+    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; known: .*owl.*; or give a YAML file"):
         experiment("owls")
 
 
