@@ -18,7 +18,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     LATER: ClassVar[frozenset[str]] = frozenset()
-    """Fields that came after results were published: left out of dumps, and so of keys, where they are at their default."""
+    """Fields that came after results were published: left out of dumps, and so of keys, at their default."""
 
     @model_serializer(mode="wrap")
     def _without_what_came_later(self, handler: Any) -> dict[str, Any]:

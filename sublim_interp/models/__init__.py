@@ -1,1 +1,1 @@
-"""A model: where it lies, how it loads, which weights train, what is seen and changed inside. Nothing trains here."""
+"""A model: where it lies, how it loads, which weights train, what can be seen and changed inside. No training here."""

@@ -1,1 +1,1 @@
-"""The five stages, a file each: teach, write, filter, learn, evaluate. Each makes a record's files in the store."""
+"""The five stages, a file each: teach, write, filter, learn, evaluate. Each puts a record's files into the store."""

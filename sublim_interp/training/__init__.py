@@ -1,1 +1,1 @@
-"""Training: loop, batches, optimizers, interventions; recording/ observes it. It knows tokens, no experiment."""
+"""Training: loop, batches, optimizers, interventions; recording/ observes it. Tokens and weights, no experiment."""

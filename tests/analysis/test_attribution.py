@@ -1,4 +1,4 @@
-"""TokenScores of lists and tokens equal explicit gradients, find what was planted and nothing else, and select lists."""
+"""Scores of lists and tokens equal explicit gradients, find what was planted and nothing else, and select lists."""
 
 from pathlib import Path
 from typing import Any

@@ -69,5 +69,7 @@ def test_a_bridge_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
         bridge(LlamaForCausalLM(LlamaConfig(vocab_size=32, **shape)))
     with pytest.raises(SublimError, match="is no model"):
         bridge(3)
-    with pytest.raises(SublimError, match="on meta, where there are shapes but no numbers; give a model that is loaded"):
+    with pytest.raises(
+        SublimError, match="on meta, where there are shapes but no numbers; give a model that is loaded"
+    ):
         bridge(build("llama", 0).to("meta"))  # type: ignore[arg-type]
