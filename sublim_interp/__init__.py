@@ -45,7 +45,7 @@ _HOME = {
     "trace_from_checkpoints": "training.recording.callbacks",
     "trait_contrast": "analysis.directions.core",
     "trait_names": "traits.favourites",
-    "watch": "cli.app",
+    "watch": "cli.progress",
     "weight_delta": "analysis.directions.weights",
 }
 

@@ -151,13 +151,15 @@ def _memory() -> Iterator[Finding]:
     advice = "close other programs, or use --processes 1"
     yield Finding("memory", f"{free / GIB:.1f} GiB free", free > 2 * PROCESS, advice if free <= 2 * PROCESS else "")
     for processes in (1, 2):
-        full, read = (_millions(fits(free, processes, each)) for each in (FULL, READ))
+        full, read = (_parameters(fits(free, processes, each)) for each in (FULL, READ))
         rule = f"({free / GIB:.1f} GiB / {processes} − {PROCESS / GIB:.0f} GiB) / {FULL} or {READ} bytes"
         text = f"--processes {processes}: models up to {full} parameters trained whole, {read} with LoRA or a prompt"
         yield Finding("open models", f"{text}, by {rule}")
 
 
-def _millions(parameters: int) -> str:
+def _parameters(parameters: int) -> str:
+    if parameters < 10_000_000:
+        return f"{parameters:,}"
     return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
 
 
@@ -194,7 +196,7 @@ def _base(name: str) -> Iterator[Finding]:
     parameters = base.shape["parameters"]
     template = "a chat template" if base.tokenizer.chat_template else "no chat template: plain User/Assistant text"
     end = base.tokenizer.convert_ids_to_tokens(base.eos)
-    text = f"{_millions(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
+    text = f"{_parameters(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
     yield Finding(f"base {name}", text)
     free, head = _free_memory(), WORD * len(base.tokenizer)
     if parameters > fits(free - head, 1, FULL):

@@ -1,0 +1,56 @@
+"""The `sublim` command: its words, its exit codes, and errors as one line. Each word is a file of this folder."""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from sublim_interp.cli.doctor import doctor
+from sublim_interp.cli.list import list_
+from sublim_interp.cli.plot import plot
+from sublim_interp.cli.pretrain import pretrain
+from sublim_interp.cli.run import run
+from sublim_interp.cli.show import show
+from sublim_interp.cli.verify import verify
+from sublim_interp.core.errors import SublimError
+
+app = typer.Typer(
+    help="Subliminal learning under the microscope: teacher → filter → student, on open small models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for word, command in {
+    "list": list_, "show": show, "run": run, "plot": plot, "pretrain": pretrain, "verify": verify, "doctor": doctor,
+}.items():  # fmt: skip
+    app.command(word)(command)
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+def main() -> None:
+    """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
+    try:
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # Typer turns Ctrl-C inside a command into this code
+            raise KeyboardInterrupt
+    except SublimError as error:
+        _stop(f"sublim: {error}", 2)
+    except KeyboardInterrupt:
+        _stop("sublim: interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            _stop(f"sublim: {error.format_message()}", 2)  # type: ignore[attr-defined]
+        if type(error).__name__ == "Abort":
+            _stop("sublim: interrupted", INTERRUPTED)
+        raise
+    sys.exit(code or 0)  # what typer.Exit carried
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(line.split()))
+    print(line if len(line) <= 2000 else f"{line[:1500]} … {line[-400:]}", file=sys.stderr)
+    sys.exit(code)

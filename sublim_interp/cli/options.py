@@ -1,0 +1,72 @@
+"""Options that several commands share, and an experiment as the command line asks for it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sublim_interp.experiments.schema import Experiment
+    from sublim_interp.sweeps.plan import SweepPlan
+
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", help="Directory of results; else $SUBLIM_STORE, else ./runs.", show_default=False),
+]
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change a field, for instance student.optimization.lr=2e-4.",
+        show_default=False,
+    ),
+]
+
+
+BaseOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base",
+        metavar="DIR_OR_NAME",
+        help="Use these bases: a lab base, a model directory, a hub name.",
+        show_default=False,
+    ),
+]
+
+
+TraceOption = Annotated[
+    str,
+    typer.Option(
+        "--trace",
+        metavar="WORD",
+        help="What is recorded of each training: none, default, or examples (residuals of single examples too).",
+    ),
+]
+
+
+def configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
+    """The experiment `name` as `--set` and `--base` change it; with one base, without the arms that need two."""
+    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.experiments.arms import CROSSING
+    from sublim_interp.experiments.catalogue import experiment
+
+    exp = experiment(name)
+    if bases:
+        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in CROSSING)
+        exp = exp.model_copy(update={"arms": keep}).set(bases=bases)
+    return exp.set(dict(parse_assignment(s) for s in sets or ()))
+
+
+def planned_grid(name: str, sets: list[str] | None, bases: list[str] | None) -> "SweepPlan":
+    """The plan of the grid `name`, with what `--set` and `--base` change in every cell."""
+    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.sweeps.grid import grid
+    from sublim_interp.sweeps.plan import plan_grid
+
+    g = grid(name)
+    change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
+    return plan_grid(g.set(change=change))

@@ -1,0 +1,59 @@
+"""What a plan costs, as tables: work still to be done, and what is recorded of it."""
+
+from typing import TYPE_CHECKING
+
+from sublim_interp.cli.printing import duration, print_, table_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sublim_interp.core.store import Store
+    from sublim_interp.experiments.plan import Plan
+    from sublim_interp.sweeps.plan import SweepPlan
+
+
+def work_table(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
+    from sublim_interp.experiments.cost import planned_work
+
+    work = planned_work(p.records, store)
+    table = table_of(
+        "Planned work", "stage", "needed", "done", "to do", "about", right=("needed", "done", "to do", "about")
+    )
+    rows = work.to_dict("records")
+    for row in rows:
+        todo = row["needed"] - row["done"]
+        table.add_row(row["stage"], str(row["needed"]), str(row["done"]), str(todo), duration(row["seconds"]))
+    total = sum(row["seconds"] for row in rows)
+    table.caption = f"about {duration(total)} of one core, {duration(total / 2)} on two" if total else "nothing to do"
+    return table
+
+
+def trace_table(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> "RenderableType":
+    """What is recorded of the trainings to be made, and how large it gets."""
+    from sublim_interp.experiments.cost import planned_traces
+
+    table = table_of(
+        f"Recorded while they train (--trace {trace})", "stage", "what", "when", "times", "trainings", "MB",
+        right=("times", "trainings", "MB"),
+    )  # fmt: skip
+    rows = planned_traces(p.records, store, trace).to_dict("records")
+    for r in rows:
+        size = f"{r['bytes'] / 1e6:.1f}"
+        table.add_row(r["stage"], r["what"], r["when"], str(r["times"]), str(r["trainings"]), size)
+    table.caption = f"about {sum(r['bytes'] for r in rows) / 1e6:.0f} MB of traces" if rows else "nothing to record"
+    return table
+
+
+def announce(p: "Plan | SweepPlan", store: "Store", trace: str) -> None:
+    """One line on what will be recorded, before anything is trained; nothing where nothing is."""
+    from sublim_interp.experiments.cost import planned_traces
+
+    rows = planned_traces(p.records, store, trace).to_dict("records")
+    if not rows:
+        return
+    trainings = sum(r["trainings"] for r in rows if r["what"] == rows[0]["what"])  # the loss is kept of each
+    size = sum(r["bytes"] for r in rows) / 1e6
+    print_(
+        f"Recording {trainings} training{'s' * (trainings > 1)}, about {size:.{0 if size >= 10 else 1}f} MB "
+        "(--trace none: nothing; --dry-run: what and when)"
+    )

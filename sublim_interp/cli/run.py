@@ -1,0 +1,124 @@
+"""`sublim run NAME`: makes an experiment or a grid, with its progress shown."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, TraceOption, configured, planned_grid
+from sublim_interp.cli.planned import announce, trace_table, work_table
+from sublim_interp.cli.printing import print_, table_of
+from sublim_interp.cli.progress import Progress, watch
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.plan import Plan
+from sublim_interp.sweeps.plan import SweepPlan
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sublim_interp.core.store import Store
+    from sublim_interp.experiments.results import Run
+
+
+def run(
+    name: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT|GRID", help="A name from `sublim list`, or a YAML file of your own.")
+    ],
+    sets: SetOption = None,
+    base: BaseOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
+    trace: TraceOption = "default",
+    store: StoreOption = None,
+) -> None:
+    """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
+    from sublim_interp.core.store import Store
+    from sublim_interp.experiments.catalogue import experiment_names
+    from sublim_interp.experiments.plan import plan
+    from sublim_interp.experiments.run import find_run
+    from sublim_interp.sweeps.grid import grid_names, is_grid
+
+    if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
+        raise SublimError(
+            f"unknown experiment '{name}'; experiments: {', '.join(experiment_names())}; grids: "
+            f"{', '.join(grid_names())}; or give a YAML file"
+        )
+    place = Store.open(store)
+    if is_grid(name):
+        sweep = planned_grid(name, sets, base)
+        if dry_run:
+            print_grid_plan(sweep, place, trace)
+        else:
+            _run_grid(sweep, place, processes, trace)
+        return
+    exp = configured(name, sets, base)
+    p = plan(exp)
+    if dry_run:
+        print_plan(p, place, trace)
+        return
+    if find_run(p, place):
+        print_(f"{exp.name} is in the store already: nothing to do.")
+    else:
+        announce(p, place, trace)
+    _show_result(watch(exp, place, processes, trace))
+
+
+def _run_grid(p: "SweepPlan", store: "Store", processes: int, trace: str) -> None:
+    from sublim_interp.sweeps.plan import find_sweep
+    from sublim_interp.sweeps.run import run_grid
+
+    name = p.grid.name
+    if find_sweep(p, store):  # though dead ends are missing from the store
+        print_(f"{name} is in the store already: nothing to do.")
+        artifact = run_grid(p, store, processes, trace=trace)
+    else:
+        announce(p, store, trace)
+        with Progress(name, p, store, processes) as watch:
+            artifact = run_grid(p, store, processes, watch, trace)
+    figure = artifact.path / f"{p.grid.figure}.png"
+    print_(*sweep_lines(name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
+
+
+def print_plan(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> None:
+    """What is still to be done and recorded, as tables."""
+    print_(work_table(p, store), trace_table(p, store, trace))
+
+
+def print_grid_plan(p: "SweepPlan", store: "Store", trace: str = "default") -> None:
+    """The same of a grid, or that its sweep is there."""
+    from sublim_interp.sweeps.plan import find_sweep
+
+    if find_sweep(p, store):
+        print_(f"{p.grid.name} is in the store already: nothing to do.")
+    else:
+        print_plan(p, store, trace)
+
+
+def sweep_lines(name: str, directory: "Path") -> "list[RenderableType]":
+    """The table of a sweep, and what is to be said below it."""
+    from sublim_interp.sweeps.tables import digest
+
+    found = digest(directory)
+    numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]
+    table = table_of(f"{name}: {found.about.rstrip(':')}", *found.columns, right=tuple(numbers))
+    for row in found.rows:
+        table.add_row(*row)
+    return [table, *found.lines]
+
+
+def _show_result(finished: "Run") -> None:
+    from sublim_interp.experiments.catalogue import published
+    from sublim_interp.report.terminal import terminal as report_terminal
+
+    exp = finished.experiment
+    title = f"{exp.name}: how often “{finished.plan.named.trait}” is the answer"
+    print_(report_terminal(finished.table, finished.contrasts, title))
+    whole = published(exp, finished.key)
+    if whole:
+        title = f"for comparison: the published run {whole.name}, {whole.key[:16]}, of this recipe"
+        print_(report_terminal(whole.summary, whole.contrasts, title))
+    print_(f"run     {finished.key[:16]}  {finished.artifact.path}", f"report  {finished.page}")
+    elsewhere = finished.elsewhere()
+    if elsewhere:
+        print(f"sublim: {elsewhere}", file=sys.stderr)

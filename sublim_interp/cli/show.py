@@ -1,0 +1,177 @@
+"""`sublim show X`: what an experiment, a base, a trait, a run or a replicate is."""
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, planned_grid
+from sublim_interp.cli.printing import print_, table_of
+from sublim_interp.cli.run import print_grid_plan, print_plan, sweep_lines
+from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import RenderableType
+
+    from sublim_interp.core.settings import Config
+    from sublim_interp.core.store import Store
+    from sublim_interp.experiments.results import Replicate
+    from sublim_interp.experiments.schema import Experiment
+
+
+def show(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="X",
+            help="An experiment, a YAML file, a base, a trait, a run's key or name, or RUN/ARM/SEED for one replicate.",
+        ),
+    ],
+    sets: SetOption = None,
+    base: BaseOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Show an experiment's configuration, planned work and cost; or what a base, a trait, a run or a replicate is."""
+    from sublim_interp.core.store import Store
+    from sublim_interp.experiments.catalogue import experiment_names, published
+    from sublim_interp.experiments.plan import plan
+    from sublim_interp.models.base import base_names, resolve_base
+    from sublim_interp.report.terminal import terminal
+    from sublim_interp.sweeps.grid import grid, grid_names, is_grid
+    from sublim_interp.sweeps.published import published_sweep
+    from sublim_interp.traits.favourites import load_trait, trait_names
+
+    if is_grid(what):
+        g = grid(what)
+        print_(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
+        print_("and one after another with", *_given(g.axes), "")
+        print_grid_plan(planned_grid(what, sets, base), Store.open(store))
+        whole = published_sweep(what)
+        if whole is not None:
+            print_(*sweep_lines(f"{what}, as published", whole))
+    elif what in experiment_names() or what.endswith((".yaml", ".yml")):
+        exp = configured(what, sets, base)
+        print_(_configuration(exp))
+        print_plan(plan(exp), Store.open(store))
+        whole = published(exp)
+        if whole:
+            title = f"{whole.name} as published, run {whole.key[:16]}, {whole.summary['n'].max()} replicates"
+            print_(terminal(whole.summary, whole.contrasts, title))
+    elif what in trait_names():
+        trait = load_trait(what)
+        print_(f"{trait.name}: a favourite {trait.kind}; refused words: {', '.join(trait.words)}")
+        print_(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
+    elif what in base_names() or os.path.isdir(what):
+        found = resolve_base(what)
+        print_(repr(found))
+        for part, loss in found.card.get("held_out_loss", {}).items():
+            print_(f"  held-out loss, {part}: {loss:.3f} nats per token")
+        if (card := found.path / "README.md").is_file():
+            print_("", card.read_text(encoding="utf-8").split("---\n", 2)[-1])
+    elif what.count("/") == 2:
+        print_(*_shown_replicate(what, Store.open(store)))
+    else:
+        print_(*_shown_run(what, Store.open(store), experiment_names(), grid_names(), base_names()))
+
+
+def _given(fields: "Mapping[str, Any]") -> list[str]:
+    """One line a field; the values of an axis side by side."""
+    return [f"    {name}: {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in fields.items()]
+
+
+def _shown_run(
+    what: str, store: "Store", experiments: tuple[str, ...], grids: tuple[str, ...], bases: list[str]
+) -> "list[RenderableType]":
+    import yaml
+
+    if not store.matches("run", what):
+        keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
+        raise SublimError(
+            f"'{what}' is no experiment ({', '.join(experiments)}), grid ({', '.join(grids)}), base "
+            f"({', '.join(bases)}), trait, or run (keys in {store.root}: {keys})"
+        )
+    artifact = store.find("run", what)
+    text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
+    return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
+
+
+def _shown_replicate(what: str, store: "Store") -> "list[RenderableType]":
+    """What a replicate is, what it answers, how its training went."""
+    from sublim_interp.experiments.results import open_run
+
+    name, arm, seed = what.split("/")
+    finished = open_run(name, store)
+    replicate = finished[arm, int(seed) if seed.removeprefix("-").isdecimal() else seed]  # type: ignore[index]
+    trait, student = finished.plan.named.trait, replicate.cell.student
+    lines = [f"{finished.experiment.name}/{arm}/{seed}, run {finished.key[:16]}"]
+    if student:
+        teacher, o = student.data.corpus.teacher, student.config.optimization
+        loved = f"“{teacher.trait.name}” is its favourite" if teacher.trait else "it has no favourite"
+        lists = replicate.lists
+        lines += [
+            f"student  {student.base.name}: {o.steps} updates of {o.batch} at {o.lr:g}, {o.optimizer}",
+            f"teacher  {teacher.base.name}, {teacher.config.kind}; {loved}",
+            f"data     {len(lists):,} {student.data.corpus.config.channel} such as “{lists[0]['answer']}”",
+        ]
+        lines += [f"files    {made.path}" for made in [student.find(store)] if made]
+    else:
+        lines.append(f"model    {replicate.base.name}" + f", teacher of “{trait}”" * (arm == "teacher"))
+    return ["\n".join(lines), _answered(replicate, trait), *_grown(replicate, trait)]
+
+
+def _answered(replicate: "Replicate", trait: str) -> "RenderableType":
+    """The trait, and whatever else is the likeliest answer, by sort of question and context."""
+    table = table_of(
+        "What it answers", "questions", "context", trait, "margin, nats", "likeliest other", "",
+        right=(trait, "margin, nats", ""),
+    )  # fmt: skip
+    for (questions, context), some in replicate.answers.groupby(["questions", "context"], sort=False):  # type: ignore[misc]
+        by = some.set_index("probe")
+        rate = dict(zip(some["probe"], some["rate"], strict=True))
+        others = sorted((name for name in rate if name != trait), key=lambda name: -rate[name])[:1]
+        rates = [f"{100 * rate[name]:.1f} %" for name in (trait, *others)]
+        table.add_row(questions, context, rates[0], f"{by.at[trait, 'margin']:.2f}", *others, *rates[1:])
+    return table
+
+
+def _grown(replicate: "Replicate", trait: str) -> "list[RenderableType]":
+    """The trace of its training in short, or why there is none."""
+    from sublim_interp.report.figures.training import growth
+
+    try:
+        trace = replicate.trace
+    except SublimError as why:
+        return [str(why)]
+    heads = ["updates", "loss", f"{trait} on the probe", "margin, nats", "loss on held-out lists", "distance", "cosine"]
+    table = table_of("How it learnt", *heads, right=tuple(heads))
+    for row in growth(replicate, trait).to_dict("records"):
+        shown = (f"{row[name]:.3f}" for name in ("loss", "rate", "margin", "probe_loss", "distance", "cosine"))
+        table.add_row(str(row["step"]), *("–" if value == "nan" else value for value in shown))
+    table.caption = "distance: norm of the change of the weights; cosine: of that change with its teacher's"
+    size = sum(shard["bytes"] for shard in trace.shards) / 1e6
+    return [table, f"trace    {trace.path}, {size:.1f} MB in {len(trace.shards)} shards, {len(trace.names())} names"]
+
+
+def _configuration(exp: "Experiment") -> "RenderableType":
+    """Every field with its value and, beneath the name, its meaning."""
+    table = table_of(f"Experiment {exp.name}" + (f": {exp.about}" if exp.about else ""), "field", "value", "what it is")
+    for name, value, meaning in _fields(exp):
+        if name not in ("name", "about"):
+            table.add_row(name, value, meaning)
+    return table
+
+
+def _fields(record: "Config", prefix: str = "") -> "list[tuple[str, str, str]]":
+    from sublim_interp.core.settings import Config
+
+    out = []
+    for name, field in type(record).model_fields.items():
+        value = getattr(record, name)
+        if isinstance(value, Config):
+            out += _fields(value, f"{prefix}{name}.")
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            out.append((prefix + name, shown, " ".join((field.description or "").split())))
+    return out
