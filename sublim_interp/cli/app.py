@@ -111,12 +111,12 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
 
 def _configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
     from sublim_interp.core.settings import parse_assignment
-    from sublim_interp.experiments.arms import CROSSING
+    from sublim_interp.experiments.arms import arms_of_two_bases
     from sublim_interp.experiments.catalogue import experiment
 
     exp = experiment(name)
     if bases:
-        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in CROSSING)
+        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in arms_of_two_bases(exp.arms))
         exp = exp.model_copy(update={"arms": keep}).set(bases=bases)
     return exp.set(dict(parse_assignment(s) for s in sets or ()))
 
@@ -593,13 +593,13 @@ def plot(
     from sublim_interp.core.drawing import save
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import open_run
-    from sublim_interp.report.figures.registry import FIGURES, require_figure
     from sublim_interp.report.figures.registry import plot as plots_plot
+    from sublim_interp.report.figures.registry import require_figure, run_figures
 
     if not name:
         table = _table("Figures of a finished run: sublim plot RUN FIGURE", "figure", "what it shows")
-        for known, (about, _) in FIGURES.items():
-            table.add_row(known, about)
+        for known, entry in run_figures().items():
+            table.add_row(known, entry.shows)
         _print(table)
         return
     require_figure(figure)

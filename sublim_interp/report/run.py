@@ -5,7 +5,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.core.workers import Watch
 from sublim_interp.experiments.catalogue import experiment, published
 from sublim_interp.experiments.plan import plan
-from sublim_interp.experiments.results import Run, frames
+from sublim_interp.experiments.results import Run, tables_of
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.report.write import write
@@ -21,8 +21,14 @@ def run(
 ) -> Run:
     """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again.
 
-    `trace` says what is recorded of the trainings that are made: `none`, `default`, or `examples` (residuals of each
-    example of every tenth update too). Weights, and so all results and keys, are the same with each.
+    exp: an experiment, its name, or the path of its YAML file
+    store: where its parts lie; None means $SUBLIM_STORE, else ./runs
+    processes: trainings at once, of one thread each
+    watch: called with a part's key and the fraction that is done
+    trace: what is recorded of each training: `none`, `default`, or `examples`, which adds residuals of each example of
+        every tenth update. Weights, results and keys are the same with each.
+
+    Returns the finished run. Raises SublimError for what cannot be run.
     """
     cadence_of(trace)
     p = plan(experiment(exp) if isinstance(exp, str) else exp)
@@ -33,7 +39,6 @@ def run(
     with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint()) as work:
         if not work.done:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
-            results, distances = frames(p, store)
-            reference = published(p.experiment, work.key)
-            write(work.directory, p.named, results, distances, reference, work.key, versions())
+            beside = published(p.experiment, work.key)
+            write(work.directory, p.named, tables_of(p, store), beside, work.key, versions())
     return Run(p, store, work.artifact)

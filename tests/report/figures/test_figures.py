@@ -25,9 +25,12 @@ from sublim_interp.experiments.tables import replicates, summary
 from sublim_interp.report.figures.answers import probes
 from sublim_interp.report.figures.arms import arms as draw_arms
 from sublim_interp.report.figures.dose import dose
-from sublim_interp.report.figures.lines import directions
+from sublim_interp.report.figures.lines import arm_lines
 from sublim_interp.report.figures.progress import progress
 from sublim_interp.report.figures.steering import steering
+
+
+ROOT = Path(__file__).parents[3]
 
 
 def drawn(stacked: bool = False, **kwargs: Any) -> tuple[Figure, pd.DataFrame, pd.DataFrame]:
@@ -78,12 +81,13 @@ def test_an_unknown_ending_is_refused_with_the_valid_ones(tmp_path: Path) -> Non
 
 def test_drawing_leaves_pyplot_alone() -> None:
     code = (
-        "import sys, pandas as pd; from sublim_interp import figures; "
+        "import sys, pandas as pd; from sublim_interp.core.drawing import render; "
+        "from sublim_interp.report.figures.dose import dose; "
         "row = {'field': 'lr', 'value': '1', 'arm': 'same-init', 'seed': 0, 'trait': 'owl', 'rate': .5}; "
         "render(dose(pd.DataFrame([row])), 'png'); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(figures.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 # Arms
@@ -267,12 +271,12 @@ def doses() -> pd.DataFrame:
 
 def test_lines_of_directions_go_through_their_estimates() -> None:
     frame = alignment()
-    figure = directions(frame)
+    figure = arm_lines(frame)
     lines = {str(line.get_label()): line for line in figure.axes[0].lines}
     for arm in ("same-init", "neutral", "cross-init"):
         assert np.asarray(lines[arm].get_ydata()) == pytest.approx(pick(frame, arm=arm)["estimate"].to_list())
         assert to_hex(lines[arm].get_color()) == ARMS[arm].color.lower()
-    over = directions(alignment((0, 1, 2, 4, 100)), x="step")
+    over = arm_lines(alignment((0, 1, 2, 4, 100)), x="step")
     assert [ax.get_title(loc="left") for ax in over.axes] == ["layer 0", "layer 1"]
     ticks = [tick.get_text() for tick in over.axes[0].get_xticklabels()]
     assert ticks == ["0", "1", "4", "100"] and over.axes[0].get_xscale() == "symlog"
@@ -281,12 +285,12 @@ def test_lines_of_directions_go_through_their_estimates() -> None:
 def test_replicates_are_dots_and_what_the_bars_are_is_said() -> None:
     frame = alignment().assign(n=2)
     each = pd.concat([frame.assign(seed=seed, estimate=frame["estimate"] + 0.01 * seed) for seed in (0, 1)])
-    figure = directions(frame, replicates=each, bars="least to most")
+    figure = arm_lines(frame, replicates=each, bars="least to most")
     shown = sorted(y for _, places in dots(figure, 0) for y in places[:, 1])
     assert shown == pytest.approx(sorted(each["estimate"].to_list()))
     said = [text.get_text() for text in words(figure)]
     assert any("● one replicate" in text and "least to most" in text for text in said)
-    alone = directions(frame.assign(low=np.nan, high=np.nan), replicates=each.query("seed == 0"))
+    alone = arm_lines(frame.assign(low=np.nan, high=np.nan), replicates=each.query("seed == 0"))
     assert "one replicate" in [text.get_text() for text in words(alone)]
 
 
@@ -295,7 +299,7 @@ def test_no_text_of_directions_is_cut_off_or_lies_on_another(steps: tuple[int, .
     arms = ("same-init", "same-init-b", "neutral", "other-trait", "cross-init", "cross-init-b")
     frame = pd.concat([alignment(steps).query("arm == 'neutral'").assign(arm=arm) for arm in arms])
     each = pd.concat([frame.assign(seed=seed) for seed in (0, 1)])
-    apart(directions(frame, x="step" if steps else "layer", replicates=each, bars="least to most"))
+    apart(arm_lines(frame, x="step" if steps else "layer", replicates=each, bars="least to most"))
 
 
 def test_the_view_of_a_run_that_goes_on_has_a_line_a_student() -> None:
@@ -327,7 +331,7 @@ def test_a_dose_curve_has_a_panel_a_metric() -> None:
 
 def test_pictures_of_directions_and_patches_are_the_same_bytes() -> None:
     for draw in (
-        lambda: directions(alignment((0, 10)), x="step"),
+        lambda: arm_lines(alignment((0, 10)), x="step"),
         lambda: patch_grid(cells("heads", (0, 1))),
         lambda: steering(doses()),
     ):
