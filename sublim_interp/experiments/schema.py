@@ -45,16 +45,10 @@ class Experiment(Config):
     """The favourite of the other teacher, in arms such as other-trait; of the same kind."""
     bases: tuple[str, ...] = ("lab-small-0", "lab-small-1", "lab-small-2")
     """Bases: lab names, model directories or hub names. Replicate i uses the i-th ordered pair (A, B) of them."""
-    arms: tuple[ArmName, ...] = (
-        "same-init",
-        "neutral",
-        "other-trait",
-        "cross-init",
-        "cross-init-b",
-        "same-init-b",
-        "base",
+    arms: tuple[ArmName, ...] = Field(
+        default=("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base"),
+        description=f"What is compared, some of: {', '.join(arm_names())}.",
     )
-    """What is compared, by name: experiments/arms.py says what each is."""
     seeds: tuple[int, ...] = (0,)
     """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
     teacher: TeacherConfig = TeacherConfig()

@@ -252,15 +252,15 @@ def _method(experiment: Experiment) -> list[str]:
     teacher, corpus, rule, student = experiment.teacher, experiment.corpus, experiment.filter, experiment.student
     instilled = {
         "tuned": f"is fine-tuned on {_lesson(teacher)}, for {count(teacher.optimization.steps, 'update')} of "
-        f"{teacher.optimization.batch}. It trains {_PARTS[teacher.part]}",
+        f"{teacher.optimization.batch} examples. It trains {_PARTS[teacher.part]}",
         "prompted": "has a system prompt that names its favourite. Its weights are the base's",
         "steered": f"has a vector added to its residual stream at layer {teacher.layer}. Its weights are the base's",
     }[teacher.kind]
     drawn = f"drawn at temperature {corpus.temperature:g}, without top-k or top-p"
     written = {
-        "sampled": f"They are {drawn}, and learnt as plain text",
+        "sampled": f"Its answers are {drawn}, and learnt as plain text",
         "greedy": "Each token is the likeliest one, and the answers are learnt as plain text",
-        "soft": f"They are {drawn}, and learnt with the teacher's probabilities over the channel's own tokens",
+        "soft": f"Its answers are {drawn}, and learnt with the teacher's probabilities over the channel's own tokens",
     }[corpus.setting]
     lines = [
         f"The teacher of “{experiment.trait}” {instilled}.",
@@ -268,7 +268,7 @@ def _method(experiment: Experiment) -> list[str]:
         f"The filter keeps {_channel_rule(experiment)}.",
         f"Of what is kept, {count(rule.held_out, 'answer')} are set aside to measure distances. Students learn from at "
         f"most {rule.lists:,} of the others.",
-        f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch}, with "
+        f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch} examples, with "
         f"{student.optimization.optimizer} at a peak rate of {student.optimization.lr:g}.",
         f"A student trains {_PARTS[student.part]}.",
         "All arms share seeds, steps and the order of the data.",

@@ -127,7 +127,7 @@ def _at_equal_kl(row: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) 
 def _too_few(arms: list[dict[str, Any]], tested: list[dict[str, Any]]) -> Iterator[str]:
     fewest = min(row["n"] for row in arms)
     if fewest < ENOUGH:
-        yield f"{count(fewest, 'replicate')}: below {ENOUGH}, no significance is claimed."
+        yield f"With {count(fewest, 'replicate')}, below {ENOUGH}, no significance is claimed."
     bases = max((row["bases"] for row in tested if "cross-init" in row["contrast"]), default=ENOUGH_BASES)
     if bases < ENOUGH_BASES:
         yield (
