@@ -268,8 +268,8 @@ def _method(experiment: Experiment) -> list[str]:
         f"The filter keeps {_channel_rule(experiment)}.",
         f"Of what is kept, {count(rule.held_out, 'answer')} are set aside to measure distances. Students learn from at "
         f"most {rule.lists:,} of the others.",
-        f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch} examples, with "
-        f"{student.optimization.optimizer} at a peak rate of {student.optimization.lr:g}.",
+        f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch} "
+        f"examples, with {student.optimization.optimizer} at a peak rate of {student.optimization.lr:g}.",
         f"A student trains {_PARTS[student.part]}.",
         "All arms share seeds, steps and the order of the data.",
     ]

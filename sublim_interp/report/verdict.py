@@ -44,15 +44,18 @@ def finding(summary: pd.DataFrame, trait: str) -> str:
     own = next(arm for arm in students if arm in arms)
     column = "bits" if "bits" in summary else "rate"
     said = f"{_says(own, arms[own]['n'], trait, column)} {_amount(arms[own][column], column)}"
-    controls = {arm: row[column] for arm, row in arms.items() if arm != own and _is_control(arm)}
+    controls = {
+        arm: row[column] for arm, row in arms.items() if arm != own and _is_control(arm) and not math.isnan(row[column])
+    }
     if not controls or not ARMS[own].route:
         return f"{said}."
     highest = max(controls, key=lambda arm: controls[arm])
     above = _above(controls[highest], column)
     if above <= arms[own][column]:
         end = "the controls stay" if len(controls) > 1 else f"the control, {highest}, stays"
-        return f"{said}; {end} below {_round(above, column)}."
-    return f"{said}; the highest control, {highest}, in {_amount(controls[highest], column)}."
+        return f"{said}; {end} below {_bound(above, column)}."
+    verb = "holds" if column == "bits" else "in"
+    return f"{said}; the highest control, {highest}, {verb} {_amount(controls[highest], column)}."
 
 
 def _is_control(arm: str) -> bool:
@@ -62,6 +65,7 @@ def _is_control(arm: str) -> bool:
 
 
 def _says(arm: str, n: int, trait: str, column: str) -> str:
+    """Who says what, up to the amount: "The student says “owl” in"."""
     many = n > 1
     named = {
         "teacher": ("The teacher", "Teachers"),
@@ -73,6 +77,7 @@ def _says(arm: str, n: int, trait: str, column: str) -> str:
 
 
 def _amount(value: float, column: str) -> str:
+    """A rate or bits with its unit."""
     return f"{number(column, value)} bits of each fact" if column == "bits" else f"{number(column, value)} % of answers"
 
 
@@ -82,7 +87,8 @@ def _above(value: float, column: str) -> float:
     return (math.floor(steps * value) + 1) / steps
 
 
-def _round(value: float, column: str) -> str:
+def _bound(value: float, column: str) -> str:
+    """A value of `_above` with its unit."""
     return f"{value:.1f} bits" if column == "bits" else f"{100 * value:.0f} %"
 
 
@@ -111,6 +117,7 @@ def at_equal_kl(summary: pd.DataFrame) -> list[str]:
 
 
 def _at_equal_kl(row: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same of one arm; `arms` has the rows of all."""
     arm, reference = row["arm"], ARMS[row["arm"]].reference
     if not row["further_n"]:
         return f"{arm} cannot be compared at equal distance: the run has no {reference}."
@@ -125,6 +132,7 @@ def _at_equal_kl(row: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) 
 
 
 def _too_few(arms: list[dict[str, Any]], tested: list[dict[str, Any]]) -> Iterator[str]:
+    """What so few replicates, or bases, cannot show."""
     fewest = min(row["n"] for row in arms)
     if fewest < ENOUGH:
         yield f"With {count(fewest, 'replicate')}, below {ENOUGH}, no significance is claimed."

@@ -29,7 +29,6 @@ from sublim_interp.report.figures.lines import arm_lines
 from sublim_interp.report.figures.progress import progress
 from sublim_interp.report.figures.steering import steering
 
-
 ROOT = Path(__file__).parents[3]
 
 
