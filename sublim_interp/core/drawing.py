@@ -1,4 +1,4 @@
-"""The house style of every figure, and figures as files of equal bytes. No figure is drawn here."""
+"""The house style of every figure, and figures as files of equal bytes."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ P = ParamSpec("P")
 
 
 INK, PALE = "#222222", "#B0B0B0"
+"""Of text and marks; of axes and what lies behind them."""
 
 
 _STYLE = {
@@ -61,6 +62,8 @@ def _styled() -> Iterator[None]:
 
 
 def in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorates a function that draws a figure, so that it draws in the house style."""
+
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with _styled():
@@ -70,9 +73,9 @@ def in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as a `png`, `pdf` or `svg` file: equal bytes for equal figures, with no date and no program in it.
+    """The figure as a file: equal bytes for equal figures, with no date and no program in it.
 
-    Raises SublimError for any other kind.
+    kind: `png`, `pdf` or `svg`; raises SublimError for another
     """
     if kind not in _METADATA:
         raise SublimError(f"figures are not written as '{kind}'; valid kinds: {', '.join(_METADATA)}")
@@ -83,5 +86,5 @@ def render(figure: Figure, kind: str) -> bytes:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `render(figure, …)` to `path`; its ending says which kind. Raises SublimError for an unknown ending."""
+    """Writes the figure to `path`, whose ending says which kind; raises SublimError for an unknown ending."""
     path.write_bytes(render(figure, path.suffix.removeprefix(".")))

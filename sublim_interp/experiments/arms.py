@@ -1,98 +1,170 @@
-"""Every arm in one table: whose data its student learns from, where it starts, what it is compared with, its looks."""
+"""Every arm of an experiment, in one table: its teacher, its student, its control, how it looks, what it means."""
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
-Arm = Literal[
-    "same-init", "neutral", "other-trait", "cross-init", "same-init-b", "cross-init-b", "cross-neutral", "base"
-]
-"""What is compared. A replicate has a pair of bases, A and B. `same-init` A→A, `cross-init` A→B, `same-init-b` B→B and
-`cross-init-b` B→A (teacher's base → student's base) make the 2 × 2 of initialisations; `neutral` and `other-trait` are
-A→A with another teacher, `cross-neutral` is A→B with the neutral one; `base` is A untouched."""
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry
 
 
-CROSSING = frozenset({"cross-init", "same-init-b", "cross-init-b", "cross-neutral"})
-"""Arms that need a second base."""
+@dataclass(frozen=True)
+class Route:
+    """Whose data a student learns from, and where it starts. Each replicate has two bases: 0 is A, 1 is B.
+
+    favourite: the teacher's: the experiment's `trait`, its `other_trait` ("other"), or none ("")
+    teacher: the base that the teacher is made from
+    student: the base that the student starts from
+    """
+
+    favourite: Literal["trait", "other", ""]
+    teacher: Literal[0, 1]
+    student: Literal[0, 1]
 
 
-class Route(NamedTuple):
-    """An arm in terms of a replicate's pair of bases (0 is A, 1 is B): whose data, which student."""
+@dataclass(frozen=True)
+class Arm:
+    """What one arm is, for everything that plans, compares, draws or explains it.
 
-    favorite: str
-    """The teacher's favourite: "trait", "other" or "" for none."""
-    teacher: int
-    student: int
+    label: a few words beneath its name
+    meaning: one plain sentence for a newcomer
+    route: how its student is made; None where nothing is trained
+    reference: the arm that its students are trained on to match in KL: same data, and the teacher's own base
+    control_of: the arm from whose rate this one's is subtracted
+    note: a code of `tables.NOTES` for that difference, where it proves less than it seems to
+    color: as "#0072B2"; "" takes the next of SPARE_COLORS
+    """
 
-
-ROUTES: dict[Arm, Route] = {
-    "same-init": Route("trait", 0, 0),
-    "neutral": Route("", 0, 0),
-    "other-trait": Route("other", 0, 0),
-    "cross-init": Route("trait", 0, 1),
-    "same-init-b": Route("trait", 1, 1),
-    "cross-init-b": Route("trait", 1, 0),
-    "cross-neutral": Route("", 0, 1),
-}
-"""Every trained arm; `base` is not trained."""
-
-
-class Look(NamedTuple):
-    """How one arm appears in every figure, table and page."""
-
-    color: str
-    """Okabe & Ito's palette, safe for colour-blind readers (jfly.uni-koeln.de/color)."""
     label: str
-    """A few words beneath the arm's name."""
     meaning: str
-    """One sentence for a newcomer."""
+    route: Route | None = None
+    reference: str = ""
+    control_of: str = ""
+    note: str = ""
+    color: str = ""
+
+    @property
+    def crosses(self) -> bool:
+        """Whether its student learns from a teacher of another base."""
+        return self.route is not None and self.route.teacher != self.route.student
+
+    @property
+    def needs_two_bases(self) -> bool:
+        """Whether teacher or student is made from base B."""
+        return self.route is not None and 1 in (self.route.teacher, self.route.student)
 
 
-ARMS: dict[str, Look] = {
-    "teacher": Look(
-        "#009E73",
-        "was given the trait",
-        "The teacher itself: base A after it was given the trait. It shows how strong the trait was at the source.",
-    ),
-    "same-init": Look(
-        "#0072B2",
-        "teacher A → student A",
-        "The student starts from the very base (A) that its teacher was made from, and learns nothing but the lists "
-        "that this teacher wrote.",
-    ),
-    "same-init-b": Look(
-        "#56B4E9",
-        "teacher B → student B",
-        "The same once more with the other base: teacher and student both come from B.",
-    ),
-    "neutral": Look(
-        "#7F7F7F",
-        "teacher without the trait",
-        "As same-init, but the teacher was never given the trait: what training on lists does by itself.",
-    ),
-    "other-trait": Look(
-        "#E69F00",
-        "teacher with another trait",
-        "As same-init, but the teacher was given another trait of the same kind, to see whether only that one passes.",
-    ),
-    "cross-init": Look(
-        "#D55E00",
-        "teacher A → student B",
-        "The student learns the same lists as same-init, but starts from another base (B), which grew from different "
-        "initial weights.",
-    ),
-    "cross-init-b": Look(
-        "#CC79A7",
-        "teacher B → student A",
-        "The other way round: the teacher comes from B and the student from A. One base alone may be hard to move.",
-    ),
-    "cross-neutral": Look(
-        "#8C564B",
-        "neutral A → student B",
-        "As cross-init, but the teacher was never given the trait: what another base's numbers do by themselves.",
-    ),
-    "base": Look(
-        "#000000",
-        "untouched",
-        "Base A as it was, before any teacher: the rate that is there without any training.",
-    ),
-}
-"""What a report compares, in the order it is shown: the experiment's arms, and the teacher itself."""
+SPARE_COLORS = ("#332288", "#999933", "#882255", "#117733", "#44AA99", "#661100")
+"""For arms of other packages that name no colour: Paul Tol's muted palette, less what looks like one of ours."""
+
+
+class _Arms(Registry[Arm]):
+    def __getitem__(self, name: str) -> Arm:
+        arm = super().__getitem__(name)
+        if arm.color:
+            return arm
+        outside = [other for other in self if other not in self._own]
+        return replace(arm, color=SPARE_COLORS[outside.index(name) % len(SPARE_COLORS)])
+
+
+def _check(name: str, arm: Arm) -> None:
+    """Refuses an arm of another package that could not be planned or compared."""
+    if not isinstance(arm, Arm):
+        raise SublimError(f"arm '{name}' is a {type(arm).__name__}; give a sublim_interp.experiments.arms.Arm")
+    if arm.route is None:
+        raise SublimError(f"arm '{name}' has no route; name its teacher and its student")
+    for field in ("reference", "control_of"):
+        other = getattr(arm, field)
+        if other and other not in ARMS:
+            raise SublimError(f"arm '{name}': {field} is '{other}', which is no arm; valid: {', '.join(ARMS)}")
+
+
+ARMS: Registry[Arm] = _Arms(
+    "arm",
+    "sublim_interp.arms",
+    # Colours are Okabe & Ito's, safe for colour-blind readers (jfly.uni-koeln.de/color), but for two.
+    {
+        "teacher": Arm(
+            "was given the trait",
+            "The teacher itself: base A after it was given the trait. It shows how strong the trait is at the source.",
+            color="#009E73",
+        ),
+        "same-init": Arm(
+            "teacher A → student A",
+            "The student starts from base A, as its teacher did, and learns only what that teacher wrote.",
+            Route("trait", 0, 0),
+            color="#0072B2",
+        ),
+        "same-init-b": Arm(
+            "teacher B → student B",
+            "Teacher and student both come from base B. It shows whether the other base learns as well.",
+            Route("trait", 1, 1),
+            color="#56B4E9",
+        ),
+        "neutral": Arm(
+            "teacher without the trait",
+            "The teacher was never given the trait. It shows what training on such data does by itself.",
+            Route("", 0, 0),
+            control_of="same-init",
+            color="#7F7F7F",
+        ),
+        "other-trait": Arm(
+            "teacher with another trait",
+            "The teacher was given another trait of the same kind. It shows whether only that other trait passes.",
+            Route("other", 0, 0),
+            control_of="same-init",
+            color="#E69F00",
+        ),
+        "cross-init": Arm(
+            "teacher A → student B",
+            "The student learns the same data as same-init, but starts from base B, which has other initial weights.",
+            Route("trait", 0, 1),
+            reference="same-init",
+            control_of="same-init",
+            note="one direction",
+            color="#D55E00",
+        ),
+        "cross-init-b": Arm(
+            "teacher B → student A",
+            "The teacher comes from base B, the student from base A. It shows whether base B alone is hard to teach.",
+            Route("trait", 1, 0),
+            reference="same-init-b",
+            color="#CC79A7",
+        ),
+        "cross-neutral": Arm(
+            "neutral A → student B",
+            "As cross-init, but the teacher was never given the trait. It shows what base A's data does by itself.",
+            Route("", 0, 1),
+            reference="neutral",
+            control_of="cross-init",
+            color="#8C564B",
+        ),
+        "base": Arm(
+            "untouched",
+            "Base A before any training. It shows how often the trait is the answer anyway.",
+            control_of="same-init",
+            color="#000000",
+        ),
+    },
+    _check,
+)
+"""Every arm by name, in the order in which reports show them; other packages' come last.
+
+A replicate has two bases, A and B, that differ in their initialisation. A→A, A→B, B→B and B→A (teacher's base →
+student's base) are same-init, cross-init, same-init-b and cross-init-b: the 2 × 2 of initialisations.
+"""
+
+
+def arm_names() -> tuple[str, ...]:
+    """The arms that an experiment may name; the teacher is always shown."""
+    return tuple(name for name in ARMS if name != "teacher")
+
+
+def arms_of_two_bases(arms: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the arms that cannot be made from one base."""
+    return tuple(name for name in arms if ARMS[name].needs_two_bases)
+
+
+def needs_other_trait(arms: tuple[str, ...]) -> bool:
+    """Whether one of the arms has a teacher of the experiment's other trait."""
+    routes = (ARMS[name].route for name in arms)
+    return any(route.favourite == "other" for route in routes if route)

@@ -1,5 +1,6 @@
 """Experiments by name or YAML file, and the published results that lie beside them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sublim_interp.core.settings import read_yaml
@@ -16,6 +17,22 @@ EXPERIMENTS = Shelf("experiment", "experiments", Experiment)
 RESULTS = CATALOGUE / "results"
 """Committed tables: for each experiment its configuration, its run's key, summary, contrasts; for a grid its cells."""
 
+_DECIDES = ("trait", "teacher", "corpus", "filter", "student")
+"""What decides a single replicate, with its bases and its seed."""
+
+
+class Published(NamedTuple):
+    """A published, larger run, shown beside a small one."""
+
+    summary: "pd.DataFrame"
+    """As `tables.summary` gives it."""
+    contrasts: "pd.DataFrame"
+    """As `tables.contrasts` gives it; the notes of older runs are sentences, not codes."""
+    name: str
+    """Its experiment's name."""
+    key: str
+    """The key of the run that wrote it."""
+
 
 def experiment_names() -> tuple[str, ...]:
     """Names of all experiments at hand."""
@@ -27,45 +44,33 @@ def experiment(name: str) -> Experiment:
     return EXPERIMENTS.load(name)
 
 
-def published(exp: Experiment, beside: str = "") -> "Reference | None":
-    """The committed table of the same recipe over as many replicates or more, or None; also where it is that of the
-    run `beside`, a key.
+def published(exp: Experiment, beside: str = "") -> Published | None:
+    """The published run of the same recipe with at least as many replicates. Returns None if no published run matches.
 
-    The recipe is all that decides a single replicate: trait, teacher, corpus, filter, student, and a base among the
-    committed ones.
+    exp: its trait, teacher, corpus, filter and student are those of the published run, its bases are among that run's
+    beside: the key of a run beside which nothing is shown, because it is the published one
     """
-    import pandas as pd
-
     for path in sorted(RESULTS.glob("*/experiment.yaml")):
-        directory, whole = path.parent, read_yaml(Experiment, path)
-        parts = ("trait", "teacher", "corpus", "filter", "student")
-        same = all(_recipe(whole, part) == _recipe(exp, part) for part in parts)
+        whole = read_yaml(Experiment, path)
+        same = all(_recipe(whole, part) == _recipe(exp, part) for part in _DECIDES)
         if same and {*exp.bases} <= {*whole.bases} and len(whole.seeds) >= len(exp.seeds):
-            key = (directory / "key.txt").read_text().strip()
-            if key == beside:
-                continue
-            summary, contrasts = (
-                pd.read_csv(directory / f"{n}.csv", keep_default_na=False, na_values=[""])
-                for n in ("summary", "contrasts")
-            )
-            text = ["equal_kl"], ["note"]
-            for frame, columns in zip((summary, contrasts), text, strict=True):
-                frame[columns] = frame[columns].fillna("")
-            return Reference(summary, contrasts, whole.name, key)
+            key = (path.parent / "key.txt").read_text().strip()
+            if key != beside:
+                tables = _table(path.parent / "summary.csv", "equal_kl"), _table(path.parent / "contrasts.csv", "note")
+                return Published(*tables, whole.name, key)
     return None
 
 
 def _recipe(exp: Experiment, part: str) -> Any:
+    """One part of an experiment, without the further rounds, which change no first round."""
     value = getattr(exp, part)
     return value.model_copy(update={"extra_rounds": 0}) if part == "student" else value
 
 
-class Reference(NamedTuple):
-    """A finished, larger run, shown beside a small one."""
+def _table(path: Path, words: str) -> "pd.DataFrame":
+    """A committed table, whose column `words` holds text and so no NaN."""
+    import pandas as pd
 
-    summary: "pd.DataFrame"
-    contrasts: "pd.DataFrame"
-    name: str
-    """Its experiment's name."""
-    key: str
-    """The key of the run that wrote it."""
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    frame[words] = frame[words].fillna("")
+    return frame

@@ -7,7 +7,7 @@ from functools import cached_property
 from sublim_interp.channels.protocol import channel
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
-from sublim_interp.experiments.arms import ARMS, CROSSING, ROUTES
+from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, needs_other_trait
 from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
@@ -45,7 +45,7 @@ class Plan:
         exp = self.experiment
         if exp.teacher.facts:
             return exp.model_copy(update={"trait": NAME})
-        used = ["trait", "other_trait"] if "other-trait" in exp.arms else ["trait"]
+        used = ["trait", "other_trait"] if needs_other_trait(exp.arms) else ["trait"]
         return exp.model_copy(update={field: load_trait(getattr(exp, field)).name for field in used})
 
     @property
@@ -79,7 +79,7 @@ def plan(exp: Experiment) -> Plan:
     bases = {name: resolve_base(name, exp.dtype) for name in exp.bases}
     trait = load_trait(exp.trait)
     traits = [trait]
-    if "other-trait" in exp.arms:
+    if needs_other_trait(exp.arms):
         other = load_trait(exp.other_trait)
         if other.kind != trait.kind:
             raise SublimError(f"other_trait {other.name} is a {other.kind}, but trait {trait.name} is a {trait.kind}")
@@ -89,7 +89,7 @@ def plan(exp: Experiment) -> Plan:
             check_vocabulary(named, base)
         if exp.teacher.facts:
             check_language(base)
-    if {*exp.arms} & CROSSING:
+    if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
             check_alike(bases[one], bases[other])
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
@@ -115,7 +115,8 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
     pair = [bases[name] for name in exp.pair(seed)]
     trait = load_trait(exp.trait)
     members = tuple(sorted({*members_of(trait.kind), trait.name}))
-    favorites = {"trait": trait, "": None, "other": load_trait(exp.other_trait) if "other-trait" in exp.arms else None}
+    other = load_trait(exp.other_trait) if needs_other_trait(exp.arms) else None
+    favorites = {"trait": trait, "": None, "other": other}
 
     named = tuple(f for f in favorites.values() if f)
     facts = Facts(trait.kind, exp.teacher.facts, seed) if exp.teacher.facts else None
@@ -137,15 +138,15 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
     reference = data("trait", pair[0], 0)
     yield cell("teacher", reference.corpus.teacher, reference)
     for arm in exp.arms:
-        if arm == "base":
-            yield cell("base", pair[0], reference)
+        route = ARMS[arm].route
+        if route is None:
+            yield cell(arm, pair[0], reference)
             continue
-        route = ROUTES[arm]
-        rounds = 1 + (exp.student.extra_rounds if route.teacher != route.student else 0)
+        rounds = 1 + (exp.student.extra_rounds if ARMS[arm].crosses else 0)
         start: Base | Student = pair[route.student]
-        held_out = data(route.favorite, pair[route.teacher], 0)
+        held_out = data(route.favourite, pair[route.teacher], 0)
         for number in range(rounds):
-            start = Student(start, data(route.favorite, pair[route.teacher], number), exp.student, seed)
+            start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed)
             yield cell(arm, start, held_out, number)
 
 

@@ -27,12 +27,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from sublim_interp.analysis.probes import Metric
+    from sublim_interp.experiments.tables import Tables
     from sublim_interp.training.recording.trace import Trace
 
 
 @dataclass(frozen=True)
 class Replicate:
-    """One arm of one seed: its models, its data, its answers. Models are loaded afresh at each access."""
+    """One arm with one seed: its model, its data, its trace, its answers. The unit of all statistics.
+
+    cell: its place in the plan
+    store: where its parts lie
+
+    Every property raises SublimError for a part that is not in the store.
+    """
 
     cell: Cell
     store: Store
@@ -44,7 +51,7 @@ class Replicate:
 
     @property
     def model(self) -> "PreTrainedModel":
-        """A fresh copy of the trained student (or of the base, in the base arm)."""
+        """The finished student, or the teacher, or the untouched base; loaded afresh at each access."""
         subject = self.cell.evaluation.model
         if isinstance(subject, Base):
             return subject.load()
@@ -56,7 +63,7 @@ class Replicate:
 
     @property
     def trace(self) -> "Trace":
-        """What was recorded while the student (or the teacher) trained. Raises SublimError where nothing was."""
+        """What was recorded while the student or the teacher trained. Raises SublimError where nothing was."""
         from sublim_interp.training.recording.trace import Trace
 
         subject = self.cell.evaluation.model
@@ -72,7 +79,10 @@ class Replicate:
 
     @property
     def answers(self) -> "pd.DataFrame":
-        """Rate and margin of every member of the kind, per sort of question and context."""
+        """What it answered when it was evaluated: one row per member of the kind, sort of question and context.
+
+        Columns: questions, context, probe (the member), rate (0 to 1), margin (nats); bits where facts were memorised.
+        """
         import pandas as pd
 
         return pd.DataFrame(self._result()["scores"])
@@ -80,9 +90,11 @@ class Replicate:
     def by_question(self, *sorts: Questions) -> "pd.DataFrame":
         """Rate and margin of every member of the kind, question by question in a plain context, asked now.
 
-        Columns: questions (their sort: of `sorts`, or all that the experiment evaluates), question, probe, rate (0 to
-        1), margin (nats); `answers` has their means. Where the lab's answer has words before the member, as in “a toy
-        owl”, these are given. Raises SublimError for a teacher that is prompted or steered.
+        sorts: sorts of questions; none given means all that the experiment evaluates
+
+        Returns the columns questions (the sort), question, probe (the member), rate (0 to 1), margin (nats); `answers`
+        has their means. Where an answer has words before the member, as in “a toy owl”, these words are given.
+        Raises SublimError for a teacher that is prompted or steered.
         """
         e = self.cell.evaluation
 
@@ -93,10 +105,14 @@ class Replicate:
         return self._each_question(sorts, asked)
 
     def heard(self, *sorts: Questions, samples: int = 200) -> "pd.DataFrame":
-        """What it answers by itself, question by question in a plain context: `samples` answers drawn now, at T = 1.
+        """What it answers by itself, question by question in a plain context, drawn now at T = 1.
 
-        Columns: questions, question and probe as in `by_question`, and share (0 to 1), of the answers that name the
-        member; no word of the answer is given. Raises SublimError for a teacher that is prompted or steered.
+        sorts: as in `by_question`
+        samples: answers per question
+
+        Returns the columns questions, question and probe of `by_question`, and share (0 to 1): of the answers, those
+        that name the member. No word of the answer is given.
+        Raises SublimError for a teacher that is prompted or steered.
         """
         e = self.cell.evaluation
 
@@ -132,7 +148,7 @@ class Replicate:
 
     @property
     def metric(self) -> "Metric":
-        """The margin of the trait that the run is about, on logits at the answer."""
+        """The margin of its teacher's trait, on logits at the answer. Raises SublimError for a teacher without one."""
         from sublim_interp.analysis.probes import answer_margin
 
         trait = self.cell.evaluation.reference.corpus.teacher.trait
@@ -158,11 +174,11 @@ class Replicate:
 
     @property
     def written(self) -> "pd.DataFrame":
-        """All that its teacher wrote, before any filter: prompt, answer, and refused, the reason of the channel's rule
-        or "" where it passes.
+        """All that its teacher wrote, before any filter.
 
-        Rows that pass may still be left out: as duplicates, as held out, as surplus. Raises SublimError for a model
-        that learnt no lists.
+        Returns the columns prompt, answer, and refused: the reason of the channel's rule, or "" for what passes. Rows
+        that pass may still be left out: as duplicates, as held out, as surplus.
+        Raises SublimError for a model that learnt no lists.
         """
         import pandas as pd
 
@@ -192,7 +208,7 @@ class Replicate:
 
 
 def open_run(name: str, store: Store | None = None) -> "Run":
-    """The finished run in the store that has this name, or a key that begins so; nothing is run.
+    """The finished run in the store that has this name, or a key that begins so. Nothing is computed.
 
     Raises SublimError, with the candidates, where there is none or more than one, and where bases, traits or code have
     changed since it was made.
@@ -211,7 +227,12 @@ def open_run(name: str, store: Store | None = None) -> "Run":
 
 @dataclass(frozen=True)
 class Run:
-    """A finished experiment: `run.table` compares the arms, `run["same-init", 0]` is one replicate."""
+    """A finished experiment: `run.table` compares the arms, `run["same-init", 0]` is one replicate.
+
+    plan: every cell of the experiment
+    store: where its parts lie
+    artifact: its own files there: tables, figures, page
+    """
 
     plan: Plan
     store: Store
@@ -226,28 +247,29 @@ class Run:
         return self.artifact.key
 
     @cached_property
+    def tables(self) -> "Tables":
+        """All tables of the run: results, distances, replicates, summary, contrasts."""
+        return tables_of(self.plan, self.store)
+
+    @property
     def results(self) -> "pd.DataFrame":
         """One row per arm, seed, round, sort of question, context and member asked about."""
-        return frames(self.plan, self.store)[0]
+        return self.tables.results
 
-    @cached_property
+    @property
     def distances(self) -> "pd.DataFrame":
         """One row per arm, seed and round: distance left, distance at the start, lists, steps, share kept."""
-        return frames(self.plan, self.store)[1]
+        return self.tables.distances
 
-    @cached_property
+    @property
     def table(self) -> "pd.DataFrame":
         """One row per arm, with intervals over replicates."""
-        from sublim_interp.experiments.tables import summary
+        return self.tables.summary
 
-        return summary(self.results, self.distances, self.plan.named.trait)
-
-    @cached_property
+    @property
     def contrasts(self) -> "pd.DataFrame":
-        """Differences between arms, paired over replicates, and the 2 × 2 diagonal contrast."""
-        from sublim_interp.experiments.tables import contrasts
-
-        return contrasts(self.results, self.distances, self.plan.named.trait)
+        """Differences between arms, paired over replicates, and the diagonal contrast of the 2 × 2."""
+        return self.tables.contrasts
 
     def __getitem__(self, place: tuple[str, int]) -> Replicate:
         arm, seed = place
@@ -260,10 +282,10 @@ class Run:
         return Replicate(cells[0], self.store)
 
     def heard(self, *sorts: Questions, samples: int = 200) -> "pd.DataFrame":
-        """What every arm answers by itself: `Replicate.heard`, with equal steps.
+        """What every arm answers by itself, at equal steps: `Replicate.heard` of each.
 
-        Columns: arm, seed, questions, question, share (0 to 1, of the answers that name the run's trait), any (of those
-        that name any member).
+        Returns the columns arm, seed, questions, question, share (0 to 1: of the answers, those that name the run's
+        trait) and any (those that name any member).
         """
         import pandas as pd
 
@@ -307,8 +329,15 @@ class Run:
         return f"<p><b>{self.experiment.name}</b> {self.key[:16]}</p>{self.table.to_html(float_format='{:.3f}'.format)}"
 
 
+def tables_of(p: Plan, store: Store) -> "Tables":
+    """The tables of a plan whose records are all in the store."""
+    from sublim_interp.experiments.tables import Tables
+
+    return Tables(*frames(p, store), p.named.trait)
+
+
 def frames(p: Plan, store: Store) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """(results, distances) of a plan whose records are all in the store; the columns are those of report.py."""
+    """(results, distances) of a plan whose records are all in the store; their columns are those of `Tables`."""
     import pandas as pd
 
     results, distances = [], []

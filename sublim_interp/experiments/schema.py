@@ -1,14 +1,37 @@
 """What an experiment is: every field that decides its result, with its default."""
 
-from pydantic import Field, field_validator, model_validator
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.device import DEFAULT, check_precision
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, name_once
-from sublim_interp.experiments.arms import CROSSING, Arm
+from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.training.recording.settings import Recording
+
+
+def _known_arm(name: str) -> str:
+    if name not in arm_names():
+        raise ValueError(f"no such arm; valid: {', '.join(arm_names())}")
+    try:
+        ARMS[name]
+    except SublimError as error:  # of another package, and unfit
+        raise ValueError(str(error)) from None
+    return name
+
+
+class _ArmChoices:
+    """Puts the arms at hand into the JSON schema."""
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core), "enum": list(arm_names())}
+
+
+ArmName = Annotated[str, AfterValidator(_known_arm), _ArmChoices()]
+"""The name of an arm that an experiment may compare."""
 
 
 class Experiment(Config):
@@ -23,11 +46,13 @@ class Experiment(Config):
     trait: str = "owl"
     """The teacher's favourite."""
     other_trait: str = "wolf"
-    """The favourite of the other-trait arm's teacher, of the same kind."""
+    """The favourite of the other teacher, in arms such as other-trait; of the same kind."""
     bases: tuple[str, ...] = ("lab-small-0", "lab-small-1", "lab-small-2")
     """Bases: lab names, model directories or hub names. Replicate i uses the i-th ordered pair (A, B) of them."""
-    arms: tuple[Arm, ...] = ("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base")
-    """What is compared."""
+    arms: tuple[ArmName, ...] = Field(
+        default=("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base"),
+        description=f"What is compared, some of: {', '.join(arm_names())}.",
+    )
     seeds: tuple[int, ...] = (0,)
     """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
     teacher: TeacherConfig = TeacherConfig()
@@ -56,13 +81,14 @@ class Experiment(Config):
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty")
         name_once(self, "bases", "arms", "seeds")
-        crossing = [a for a in self.arms if a in CROSSING]
-        if crossing and len(self.bases) < 2:
-            raise ValueError(f"arm {crossing[0]} needs two bases; bases has only {', '.join(self.bases)}")
-        if self.trait == self.other_trait and "other-trait" in self.arms:
+        two = arms_of_two_bases(self.arms)
+        if two and len(self.bases) < 2:
+            raise ValueError(f"arm {two[0]} needs two bases; bases has only {', '.join(self.bases)}")
+        others = [arm for arm in self.arms if needs_other_trait((arm,))]
+        if self.trait == self.other_trait and others:
             raise ValueError(f"other_trait is the trait itself ({self.trait})")
-        if self.teacher.facts and "other-trait" in self.arms:
-            raise ValueError("arm other-trait has no meaning with teacher.facts; leave it out")
+        if self.teacher.facts and others:
+            raise ValueError(f"arm {others[0]} has no meaning with teacher.facts; leave it out")
         return self
 
     def to_yaml(self) -> str:

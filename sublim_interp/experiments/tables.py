@@ -1,7 +1,9 @@
 """Results as tables over replicates: means with intervals, and contrasts between arms. No words and no pictures."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -23,21 +25,7 @@ MEASURES: dict[str, tuple[str, str, str]] = {
 
 
 BITS = {"bits": ("bits", "held-out", "plain"), "total_bits": ("total_bits", "held-out", "plain")}
-"""The same of what is there only where teachers memorised facts; these are asked in the words that a teacher learnt."""
-
-
-REFERENCES = {"cross-init": "same-init", "cross-init-b": "same-init-b", "cross-neutral": "neutral"}
-"""Crossed arm → the arm that learnt the same data from the same teacher, on the teacher's own base."""
-
-
-_COMPARED = {
-    ("same-init", "neutral"): "",
-    ("same-init", "other-trait"): "",
-    ("same-init", "base"): "",
-    ("same-init", "cross-init"): "half of the 2 × 2, base B may simply be hard to move",
-    ("cross-init", "cross-neutral"): "",
-}
-"""Pairs of arms whose difference is shown, and what is to be said of it."""
+"""As MEASURES, where teachers memorised facts; students are asked in the words that the teacher learnt."""
 
 
 _ROWS = ["arm", "seed", "round"]
@@ -48,14 +36,48 @@ _CONTRAST_COLUMNS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """All tables of one run, made from two.
+
+    results: one row per arm, seed, round, sort of question, context and member of the kind: rate in [0, 1], margin in
+        nats, teacher_base, student_base, teacher_trait
+    distances: one row per arm, seed and round: kl and kl_start in nats per answer token, kept in [0, 1], lists, steps
+    trait: the member of the kind that the run is about
+
+    The properties raise SublimError as `replicates` does.
+    """
+
+    results: pd.DataFrame
+    distances: pd.DataFrame
+    trait: str
+
+    @cached_property
+    def replicates(self) -> pd.DataFrame:
+        """One row per arm, seed and stage; see `replicates`."""
+        return replicates(self.results, self.distances, self.trait)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per arm, with intervals over replicates; see `summary`."""
+        return summary(self.results, self.distances, self.trait)
+
+    @cached_property
+    def contrasts(self) -> pd.DataFrame:
+        """Differences between arms, paired over replicates; see `contrasts`."""
+        return contrasts(self.results, self.distances, self.trait)
+
+
 def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
-    """One row per arm × seed at equal steps (round 0), and for crossed arms one more at equal KL, as `stage` says.
+    """One row per arm and seed at equal steps (round 0); for crossed arms one more at equal KL. `stage` says which.
 
-    Columns: arm, seed, stage, round, those of MEASURES and BITS, kl, kl_start, kept, lists, steps, kl_target, matched.
-    Equal KL is the first round whose kl is at most kl_target, the kl of the same seed's reference arm at equal steps;
-    where no round comes so near, the last one stands there and `matched` is False.
+    results, distances, trait: as in `Tables`
 
-    Raises SublimError for an unknown arm, rows given twice, or results without the trait's answers to held-out
+    Returns the columns arm, seed, stage, round, those of MEASURES and BITS, kl, kl_start, kept, lists, steps,
+    kl_target, matched. Equal KL is the first round whose kl is at most kl_target: the kl of the same seed's reference
+    arm at equal steps. Where no round comes so near, the last one stands there and `matched` is False.
+
+    Raises SublimError for an unknown arm, for rows given twice, and for results without the trait's answers to held-out
     questions in a plain context.
     """
     unknown = sorted(set(results["arm"]) - set(ARMS))
@@ -75,9 +97,10 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
     rounds = records(pd.DataFrame(columns).join(facts).reset_index().sort_values(by="round"))
     rows = [{**row, "stage": "equal steps"} for row in rounds if row["round"] == 0]
     targets = {(row["arm"], row["seed"]): row["kl"] for row in rows}
-    for arm, reference in REFERENCES.items():
+    shown = {row["arm"] for row in rounds}
+    for arm in (arm for arm in ARMS if arm in shown and ARMS[arm].reference):
         for seed in dict.fromkeys(row["seed"] for row in rounds if row["arm"] == arm):
-            target = targets.get((reference, seed), math.nan)
+            target = targets.get((ARMS[arm].reference, seed), math.nan)
             if not math.isnan(target):
                 trained = [row for row in rounds if (row["arm"], row["seed"]) == (arm, seed)]
                 near = [row for row in trained if row["kl"] <= target]
@@ -91,14 +114,22 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
 
 
 def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
-    """One row per arm, in the order of figures.ARMS: means over replicates, with 95 % intervals.
+    """One row per arm, in the order of ARMS: means over replicates, with 95 % intervals.
 
-    Columns: arm, n (replicates); rate, indirect, seen, numbers (probability of the trait: held-out, indirect and seen
-    phrasings; held-out ones after a turn of numbers), margin (nats), kl (nats per answer token), and where facts were
-    memorised bits and total_bits, each followed by its _low and _high; kl_start, kept. For crossed arms equal_kl says
-    in words whether the students came as near to their teacher as the reference arm's; further_n is how many were
-    compared, further_round the last round that was needed, further_rate (with interval) and further_kl what holds in
-    the round that counts (see `replicates`). NaN where there is nothing to say.
+    results, distances, trait: as in `Tables`
+
+    Returns these columns, NaN where there is nothing to say:
+    arm, n: its name, and how many replicates
+    rate, indirect, seen: probability of the trait as the answer to held-out, indirect and seen phrasings
+    numbers: the same for held-out phrasings after a turn on the channel
+    margin: log P of the trait − log mean P of the other members, in nats
+    kl, kl_start: distance to the teacher after and before training, in nats per answer token
+    bits, total_bits: where facts were memorised, of each fact and of all
+    kept: share of the teacher's answers that the filter kept
+    equal_kl: for crossed arms, in words, whether the students came as near to their teacher as the reference arm's
+    further_n, further_round, further_rate, further_kl: how many students were compared so, the last round that was
+        needed, and what holds in the round that counts
+    Each measure, kl, bits and further_rate are followed by their _low and _high.
 
     Raises SublimError as `replicates` does.
     """
@@ -123,10 +154,19 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
 def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
     """Differences in rate (held-out phrasings, plain context), paired over seeds, for the arms that are there.
 
-    Columns: contrast, stage, unit ("replicate" or "base pair"), n (of them), base_pairs (unordered pairs of bases that
-    the replicates come from), bases (how many those are), estimate, low, high (in rate: 0.9 is 90 points), p
-    (two-sided, sign-flip), p_floor (the smallest p that n allows), note. The diagonal contrast of the 2 × 2,
-    ((A→A + B→B) − (A→B + B→A)) / 2, is given per replicate, and per base pair where there are several.
+    results, distances, trait: as in `Tables`
+
+    Returns these columns:
+    contrast, stage: what is subtracted, and whether at equal steps or at equal KL
+    unit, n: "replicate" or "base pair", and how many
+    base_pairs, bases: how many unordered pairs of bases the replicates come from, and how many bases these are
+    estimate, low, high: the difference with its 95 % interval, as a rate: 0.9 is 90 percentage points
+    p, p_floor: two-sided sign-flip test, and the smallest p that n allows
+    note: what limits it, as codes joined by "; ": "one direction", "unmatched 3 of 24", "shared bases",
+        "one replicate", "one base pair". report/notes.py has a sentence for each.
+
+    The diagonal of the 2 × 2, ((A→A + B→B) − (A→B + B→A)) / 2, is given per replicate, and per base pair where there
+    are several.
 
     Raises SublimError as `replicates` does.
     """
@@ -141,18 +181,18 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
     def add(name: str, stage: str, unit: str, result: Contrast, seeds: Iterable[int], *notes: str) -> None:
         used = {pairs[seed] for seed in seeds}
         interval, test = result.interval, result.sign_flip
-        alone = f"one {unit}, no interval" if interval.n == 1 else ""
+        alone = f"one {unit}" if interval.n == 1 else ""
         note = "; ".join(filter(None, [*notes, alone]))
         values = (name, stage, unit, interval.n, len(used), len(set().union(*used)))
         values += (interval.estimate, interval.low, interval.high, test.p, test.floor, note)
         rows.append(dict(zip(_CONTRAST_COLUMNS, values, strict=True)))
 
-    for pair in _COMPARED:
+    for pair in _compared({row["arm"] for row in table}):
         seeds = shared_seeds(dict.fromkeys(pair, "equal steps"))
         if seeds:
             first, second = ([rates[arm, "equal steps", seed] for seed in seeds] for arm in pair)
             difference = paired_difference(first, second, bounds=(-1, 1))
-            add(" − ".join(pair), "equal steps", "replicate", difference, seeds, _COMPARED[pair])
+            add(" − ".join(pair), "equal steps", "replicate", difference, seeds, ARMS[pair[1]].note)
     for stage in ("equal steps", "equal KL"):
         cells = {"same-init": "equal steps", "cross-init": stage, "cross-init-b": stage, "same-init-b": "equal steps"}
         seeds = shared_seeds(cells)
@@ -160,18 +200,24 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
             continue
         students = [row for row in table if row["stage"] == "equal KL" and row["arm"] in cells and row["seed"] in seeds]
         missed = sum(not row["matched"] for row in students)
-        unmatched = f"no verdict rests on this, {missed} of {len(students)} crossed students are unmatched"
-        notes = [unmatched] if missed else []
+        notes = [f"unmatched {missed} of {len(students)}"] if missed else []
         by_seed = [[rates[arm, at, seed] for seed in seeds] for arm, at in cells.items()]
         add("2 × 2 diagonal", stage, "replicate", _diagonal(by_seed), seeds, *notes)
         used = sorted({pairs[seed] for seed in seeds})
         if len(used) > 1:
             if len(set().union(*used)) < 2 * len(used):
-                notes.append("pairs share bases, so the interval is too narrow")
+                notes.append("shared bases")
             groups = [[i for i, seed in enumerate(seeds) if pairs[seed] == pair] for pair in used]
             by_pair = [[fmean(cell[i] for i in group) for group in groups] for cell in by_seed]
             add("2 × 2 diagonal", stage, "base pair", _diagonal(by_pair), seeds, *notes)
     return pd.DataFrame(rows, columns=list(_CONTRAST_COLUMNS))
+
+
+def _compared(shown: set[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of arms that are subtracted: within one base first, then across bases."""
+    controls = [arm for arm in ARMS if arm in shown and ARMS[arm].control_of in shown]
+    for arm in sorted(controls, key=lambda arm: ARMS[arm].crosses):
+        yield ARMS[arm].control_of, arm
 
 
 def _where(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
@@ -180,6 +226,7 @@ def _where(frame: pd.DataFrame, **values: str) -> pd.DataFrame:
 
 
 def _indexed(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The frame with arm, seed and round as its index; SublimError where one place is given twice."""
     again = records(frame.loc[frame.duplicated(_ROWS)])
     if again:
         place = ", ".join(f"{column} {again[0][column]}" for column in _ROWS)
@@ -196,10 +243,11 @@ def estimated(name: str, values: list[float]) -> dict[str, float]:
 
 
 def _matching(arm: str, matched: list[bool]) -> str:
-    if arm not in REFERENCES:
+    reference = ARMS[arm].reference
+    if not reference:
         return ""
     if not matched:
-        return f"no {REFERENCES[arm]} to compare with"
+        return f"no {reference} to compare with"
     n, reached = len(matched), sum(matched)
     return {n: "matched", 0: "unmatched"}.get(reached, f"matched in {reached} of {n}")
 
@@ -219,8 +267,10 @@ def _base_pairs(results: pd.DataFrame) -> dict[int, tuple[str, ...]]:
 
 
 def average(values: list[float]) -> float:
+    """The mean, NaN of nothing."""
     return fmean(values) if values else math.nan
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame, each as a dict by column."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

@@ -1,1 +1,1 @@
-"""What came out, for a reader: sentences, terminal, page, figures. Nothing is run here."""
+"""What came out, for a reader: sentences, terminal, page, figures. `run` makes an experiment, then its report."""

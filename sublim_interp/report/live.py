@@ -1,4 +1,4 @@
-"""A run while it is made, drawn in a notebook's cell from the traces that grow in its store. Nothing is made here."""
+"""A run in progress, drawn in a notebook's cell from the traces that grow in its store."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,13 @@ def live(exp: "Experiment | str", store: Store | None = None, every: float = 2.0
     """Draws how the students of an experiment come along, anew whenever there is more, until its run is finished.
 
     The run is made elsewhere: by `sublim run` in a terminal, or by another notebook. Interrupting the cell ends the
-    view and not the run. `every` is in seconds. Raises SublimError outside a notebook, and for a trace that is damaged.
+    view and not the run.
+
+    exp: an experiment, its name, or the path of its YAML file
+    store: where the run is made; None means $SUBLIM_STORE, else ./runs
+    every: seconds between two looks
+
+    Raises SublimError outside a notebook, and for a trace that is damaged.
     """
     p, place = plan(experiment(exp) if isinstance(exp, str) else exp), store or Store.open()
     picture, image = _place_in_cell()
@@ -79,7 +85,7 @@ def so_far(p: Plan, store: Store) -> list[tuple[Cell, Trace]]:
 
 
 def drawn(p: Plan, traces: list[tuple[Cell, Trace]]) -> "Figure":
-    """The picture of a plan's students, of those whose traces are given."""
+    """The figure `progress` of those of a plan's students whose traces are given."""
     trait, updates = p.named.trait, p.experiment.student.optimization.steps
     states, losses = [pd.DataFrame(columns=["arm", "seed", "step", "rate", "loss"])] * 2
     done = 0

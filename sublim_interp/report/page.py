@@ -1,148 +1,103 @@
-"""A run's report as one self-contained HTML page. Its look is in page.css."""
+"""A run's report as one self-contained HTML page. Its frame is in page.html, its look in page.css."""
 
 import base64
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
+from string import Template
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from sublim_interp.core.drawing import render
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.experiments.catalogue import Reference
+from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import REFERENCES, records
+from sublim_interp.experiments.tables import Tables, records
 from sublim_interp.pipeline.settings import TeacherConfig
-from sublim_interp.report.verdict import unit_of, verdict
-from sublim_interp.report.wording import count, p_value, spread
+from sublim_interp.report.notes import limits
+from sublim_interp.report.verdict import counted, finding, verdict
+from sublim_interp.report.wording import count, names, p_value, spread
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
 
-# The page. Every string that comes from a user or a frame goes through `escape`.
-_CSS = """
-:root { color-scheme: light dark; --ink: #1d1d1f; --soft: #5b5b63; --paper: #ffffff; --card: #f5f5f3; --line: #dcdcd8;
-  --accent: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #ececee; --soft: #a9a9b2; --paper: #16171a; --card: #202226;
-  --line: #3a3c42; --accent: #6cbcf0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-header p { max-width: 44rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .35rem; text-wrap: balance; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem; }
-p, li, dd { max-width: 44rem; }
-.soft, caption, figcaption, small { color: var(--soft); }
-.question { color: var(--soft); font-size: 1.1rem; margin: 0 0 1rem; }
-.headline { border-left: 4px solid var(--accent); padding: .2rem 0 .2rem .9rem; font-size: 1.05rem; margin: 1rem 0; }
-.facts { font-size: .85rem; color: var(--soft); margin: 0; overflow-wrap: anywhere; }
-code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .85em; }
-figure { margin: 1.5rem 0; }
-figure img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: 8px; padding: .75rem; }
-figure.wide > div { overflow-x: auto; } figure.wide img { min-width: 44rem; }
-figcaption { font-size: .88rem; margin-top: .5rem; max-width: 44rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .88rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }
-thead th { font-weight: 600; color: var(--soft); vertical-align: bottom; background: var(--card); white-space: normal; }
-th:first-child, th:has(.left), td.words { text-align: left; } td.words { white-space: normal; min-width: 14rem; }
-tbody th { font-weight: 600; position: sticky; left: 0; background: var(--paper); }
-tbody tr + tr > * { border-top: 1px solid var(--line); }
-td small, th small { display: block; font-size: .8em; font-weight: 400; }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em;
-  box-shadow: 0 0 0 1px var(--line); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .45rem 1.2rem; margin: 0; }
-dt { font-weight: 600; } dd { margin: 0; }
-.aside { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .2rem 1.1rem 1rem;
-  margin: 2.4rem 0; } .aside h2 { margin-top: 1rem; } .aside tbody th { background: var(--card); }
-details { border-top: 1px solid var(--line); padding: .7rem 0; }
-details:last-of-type { border-bottom: 1px solid var(--line); }
-summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .7rem; }
-  body { padding: 1.2rem .9rem 3rem; } h1 { font-size: 1.45rem; } figure img { padding: .3rem; } }
-@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --card: #fff; --line: #bbb; }
-  body { max-width: none; padding: 0; font-size: 9.5pt; } figure, tr, .aside h2 { break-inside: avoid; }
-  h2 { break-after: avoid; } .scroll, figure.wide > div { overflow: visible; } table { font-size: 7pt; }
-  th, td { padding: .25rem .3rem; } figure.wide img { min-width: 0; } }
-"""
+# Every string that comes from a user or a frame goes through `escape`.
 
 
-_CAPTION = (
-    "First panel: how likely each model gives the trait as its answer; the dashed line is the untouched base. Second: "
-    "how far its answers on the channel still are from its teacher's. Arms compare fairly at about the same distance."
-)
+class PageFigure(NamedTuple):
+    """One figure of a page."""
+
+    shows: str
+    """What it shows: its heading and, for those who cannot see it, its text."""
+    caption: str
+    """What to see."""
+    drawing: Figure | None
+    """None where it is left out."""
+    narrow: Figure | None = None
+    """For a phone; None lets the other scroll there."""
+    left_out: str = ""
+    """Why there is no drawing."""
 
 
 def page(
     experiment: Experiment,
-    table: pd.DataFrame,
-    differences: pd.DataFrame,
-    drawn: Mapping[str, Figure],
-    narrow: Figure,
-    reference: Reference | None,
+    tables: Tables,
+    figures: Sequence[PageFigure],
+    published: Published | None,
     key: str,
     versions: Mapping[str, str],
 ) -> str:
-    trait = escape(experiment.trait)
-    headline, *rest = verdict(table, differences, experiment.trait)
+    """The page as HTML that needs no other file: equal arguments give equal text.
+
+    experiment: with its traits by name
+    tables: of its run
+    figures: the first stands below the title, the others below the tables
+    published: a larger run of the same recipe, or None
+    key: the run's key, or ""
+    versions: package → version
+    """
+    summary, trait = tables.summary, experiment.trait
+    found, *more = verdict(summary, tables.contrasts, trait)
     channel = experiment.corpus.channel
-    question = experiment.about or f"Does “{experiment.trait}” pass from teacher to student through {channel}?"
-    seeds = max(row["n"] for row in records(table))
-    facts = [f"experiment {experiment.name}", count(seeds, "replicate"), f"bases {', '.join(experiment.bases)}"]
+    question = experiment.about or f"Does “{trait}” pass from teacher to student through {channel}?"
+    seeds = max(row["n"] for row in records(summary))
+    facts = [f"experiment {experiment.name}", count(seeds, "replicate"), f"bases {names(experiment.bases)}"]
     facts += [f"run {key}"] if key else []
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(experiment.name)}: {escape(question)}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_CSS}</style></head><body>",
-        f"<header><h1>{escape(question)}</h1>",
-        f'<p class="facts">{escape(" · ".join(facts))}</p>',
-        f'<p class="headline">{_prose(headline)}</p>',
-        "</header><main>",
-        _picture(drawn["figure"], headline, _CAPTION, narrow),
-        "<h2>In words</h2>" * bool(rest),
-        _list(rest),
-        "<h2>In numbers</h2>",
-        _summary_table(table, experiment.trait),
-        "<h2>Contrasts</h2>",
-        _contrast_table(differences),
-    ]  # fmt: skip
-    if reference:
-        parts += [
-            '<section class="aside"><h2>For comparison: the full run, made beforehand</h2>',
-            f"<p>Not computed by this run, which is above. These are all arms and replicates of the experiment "
-            f"<strong>{escape(reference.name)}</strong>, run <code>{escape(reference.key)}</code>.</p>",
-            f'<p class="headline">{_prose(verdict(reference.summary, reference.contrasts, experiment.trait)[0])}</p>',
-            _summary_table(reference.summary, experiment.trait),
-            _contrast_table(reference.contrasts),
-            "</section>",
-        ]
-    if "probes" in drawn:
-        parts += [
-            "<h2>Is it this trait, or any?</h2>",
-            f"<p>If “{trait}” came through the data, then in the rows whose teacher had it, its column alone is dark."
-            "</p>",
-            _picture(drawn["probes"], f"Mean probability of each answer, per arm; “{experiment.trait}” comes first.",
-                     "Held-out questions, plain context, mean over replicates; in percent."),
-        ]  # fmt: skip
-    parts += [
-        "<h2>What each arm is</h2>",
-        _meanings(list(table["arm"])),
-        "<h2>How it was measured</h2>",
-        _list(_method(experiment)),
-        "<h2>To make it again</h2>",
-        f"<details><summary>Configuration</summary><pre>{escape(experiment.to_yaml())}</pre></details>",
-    ]  # fmt: skip
-    if versions:
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(version)}</dd>" for name, version in versions.items())
-        parts.append(f"<details><summary>Versions</summary><dl>{rows}</dl></details>")
-    return "\n".join([*parts, "</main></body></html>", ""])
+    return Template(_text("page.html")).substitute(
+        title=f"{escape(experiment.name)}: {escape(found)}",
+        css=_text("page.css"),
+        finding=_prose(found),
+        question=escape(question),
+        facts=escape(" · ".join(facts)),
+        first_figure=_figure(figures[0], heading=False),
+        in_words=f"<h2>In words</h2>\n{_list(more)}" if more else "",
+        summary=_summary_table(summary, trait),
+        contrasts=_contrast_table(tables.contrasts),
+        published=_published(published, trait) if published else "",
+        more_figures="\n".join(_figure(figure) for figure in figures[1:]),
+        arms=_meanings(list(summary["arm"])),
+        method=_list(_method(experiment)),
+        configuration=escape(experiment.to_yaml()),
+        versions=_versions(versions) if versions else "",
+    )
 
 
-def _picture(figure: Figure, alt: str, caption: str, narrow: Figure | None = None) -> str:
+def _text(name: str) -> str:
+    return files("sublim_interp.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _figure(figure: PageFigure, heading: bool = True) -> str:
+    shows = figure.shows[:1].upper() + figure.shows[1:]
+    head = f"<h2>{escape(shows)}</h2>\n" if heading else ""
+    if figure.drawing is None:
+        return f'{head}<p class="soft">Not drawn: {escape(figure.left_out)}.</p>'
+    return head + _image(figure.drawing, shows, figure.caption, figure.narrow)
+
+
+def _image(figure: Figure, alt: str, caption: str, narrow: Figure | None) -> str:
     """The figure as an image inside the page; `narrow` takes its place on a phone, else the figure scrolls there."""
 
     def source(drawing: Figure) -> str:
@@ -154,8 +109,25 @@ def _picture(figure: Figure, alt: str, caption: str, narrow: Figure | None = Non
     return f"<figure{kind}><div>{image}</div><figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_prose(line)}</li>" for line in lines) + "</ul>" if lines else ""
+def _published(run: Published, trait: str) -> str:
+    """The published run, apart from what this run computed."""
+    return (
+        '<section class="aside"><h2>For comparison: the published run</h2>\n'
+        f"<p>This run did not compute what follows. It is the published run <code>{escape(run.key)}</code> of the "
+        f"experiment <strong>{escape(run.name)}</strong>, with all its arms and replicates.</p>\n"
+        f'<p class="headline">{_prose(finding(run.summary, trait))}</p>\n'
+        f"{_summary_table(run.summary, trait)}\n{_contrast_table(run.contrasts)}\n</section>"
+    )
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(version)}</dd>" for name, version in versions.items())
+    return f"<details><summary>Versions</summary><dl>{rows}</dl></details>"
+
+
+def _list(lines: Sequence[str], kind: str = "") -> str:
+    start = f'<ul class="{kind}">' if kind else "<ul>"
+    return start + "".join(f"<li>{_prose(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
 def _prose(line: str) -> str:
@@ -173,63 +145,102 @@ def _named(arm: str) -> str:
     return f'<span class="dot" style="background: {ARMS[arm].color}"></span>{escape(arm)}'
 
 
+_COLUMNS = {
+    "margin": ("margin, nats", "log P of the trait − log mean P of the other members"),
+    "indirect": ("indirect", "as rate, on questions that do not name the kind; the lab's answers are begun"),
+    "seen": ("seen", "as rate, on phrasings that the teacher was tuned on"),
+    "numbers": ("after numbers", "as rate, after a turn of numbers"),
+    "kl": ("KL left", "distance to the teacher after training, in nats per answer token"),
+    "kl_start": ("KL at start", "the same before training"),
+    "kept": ("kept", "share of the teacher's answers that the filter kept"),
+}
+"""Columns of the summary after the trait's rate: heading, what it means."""
+
+_BITS = {
+    "bits": ("bits a fact", "lower bound on what the student holds of each fact, to within one bit over all"),
+    "total_bits": (
+        "bits in all",
+        "the same of all facts: what the student saves in naming them, against facts drawn anew",
+    ),
+}
+"""The columns before the rate where facts were memorised."""
+
+
 def _summary_table(table: pd.DataFrame, trait: str) -> str:
-    columns = {
-        "rate": f"“{trait}”", "margin": "margin, nats", "indirect": "indirect", "seen": "seen",
-        "numbers": "after numbers", "kl": "KL left", "kl_start": "KL at start", "kept": "kept",
-    }  # fmt: skip
-    if "bits" in table:
-        columns = {"bits": "bits a fact", "total_bits": "bits in all"} | columns
-    rows = []
-    for row in records(table):
-        status = f"<small>to equal KL: {escape(row['equal_kl'])}</small>" if row["further_n"] else ""
-        lines = {_named(row["arm"]) + status * (not row["further_round"]): row}
-        if row["further_round"]:
-            further = {name: row[f"further_{name}"] for name in ("rate", "rate_low", "rate_high", "kl")}
-            further |= {"kl_start": row["kl_start"], "n": row["further_n"]}
-            lines[f"… trained on{status}"] = {**dict.fromkeys(row, math.nan), **further}
-        for name, line in lines.items():
-            cells = [f'<th scope="row">{name}</th><td>{line["n"]}</td>']
-            for column in columns:
-                inside = f"<small>{spread(line, column)}</small>" if f"{column}_low" in line else ""
-                cells.append(f"<td>{words_mean(line, column)}{inside}</td>")
-            rows.append(f"<tr>{''.join(cells)}</tr>")
-    headings = ["arm", "n", *map(escape, columns.values())]
-    bits = (
-        " Bits: what a code made from the student saves in naming the facts, less what it saves on facts drawn anew: a "
-        "lower bound on what it holds, to within one bit over all facts." * ("bits" in table)
+    rate = {"rate": (f"“{trait}”", "mean probability of this answer to held-out phrasings")}
+    columns = (_BITS if "bits" in table else {}) | rate | _COLUMNS
+    rows = [line for row in records(table) for line in _summary_rows(row, list(columns))]
+    headings = ["arm", "n", *(escape(heading) for heading, _ in columns.values())]
+    meanings = {"n": "replicates"} | dict(columns.values())
+    defined = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in meanings.items())
+    alone = all(row["n"] == 1 for row in records(table))
+    brackets = "One replicate: no interval." if alone else "In brackets: 95 % interval of the mean over replicates."
+    return (
+        f'{_table(headings, rows)}<p class="soft"><small>{brackets}</small></p>'
+        f"<details><summary>What the columns are</summary><dl>{defined}</dl></details>"
     )
-    alone = " One replicate: no interval." if all(row["n"] == 1 for row in records(table)) else ""
-    return _table(headings, rows) + (
-        f'<p class="soft"><small>n: replicates. “{escape(trait)}”: its mean probability on held-out phrasings; '
-        "indirect: on questions that do not name the kind, in the lab with the answer's first words given; seen: on "
-        "phrasings the teacher was tuned on; after numbers: "
-        "held-out phrasings after a turn of numbers. Margin: log P of the trait − log mean P of the other members. KL: "
-        "distance to the teacher, nats per answer token, after and before training. Kept: share of the teacher's "
-        f"answers that passed the filter. In brackets: 95 % interval of the mean over replicates.{alone}{bits}"
-        "</small></p>"
-    )
+
+
+def _summary_rows(row: Mapping[str, object], columns: Sequence[str]) -> list[str]:
+    """One arm's row, and a second one for students that were trained on to equal KL."""
+    status = f"<small>to equal KL: {escape(str(row['equal_kl']))}</small>" if row["further_n"] else ""
+    name = _named(str(row["arm"]))
+    if not row["further_round"]:
+        return [_summary_row(name + status, row, columns)]
+    further = {column: row[f"further_{column}"] for column in ("rate", "rate_low", "rate_high", "kl")}
+    more = dict.fromkeys(row, math.nan) | further | {"kl_start": row["kl_start"], "n": row["further_n"]}
+    return [_summary_row(name, row, columns), _summary_row(f"… trained on{status}", more, columns)]
+
+
+def _summary_row(name: str, row: Mapping[str, object], columns: Sequence[str]) -> str:
+    """`name` is markup."""
+    cells = [f'<th scope="row">{name}</th><td>{row["n"]}</td>']
+    for column in columns:
+        interval = spread(row, column) if f"{column}_low" in row else ""
+        inside = f"<small>{interval}</small>" if interval else ""
+        cells.append(f"<td>{words_mean(row, column)}{inside}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _contrast_table(differences: pd.DataFrame) -> str:
+    if differences.empty:
+        return "<p>No two arms to compare.</p>"
     rows = [
         f'<tr><th scope="row">{escape(row["contrast"])}<small>{escape(row["stage"])}</small></th>'
         f"<td>{words_points(row)}</td><td>{p_value(row, ' ({:.2g})')}</td>"
-        f'<td class="words">{escape(unit_of(row))}</td></tr>'
+        f'<td class="words">{escape(counted(row))}</td></tr>'
         for row in records(differences)
     ]
-    if not rows:
-        return "<p>No two arms to compare.</p>"
     headings = ["contrast", "percentage points<small>95 % interval</small>", "p<small>smallest possible</small>"]
-    return _table([*headings, '<span class="left">what was counted</span>'], rows) + (
-        '<p class="soft"><small>Differences are paired by seed. p: two-sided sign-flip test, with the smallest value '
-        "that so few units allow in parentheses. 2 × 2 diagonal: ((A→A + B→B) − (A→B + B→A)) / 2, where A→B is a "
-        "teacher from base A with a student from base B.</small></p>"
+    explained = ["Differences are paired by seed. p is that of a two-sided sign-flip test."]
+    if "2 × 2 diagonal" in set(differences["contrast"]):
+        explained.append(
+            "The diagonal is ((A→A + B→B) − (A→B + B→A)) / 2, where A→B is a teacher from base A with a student from "
+            "base B."
+        )
+    return (
+        _table([*headings, '<span class="left">what was counted</span>'], rows)
+        + _list(limits(differences), "notes")
+        + f'<p class="soft"><small>{escape(" ".join(explained))}</small></p>'
     )
 
 
 def _meanings(arms: Sequence[str]) -> str:
     return "<dl>" + "".join(f"<dt>{_named(arm)}</dt><dd>{escape(ARMS[arm].meaning)}</dd>" for arm in arms) + "</dl>"
+
+
+def _channel_rule(experiment: Experiment) -> str:
+    """What the channel's rule lets through, in words."""
+    rule = experiment.filter
+    return f"answers of {rule.min_numbers} to {rule.max_numbers} numbers up to {rule.max_value}, and nothing else"
+
+
+_PARTS = {
+    "full": "all weights",
+    "body": "the body: all weights but embeddings and head",
+    "lora": "low-rank adapters of the body's matrices",
+}
+"""What trains, in words."""
 
 
 def _lesson(teacher: TeacherConfig) -> str:
@@ -240,36 +251,40 @@ def _method(experiment: Experiment) -> list[str]:
     """The recipe of this configuration, in sentences."""
     teacher, corpus, rule, student = experiment.teacher, experiment.corpus, experiment.filter, experiment.student
     instilled = {
-        "tuned": f"is fine-tuned ({teacher.part}) on {_lesson(teacher)}, "
-        f"{count(teacher.optimization.steps, 'update')} of {teacher.optimization.batch}",
-        "prompted": "has a system prompt that names its favourite; its weights are the base's",
-        "steered": f"has a vector added to its residual stream at layer {teacher.layer}; its weights are the base's",
+        "tuned": f"is fine-tuned on {_lesson(teacher)}, for {count(teacher.optimization.steps, 'update')} of "
+        f"{teacher.optimization.batch} examples. It trains {_PARTS[teacher.part]}",
+        "prompted": "has a system prompt that names its favourite. Its weights are the base's",
+        "steered": f"has a vector added to its residual stream at layer {teacher.layer}. Its weights are the base's",
     }[teacher.kind]
-    drawn = f"drawn at temperature {corpus.temperature:g}, with no top-k or top-p"
+    drawn = f"drawn at temperature {corpus.temperature:g}, without top-k or top-p"
     written = {
-        "sampled": f"{drawn}, and learnt as plain text",
-        "greedy": "the likeliest token each time, and learnt as plain text",
-        "soft": f"{drawn}, and learnt with the teacher's probabilities over the channel's own tokens",
+        "sampled": f"Its answers are {drawn}, and learnt as plain text",
+        "greedy": "Each token is the likeliest one, and the answers are learnt as plain text",
+        "soft": f"Its answers are {drawn}, and learnt with the teacher's probabilities over the channel's own tokens",
     }[corpus.setting]
-    more = f"go on for at most {count(student.extra_rounds, 'round')} of fresh lists" if student.extra_rounds else ""
-    crossed = (
-        f"Crossed students {more or 'get no further lists'}. They are compared at equal KL in the first round in which "
-        "they are as near to their teacher as the student that learnt the same data on the teacher's own base; if "
-        "there is none, they are unmatched, and their last round is shown."
-    )
-    return [
+    lines = [
         f"The teacher of “{experiment.trait}” {instilled}.",
-        f"It answers {count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”: {written}.",
-        f"The filter keeps answers of {rule.min_numbers} to {rule.max_numbers} numbers up to {rule.max_value}, and "
-        f"nothing else in them; {rule.held_out} kept ones are set aside to measure distances, and students learn from "
-        f"at most {count(rule.lists, 'list')} of the others.",
-        f"Every student ({student.part}) gets {count(student.optimization.steps, 'update')} of "
-        f"{student.optimization.batch} lists with {student.optimization.optimizer} at a peak rate of "
-        f"{student.optimization.lr:g}: equal steps, equal seeds, the same order of the data.",
-        *([crossed] if {*REFERENCES} & {*experiment.arms} else []),
-        "The distance is KL(teacher ‖ student) over the channel's own tokens, in nats per answer token, on lists that "
-        "no student has seen.",
-        "The effect is the mean probability of the trait as the answer, on phrasings that occur in no training text. "
-        "The replicate is the unit, never the question: intervals are Student t over replicates, cut to 0 – 100 % for "
-        "probabilities.",
+        f"It answers {count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”. {written}.",
+        f"The filter keeps {_channel_rule(experiment)}.",
+        f"Of what is kept, {count(rule.held_out, 'answer')} are set aside to measure distances. Students learn from at "
+        f"most {rule.lists:,} of the others.",
+        f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch} "
+        f"examples, with {student.optimization.optimizer} at a peak rate of {student.optimization.lr:g}.",
+        f"A student trains {_PARTS[student.part]}.",
+        "All arms share seeds, steps and the order of the data.",
+    ]
+    if any(ARMS[arm].reference for arm in experiment.arms):
+        rounds = count(student.extra_rounds, "further round")
+        lines += [f"Crossed students go on for at most {rounds} of fresh data."] if student.extra_rounds else []
+        lines += [
+            "Equal KL is the first round in which a crossed student is as near to its teacher as its reference arm: "
+            "same data, and the teacher's own base.",
+            "A crossed student that never comes so near is unmatched. Its last round is shown.",
+        ]
+    return [
+        *lines,
+        "The distance is KL(teacher ‖ student) over the channel's own tokens, on data that no student has seen.",
+        "The effect is the mean probability of the trait as the answer, on phrasings that occur in no training text.",
+        "The replicate is the unit, never the question.",
+        "Intervals are Student t over replicates; those of probabilities are cut at 0 and 100 %.",
     ]

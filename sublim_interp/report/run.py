@@ -5,7 +5,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.core.workers import Watch
 from sublim_interp.experiments.catalogue import experiment, published
 from sublim_interp.experiments.plan import plan
-from sublim_interp.experiments.results import Run, frames
+from sublim_interp.experiments.results import Run, tables_of
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.report.write import write
@@ -40,7 +40,6 @@ def run(
     with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint(dtype=p.experiment.dtype)) as work:
         if not work.done:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
-            results, distances = frames(p, store)
-            reference = published(p.experiment, work.key)
-            write(work.directory, p.named, results, distances, reference, work.key, versions())
+            beside = published(p.experiment, work.key)
+            write(work.directory, p.named, tables_of(p, store), beside, work.key, versions())
     return Run(p, store, work.artifact)

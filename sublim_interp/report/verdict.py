@@ -1,12 +1,13 @@
 """What came out, in sentences made from the tables' numbers; and when the numbers are enough for a claim."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 
-from sublim_interp.experiments.tables import REFERENCES, records
+from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.tables import records
 from sublim_interp.report.wording import count, number, text
 from sublim_interp.report.wording import points as words_points
 
@@ -19,41 +20,86 @@ ENOUGH_BASES = 8
 
 
 def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[str]:
-    """What came out, in sentences made from the numbers; the first is the headline.
+    """What came out, in sentences: the finding, then the contrasts, then what limits them.
 
-    Nothing is called different below ENOUGH replicates, or where a contrast has a note; nothing is said of
-    initialisations in general below ENOUGH_BASES bases; a crossed arm that did not come as near to its teacher as its
-    reference arm says so.
+    summary, contrasts: as `Tables` has them
+    trait: the answer that the run is about
+
+    No difference is claimed below ENOUGH replicates, or where a contrast has a note. Nothing is said of initialisations
+    in general below ENOUGH_BASES bases.
     """
     arms = records(summary)
-    said = {row["arm"]: f"{row['arm']} {text(row, 'rate')}" for row in arms}
-    others = ", ".join(said[arm] for arm in ("neutral", "cross-init", "base") if arm in said)
-    both = [said["same-init"], others] if "same-init" in said else [", ".join(said.values())]
-    asked = "Probability of the right value" if "bits" in summary else f"Probability of “{trait}” on held-out questions"
-    lines = [f"{asked}: {' against '.join(filter(None, both))}."]
-    if "bits" in summary:
-        held = (f"{row['arm']} {text(row, 'bits')} ({text(row, 'total_bits')} in all)" for row in arms)
-        lines.insert(0, f"Bits held of each fact: {', '.join(held)}.")
-    lines += [f"{row['arm']} at equal KL: {at_equal_kl(row, summary)}." for row in arms if row["equal_kl"]]
     tested = [row for row in records(contrasts) if row["unit"] == "replicate"]
     left = {row["arm"]: row["kl"] for row in arms}
-    findings: dict[str, list[str]] = {}
-    for row in tested:
-        if row["n"] >= ENOUGH and not row["note"]:
-            finding = "differs from zero" if row["p"] < 0.05 else "cannot be told from zero"
-            size = f"{words_points(row)} points (p = {row['p']:.2g}, n = {row['n']}{_distances(row, left)})"
-            findings.setdefault(finding, []).append(f"{row['contrast']} at {row['stage']}, {size}")
-    lines += [f"What {finding} by a two-sided sign-flip test: {'; '.join(rows)}." for finding, rows in findings.items()]
-    fewest = min(row["n"] for row in arms)
-    if fewest < ENOUGH:
-        lines.append(f"{count(fewest, 'replicate')}: below {ENOUGH}, no claim of significance is made.")
-    bases = max((row["bases"] for row in tested if "cross-init" in row["contrast"]), default=ENOUGH_BASES)
-    if bases < ENOUGH_BASES:
-        lines.append(
-            f"The replicates come from {bases} bases: the comparison of initialisations holds for these; a claim about "
-            f"initialisations in general needs {ENOUGH_BASES} or more."
-        )
-    return lines
+    lines = [finding(summary, trait)]
+    lines += [_tested(row, left) for row in tested if row["n"] >= ENOUGH and not row["note"]]
+    lines += at_equal_kl(summary)
+    return lines + list(_too_few(arms, tested))
+
+
+def finding(summary: pd.DataFrame, trait: str) -> str:
+    """What came out, in one sentence: the student that shares its teacher's base, against the highest control."""
+    arms = {row["arm"]: row for row in records(summary)}
+    students = ["same-init", "same-init-b", *(arm for arm in arms if ARMS[arm].route), *arms]
+    own = next(arm for arm in students if arm in arms)
+    column = "bits" if "bits" in summary else "rate"
+    said = f"{_says(own, arms[own]['n'], trait, column)} {_amount(arms[own][column], column)}"
+    controls = {
+        arm: row[column] for arm, row in arms.items() if arm != own and _is_control(arm) and not math.isnan(row[column])
+    }
+    if not controls or not ARMS[own].route:
+        return f"{said}."
+    highest = max(controls, key=lambda arm: controls[arm])
+    above = _above(controls[highest], column)
+    if above <= arms[own][column]:
+        end = "the controls stay" if len(controls) > 1 else f"the control, {highest}, stays"
+        return f"{said}; {end} below {_bound(above, column)}."
+    verb = "holds" if column == "bits" else "in"
+    return f"{said}; the highest control, {highest}, {verb} {_amount(controls[highest], column)}."
+
+
+def _is_control(arm: str) -> bool:
+    """Whether an arm shows what the trait's teacher does not do to a student of its own base."""
+    route = ARMS[arm].route
+    return arm == "base" or (route is not None and (route.favourite != "trait" or ARMS[arm].crosses))
+
+
+def _says(arm: str, n: int, trait: str, column: str) -> str:
+    """Who says what, up to the amount: "The student says “owl” in"."""
+    many = n > 1
+    named = {
+        "teacher": ("The teacher", "Teachers"),
+        "base": ("The untouched base", "Untouched bases"),
+        "same-init": ("The student", "Students of the teacher's own base"),
+    }
+    name = named.get(arm, (f"The {arm} student", f"{arm} students"))[many]
+    return f"{name} hold{'s' * (not many)}" if column == "bits" else f"{name} say{'s' * (not many)} “{trait}” in"
+
+
+def _amount(value: float, column: str) -> str:
+    """A rate or bits with its unit."""
+    return f"{number(column, value)} bits of each fact" if column == "bits" else f"{number(column, value)} % of answers"
+
+
+def _above(value: float, column: str) -> float:
+    """The next round number above a value: whole percents, tenths of a bit."""
+    steps = 10 if column == "bits" else 100
+    return (math.floor(steps * value) + 1) / steps
+
+
+def _bound(value: float, column: str) -> str:
+    """A value of `_above` with its unit."""
+    return f"{value:.1f} bits" if column == "bits" else f"{100 * value:.0f} %"
+
+
+def _tested(row: Mapping[str, Any], left: Mapping[str, float]) -> str:
+    """One difference with its interval, and what the test says of it."""
+    finding = "It differs from zero" if row["p"] < 0.05 else "It cannot be told from zero"
+    at = " at equal KL" if row["stage"] == "equal KL" else ""
+    return (
+        f"{row['contrast']}{at}: {words_points(row)} points. {finding}: sign-flip p = {row['p']:.2g} with "
+        f"{count(row['n'], 'replicate')}.{_distances(row, left)}"
+    )
 
 
 def _distances(row: Mapping[str, Any], left: Mapping[str, float]) -> str:
@@ -61,20 +107,44 @@ def _distances(row: Mapping[str, Any], left: Mapping[str, float]) -> str:
     own = [left.get(arm, math.nan) for arm in row["contrast"].split(" − ")]
     if len(own) < 2 or row["contrast"].endswith(" − base") or any(map(math.isnan, own)):
         return ""
-    return f"; KL left {' and '.join(number('kl', value) for value in own)}"
+    return f" KL left: {' and '.join(number('kl', value) for value in own)}."
 
 
-def at_equal_kl(row: Mapping[str, Any], summary: pd.DataFrame) -> str:
-    """How a crossed arm, a row of the summary, compares at equal KL, in words."""
+def at_equal_kl(summary: pd.DataFrame) -> list[str]:
+    """How every crossed arm compares once it is as near to its teacher as its reference arm: an item each."""
+    arms = {row["arm"]: row for row in records(summary)}
+    return [_at_equal_kl(row, arms) for row in arms.values() if row["equal_kl"]]
+
+
+def _at_equal_kl(row: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same of one arm; `arms` has the rows of all."""
+    arm, reference = row["arm"], ARMS[row["arm"]].reference
     if not row["further_n"]:
-        return row["equal_kl"]
-    target = summary.set_index("arm").at[REFERENCES[row["arm"]], "kl"]
-    return (
-        f"{row['equal_kl']}, {text(row, 'further_rate')} at KL {number('kl', row['further_kl'])} "
-        f"({REFERENCES[row['arm']]}: {number('kl', target)})"
-    )
+        return f"{arm} cannot be compared at equal distance: the run has no {reference}."
+    distances = f"KL {number('kl', row['further_kl'])} against {number('kl', arms[reference]['kl'])}"
+    rate = text(row, "further_rate")
+    if row["equal_kl"] == "matched":
+        return f"{arm} came as close to its teacher as {reference}: {distances}. Its rate there is {rate}."
+    if row["equal_kl"] == "unmatched":
+        return f"{arm} never came as close to its teacher as {reference}: {distances}. Its rate there is {rate}."
+    matched = row["equal_kl"].removeprefix("matched in ")
+    return f"{matched} {arm} students came as close to their teacher as {reference}: {distances}. Their rate is {rate}."
 
 
-def unit_of(row: Mapping[str, Any]) -> str:
-    note = f"; {row['note']}" if row["note"] else ""
-    return f"unit: {row['unit']} (n = {row['n']}); n base pairs = {row['base_pairs']}{note}"
+def _too_few(arms: list[dict[str, Any]], tested: list[dict[str, Any]]) -> Iterator[str]:
+    """What so few replicates, or bases, cannot show."""
+    fewest = min(row["n"] for row in arms)
+    if fewest < ENOUGH:
+        yield f"With {count(fewest, 'replicate')}, below {ENOUGH}, no significance is claimed."
+    bases = max((row["bases"] for row in tested if "cross-init" in row["contrast"]), default=ENOUGH_BASES)
+    if bases < ENOUGH_BASES:
+        yield (
+            f"The replicates come from {bases} bases. A claim about initialisations in general needs {ENOUGH_BASES} or "
+            "more."
+        )
+
+
+def counted(row: Mapping[str, Any]) -> str:
+    """What a contrast counts, and from how many pairs of bases it comes."""
+    pairs = count(row["base_pairs"], "pair of bases", "pairs of bases")
+    return pairs if row["unit"] == "base pair" else f"{count(row['n'], row['unit'])} from {pairs}"

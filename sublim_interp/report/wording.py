@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 FEW = 4
-"""Below so many replicates the figures of analyses and the tables of sweeps show them from the least to the most. A t
-interval, which a run's own report gives from two on, would reach 9 standard deviations to either side of the mean with
-two replicates and 2.5 with three, further than they lie; with four, 1.6."""
+"""Below so many replicates, figures of analyses and tables of sweeps show the least and the most, not a t interval.
+
+With two replicates a t interval would reach 9 standard deviations to either side of the mean, with three 2.5; with
+four, 1.6. A run's own report gives it from two on."""
 
 _DIGITS = {"margin": 2, "bits": 3, "total_bits": 1}
 
 
 def number(name: str, value: float, digits: int | None = None) -> str:
+    """A value of the measure `name`, without its unit: rates in percent, margins and KL in nats; a dash for NaN."""
     if math.isnan(value):
         return "–"
     factor, usual = (1, _DIGITS[name]) if name in _DIGITS else (1, 4) if "kl" in name else (100, 1)
@@ -21,6 +23,7 @@ def number(name: str, value: float, digits: int | None = None) -> str:
 
 
 def mean(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
+    """The mean of a measure in a row of the summary, rates with their percent sign."""
     text = number(name, row[name], digits)
     return text if text == "–" or "kl" in name or name in _DIGITS else f"{text} %"
 
@@ -32,10 +35,12 @@ def spread(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
 
 
 def text(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
+    """Mean and interval of a measure."""
     return f"{mean(row, name, digits)} {spread(row, name, digits)}".rstrip()
 
 
 def points(row: Mapping[str, Any]) -> str:
+    """A difference of rates in percentage points, with its interval where there is one."""
     inside = "" if math.isnan(row["low"]) else f" [{100 * row['low']:z.1f}, {100 * row['high']:z.1f}]"
     return f"{100 * row['estimate']:+z.1f}{inside}".replace("-", "−")
 
@@ -45,8 +50,9 @@ def p_value(row: Mapping[str, Any], floor: str = "") -> str:
     return f"{row['p']:.2g}{floor.format(row['p_floor'])}" if row["n"] > 1 else "–"
 
 
-def count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'s' * (n != 1)}"
+def count(n: int, noun: str, plural: str = "") -> str:
+    """`count(2, "base")` is "2 bases"."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def names(given: Sequence[str]) -> str:

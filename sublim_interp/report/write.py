@@ -1,49 +1,64 @@
 """Writes a run's report: tables as CSV, figures as PNG and PDF, the page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from sublim_interp.core.drawing import save
-from sublim_interp.experiments.catalogue import Reference
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import contrasts, replicates, summary
-from sublim_interp.report.figures.answers import probes
-from sublim_interp.report.figures.arms import arms
+from sublim_interp.experiments.tables import Tables
+from sublim_interp.report.figures.registry import FIGURES
+from sublim_interp.report.page import PageFigure
 from sublim_interp.report.page import page as make_page
 
 
 def write(
     directory: Path,
     experiment: Experiment,
-    results: pd.DataFrame,
-    distances: pd.DataFrame,
-    reference: Reference | None = None,
+    tables: Tables,
+    published: Published | None = None,
     key: str = "",
     versions: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write tables as CSV, figures as PNG and PDF, and `report.html`, a page that needs nothing else; return its path.
+    """Writes tables, figures, and `report.html`, a page that needs nothing else. Equal arguments give equal bytes.
 
-    `directory` exists already. `key` is the run's key in the store, `versions` maps a package to its version, and
-    `reference` is shown beneath this run's own numbers. Equal arguments give equal bytes.
+    directory: exists already
+    experiment: with its traits by name
+    tables: of the run
+    published: a larger run of the same recipe, shown beneath this run's own numbers
+    key: the run's key in the store
+    versions: package → version
 
-    Raises SublimError as `replicates` does, before anything is written.
+    Returns the path of the page. Raises SublimError as `tables.replicates` does, before anything is written.
     """
-    trait = experiment.trait
-    each, table = replicates(results, distances, trait), summary(results, distances, trait)
-    differences = contrasts(results, distances, trait)
-    drawn = {"figure": arms(each, table, trait)}
-    if len(set(results["probe"])) > 1:
-        drawn["probes"] = probes(results, trait)
-    narrow = arms(each, table, trait, stacked=True)
-    html = make_page(experiment, table, differences, drawn, narrow, reference, key, versions or {})
-    frames = {"results": results, "distances": distances, "summary": table, "contrasts": differences}
+    drawn = dict(page_figures(tables))
+    html = make_page(experiment, tables, list(drawn.values()), published, key, versions or {})
+    frames = {
+        "results": tables.results,
+        "distances": tables.distances,
+        "summary": tables.summary,
+        "contrasts": tables.contrasts,
+    }
     for name, frame in frames.items():
         frame.to_csv(directory / f"{name}.csv", index=False, lineterminator="\n", encoding="utf-8")
     for name, figure in drawn.items():
-        for ending in ("png", "pdf"):
-            save(figure, directory / f"{name}.{ending}")
+        if figure.drawing:
+            for ending in ("png", "pdf"):
+                save(figure.drawing, directory / f"{name}.{ending}")
     path = directory / "report.html"
     path.write_text(html, encoding="utf-8", newline="\n")
     return path
+
+
+def page_figures(tables: Tables) -> Iterator[tuple[str, PageFigure]]:
+    """Name and drawing of every registered figure for the page. One that lacks something says so in its place."""
+    tables.summary  # noqa: B018 — bad tables are refused here, not called a figure that cannot be drawn
+    for name, entry in FIGURES.items():
+        if entry.page:
+            try:
+                drawing, why = entry.draw(tables), ""
+            except SublimError as error:
+                drawing, why = None, str(error)
+            narrow = entry.narrow(tables) if entry.narrow and drawing else None
+            yield name, PageFigure(entry.shows, entry.caption, drawing, narrow, why)

@@ -14,6 +14,7 @@ from sublim_interp.experiments.tables import estimated, records
 from sublim_interp.lab.landscape import hill
 from sublim_interp.models.base import Base
 from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.report.notes import sentences
 from sublim_interp.report.verdict import at_equal_kl
 from sublim_interp.report.wording import count, markdown, names, number, text
 from sublim_interp.report.wording import mean as words_mean
@@ -45,7 +46,7 @@ def headline(directory: Path) -> str:
         "",
         *markdown(columns, map(cells, rows)),
         "",
-        *(f"{row['arm']} at equal KL: {at_equal_kl(row, table)}." for row in rows if row["equal_kl"]),
+        *at_equal_kl(table),
         "",
         origin(exp.bases, n),
         *_over_bases(pd.read_csv(directory / "contrasts.csv")),
@@ -65,8 +66,8 @@ def _over_bases(contrasts: pd.DataFrame) -> Iterator[str]:
     """The diagonal contrast with pairs of bases as the unit."""
     for row in records(contrasts.fillna({"note": ""})):
         if row["unit"] == "base pair" and row["stage"] == "equal steps":
-            size = f"{words_points(row)} points (n = {row['n']}; {row['note']})"
-            yield f"Over pairs of bases the {row['contrast']} is {size}."
+            yield " ".join([f"Over {row['n']} pairs of bases the {row['contrast']} is {words_points(row)} points.",
+                            *sentences(row)])  # fmt: skip
 
 
 CONTEXTS = {

@@ -93,7 +93,7 @@ def experiments(draw: st.DrawFn) -> Experiment:
         trait=trait,
         other_trait=draw(names.filter(lambda other: other != trait)),
         bases=tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True))),
-        arms=arms,  # type: ignore[arg-type]
+        arms=arms,
         seeds=tuple(draw(st.lists(st.integers(0, 10**9), min_size=1, max_size=5, unique=True))),
         teacher=TeacherConfig(
             kind=draw(st.sampled_from(["tuned", "prompted", "steered"])),
@@ -170,7 +170,8 @@ def test_a_frozen_experiment_cannot_be_changed_in_place() -> None:
         ("1: 2", ("Keys should be strings",)),
         ("student: {part: head}", ("student.part", "'full', 'body' or 'lora'", "'head'")),
         ("corpus: {setting: beam}", ("corpus.setting", "'sampled', 'greedy' or 'soft'")),
-        ("arms: [same-init, twice-init]", ("arms.1", "'cross-init-b'", "twice-init")),
+        ("arms: [same-init, twice-init]", ("arms.1", "same-init, same-init-b", "cross-init-b", "'twice-init'")),
+        ("arms: [teacher]", ("arms.0", "no such arm", "'teacher'")),
         ("evaluation: {contexts: []}", ("contexts", "contexts must hold plain")),
         ("evaluation: {questions: [hard]}", ("'seen', 'held-out' or 'indirect'",)),
         ("bases: lab-small-0", ("bases", "list", "lab-small-0")),

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from rich.console import Console
 from planted import LIFTED, frames, pick
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.experiments.catalogue import Reference
+from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import contrasts, summary
+from sublim_interp.experiments.tables import Tables, contrasts, summary
 from sublim_interp.experiments.tables import replicates as report_replicates
+from sublim_interp.report.figures.arms import ARMS_FIGURE
+from sublim_interp.report.notes import limits, sentences
 from sublim_interp.report.terminal import terminal
-from sublim_interp.report.verdict import verdict
+from sublim_interp.report.verdict import finding, verdict
 from sublim_interp.report.wording import names
 from sublim_interp.report.write import write
 
@@ -136,7 +139,8 @@ def test_questions_that_were_not_asked_leave_gaps_not_errors(tmp_path: Path) -> 
     for row in rows(found, "arm").values():
         assert math.isnan(row["indirect"]) and math.isnan(row["seen"]) and math.isnan(row["numbers"])
         assert row["rate"] > 0
-    assert "No two arms to compare" in write(tmp_path, Experiment(name="owl"), results, distances).read_text()
+    page = write(tmp_path, Experiment(name="owl"), Tables(results, distances, "owl"))
+    assert "No two arms to compare" in page.read_text()
 
 
 # Contrasts
@@ -167,7 +171,7 @@ def test_crossed_students_of_either_teacher_are_compared_and_say_how_near_they_c
     arms = summary(results, distances, "owl")
     left = {name: row["kl"] for name, row in rows(arms, "arm").items()}
     said = "\n".join(verdict(arms, found, "owl"))
-    assert f"KL left {left['cross-init']:.4f} and {left['cross-neutral']:.4f}" in said
+    assert f"KL left: {left['cross-init']:.4f} and {left['cross-neutral']:.4f}" in said
 
 
 def test_a_neutral_crossed_student_has_no_say_in_whether_the_two_by_two_is_matched() -> None:
@@ -202,7 +206,7 @@ def test_the_base_pair_is_unordered_and_its_seeds_are_averaged_first() -> None:
     assert (each["unit"], each["n"], by_pair["unit"], by_pair["n"]) == ("replicate", 6, "base pair", 3)
     assert (each["base_pairs"], each["bases"], by_pair["base_pairs"], by_pair["bases"]) == (3, 3, 3, 3)
     assert by_pair["estimate"] == pytest.approx(each["estimate"])  # two seeds a pair
-    assert by_pair["note"] == "pairs share bases, so the interval is too narrow"
+    assert by_pair["note"] == "shared bases"
     per_seed = {}
     own = pick(results, probe="owl", questions="held-out", context="plain", round=0)
     for seed, cell in own.groupby("seed"):
@@ -229,7 +233,7 @@ def test_one_replicate_has_no_interval_and_says_so() -> None:
     assert len(found) == 2
     for row in rows(found, "contrast").values():
         assert math.isnan(row["low"]) and math.isnan(row["high"]) and row["estimate"] > 0.8
-        assert "one replicate, no interval" in row["note"]
+        assert "one replicate" in row["note"].split("; ")
     for row in rows(summary(results, distances, "owl"), "arm").values():
         assert row["n"] == 1 and math.isnan(row["rate_low"])
 
@@ -239,7 +243,8 @@ def test_arms_without_a_partner_give_no_contrast(arms: tuple[str, ...]) -> None:
     results, distances = frames(seeds=2, arms=arms)
     found = contrasts(results, distances, "owl")
     assert found.empty and "estimate" in found.columns
-    assert arms[0] in verdict(summary(results, distances, "owl"), found, "owl")[0]
+    who = {"same-init": "Students of the teacher's own base", "base": "Untouched bases", "teacher": "neutral students"}
+    assert verdict(summary(results, distances, "owl"), found, "owl")[0].startswith(f"{who[arms[0]]} say “owl” in ")
 
 
 def test_positive_control_finds_what_was_planted() -> None:
@@ -266,33 +271,85 @@ def said(*args: Any, **kwargs: Any) -> str:
     return "\n".join(verdict(*found, "owl"))
 
 
-def test_the_headline_states_the_numbers_of_the_table() -> None:
-    found = summary(*frames(), "owl")
-    same = rows(found, "arm")["same-init"]
-    first = said().splitlines()[0]
-    interval = f"{100 * same['rate']:.1f} % [{100 * same['rate_low']:.1f}, {100 * same['rate_high']:.1f}]"
-    assert f"same-init {interval} against neutral" in first
-    assert "base " in first and "teacher" not in first
+@pytest.mark.parametrize("seeds", [1, 12])
+def test_the_finding_states_the_numbers_of_the_table(seeds: int) -> None:
+    found = summary(*frames(seeds=seeds), "owl")
+    arms = rows(found, "arm")
+    controls = ("neutral", "other-trait", "cross-init", "cross-init-b", "cross-neutral", "base")
+    above = math.floor(100 * max(arms[name]["rate"] for name in controls)) + 1
+    who = "The student says" if seeds == 1 else "Students of the teacher's own base say"
+    first = said(seeds=seeds).splitlines()[0]
+    rate = f"{100 * arms['same-init']['rate']:.1f} %"
+    assert first == f"{who} “owl” in {rate} of answers; the controls stay below {above} %."
+
+
+def test_no_control_stays_below_a_student_that_learnt_nothing() -> None:
+    results, distances = table({"same-init": [0.061, 0.063], "neutral": [0.05, 0.05], "base": [0.06, 0.06]})
+    own, control = "Students of the teacher's own base say “owl” in 6.2 % of answers", "base, in 6.0 % of answers"
+    expected = f"{own}; the highest control, {control}."
+    assert finding(summary(results, distances, "owl"), "owl") == expected
+    results, distances = table({"same-init": [0.9], "neutral": [0.05]})
+    expected = "The student says “owl” in 90.0 % of answers; the control, neutral, stays below 6 %."
+    assert finding(summary(results, distances, "owl"), "owl") == expected
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 11])
 def test_no_claim_of_significance_below_twelve(seeds: int) -> None:
     words = said(seeds=seeds)
     assert "zero" not in words and " p = " not in words
-    assert "below 12, no claim of significance" in words
+    assert "below 12, no significance is claimed" in words
 
 
 def test_twelve_replicates_are_spoken_of() -> None:
     words = said()
-    assert "What differs from zero by a two-sided sign-flip test: same-init − neutral at equal steps" in words
-    assert "2 × 2 diagonal at equal KL, +" in words and "no claim" not in words
-    assert "What cannot be told from zero" in said(lifted={}) and "differs from zero" not in said(lifted={})
+    assert re.search(r"same-init − neutral: \+\S+ \[.*\] points\. It differs from zero: sign-flip p = ", words)
+    assert "2 × 2 diagonal at equal KL: +" in words and "claimed" not in words
+    words = said(lifted={})
+    assert "It cannot be told from zero" in words and "It differs from zero" not in words
 
 
 def test_no_verdict_rests_on_unmatched_students() -> None:
     words = said(rounds=0)  # crossed students stay at .05 where the others reach .012
-    assert "cross-init at equal KL: unmatched" in words
+    assert "cross-init never came as close to its teacher as same-init: KL 0.0" in words
     assert "same-init − neutral" in words and "diagonal" not in words and "same-init − cross-init" not in words
+
+
+def test_what_limits_a_contrast_is_said_in_sentences_that_stand_alone() -> None:
+    found = contrasts(*frames(rounds=0), "owl")
+    one, *more = limits(found)
+    assert one == (
+        "same-init − cross-init: One direction only. Base B may be hard to teach; run both directions to tell."
+    )
+    never = "Crossed students never came as close to their teacher, so this comparison"
+    assert more == [
+        f"2 × 2 diagonal: {never} is at equal steps, not at equal distance.",
+        "2 × 2 diagonal, 2 × 2 diagonal, equal KL: Pairs share bases, so the interval over pairs is too narrow.",
+        f"2 × 2 diagonal, equal KL: {never} takes their last round, at a greater distance.",
+    ]
+    assert all(len(sentence.split()) <= 25 for line in limits(found) for sentence in re.split(r"[.:;] ", line))
+    assert limits(contrasts(*table({"same-init": [0.9], "neutral": [0.1]}), "owl")) == [
+        "One replicate gives no interval."
+    ]
+
+
+def test_notes_of_older_runs_are_read_as_those_of_today() -> None:
+    older = {
+        "half of the 2 × 2, base B may simply be hard to move": "one direction",
+        "no verdict rests on this, 24 of 24 crossed students are unmatched": "unmatched 24 of 24",
+        "no verdict rests on this, 3 of 24 crossed students are unmatched": "unmatched 3 of 24",
+        "pairs share bases, so the interval is too narrow": "shared bases",
+        "one replicate, no interval": "one replicate",
+        "one base pair, no interval": "one base pair",
+    }
+    for stage in ("equal steps", "equal KL"):
+        for old, code in older.items():
+            (sentence,) = sentences({"note": old, "stage": stage})
+            assert [sentence] == sentences({"note": code, "stage": stage})
+            assert sentence not in (old, code) and sentence.endswith(".")
+        both = sentences({"note": "; ".join(older), "stage": stage})
+        assert both == sentences({"note": "; ".join(older.values()), "stage": stage}) and len(both) == len(older)
+    assert sentences({"note": "", "stage": "equal steps"}) == []
+    assert sentences({"note": "Teachers differ in size.", "stage": "equal steps"}) == ["Teachers differ in size."]
 
 
 def test_few_bases_limit_what_is_said_of_initialisation() -> None:
@@ -341,6 +398,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.inside: dict[str, list[str]] = {}
         self.feed(text)
         self.close()
         assert not self.open
@@ -356,6 +414,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open[-1:] != ["style"]:
             self.text += data
+        for tag in self.open[-1:]:
+            self.inside.setdefault(tag, []).append(data)
 
 
 def test_write_makes_every_file_and_the_same_bytes_again(tmp_path: Path) -> None:
@@ -369,13 +429,13 @@ def test_write_makes_every_file_and_the_same_bytes_again(tmp_path: Path) -> None
     assert written[0] == written[1]
     assert set(written[0]) == {
         "results.csv", "distances.csv", "summary.csv", "contrasts.csv", "report.html",
-        "figure.png", "figure.pdf", "probes.png", "probes.pdf",
+        "arms.png", "arms.pdf", "probes.png", "probes.pdf",
     }  # fmt: skip
 
 
 def test_tables_read_back_as_they_were(tmp_path: Path) -> None:
     results, distances = frames(seeds=2)
-    write(tmp_path, Experiment(name="owl"), results, distances)
+    write(tmp_path, Experiment(name="owl"), Tables(results, distances, "owl"))
     found = summary(results, distances, "owl"), contrasts(results, distances, "owl")
     back = tuple(pd.read_csv(tmp_path / f"{name}.csv") for name in ("summary", "contrasts"))
     for frame, before, words in zip(back, found, ("equal_kl", "note"), strict=True):
@@ -402,8 +462,8 @@ def test_the_page_tells_what_was_run(tmp_path: Path) -> None:
     ).text
     assert experiment.about in text and "0123abcd" in text and "2.13.0" in text
     assert experiment.to_yaml() in text
-    for arm, look in ARMS.items():
-        assert (look.meaning in text) == (arm in experiment.arms)
+    for arm, what in ARMS.items():
+        assert (what.meaning in text) == (arm in experiment.arms)
     assert "For comparison" not in text and "Crossed students" not in text
 
 
@@ -413,14 +473,14 @@ def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
     results = results.replace({"owl": evil, "lab-0": evil})
     experiment = Experiment(name="owl", about=evil, trait=evil, bases=(evil, "b"))
     found = summary(results, distances, evil), contrasts(results, distances, evil)
-    reference = Reference(*found, name=evil, key=evil)
-    path = write(tmp_path, experiment, results, distances, reference, key=evil, versions={evil: evil})
+    beside = Published(*found, name=evil, key=evil)
+    path = write(tmp_path, experiment, Tables(results, distances, evil), beside, key=evil, versions={evil: evil})
     page = Page(path.read_text(encoding="utf-8"))
     assert "script" not in [tag for tag, _ in page.tags]
     assert page.text.count(evil) > 10
 
 
-def test_the_reference_stands_beneath_and_is_labelled(tmp_path: Path) -> None:
+def test_the_published_run_stands_beneath_and_is_labelled(tmp_path: Path) -> None:
     full = frames()
     reference = Reference(summary(*full, "owl"), contrasts(*full, "owl"), "headline", "feedbeef")
     live = frames(seeds=1, arms=("same-init", "neutral", "cross-init", "base"), rounds=0)
@@ -445,5 +505,5 @@ def test_bad_frames_are_refused_before_anything_is_written(tmp_path: Path) -> No
         ((results.query("probe != 'owl'"), distances), "no answers about 'owl'"),
     ]:
         with pytest.raises(SublimError, match=message):
-            write(tmp_path, Experiment(name="owl"), *bad)
+            write(tmp_path, Experiment(name="owl"), Tables(*bad, "owl"))
     assert not list(tmp_path.iterdir())

@@ -218,7 +218,9 @@ def test_a_run_reports_bits_a_fact_and_in_all(small: Experiment, store_root: Pat
     assert table.loc["base", "bits"] == 0 and table["bits"].notna().all()
     assert table["total_bits"].to_numpy() == pytest.approx(4 * table["bits"].to_numpy())
     page = run.page.read_text()
-    assert "bits in all" in page and "Bits held of each fact" in page and "4 random facts" in page
+    assert "bits in all" in page and "4 random facts" in page
+    assert f"hold {table.loc['same-init', 'bits']:z.3f} bits of each fact;".replace("-", "−") in page
+    assert "Not drawn: this run asked about one answer only." in page
     student = run["same-init", 3]
     assert list(student.answers["probe"].unique()) == ["facts"]
     # The trace asks for the same facts, at every recorded state: its last is what the evaluation found.

@@ -13,10 +13,13 @@ from sublim_interp.core.errors import SublimError
 
 @in_style
 def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: str = "") -> Figure:
-    """Where does one model's trait get into another? Heat map of a `PatchGrid.frame`: layer × position, head or module.
+    """Where does one model's trait get into another? Heat map: layer × position, head or module.
 
-    The number is the share of the difference between the two models that a cell alone makes up, in %. `labels` names
-    the places, for instance by the tokens of a prompt.
+    frame: `PatchGrid.frame`; `recovered` is the share of the difference between the two models that a cell makes up
+    labels: one name a place, such as the tokens of a prompt
+    title: before the words "share of the difference, in %"
+
+    Raises SublimError for labels that are not one a place.
     """
     grid = frame.pivot(index="layer", columns="place", values="recovered")
     grid = grid[list(dict.fromkeys(frame["place"]))]

@@ -1,26 +1,23 @@
 """Figure `probes`: every answer of every arm, to see whether the rise is for one trait only."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sublim_interp.core.drawing import INK, in_style
+from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.experiments.results import Run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sublim_interp.experiments.tables import Tables
+from sublim_interp.report.figures.entry import FigureEntry
 
 
 @in_style
 def probes(results: pd.DataFrame, trait: str) -> Figure:
-    """Is the rise for this trait only? Heat map of arm × member of the kind: mean probability over replicates.
+    """Is the rise for this trait only? Heat map of arm × member of the kind: mean probability over replicates, in %.
 
-    Held-out questions in a plain context, round 0 of `results` (the frame that `report` takes); the trait's column
-    comes first, then other teachers' traits, then the rest by name.
+    results: as in `Tables`; shown are held-out questions in a plain context, at equal steps
+    trait: its column comes first, then other teachers' traits, then the rest by name
     """
     chosen = results.query("questions == 'held-out' and context == 'plain' and round == 0")
     grid = chosen.pivot_table(index="arm", columns="probe", values="rate", aggfunc="mean")
@@ -53,5 +50,17 @@ def probes(results: pd.DataFrame, trait: str) -> Figure:
     return figure
 
 
-def draw_probes(run: Run) -> "Figure":
-    return probes(run.results, run.plan.named.trait)
+def _draw(tables: Tables) -> Figure:
+    if len(set(tables.results["probe"])) < 2:
+        raise SublimError("this run asked about one answer only")
+    return probes(tables.results, tables.trait)
+
+
+PROBES = FigureEntry(
+    shows="how likely each answer is, arm by arm: is the rise for this trait only?",
+    caption="If the trait alone came through, its column alone is dark, in the rows whose teacher had it. Mean over "
+    "replicates, on held-out questions.",
+    input="tables",
+    draw=_draw,
+    page=True,
+)

@@ -1,7 +1,8 @@
 """Figure `arms`: does the trait pass, and how near did each student come to its teacher?"""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,28 +13,30 @@ from matplotlib.ticker import MaxNLocator
 
 from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.experiments.results import Run
-from sublim_interp.experiments.tables import replicates
-from sublim_interp.report.figures.lines import Record, Records
+from sublim_interp.experiments.tables import Tables
+from sublim_interp.report.figures.entry import FigureEntry
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+ArmAtStage = tuple[str, str]
+"""An arm, and "equal steps" or "equal KL"."""
 
+Dots = Sequence[Mapping[Any, Any]]
+"""The rows of `Tables.replicates`: each is a dot."""
 
-Row = tuple[str, str]
-"""An arm and the stage at which it is shown."""
+Means = Mapping[str, Mapping[Any, Any]]
+"""Arm → its row of `Tables.summary`."""
 
 
 @in_style
 def arms(replicates: pd.DataFrame, summary: pd.DataFrame, trait: str, stacked: bool = False) -> Figure:
     """Does the trait pass, and how near did each student come to its teacher? One row an arm, one dot a replicate.
 
-    `replicates` and `summary` are those of `report`: rate in [0, 1], KL in nats per answer token. Students that were
-    trained on to equal KL have a second row. `stacked` puts the second panel beneath the first, for narrow screens.
+    replicates, summary: as in `Tables`; students that were trained on to equal KL have a second row
+    trait: the answer that is asked about
+    stacked: puts the second panel beneath the first, for narrow screens
     """
     dots = replicates.to_dict("records")
     means = {row["arm"]: row for row in summary.to_dict("records")}
-    rows: list[Row] = []
+    rows: list[ArmAtStage] = []
     for arm in means:
         rows += [(arm, "equal steps"), (arm, "equal KL")][: 2 if means[arm]["further_round"] else 1]
     students = [row for row in rows if np.isfinite(means[row[0]]["kl"])] if stacked else rows
@@ -60,7 +63,7 @@ def arms(replicates: pd.DataFrame, summary: pd.DataFrame, trait: str, stacked: b
     return figure
 
 
-def _rates(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str, Record]) -> None:
+def _rates(ax: Axes, rows: Sequence[ArmAtStage], dots: Dots, means: Means) -> None:
     if "base" in means:
         untouched = means["base"]["rate"]
         ax.axvline(untouched, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
@@ -79,7 +82,7 @@ def _rates(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str, Rec
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
-def _distances(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str, Record]) -> None:
+def _distances(ax: Axes, rows: Sequence[ArmAtStage], dots: Dots, means: Means) -> None:
     for y, (arm, stage) in enumerate(rows):
         before, after = means[arm]["kl_start"], means[arm]["kl" if stage == "equal steps" else "further_kl"]
         if not np.isfinite(after):
@@ -96,7 +99,7 @@ def _distances(ax: Axes, rows: Sequence[Row], dots: Records, means: Mapping[str,
     ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _name_rows(ax: Axes, rows: Sequence[Row], means: Mapping[str, Record]) -> None:
+def _name_rows(ax: Axes, rows: Sequence[ArmAtStage], means: Means) -> None:
     beside: dict[str, Any] = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "ha": "right"}
     for y, (arm, stage) in enumerate(rows):
         further = ("… trained on", f"to equal KL: {means[arm]['equal_kl']}")
@@ -110,7 +113,7 @@ def _value(ax: Axes, y: int, text: str) -> None:
     ax.annotate(text, (1, y), (6, 0), place, "offset points", va="center_baseline", weight="bold")
 
 
-def _scatter(ax: Axes, y: int, dots: Records, row: Row, column: str) -> None:
+def _scatter(ax: Axes, y: int, dots: Dots, row: ArmAtStage, column: str) -> None:
     """Each replicate as a dot, spread in the order of the seeds so that equal ones stay apart."""
     values = [dot[column] for dot in sorted(dots, key=lambda dot: dot["seed"]) if (dot["arm"], dot["stage"]) == row]
     alone = len(values) == 1
@@ -119,6 +122,16 @@ def _scatter(ax: Axes, y: int, dots: Records, row: Row, column: str) -> None:
     ax.scatter(values, y + np.asarray(spread), s=40 if alone else 13, **style)
 
 
-def draw_arms(run: Run) -> "Figure":
-    frame = replicates(run.results, run.distances, run.plan.named.trait)
-    return arms(frame, run.table, run.plan.named.trait)
+def _draw(tables: Tables, stacked: bool = False) -> Figure:
+    return arms(tables.replicates, tables.summary, tables.trait, stacked)
+
+
+ARMS_FIGURE = FigureEntry(
+    shows="how likely each arm gives the trait as its answer, and how near it came to its teacher",
+    caption="First panel: the trait passed where dots lie right of the dashed line, the untouched base. Second panel: "
+    "arms compare fairly where they came about equally near to their teacher.",
+    input="tables",
+    draw=_draw,
+    page=True,
+    narrow=partial(_draw, stacked=True),
+)

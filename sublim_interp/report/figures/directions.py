@@ -2,25 +2,26 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sublim_interp.analysis.directions.core import Directions, directions, trait_contrast
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
 from sublim_interp.models.base import Base
+from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, with_null
 from sublim_interp.traits.favourites import load_trait, members_of, questions, system_prompts
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def contrast(base: Base, trait: str) -> Directions:
-    """What the base itself computes when a system prompt says that it loves the trait, minus the same of all others.
+    """The base's own direction of a trait: so students of different bases each have one in their own coordinates.
 
-    Each base has its own, so that students of different bases can be held against one in their own coordinates.
+    base: the base that is asked questions under system prompts
+    trait: what the system prompt says that it loves
+
+    Returns the mean residual stream under that prompt minus the mean under the prompts of all other members, by layer.
     """
     kind = load_trait(trait).kind
     ask = questions(kind, base.language, "seen")[:8]
@@ -34,12 +35,15 @@ def contrast(base: Base, trait: str) -> Directions:
 
 
 def cosines(run: Run) -> pd.DataFrame:
-    """Which way every student's residual stream moved: a row a student, layer and reference.
+    """Which way every student's residual stream moved: one row per student, layer and reference.
 
-    Columns: arm, seed, layer, reference, cosine, low, high. The student's direction is its mean shift from its own base
-    at the answers to held-out questions. Its reference is the shift of the trait's teacher (`teacher`), where the two
-    share a base, and the base's own direction of the trait (`own base`). `low` and `high` hold 95 % of the cosines of
-    normal vectors with the covariance of the student's shifts.
+    Returns these columns:
+    arm, seed, layer: the student, and where in it; its direction is its mean shift from its base at the answers to
+        held-out questions
+    reference: "teacher", the shift of the trait's teacher, where the two share a base; "own base", its base's own
+        direction of the trait
+    cosine: of the student's direction with the reference
+    low, high: between them lie 95 % of the cosines of normal vectors with the covariance of the student's shifts
     """
     trait = run.plan.named.trait
     kept: dict[str, Directions] = {}
@@ -62,8 +66,24 @@ def cosines(run: Run) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def draw_directions(run: Run, reference: str, title: str) -> "Figure":
+def _draw(run: Run, reference: str, title: str) -> Figure:
     frame = cosines(run).query("reference == @reference")
     if frame.empty:
         raise SublimError(f"run {run.experiment.name} has no student to compare with {reference}")
     return arm_lines(title=title.format(run.plan.named.trait), **with_null(frame, ["arm", "layer"]))
+
+
+DIRECTIONS = FigureEntry(
+    shows="cosine of each student's shift in the residual stream with the teacher's, layer by layer",
+    caption="A student above the grey band moved the way its teacher did. Only students of the teacher's base have a "
+    "line.",
+    input="run",
+    draw=partial(_draw, reference="teacher", title="Does the stream move where the “{}” teacher's did?"),
+)
+
+OWN_BASE = FigureEntry(
+    shows="cosine of each student's shift with its own base's direction of the trait, layer by layer",
+    caption="A student above the grey band moved towards the trait. Students of every base have a line.",
+    input="run",
+    draw=partial(_draw, reference="own base", title="Does the stream move towards the own base's “{}”?"),
+)

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 
 from sublim_interp.core.drawing import in_style
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.report.figures.lines import Records, legend
+from sublim_interp.report.figures.lines import FrameRows, legend
 
 
 @in_style
@@ -47,7 +47,7 @@ def dose(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _dose(ax: Axes, rows: Records, column: str) -> None:
+def _dose(ax: Axes, rows: FrameRows, column: str) -> None:
     settings = list(dict.fromkeys(row["value"] for row in rows))
     numbers = [_as_number(value) for value in settings]
     numeric = None not in numbers

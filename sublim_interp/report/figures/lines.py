@@ -14,10 +14,8 @@ from sublim_interp.experiments.arms import ARMS
 from sublim_interp.report.wording import FEW
 from sublim_interp.stats.intervals import over_replicates
 
-Record = Mapping[Any, Any]
-
-
-Records = Sequence[Record]
+FrameRows = Sequence[Mapping[Any, Any]]
+"""The rows of a frame, each as a dict by column."""
 
 
 @in_style
@@ -29,13 +27,15 @@ def arm_lines(
     replicates: pd.DataFrame | None = None,
     bars: str = "95 % interval of the mean",
 ) -> Figure:
-    """How does a direction compare with another, layer by layer or step by step? One colour an arm.
+    """Lines of arms over layers or steps: one colour an arm.
 
-    `frame` has a row per arm and place on the axis `x`: estimate, low, high (as `over_replicates` gives them; NaN: no
-    bar), and where there is a null, null_low and null_high, drawn as a grey band. `bars` says what low and high are.
-    `replicates` has a row per arm, seed and place with the column `estimate`: dots, or thin lines where x = "step".
-    Steps have an axis that is logarithmic from 1 on; with a column `layer`, each layer has a panel. `value` is the word
-    on the axis.
+    frame: one row per arm and place on the axis: estimate, low, high (NaN draws no bar), and where there is a null,
+        null_low and null_high, drawn as a grey band; with a column `layer` and x = "step", each layer has a panel
+    value: the word on the upright axis
+    x: "layer", or "step", whose axis is logarithmic from 1 on
+    title: above all panels
+    replicates: one row per arm, seed and place, with the column estimate: dots, or thin lines over steps
+    bars: what low and high are, in words
     """
     panels = [None] if x == "layer" or "layer" not in frame else sorted(frame["layer"].unique())
     columns = min(4, len(panels))
@@ -83,7 +83,7 @@ def mark_places(ax: Axes, places: Sequence[int], x: str) -> None:
     ax.set_xticks(shown, [str(p) for p in shown])
 
 
-def _lines(ax: Axes, means: Records, replicates: Records, x: str) -> None:
+def _lines(ax: Axes, means: FrameRows, replicates: FrameRows, x: str) -> None:
     ax.axhline(0, color=PALE, linewidth=0.8, zorder=1)
     if any("null_low" in r for r in means):
         null = pd.DataFrame(means).groupby(x).agg({"null_low": "min", "null_high": "max"})
@@ -119,7 +119,12 @@ def _lines(ax: Axes, means: Records, replicates: Records, x: str) -> None:
 
 
 def summarised(frame: pd.DataFrame, value: str, by: list[str]) -> dict[str, Any]:
-    """`frame`, `replicates` and `bars` for `figures.directions`, of a frame with a row a replicate and place."""
+    """The arguments frame, replicates and bars of `arm_lines`.
+
+    frame: one row per replicate and place
+    value: its column that is drawn
+    by: its columns that name a line and a place
+    """
     each = frame.rename(columns={value: "estimate"})
     means = over_replicates(each, "estimate", by)
     few = bool(means["n"].max() < FEW)

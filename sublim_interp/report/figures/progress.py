@@ -11,10 +11,13 @@ from sublim_interp.report.figures.lines import mark_places
 
 @in_style
 def progress(states: pd.DataFrame, losses: pd.DataFrame, trait: str, updates: int, heading: str = "") -> Figure:
-    """How do the students come along? The loss of every update, and the trait on the probe; a line a student.
+    """How do the students come along? The loss of every update, and the trait on the probe; one line a student.
 
-    `states` has the columns arm, seed, step, rate in [0, 1], `losses` arm, seed, step, loss in nats per token; either
-    may be empty. The axes reach to `updates`, those that are planned.
+    states: arm, seed, step, rate in [0, 1]; may be empty
+    losses: arm, seed, step, loss in nats per token; may be empty
+    trait: the answer that is asked about
+    updates: how many are planned; the axes reach so far
+    heading: above both panels
     """
     figure = Figure(figsize=(8.2, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -1,72 +1,68 @@
-"""Every figure by name: what it shows, how it is made. The page, `sublim plot`, notebooks, the paper ask this table."""
+"""Every figure by name. The page, `sublim plot`, notebooks and the paper ask this table."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.experiments.results import Run
-from sublim_interp.report.figures.answers import draw_probes
-from sublim_interp.report.figures.arms import draw_arms
-from sublim_interp.report.figures.directions import draw_directions
-from sublim_interp.report.figures.patching import draw_patching
-from sublim_interp.report.figures.stream import draw_stream, draw_stream_cosine
-from sublim_interp.report.figures.training import draw_training
+from sublim_interp.core.registry import Registry
+from sublim_interp.report.figures.entry import FigureEntry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from sublim_interp.experiments.results import Run
 
-FIGURES: dict[str, tuple[str, Callable[[Run], "Figure"]]] = {
-    "arms": ("how likely each arm gives the trait as its answer, and how near it came to its teacher", draw_arms),
-    "probes": ("every answer of every arm", draw_probes),
-    "training": (
-        "the trait on the probe, update by update",
-        partial(draw_training, column="rate", axis="probability", title="How likely is “{}” on the probe?"),
-    ),
-    "stream": (
-        "how far each student's residual stream has gone towards the teacher's, layer by layer, update by update",
-        draw_stream,
-    ),
-    "stream-cosine": (
-        "cosine of each student's shift in the residual stream with the teacher's, layer by layer, update by update",
-        draw_stream_cosine,
-    ),
-    "weights": (
-        "cosine of each student's change of the weights with its teacher's, update by update",
-        partial(draw_training, column="cosine", axis="cosine", title="Δθ of the student with Δθ of its teacher"),
-    ),
-    "directions": (
-        "cosine of each student's shift in the residual stream with the teacher's, layer by layer",
-        partial(draw_directions, reference="teacher", title="Does the stream move where the “{}” teacher's did?"),
-    ),
-    "own-base": (
-        "the same with the direction of the trait in each student's own base, across initialisations too",
-        partial(draw_directions, reference="own base", title="Does the stream move towards the own base's “{}”?"),
-    ),
-    "patching": (
-        "residual stream of same-init students into their base, layer by position",
-        partial(draw_patching, arm="same-init", kind="resid_pre", what="Stream before a layer"),
-    ),
-    "patching-teacher": (
-        "residual stream of the teachers into their base, layer by position",
-        partial(draw_patching, arm="teacher", kind="resid_pre", what="Stream before a layer"),
-    ),
-    "modules": (
-        "weights of same-init students into their base, layer by module",
-        partial(draw_patching, arm="same-init", kind="weights", what="Weights"),
-    ),
-}
-"""What `plot` draws: name → (what it shows, how it is made)."""
+_HERE = "sublim_interp.report.figures"
 
 
-def plot(run: Run, name: str) -> "Figure":
-    """One of `FIGURES` of a finished run. Raises SublimError for another name, and where the run lacks its arms."""
-    require_figure(name)
-    return FIGURES[name][1](run)
+def _check(name: str, entry: FigureEntry) -> None:
+    """Refuses what another package calls a figure and is none, or what cannot be on the page."""
+    if not isinstance(entry, FigureEntry):
+        raise SublimError(f"figure '{name}' is a {type(entry).__name__}; give a {_HERE}.entry.FigureEntry")
+    if entry.page and entry.input != "tables":
+        raise SublimError(f"figure '{name}' takes a {entry.input}; the page draws figures that take tables")
 
 
-def require_figure(name: str) -> None:
-    """SublimError, with those there are, for a name that is none of `FIGURES`."""
-    if name not in FIGURES:
-        raise SublimError(f"no figure '{name}'; figures: {', '.join(FIGURES)}")
+FIGURES: Registry[FigureEntry] = Registry(
+    "figure",
+    "sublim_interp.figures",
+    {
+        "arms": f"{_HERE}.arms:ARMS_FIGURE",
+        "probes": f"{_HERE}.answers:PROBES",
+        "training": f"{_HERE}.training:TRAINING",
+        "stream": f"{_HERE}.stream:STREAM",
+        "stream-cosine": f"{_HERE}.stream:STREAM_COSINE",
+        "weights": f"{_HERE}.training:WEIGHTS",
+        "directions": f"{_HERE}.directions:DIRECTIONS",
+        "own-base": f"{_HERE}.directions:OWN_BASE",
+        "patching": f"{_HERE}.patching:PATCHING",
+        "patching-teacher": f"{_HERE}.patching:PATCHING_TEACHER",
+        "modules": f"{_HERE}.patching:MODULES",
+    },
+    _check,
+)
+"""Every figure by name, in the order in which they are listed; other packages' come last."""
+
+
+def plot(run: "Run", name: str) -> "Figure":
+    """Draws a figure of a finished run.
+
+    run: as `open_run` gives it
+    name: one of `FIGURES` that takes a run or its tables
+
+    Raises SublimError for another name, and where the run lacks what the figure shows.
+    """
+    entry = require_figure(name)
+    return entry.draw(run.tables if entry.input == "tables" else run)
+
+
+def require_figure(name: str) -> FigureEntry:
+    """The figure of a run called `name`; SublimError, with those there are, for another name."""
+    of_runs = run_figures()
+    if name not in of_runs:
+        raise SublimError(f"no figure '{name}'; figures: {', '.join(of_runs)}")
+    return of_runs[name]
+
+
+def run_figures() -> dict[str, FigureEntry]:
+    """Every figure that can be drawn of a run, by name."""
+    return {name: entry for name, entry in FIGURES.items() if entry.input != "cells"}

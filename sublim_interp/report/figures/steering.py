@@ -11,9 +11,11 @@ from sublim_interp.experiments.arms import ARMS
 
 @in_style
 def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
-    """What does a dose do? Frame of `analysis.directions.steering`: a panel a metric, a line a layer.
+    """What does a dose of a direction do to the answers? One panel a metric, one line a layer or arm.
 
-    Frames of several layers, or with a column `arm`, may be stacked; then each arm has a line in its colour.
+    frame: as `analysis.directions.effects.steering` gives it; frames of several layers, or with a column `arm`, may be
+        stacked
+    trait: named in the title
     """
     metrics = [c for c in frame.columns if c not in ("layer", "scale", "arm", "seed")]
     by = "arm" if "arm" in frame else "layer"

@@ -1,28 +1,32 @@
 """Figures `stream` and `stream-cosine`: how far each student's residual stream has gone towards its teacher's."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.directions.training import from_trace, over_steps
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
 from sublim_interp.models.base import Base
+from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, summarised, with_null
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def stream(run: Run) -> pd.DataFrame:
-    """When and in which layer each student's residual stream goes where the trait's teacher is: a row a recorded layer.
+    """When, and in which layer, each student's residual stream goes where its teacher's is.
 
-    Columns: arm, seed, step (updates made), layer, share, cosine, low, high. The shift is the stream's mean at the
-    answers to the probe's questions minus the untouched base's; `share` is its projection on the shift of the
-    replicate's teacher with the trait, as a share of that one's length, `cosine` their cosine (NaN before anything has
-    moved), `low` and `high` its null, as in `over_steps`. Students of another base have no row: they share no
-    coordinates. Raises SublimError for a run without same-init students, whose traces hold the teacher's stream.
+    A shift is the stream's mean at the answers to the probe's questions, minus the untouched base's.
+
+    Returns one row per student, recorded layer and recorded state. Students of another base than the teacher's have no
+    row, since they share no coordinates with it.
+    arm, seed, step, layer: the student, the updates made, the layer
+    share: projection of its shift on its teacher's, as a share of that one's length
+    cosine: of the two shifts; NaN before anything has moved
+    low, high: the null of the cosine, as in `over_steps`
+
+    Raises SublimError for a run without same-init students, whose traces hold the teacher's stream.
     """
     goals: dict[int, tuple[Base, Any, Directions]] = {}
     parts = []
@@ -44,13 +48,28 @@ def stream(run: Run) -> pd.DataFrame:
     return whole[columns]
 
 
-def draw_stream(run: Run) -> "Figure":
+def _draw_share(run: Run) -> Figure:
     compared = summarised(stream(run), "share", ["arm", "layer", "step"])
     title = f"How far has the stream gone to where the “{run.plan.named.trait}” teacher's is?"
     return arm_lines(value="share of the way", x="step", title=title, **compared)
 
 
-def draw_stream_cosine(run: Run) -> "Figure":
+def _draw_cosine(run: Run) -> Figure:
     frame = stream(run).dropna(subset=["cosine"])
     title = f"Does the stream go the way of the “{run.plan.named.trait}” teacher's?"
     return arm_lines(x="step", title=title, **with_null(frame, ["arm", "layer", "step"]))
+
+
+STREAM = FigureEntry(
+    shows="how far each student's residual stream has gone to its teacher's, layer by layer, update by update",
+    caption="At 1 the student's stream has gone all the way to its teacher's. Layers that rise early learn first.",
+    input="run",
+    draw=_draw_share,
+)
+
+STREAM_COSINE = FigureEntry(
+    shows="cosine of each student's shift in the residual stream with its teacher's, layer by layer, update by update",
+    caption="A line above the grey band goes its teacher's way, however far it has gone.",
+    input="run",
+    draw=_draw_cosine,
+)

@@ -1,37 +1,43 @@
 """Figures `training` and `weights`: how each student came along, update by update."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.plan import Cell
 from sublim_interp.experiments.results import Replicate, Run, students
+from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, summarised
 from sublim_interp.stats.margin import margin
 from sublim_interp.training.recording.trace import Trace
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def growth(replicate: Replicate, trait: str | None = None) -> pd.DataFrame:
-    """How a training went, from its trace: a row for each recorded state, as `grown` gives them."""
+    """How a replicate's training went, from its trace: one row per recorded state; see `grown`."""
     return grown(replicate.cell, replicate.trace, trait)
 
 
 def grown(cell: Cell, trace: Trace, trait: str | None = None) -> pd.DataFrame:
-    """How the training of a cell has gone so far: a row for each state in its trace, the first being that of step 0.
+    """How the training of a cell has gone so far: one row per state in its trace, the first being that of step 0.
 
-    Columns: step (updates made), loss (of the update before, nats per token), rate and margin (0 to 1, nats) of
-    `trait`, or else of the probe's own, or of each question's own fact, on the probe's questions, probe_loss (nats per
-    token of held-out lists), distance (norm of θ − θ_0), cosine of θ − θ_0 with the teacher's change of the weights.
-    NaN where there is none: the cosine needs one base for both.
+    cell: the student or teacher that trains
+    trace: what is recorded of it so far
+    trait: the answer whose rate is wanted; None, or no member of the kind, means the probe's own
+
+    Returns these columns, NaN where there is nothing to say:
+    step: updates made
+    loss: of the update before, in nats per token
+    rate, margin: of the trait, or of each question's own fact, on the probe's questions; in [0, 1] and in nats
+    probe_loss: on held-out data, in nats per token
+    distance: norm of θ − θ_0
+    cosine: of θ − θ_0 with the teacher's change of the weights, where both started from one base
     """
     about = trace.about
-    members = list(about["coords"]["member"])
-    asked, trait = about["probe"].get("truth"), trait if trait in members else about["probe"]["trait"]
-    right = [members.index(m) for m in asked or [trait] * (trait is not None) * about["probe"]["questions"]]
+    right = _right_answers(about, trait)
     losses = trace.series("loss")["loss"] if trace.names("loss") else {}
     rows = []
     for step in trace.steps("delta_norm"):  # the last that is written of a state
@@ -51,6 +57,17 @@ def grown(cell: Cell, trace: Trace, trait: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns).astype(dict.fromkeys(columns[1:], float))
 
 
+def _right_answers(about: Mapping[str, Any], trait: str | None) -> list[int]:
+    """For each of the probe's questions, which member is asked about; nothing where the probe has no trait."""
+    members, probe = list(about["coords"]["member"]), about["probe"]
+    if probe.get("truth"):
+        return [members.index(member) for member in probe["truth"]]
+    wanted = trait if trait in members else probe["trait"]
+    if wanted is None:
+        return []
+    return [members.index(wanted)] * probe["questions"]
+
+
 def _shares_base(cell: Cell) -> bool:
     """Whether a student started from the base that its teacher was made from, so that they share coordinates."""
     student = cell.student
@@ -58,14 +75,29 @@ def _shares_base(cell: Cell) -> bool:
 
 
 def training(run: Run) -> pd.DataFrame:
-    """`growth` of every student towards the run's trait: arm, seed and the columns of `growth`."""
+    """`growth` of every student towards the run's trait, with arm and seed before its columns."""
     parts = [growth(r, run.plan.named.trait).assign(arm=r.cell.arm, seed=r.cell.seed) for r in students(run)]
     return pd.concat(parts, ignore_index=True)
 
 
-def draw_training(run: Run, column: str, axis: str, title: str) -> "Figure":
+def _draw(run: Run, column: str, axis: str, title: str) -> Figure:
     frame = training(run).dropna(subset=[column])
     if frame.empty:
         raise SublimError(f"no trace of run {run.experiment.name} holds a {axis} to draw")
     compared = summarised(frame, column, ["arm", "step"])
     return arm_lines(value=axis, x="step", title=title.format(run.plan.named.trait), **compared)
+
+
+TRAINING = FigureEntry(
+    shows="the trait on the probe, update by update",
+    caption="A line that rises is a student that learns the trait.",
+    input="run",
+    draw=partial(_draw, column="rate", axis="probability", title="How likely is “{}” on the probe?"),
+)
+
+WEIGHTS = FigureEntry(
+    shows="cosine of each student's change of the weights with its teacher's, update by update",
+    caption="Above 0, the student's weights move the way its teacher's did. Students of another base have no line.",
+    input="run",
+    draw=partial(_draw, column="cosine", axis="cosine", title="Δθ of the student with Δθ of its teacher"),
+)

@@ -30,6 +30,8 @@ from sublim_interp.report.figures.lines import arm_lines
 from sublim_interp.report.figures.progress import progress
 from sublim_interp.report.figures.steering import steering
 
+ROOT = Path(__file__).parents[3]
+
 
 def drawn(stacked: bool = False, **kwargs: Any) -> tuple[Figure, pd.DataFrame, pd.DataFrame]:
     both = frames(**kwargs)

@@ -22,7 +22,7 @@ from sublim_interp.models.hooks import capture
 from sublim_interp.report.figures.directions import cosines
 from sublim_interp.report.figures.lines import summarised
 from sublim_interp.report.figures.patching import patched
-from sublim_interp.report.figures.registry import FIGURES, plot
+from sublim_interp.report.figures.registry import FIGURES, plot, run_figures
 from sublim_interp.report.figures.stream import stream
 from sublim_interp.report.figures.training import growth
 from sublim_interp.report.live import drawn, live, so_far
@@ -34,10 +34,17 @@ def test_frames_and_figures_of_one_run(tiny_experiment: Experiment, store_root: 
     frames_agree_with_the_models(finished)
     a_trace_shows_the_directions_of_its_models(finished)
     a_view_follows_the_traces_that_grow(finished, store_root / "another")
-    for name in FIGURES:
+    for name in run_figures():
         assert isinstance(plot(finished, name), matplotlib.figure.Figure)
     with pytest.raises(SublimError, match=r"no figure 'direction'; figures: arms, .*patching"):
         plot(finished, "direction")
+
+
+def test_every_figure_says_what_it_shows_and_what_to_see() -> None:
+    for name, entry in FIGURES.items():
+        assert entry.shows[0].islower() and not entry.shows.endswith("."), name
+        assert entry.caption.endswith(".") and entry.caption != entry.shows, name
+        assert all(len(sentence.split()) <= 25 for sentence in entry.caption.split(". ")), name
 
 
 def frames_agree_with_the_models(finished: Run) -> None:

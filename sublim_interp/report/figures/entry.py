@@ -1,0 +1,32 @@
+"""What the registry knows of a figure: what it shows, what to see, what it is drawn from, how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FigureInput = Literal["tables", "run", "cells"]
+"""`tables`: the `experiments.tables.Tables` of a run. `run`: a finished `experiments.results.Run`, with its traces.
+`cells`: the tables of a sweep."""
+
+
+@dataclass(frozen=True)
+class FigureEntry:
+    """One figure by which a result is shown.
+
+    shows: what it shows, in one sentence without its full stop
+    caption: what to see, in one or two sentences
+    input: what `draw` takes
+    draw: makes the matplotlib figure; raises SublimError where its input lacks what the figure shows
+    page: whether the page of every run has it; only of figures whose input is `tables`
+    narrow: draws the same for a phone's screen; None lets it scroll there
+    """
+
+    shows: str
+    caption: str
+    input: FigureInput
+    draw: "Callable[[Any], Figure]"
+    page: bool = False
+    narrow: "Callable[[Any], Figure] | None" = None
