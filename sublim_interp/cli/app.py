@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sublim_interp.experiments.plan import Plan
     from sublim_interp.experiments.results import Replicate, Run
     from sublim_interp.experiments.schema import Experiment
+    from sublim_interp.sweeps.grid import Grid
     from sublim_interp.sweeps.plan import SweepPlan
 
 app = typer.Typer(
@@ -199,7 +200,7 @@ def show(
         _run_grid(what, sets, base, True, 1, Store.open(store))
         whole = published_sweep(what)
         if whole is not None:
-            _print(*_digested(f"{what}, as published", whole))
+            _print(*_sweep_lines(g, f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = _configured(what, sets, base)
         _print(_configuration(exp), _planned(plan(exp), Store.open(store)), _traces(plan(exp), Store.open(store)))
@@ -466,17 +467,18 @@ def _run_grid(
         _announce(p, store, trace)
         with _Progress(g.name, p, store, processes) as watch:
             artifact = run_grid(p, store, processes, watch, trace)
-    figure = artifact.path / f"{g.figure}.png"
-    _print(*_digested(g.name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
+    figure = artifact.path / f"{g.mode.figure}.png"
+    lines = _sweep_lines(g, g.name, artifact.path)
+    _print(*lines, f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
 
 
-def _digested(name: str, directory: "Path") -> "list[RenderableType]":
+def _sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType]":
     """The table of a sweep, and what is to be said below it."""
-    from sublim_interp.sweeps.tables import digest
+    from sublim_interp.sweeps.tables import table_of
 
-    found = digest(directory)
+    found = table_of(g, directory)
     numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]
-    table = _table(f"{name}: {found.about.rstrip(':')}", *found.columns, right=tuple(numbers))
+    table = _table(f"{name}: {found.about.rstrip('.')}", *found.columns, right=tuple(numbers))
     for row in found.rows:
         table.add_row(*row)
     return [table, *found.lines]

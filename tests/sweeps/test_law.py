@@ -15,9 +15,11 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.report.figures.law import law as draw_law
 from sublim_interp.sweeps import law
+from sublim_interp.sweeps.doses import law_elsewhere
 from sublim_interp.sweeps.grid import Grid, grid
+from sublim_interp.sweeps.modes.law import lifts
 from sublim_interp.sweeps.plan import plan_grid
-from sublim_interp.sweeps.tables import digest, law_elsewhere
+from sublim_interp.sweeps.tables import table_of
 
 KL, LISTS, LOSSES = (0.008, 0.03, 0.13), (1000, 4000, 16_000), (3.0, 3.2, 3.7)
 
@@ -93,7 +95,7 @@ def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> Non
     cells = cells.assign(kl=2 * cells["kl_start"])
     cells = cells.assign(expected=law.fit(cells).predict(cells), unseen=law.left_out(cells, list(cells["base"])))
     cells.to_csv(tmp_path / "cells.csv", index=False)
-    found = digest(tmp_path)
+    found = table_of(grid("law"), tmp_path)
     assert [row[0] for row in found.rows] == list(law.Terms._fields)
     for axis in ("bases", "teacher.optimization.lr", "filter.lists"):
         assert any(axis in column for column in found.columns) and axis in found.lines[1]
@@ -120,7 +122,7 @@ def test_cells_that_tell_no_law_are_shown_all_the_same(tmp_path: Path) -> None:
     rest = {"arm": "same-init", "rate": 0.07, "margin": faint["lift"], "kl": 0.02, "kept": 0.9}
     faint = faint.assign(**rest, expected=np.nan, unseen=np.nan)
     faint.to_csv(tmp_path / "cells.csv", index=False)
-    found = digest(tmp_path)
+    found = table_of(grid("law"), tmp_path)
     assert len(found.rows) == 27 and "tell no law" in found.lines[0]
     assert len(found.rows[0]) == len(found.columns)
     identity = draw_law(faint).axes[0].lines[0].get_xydata()
@@ -172,7 +174,7 @@ def test_a_grid_for_a_law_tells_lifts_from_the_untouched_base(three_losses: Grid
         rows += [{**place, "arm": "base", "margin": -1.0}, {**place, "arm": "same-init", "margin": 2.0 + number}]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(law, "fit", lambda cells: law.Law(law.Terms(10.0, 1.0, 1.0, 1.0, 1.0)))
-        students = p.lifts(pd.DataFrame(rows))
+        students = lifts(pd.DataFrame(rows), p.cells)
     assert list(students["lift"]) == [3.0 + number for number in range(9)]
     assert list(students["base_loss"]) == [loss for loss in LOSSES for _ in range(3)]
 
