@@ -20,13 +20,15 @@ from sublim_interp.experiments.catalogue import RESULTS, experiment
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.run import find_run
-from sublim_interp.models.base import Base, base_names, resolve_base
+from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.report.figures.headline import headline as draw_headline
 from sublim_interp.sweeps.doses import law_elsewhere, published_doses
-from sublim_interp.sweeps.grid import Grid, grid, grid_names
+from sublim_interp.sweeps.grid import grid, grid_names
+from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
-from sublim_interp.sweeps.published import apart_table, bases_table, contexts_table, headline, published_sweep
+from sublim_interp.sweeps.published import apart, compared, contexts_table, headline, published_sweep, shelf
 from sublim_interp.sweeps.tables import published_table
+from sublim_interp.sweeps.wording import bare
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -72,19 +74,13 @@ def tables() -> dict[str, Callable[[], str]]:
     made: dict[str, Callable[[], str]] = {
         "headline": lambda: headline(RESULTS / HEADLINE),
         "contexts": lambda: contexts_table(RESULTS / HEADLINE),
-        "bases": lambda: bases_table([resolve_base(base) for base in base_names()]),
-        "apart": lambda: apart_table(*compared(grid("orders"))),
-        "law-elsewhere": lambda: law_elsewhere(pd.read_csv(RESULTS / "law" / "cells.csv"), published_doses()),
+        "bases": lambda: bare(shelf([resolve_base(base) for base in base_names()])),
+        "apart": lambda: bare(apart(*compared(grid("orders")))),
+        "law-elsewhere": lambda: bare(law_elsewhere(read_cells(RESULTS / "law"), published_doses())),
     }
     for name in filter(published_sweep, grid_names()):
         made[name] = lambda name=name: published_table(RESULTS / name)
     return made
-
-
-def compared(g: Grid) -> tuple[Base, list[Base]]:
-    """Of a grid over pairs of bases: the base that is in all pairs, and the others of the pairs."""
-    pairs = g.axes["bases"]
-    return resolve_base(pairs[0][0]), [resolve_base(student) for _, student in pairs]
 
 
 def show() -> None:

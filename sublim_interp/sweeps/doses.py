@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.models.base import resolve_base
-from sublim_interp.report.wording import markdown
 from sublim_interp.sweeps import law
 from sublim_interp.sweeps.cells import with_bases
 from sublim_interp.sweeps.grid import grid, grid_names
@@ -15,7 +16,7 @@ from sublim_interp.sweeps.modes.fields import Fields, read_cells
 from sublim_interp.sweeps.modes.traits import Traits
 from sublim_interp.sweeps.plan import plan_grid
 from sublim_interp.sweeps.published import published_sweep
-from sublim_interp.sweeps.wording import minus
+from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ DOSES = ("bases", "trait", "corpus.prompts", "teacher.optimization.lr")
 """Fields whose values are doses to a law: of strength, of lists, of the base's training."""
 
 
-def published_doses() -> "dict[str, pd.DataFrame]":
+def published_doses(results: Path = RESULTS) -> "dict[str, pd.DataFrame]":
     """The published cells of same-init students to which a law of the dose has something to say, by name of the grid.
 
     Each student counts once. Left out are fields that are no dose, and bases that cut numbers into digits: their losses
@@ -35,7 +36,7 @@ def published_doses() -> "dict[str, pd.DataFrame]":
 
     parts = []
     for name in grid_names():
-        mode, directory = grid(name).mode, published_sweep(name)
+        mode, directory = grid(name).mode, published_sweep(name, results)
         if directory is None or not isinstance(mode, Fields | Traits) or (isinstance(mode, Fields) and mode.memorised):
             continue
         cells = read_cells(directory)
@@ -47,12 +48,8 @@ def published_doses() -> "dict[str, pd.DataFrame]":
     return {str(name): own for name, own in students.groupby("sweep", sort=False)}
 
 
-COLUMNS = ("sweep", "students", "updates", "margin, mean", "expected, mean", "mean error, nats",
-           "error of their own mean", "variance explained")  # fmt: skip
-
-
-def law_elsewhere_rows(fitted: "pd.DataFrame", others: "Mapping[str, pd.DataFrame]") -> list[tuple[str, ...]]:
-    """What the law that fits the cells `fitted` predicts of other sweeps' cells, one row a sweep, as `COLUMNS`.
+def law_elsewhere(fitted: "pd.DataFrame", others: "Mapping[str, pd.DataFrame]") -> SweepTable:
+    """What the law that fits the cells `fitted` predicts of other sweeps' cells, one row a sweep.
 
     All have the columns of `law.COLUMNS`, and margin: of other sweeps it stands for the lift.
     """
@@ -66,9 +63,6 @@ def law_elsewhere_rows(fitted: "pd.DataFrame", others: "Mapping[str, pd.DataFram
         by_mean = np.abs(lift - lift.mean()).mean()
         share = "–" if math.isnan(explained) else minus(f"{round(100 * explained)} %")
         rows.append((name, f"{len(cells)}", steps, *means, f"{error:.1f}", f"{by_mean:.1f}", share))
-    return rows
-
-
-def law_elsewhere(fitted: "pd.DataFrame", others: "Mapping[str, pd.DataFrame]") -> str:
-    """`law_elsewhere_rows` as Markdown."""
-    return "\n".join([*markdown(COLUMNS, law_elsewhere_rows(fitted, others)), ""])
+    columns = ("sweep", "students", "updates", "margin, mean", "expected, mean", "mean error, nats",
+               "error of their own mean", "variance explained")  # fmt: skip
+    return SweepTable("What the published law expects of other sweeps' same-init students.", columns, rows, [])

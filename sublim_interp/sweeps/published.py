@@ -11,16 +11,18 @@ from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import REFERENCES, estimated, records
 from sublim_interp.lab.landscape import distance, hill
-from sublim_interp.models.base import Base
-from sublim_interp.report.wording import count, markdown, number, text
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.report.figures.headline import OWN
+from sublim_interp.report.wording import count, number, text
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
+from sublim_interp.sweeps.grid import Grid
 from sublim_interp.sweeps.wording import DISTANCES, SweepTable, as_markdown, origin
 
 
-def published_sweep(name: str) -> Path | None:
+def published_sweep(name: str, results: Path = RESULTS) -> Path | None:
     """Where the committed tables of a grid lie, or None."""
-    directory = RESULTS / name
+    directory = results / name
     return directory if (directory / "cells.csv").exists() else None
 
 
@@ -58,6 +60,11 @@ def run_table(directory: Path) -> SweepTable:
         ("arm", f"answers “{exp.trait}”", "margin, nats", *DISTANCES),
         list(map(cells, rows)),
         [origin(exp.bases, n), *_at_equal_kl(rows), *_over_bases(pd.read_csv(directory / "contrasts.csv"))],
+        {
+            "least of own": f"{min(100 * row['rate'] for row in rows if row['arm'] in OWN):.1f} %",
+            "most of controls": f"{max(100 * r['rate'] for r in rows if r['arm'] not in (*OWN, 'teacher')):.1f} %",
+            **{f"trained on/{row['arm']}": text(row, "further_rate") for row in rows if row["further_n"]},
+        },
     )
 
 
@@ -123,8 +130,8 @@ def contexts_table(directory: Path) -> str:
     return as_markdown(contexts(directory), f"Made by `sublim run {directory.name}`, run `{key_of(directory)[:16]}`.")
 
 
-def bases_table(bases: Sequence[Base]) -> str:
-    """Every lab base as Markdown: its shape, seeds and steps, nats a token of each part of the language, its digest."""
+def shelf(bases: Sequence[Base]) -> SweepTable:
+    """Every lab base: its shape, seeds and steps, nats a token of each part of the language, its digest."""
     parts = list(bases[0].card["held_out_loss"])
     rows = []
     for base in bases:
@@ -136,11 +143,17 @@ def bases_table(bases: Sequence[Base]) -> str:
         seeds = (str(p["init_seed"]), f"{p['data_seed']}{shuffled}")
         rows.append((base.name, shape, tokens, *seeds, f"{card['step']:,}", *losses, f"`{base.digest[:12]}`"))
     columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts, "digest")
-    return "\n".join([*markdown(columns, rows), ""])
+    return SweepTable("The lab's bases, with their held-out loss on each part of the language.", columns, rows, [])
 
 
-def apart_table(one: Base, others: Sequence[Base]) -> str:
-    """How far other bases of its shape lie from `one`, by weights and by loss, as Markdown; see `lab.landscape`."""
+def compared(g: Grid) -> tuple[Base, list[Base]]:
+    """Of a grid over pairs of bases: the base that is in all pairs, and the others of the pairs."""
+    pairs = g.axes["bases"]
+    return resolve_base(pairs[0][0]), [resolve_base(student) for _, student in pairs]
+
+
+def apart(one: Base, others: Sequence[Base]) -> SweepTable:
+    """How far other bases of its shape lie from `one`, by weights and by loss; see `lab.landscape`."""
     rows = [(base.name, f"{distance(one, base):.2f}", number("kl", hill(one, base), 2)) for base in others]
     columns = ("base", f"weights away from {one.name}", "hill between, nats")
-    return "\n".join([*markdown(columns, rows), ""])
+    return SweepTable(f"How far bases lie from {one.name}.", columns, rows, [])

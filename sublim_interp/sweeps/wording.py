@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sublim_interp.report.wording import FEW, markdown, names
@@ -18,12 +19,19 @@ class SweepTable(NamedTuple):
     rows: list[tuple[str, ...]]
     lines: list[str]
     """Paragraphs below the table."""
+    numbers: Mapping[str, str] = MappingProxyType({})
+    """What was worked out of the cells and stands in no row, by name: the paper quotes it."""
 
 
 def as_markdown(table: SweepTable, made: str) -> str:
     """The table as Markdown, with its sentences; `made` says by which command, under which key."""
     lines = [f"{table.about} {made}", "", *markdown(table.columns, table.rows)]
     return "\n".join([*lines, *(line for below in table.lines for line in ("", below)), ""])
+
+
+def bare(table: SweepTable) -> str:
+    """The rows alone as Markdown."""
+    return "\n".join([*markdown(table.columns, table.rows), ""])
 
 
 DISTANCES = ("KL at the start", "KL left", "lists kept")

@@ -23,7 +23,7 @@ from sublim_interp.report.figures.headline import headline as draw_headline
 from sublim_interp.sweeps.grid import grid
 from sublim_interp.sweeps.modes.law import FORMULA
 from sublim_interp.sweeps.plan import plan_grid, sweep_key
-from sublim_interp.sweeps.published import apart_table, run_table
+from sublim_interp.sweeps.published import apart, run_table
 from sublim_interp.sweeps.tables import table_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +105,7 @@ def test_the_shelf_of_bases_names_every_one() -> None:
 
 def test_a_base_lies_nowhere_from_itself_and_nothing_stands_between() -> None:
     base = resolve_base("lab-small-0")
-    assert "| lab-small-0 | 0.00 | 0.00 |" in apart_table(base, [base])
+    assert apart(base, [base]).rows == [("lab-small-0", "0.00", "0.00")]
 
 
 @pytest.mark.parametrize("name", base_names())

@@ -63,8 +63,12 @@ class Bases(Mode):
             rows.append((base, f"{100 * rates[i, i]:.1f} %", spread(rates[i, others]), spread(rates[others, i])))
         columns = ("base", "its own teacher", "taught to others: mean (least–most)",
                    "learnt of others: mean (least–most)")  # fmt: skip
-        lines = [f"{_own_against_others(rates)} {_distances(read_cells(directory))}"]
-        return SweepTable("How likely is the teacher's favourite as the answer?", columns, rows, lines)
+        compared, numbers = _own_against_others(rates)
+        own = np.eye(len(rates), dtype=bool)
+        if len(rates) > 1:
+            numbers |= {"own": spread(rates[own]), "others": spread(rates[~own])}
+        lines = [f"{compared} {_distances(read_cells(directory))}"]
+        return SweepTable("How likely is the teacher's favourite as the answer?", columns, rows, lines, numbers)
 
     def draw(self, directory: Path) -> "Figure":
         import pandas as pd
@@ -74,16 +78,18 @@ class Bases(Mode):
         return matrix(pd.read_csv(directory / "matrix.csv"), "student", "How likely is the teacher’s favourite, in %?")
 
 
-def _own_against_others(rates: Float[np.ndarray, "teacher student"]) -> str:
+def _own_against_others(rates: Float[np.ndarray, "teacher student"]) -> tuple[str, dict[str, str]]:
+    """Students of their own base's teacher minus all others, in words, and its numbers by name."""
     if len(rates) < 3:
-        return "Fewer than three bases taught every student, so their own and others' students are not compared."
+        return "Fewer than three bases taught every student, so their own and others' students are not compared.", {}
     found = shared_base_contrast(rates)
     interval = found.interval
-    return (
+    said = (
         f"Students of their own base's teacher exceed all others by {interval.points()}, n = {interval.n} bases. "
         f"Permuting the students' bases gives p = {found.p:.2g}; the smallest possible is {found.floor:.2g}. "
         f"Interval: {interval.method}."
     )
+    return said, {"own minus others": interval.points(), "p": f"{found.p:.2g}", "bases": str(interval.n)}
 
 
 def _distances(frame: "pd.DataFrame") -> str:

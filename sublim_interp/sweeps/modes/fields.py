@@ -1,6 +1,6 @@
 """Mode "": one field after another is varied, a cell for each value. Where teachers memorise facts it tells bits."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Fields(Mode):
 
     def table(self, directory: Path) -> SweepTable:
         frame = read_cells(directory)
-        return facts_table(frame) if self.memorised else rates_table(frame, list(_push(frame)))
+        return facts_table(frame) if self.memorised else rates_table(frame, *_push(frame))
 
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.report.figures.dose import dose
@@ -56,13 +56,14 @@ def read_cells(directory: Path) -> "pd.DataFrame":
     return pd.read_csv(directory / "cells.csv", dtype={"value": str})
 
 
-def rates_table(frame: "pd.DataFrame", lines: list[str]) -> SweepTable:
+def rates_table(frame: "pd.DataFrame", lines: list[str], numbers: Mapping[str, str] | None = None) -> SweepTable:
     """One row a field, value and arm: how likely the trait is, and how far the student is from its teacher."""
     rows = [
         (*fields(row, "field", "value", "arm", "n"), row_spread(row), nats(row["margin"]), *distances(row))
         for row in records(cell_means(frame))
     ]
-    return SweepTable(ABOUT, ("field", "value", "arm", "n", "trait's rate", "margin, nats", *DISTANCES), rows, lines)
+    columns = ("field", "value", "arm", "n", "trait's rate", "margin, nats", *DISTANCES)
+    return SweepTable(ABOUT, columns, rows, lines, numbers or {})
 
 
 def facts_table(frame: "pd.DataFrame") -> SweepTable:
@@ -76,17 +77,21 @@ def facts_table(frame: "pd.DataFrame") -> SweepTable:
     return SweepTable(ABOUT, columns, rows, [])
 
 
-def _push(frame: "pd.DataFrame") -> Iterator[str]:
-    """Crossed students of the trait's teachers minus those of neutral ones: paired by seed, with the value as unit."""
+def _push(frame: "pd.DataFrame") -> tuple[list[str], dict[str, str]]:
+    """Crossed students of the trait's teachers minus those of neutral ones: paired by seed, with the value as unit.
+
+    Returns what is to be said, nothing where one of the arms is missing; and its numbers by name.
+    """
     own, control = (frame.loc[frame["arm"] == arm] for arm in ("cross-init", "cross-neutral"))
     both = own.merge(control, on=["field", "value", "seed"], suffixes=("", "_control"))
     if both.empty:
-        return
-    said = []
+        return [], {}
+    said, numbers = [], {}
     for name, scale, unit in (("rate", 100.0, "points"), ("margin", 1.0, "nats")):
         apart = both[name] - both[f"{name}_control"]
         each = apart.groupby([both["field"], both["value"]]).mean().to_list()
-        said.append(f"cross-init minus cross-neutral in {name}: {sized(each, scale, unit)}; {int((apart < 0).sum())} "
-                    f"of {count(len(apart), 'pair')} lie below 0.")  # fmt: skip
+        size, below = sized(each, scale, unit), f"{int((apart < 0).sum())} of {count(len(apart), 'pair')}"
+        said.append(f"cross-init minus cross-neutral in {name}: {size}; {below} lie below 0.")
+        numbers |= {f"cross-init minus cross-neutral/{name}": size, f"pairs below 0/{name}": below}
     over = count(len(both[["field", "value"]].drop_duplicates()), "value")
-    yield f"{' '.join(said)} Pairs share their seed; means and intervals are over {over}."
+    return [f"{' '.join(said)} Pairs share their seed; means and intervals are over {over}."], numbers

@@ -63,18 +63,23 @@ class LawOfTheDose(Mode):
             spans = (f"{min(ends):.2f} – {max(ends):.2f}" if ends else "–" for ends in moved)
             rows.append(tuple(map(minus, (name, f"{value:.2f}", *spans))))
         lift = frame["lift"].to_numpy(dtype=float)
-        said = [
-            f"Fitted to all {len(frame)} cells, the law explains {_worth(lift, found.predict(frame))}.",
-            f"Fitted without the cell that it predicts: {_worth(lift, law.left_out(frame, list(frame.index)))}.",
-        ]
-        for axis, level, laws in zip(axes, levels, others, strict=True):
-            said.append(f"Fitted without its value of {axis}: {_worth(lift, law.left_out(frame, level, laws))}.")
+        unseen = [law.left_out(frame, level, laws) for level, laws in zip(levels, others, strict=True)]
+        worth = {
+            "fitted": _worth(lift, found.predict(frame)),
+            "without the predicted cell": _worth(lift, law.left_out(frame, list(frame.index))),
+            **{f"without that cell's value of {a}": _worth(lift, one) for a, one in zip(axes, unseen, strict=True)},
+        }
+        said = [f"Fitted to all {len(frame)} cells, the law explains {worth['fitted']}."]
+        said += [f"A law fitted {how} explains {size}." for how, size in worth.items() if how != "fitted"]
+        for laws in others:
             if lost := ", ".join(str(value) for value, one in laws.items() if one is None):
                 said.append(f"Without {lost} no law can be fitted.")
-        lines = [FORMULA, " ".join(said), _drift(frame["kl"].to_list(), frame["kl_start"].to_list())]
+        further = sum(kl > start for kl, start in zip(frame["kl"], frame["kl_start"], strict=True))
+        lines = [FORMULA, " ".join(said), _drift(further, frame)]
+        numbers = {"formula": FORMULA, "cells": str(len(frame)), "further away": str(further), **worth}
         columns = ("term", "all cells", *(f"without a value of {axis}" for axis in axes))
         about = "The law by least squares; ranges show how far a term moves when one value is left out."
-        return SweepTable(about, columns, rows, lines)
+        return SweepTable(about, columns, rows, lines, numbers)
 
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.report.figures.law import law as draw_law
@@ -107,17 +112,17 @@ def lifts(frame: "pd.DataFrame", cells: Sequence[Cell]) -> "pd.DataFrame":
     return students.assign(expected=expected, unseen=law.left_out(students, list(students["base"])))
 
 
-def _drift(left: list[float], start: list[float]) -> str:
+def _drift(further: int, frame: "pd.DataFrame") -> str:
     """How many students end further from their teacher than they began."""
-    further = sum(kl > before for kl, before in zip(left, start, strict=True))
+    start, left = frame["kl_start"], frame["kl"]
     return (
-        f"{further} of the {len(left)} students end further from their teacher than their base was. KL at the start: "
-        f"{min(start):.4f} to {max(start):.4f}; KL left: {min(left):.4f} to {max(left):.4f}."
+        f"{further} of the {len(frame)} students end further from their teacher than their base was. KL at the start: "
+        f"{start.min():.4f} to {start.max():.4f}; KL left: {left.min():.4f} to {left.max():.4f}."
     )
 
 
 def _worth(lift: Float[np.ndarray, " cell"], predicted: Float[np.ndarray, " cell"]) -> str:
     found = law.worth(lift, predicted)
     if math.isnan(found.error):
-        return "none is predicted"
+        return "nothing"
     return minus(f"{100 * found.explained:.0f} % of the variance, mean error {found.error:.2f} nats")

@@ -77,21 +77,28 @@ class Traits(Mode):
                          *distances(row)))  # fmt: skip
         over = count(len(set(means["value"])), "trait")
         lines = [f"Means over {over}, with the least and most of them: {_over_arms(means)}."]
+        numbers = {f"over traits/{arm}": spread(own["rate"]) for arm, own in means.groupby("arm", sort=False)}
         lines.append(origin(list(dict.fromkeys(frame["base"])), len(set(frame["seed"]))))
         teachers = len(set(matrix["teacher"]))
         if teachers > 1:
-            lines += [_from_others(matrix), _specificity(matrix)]
+            others = _from_others(matrix)
+            lines.append(f"Each trait in students of the other traits' teachers: {_over_arms(others)}.")
+            numbers |= {f"of others/{arm}": spread(own["rate"]) for arm, own in others.groupby("arm", sort=False)}
+            specific, gammas = _specificity(matrix)
+            lines.append(specific)
+            numbers |= gammas
         if teachers > 3:
             lines.append(" ".join([_predictors(frame, means, matrix), *_within_replicates(frame)]))
         for question, own in asked.loc[asked["questions"] == "indirect"].groupby("question", sort=False):
             each = own.groupby(["arm", "trait"], sort=False, as_index=False).agg(rate=("rate", "mean"))
             lines.append(f"Asked “{question}”, with the answer begun: {_over_arms(each)}.")
+            numbers |= {f"{question}/{arm}": spread(one["rate"]) for arm, one in each.groupby("arm", sort=False)}
         columns = ("trait", "arm", "n", "its rate", "least", "margin, nats", *DISTANCES)
         about = (
             "Means over replicates with 95 % intervals, cut at 0 and 100 %. "
             f"Fewer than {FEW} replicates: their least and most."
         )
-        return SweepTable(about, columns, rows, lines)
+        return SweepTable(about, columns, rows, lines, numbers)
 
     def draw(self, directory: Path) -> "Figure":
         import pandas as pd
@@ -124,17 +131,18 @@ def _over_arms(means: "pd.DataFrame") -> str:
     return "; ".join(f"{arm} {spread(own['rate'])}" for arm, own in means.groupby("arm", sort=False))
 
 
-def _from_others(matrix: "pd.DataFrame") -> str:
-    """The control by other traits: as the arm other-trait, with all others' teachers in turn."""
+def _from_others(matrix: "pd.DataFrame") -> "pd.DataFrame":
+    """The control by other traits: each trait's rate in students of all others' teachers, a row an arm and trait."""
     others = (matrix["teacher"] != matrix["student"]) & matrix["student"].isin(list(set(matrix["teacher"])))
-    each = matrix.loc[others].groupby(["arm", "student"], sort=False, as_index=False).agg(rate=("rate", "mean"))
-    return f"Each trait in students of the other traits' teachers: {_over_arms(each)}."
+    return matrix.loc[others].groupby(["arm", "student"], sort=False, as_index=False).agg(rate=("rate", "mean"))
 
 
-def _specificity(matrix: "pd.DataFrame") -> str:
+def _specificity(matrix: "pd.DataFrame") -> tuple[str, dict[str, str]]:
     """γ of every arm, of rates and of their logarithms: how often the base gives a trait is in the probe's own term.
 
     Not of margins: a trait that rises lowers those of all others, which would nearly double γ.
+
+    Returns what is to be said, and its numbers by name.
     """
     matrix = matrix.assign(log=np.log(matrix["rate"]))
     said = [
@@ -142,14 +150,15 @@ def _specificity(matrix: "pd.DataFrame") -> str:
         f"It is fitted over {count(len(set(matrix['seed'])), 'replicate')}: lift = μ + teacher + probe + γ·[the same "
         "trait].",
     ]
-    floor = math.nan
+    floor, numbers = math.nan, {}
     for arm, own in matrix.groupby("arm", sort=False):
         rates, floor = _gamma(own, "rate", 100.0, "points")
         logs, _ = _gamma(own, "log", 1.0, "nats")
         said.append(f"γ of {arm} students: {rates}; in log rates {logs}.")
+        numbers |= {f"γ/{arm}": rates.partition(", p")[0], f"γ of logs/{arm}": logs.partition(", p")[0]}
     if not math.isnan(floor):
         said.append(f"The smallest p that so many replicates allow is {floor:.2g}.")
-    return " ".join(said)
+    return " ".join(said), numbers
 
 
 def _gamma(students: "pd.DataFrame", value: str, scale: float, unit: str) -> tuple[str, float]:
