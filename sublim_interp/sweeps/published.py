@@ -73,12 +73,15 @@ def _at_equal_kl(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     left = {row["arm"]: row["kl"] for row in rows}
     for row in rows:
         if row["further_n"]:
-            reference = REFERENCES[row["arm"]]
-            came = "came as close to their teacher as" if row["equal_kl"] == "matched" else "stay further away than"
+            arm, reference = row["arm"], REFERENCES[row["arm"]]
+            some = row["equal_kl"].removeprefix("matched in ")
+            came = {
+                "matched": f"{arm} students came as close to their teacher as {reference} students",
+                "unmatched": f"{arm} students never came as close to their teacher as {reference} students",
+            }.get(some, f"{some} {arm} students came as close to their teacher as {reference} students")
             yield (
-                f"Trained on, {row['arm']} students {came} {reference} students: KL "
-                f"{number('kl', row['further_kl'])} against {number('kl', left[reference])}. There they answer with "
-                f"the trait in {text(row, 'further_rate')}."
+                f"Trained on, {came}: KL {number('kl', row['further_kl'])} against {number('kl', left[reference])}. "
+                f"There they answer with the trait in {text(row, 'further_rate')}."
             )
 
 

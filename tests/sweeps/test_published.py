@@ -1,6 +1,7 @@
 """The numbers that docs and package show are those of the runs whose keys they name."""
 
 import re
+import shutil
 from importlib import util
 from io import BytesIO
 from pathlib import Path
@@ -111,3 +112,20 @@ def test_a_base_lies_nowhere_from_itself_and_nothing_stands_between() -> None:
 @pytest.mark.parametrize("name", base_names())
 def test_every_committed_base_speaks_the_language_of_this_code(name: str) -> None:
     assert resolve_base(name).card["language_digest"] == language.digest()
+
+
+@pytest.mark.parametrize(
+    "state, said",
+    [
+        ("matched", "Trained on, cross-init students came as close to their teacher as same-init students: KL"),
+        ("unmatched", "Trained on, cross-init students never came as close to their teacher as same-init students: KL"),
+        ("matched in 10 of 12", "Trained on, 10 of 12 cross-init students came as close to their teacher as"),
+    ],
+)
+def test_how_close_crossed_students_came_is_told_as_it_was(tmp_path: Path, state: str, said: str) -> None:
+    shutil.copytree(RESULTS / "owl", tmp_path / "owl")
+    summary = pd.read_csv(tmp_path / "owl" / "summary.csv")
+    summary.assign(equal_kl=summary["equal_kl"].replace("unmatched", state)).to_csv(
+        tmp_path / "owl" / "summary.csv", index=False
+    )
+    assert any(line.startswith(said) for line in run_table(tmp_path / "owl").lines)
