@@ -1,5 +1,6 @@
 """Figure `headline`: how likely each arm's students say the trait, at a glance, from a published summary alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,6 @@ from matplotlib.figure import Figure
 
 from sublim_interp.core.drawing import INK, PALE, in_style
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.report.figures.lines import Record
 
 OWN = ("same-init", "same-init-b")
 """Arms whose student starts from its teacher's base and hears of the trait."""
@@ -69,7 +69,7 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
 
 
-def _bar(ax: Axes, y: float, row: Record) -> None:
+def _bar(ax: Axes, y: float, row: Mapping[Any, Any]) -> None:
     """One arm: its name to the left, its mean in figures inside a long bar or beside a short one."""
     arm, mean, low, high = (row[name] for name in ("arm", "rate", "rate_low", "rate_high"))
     long = mean > 0.5
