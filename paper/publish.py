@@ -1,43 +1,63 @@
-"""Writes finished results into the package, README and docs: `python paper/publish.py owl dose`; `bases` writes the
-table of checkpoints/, `again` every table and figure once more from what is committed.
+"""Publishes finished runs and sweeps, and shows all that is published in docs, README and checkpoints/.
 
-Runs and sweeps are made, or found in the store, and asked; nothing here computes a number. tests/test_published.py
-holds README and docs to the committed files.
+    python paper/publish.py              write every table and figure again, from the committed results alone
+    python paper/publish.py owl dose     first copy these finished runs and sweeps from the store into the catalogue
+
+A table stands on one page, between two marks: `<!-- NAME: begin … -->` and `<!-- NAME: end -->`.
 """
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from sublim_interp.core.drawing import save
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import RESULTS, experiment
-from sublim_interp.models.base import Base, base_names, resolve_base
-from sublim_interp.report.run import run
-from sublim_interp.sweeps.grid import Grid, grid, grid_names
-from sublim_interp.sweeps.plan import plan_grid
-from sublim_interp.sweeps.published import (
-    apart_table,
-    bases_table,
-    contexts_table,
-    headline,
-    published_doses,
-    published_sweep,
-)
-from sublim_interp.sweeps.run import draw, run_grid
-from sublim_interp.sweeps.tables import grid_table, law_elsewhere
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.results import Run
+from sublim_interp.experiments.run import find_run
+from sublim_interp.models.base import base_names, resolve_base
+from sublim_interp.report.figures.headline import headline as draw_headline
+from sublim_interp.sweeps.doses import law_elsewhere, published_doses
+from sublim_interp.sweeps.grid import grid, grid_names
+from sublim_interp.sweeps.modes.fields import read_cells
+from sublim_interp.sweeps.plan import find_sweep, plan_grid
+from sublim_interp.sweeps.published import apart, compared, contexts_table, headline, published_sweep, shelf
+from sublim_interp.sweeps.tables import published_table
+from sublim_interp.sweeps.wording import bare
 
 ROOT = Path(__file__).resolve().parent.parent
-README, DOCS, SHELF = ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "checkpoints" / "README.md"
+FIGURES = ROOT / "docs" / "figures"
 BEGIN, END = "<!-- {}: begin (tests compare this table with the committed results) -->", "<!-- {}: end -->"
+HEADLINE = "owl"
+"""The run whose table and figure are the headline."""
 
 
-def publish_run(name: str) -> None:
-    """Copies configuration, key and tables of a run to catalogue/results/NAME, and what it answers by itself."""
-    finished = run(experiment(name), Store.open())
-    directory = _directory(name)
+# --- from the store into the catalogue --------------------------------------------------------------------------------
+
+
+def publish(name: str) -> None:
+    """Copies what a finished run or sweep came to into catalogue/results/NAME."""
+    directory = RESULTS / name
+    if name in grid_names():
+        artifact = find_sweep(plan_grid(grid(name)), Store.open())
+        if artifact is None:
+            raise SublimError(f"the store holds no finished sweep {name}; run it first: sublim run {name}")
+        directory.mkdir(parents=True, exist_ok=True)
+        for table in artifact.path.glob("*.csv"):
+            shutil.copy(table, directory / table.name)
+        (directory / "key.txt").write_text(artifact.key + "\n")
+        return
+    p, store = plan(experiment(name)), Store.open()
+    artifact = find_run(p, store)
+    if artifact is None:
+        raise SublimError(f"the store holds no finished run {name}; run it first: sublim run {name}")
+    finished = Run(p, store, artifact)
+    directory.mkdir(parents=True, exist_ok=True)
     for file in ("summary.csv", "contrasts.csv"):
         shutil.copy(finished.artifact.path / file, directory / file)
     heard = finished.heard("indirect")
@@ -46,78 +66,64 @@ def publish_run(name: str) -> None:
     (directory / "key.txt").write_text(finished.key + "\n")
 
 
-def publish_grid(name: str) -> None:
-    """Copies tables and key of a sweep to catalogue/results/NAME."""
-    artifact = run_grid(plan_grid(grid(name)), Store.open())
-    directory = _directory(name)
-    for table in artifact.path.glob("*.csv"):
-        shutil.copy(table, directory / table.name)
-    (directory / "key.txt").write_text(artifact.key + "\n")
+# --- from the catalogue into the pages --------------------------------------------------------------------------------
 
 
-def show_run(name: str) -> None:
-    """The tables of a published run, into README and docs."""
-    insert(README, "headline", headline(RESULTS / name))
-    insert(DOCS, "contexts", contexts_table(RESULTS / name))
+def tables() -> dict[str, Callable[[], str]]:
+    """Every table that pages show, by its mark: what makes it as Markdown."""
+    made: dict[str, Callable[[], str]] = {
+        "headline": lambda: headline(RESULTS / HEADLINE),
+        "contexts": lambda: contexts_table(RESULTS / HEADLINE),
+        "bases": lambda: bare(shelf([resolve_base(base) for base in base_names()])),
+        "apart": lambda: bare(apart(*compared(grid("orders")))),
+        "law-elsewhere": lambda: bare(law_elsewhere(read_cells(RESULTS / "law"), published_doses())),
+    }
+    for name in filter(published_sweep, grid_names()):
+        made[name] = lambda name=name: published_table(RESULTS / name)
+    return made
 
 
-def show_grid(name: str) -> None:
-    """Table and figure of a published sweep, into the docs."""
-    insert(DOCS, name, grid_table(RESULTS / name))
-    save(draw(grid(name), RESULTS / name), DOCS.parent / "figures" / f"{name}.png")
+def show() -> None:
+    """Writes every table between its marks, and every figure into docs/figures."""
+    pages = {name: page_of(name) for name in tables()}
+    for name, table in tables().items():
+        insert(pages[name], name, table())
+    summary = pd.read_csv(RESULTS / HEADLINE / "summary.csv")
+    save(draw_headline(summary, experiment(HEADLINE).trait), FIGURES / f"{HEADLINE}.png")
+    for name in filter(published_sweep, grid_names()):
+        save(grid(name).mode.draw(RESULTS / name), FIGURES / f"{name}.png")
 
 
-def show_law() -> None:
-    """What the published law says of other published sweeps, into the docs."""
-    if published_sweep("law"):
-        fitted = pd.read_csv(RESULTS / "law" / "cells.csv")
-        insert(DOCS, "law-elsewhere", law_elsewhere(fitted, published_doses()))
+def page_of(name: str) -> Path:
+    """The one page that has a place for the table called `name`. Raises SublimError where none has, or several have."""
+    pages = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    found = [page for page in pages if BEGIN.format(name) in page.read_text()]
+    if len(found) != 1:
+        said = ", ".join(str(page.relative_to(ROOT)) for page in found) or "no page"
+        raise SublimError(
+            f"{said} has a place for the table '{name}', where one page must; it stands between "
+            f"'{BEGIN.format(name)}' and '{END.format(name)}'"
+        )
+    return found[0]
 
 
-def show_bases() -> None:
-    """The table of all lab bases, and how far those that `orders` compares lie from each other."""
-    insert(SHELF, "bases", bases_table([resolve_base(base) for base in base_names()]))
-    insert(DOCS, "apart", apart_table(*compared(grid("orders"))))
-
-
-def compared(g: Grid) -> tuple[Base, list[Base]]:
-    """The teacher's base of a grid over pairs of bases, and the students'."""
-    pairs = g.axes["bases"]
-    return resolve_base(pairs[0][0]), [resolve_base(student) for _, student in pairs]
-
-
-def _directory(name: str) -> Path:
-    directory = RESULTS / name
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
-def require_marks(page: Path, name: str) -> None:
-    """Ends the program where a page has no place for a table."""
-    if BEGIN.format(name) not in page.read_text():
-        sys.exit(f"{page.name} has no place for {name}; write '{BEGIN.format(name)}' and '{END.format(name)}'")
+def shown(name: str) -> str:
+    """The table called `name` as its page has it."""
+    return page_of(name).read_text().split(BEGIN.format(name) + "\n")[1].split(END.format(name))[0]
 
 
 def insert(page: Path, name: str, table: str) -> None:
-    """Puts a table between the two marks that a page has for it."""
+    """Puts a table between its two marks of a page."""
     begin, end = BEGIN.format(name), END.format(name)
     before, rest = page.read_text().split(begin)
     page.write_text(f"{before}{begin}\n{table}{end}{rest.split(end)[1]}")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["owl"]:
-        if name == "bases":
-            show_bases()
-        elif name == "again":
-            show_run("owl")
-            for published in filter(published_sweep, grid_names()):
-                show_grid(published)
-        elif name in grid_names():
-            require_marks(DOCS, name)
-            publish_grid(name)
-            show_grid(name)
-        else:
-            publish_run(name)
-            show_run(name)
-    show_law()
+    try:
+        for published in sys.argv[1:]:
+            page_of(published if published in grid_names() else "headline")
+            publish(published)
+        show()
+    except SublimError as error:
+        sys.exit(f"publish: {error}")

@@ -1,14 +1,27 @@
-"""The loss between two bases: the hill on the straight line between their weights."""
+"""Two bases of one shape, compared by weights and by loss. This loads models and runs them: seconds a pair."""
+
+import math
 
 from sublim_interp.models.base import Base
+from sublim_interp.models.trainable import choose_trainable, trained_parameters
+
+
+def distance(one: Base, other: Base) -> float:
+    """How far the body's weights of `other` lie from those of `one`: ‖θ_other − θ_one‖ / ‖θ_one‖."""
+    first, second = (trained_parameters(choose_trainable(base.load(), "body")) for base in (one, other))
+    pairs = [(p.detach().double(), second[name].detach().double()) for name, p in first.items()]
+    apart = sum(float(((b - a) ** 2).sum()) for a, b in pairs)
+    return math.sqrt(apart / sum(float((a**2).sum()) for a, _ in pairs))
 
 
 def hill(one: Base, other: Base) -> float:
-    """How far the held-out loss on numbers rises above that of the worse of two bases on the straight line between
-    their weights, at its quarters; 0 where it does not.
+    """The hill on the straight line between the weights of two bases, all weights included.
 
-    The error barrier of Frankle et al. 2020 (arXiv 1912.05671, section 2) is measured from the mean of both ends: the
-    same for ends of equal loss, while a line that only falls is no hill here.
+    Returns how far the held-out loss on numbers rises above that of the worse of both, at the line's quarters; nats a
+    token. It is 0 where the loss does not rise.
+
+    The error barrier of Frankle et al. 2020 (arXiv 1912.05671, section 2) is measured from the mean of both ends. That
+    is the same for ends of equal loss, while a line that only falls is no hill here.
     """
     import torch
 

@@ -1,19 +1,26 @@
-"""A grid: one experiment, varied along one field after another or along several together."""
+"""A grid: one experiment varied along one field after another, or along several together; and what its mode is."""
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry
 from sublim_interp.core.settings import Config, read_mapping
 from sublim_interp.core.shelf import Shelf, is_path
+from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.sweeps.cells import Cell
+from sublim_interp.sweeps.wording import SweepTable
 
-_AXIS = {"bases": "bases", "traits": "trait"}
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 class Grid(Config):
@@ -33,10 +40,10 @@ class Grid(Config):
     """Field → the values it takes; a value is read as YAML."""
     words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""
-    matrix: Literal["", "bases", "traits", "law"] = ""
-    """bases: a student of every base named in axes.bases learns from a teacher of every one; traits: each student of a
-    teacher with a trait of axes.trait is asked about all traits of the kind; law: a cell for every combination of the
-    axes' values, and a law of the dose that is fitted to all of them."""
+    matrix: str = ""
+    """Its mode. Empty: one field after another is varied. bases: a student of every base in axes.bases learns from a
+    teacher of every one. traits: each student of a teacher with a trait of axes.trait is asked about all traits of the
+    kind. law: a cell for every combination of the axes' values, and a law of the dose that is fitted to all of them."""
 
     @model_validator(mode="after")
     def _each_value_has_its_word(self) -> "Grid":
@@ -45,8 +52,6 @@ class Grid(Config):
                 raise ValueError(
                     f"words.{field} has {len(words)} entries, axes.{field} {len(self.axes.get(field, ()))}"
                 )
-        if self.matrix in _AXIS and tuple(self.axes) != (_AXIS[self.matrix],):
-            raise ValueError(f"matrix={self.matrix} needs axes.{_AXIS[self.matrix]} and no other axis")
         for field, axis in product(self.change, self.axes):
             values = self.axes[axis]
             part = field.removeprefix(f"{axis}.").partition(".")[0]
@@ -54,44 +59,95 @@ class Grid(Config):
                 raise ValueError(f"change.{field} would be lost: axes.{axis} sets it; put it into its values")
         return self
 
-    @property
-    def figure(self) -> str:
-        """Name of the picture that its sweep ends with, without ending."""
-        return {"": "dose", "law": "law"}.get(self.matrix, "matrix")
+    @model_validator(mode="after")
+    def _has_what_its_mode_needs(self) -> "Grid":
+        if self.matrix not in MODES:
+            raise ValueError(f"unknown matrix '{self.matrix}'; valid: {', '.join(filter(None, MODES))}, or none")
+        self.mode.check()
+        return self
 
-    def cells(self) -> "Iterator[tuple[str, str, Experiment]]":
-        """(field, value in words, experiment) of each cell; SublimError for what the experiment refuses."""
-        centre = experiment(self.experiment).set(self.change)
-        if self.matrix == "bases":
-            yield from _every_pair(centre, self.axes["bases"])
-            return
-        if self.matrix == "traits" and not {"same-init", "base"} <= set(centre.arms):
-            raise SublimError("matrix=traits needs the arms same-init and base: lifts are counted from the base")
-        worded = {
+    @property
+    def mode(self) -> "Mode":
+        """Its mode, which knows its cells, its sweep's files, its table and its figure."""
+        return MODES[self.matrix](self)
+
+    @property
+    def centre(self) -> Experiment:
+        """The experiment at the centre, with what every cell has otherwise."""
+        return experiment(self.experiment).set(self.change)
+
+    @property
+    def worded(self) -> dict[str, list[tuple[str, Any]]]:
+        """Field → (its name, value) of each value."""
+        return {
             field: list(zip(map(str, self.words.get(field, values)), values, strict=True))
             for field, values in self.axes.items()
         }
-        if self.matrix == "law":
-            if set(centre.arms) != {"same-init", "base"}:
-                raise SublimError("matrix=law needs the arms same-init and base, and no other")
-            for cell in product(*worded.values()):
-                words, values = zip(*cell, strict=True)
-                yield " × ".join(worded), " × ".join(words), centre.set(dict(zip(worded, values, strict=True)))
-            return
-        for field, values in worded.items():
-            for word, value in values:
-                yield field, word, centre.set({field: value})
+
+    def cells(self) -> Iterator[tuple[str, str, Experiment]]:
+        """(field, value in words, experiment) of each cell; SublimError for what the experiment refuses."""
+        return self.mode.cells()
 
 
-def _every_pair(centre: Experiment, bases: tuple[str, ...]) -> Iterator[tuple[str, str, Experiment]]:
-    """A cell for each teacher's and student's base; with more seeds than one a pair would be turned round."""
-    if len(centre.seeds) != 1:
-        raise SublimError(f"matrix=bases needs one seed, not {len(centre.seeds)}")
-    for teacher, student in product(bases, repeat=2):
-        own = {"bases": [teacher], "arms": ["same-init", "base"]}
-        other = {"bases": [teacher, student], "arms": ["cross-init"]}
-        yield "bases", f"{teacher} → {student}", centre.set(own if teacher == student else other)
+class Mode(ABC):
+    """One mode of grids, of one grid. A mode of your own derives from this; an entry point names its class."""
 
+    version: ClassVar[int]
+    """In the key of every sweep of this mode; raised by hand when the files of such sweeps change."""
+    figure: ClassVar[str]
+    """Name of the figure's files, without ending."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+
+    def check(self) -> None:
+        """ValueError for axes that the mode cannot take."""
+        return
+
+    @abstractmethod
+    def cells(self) -> Iterator[tuple[str, str, Experiment]]:
+        """(field, value in words, experiment) of each cell. Raises SublimError for experiments it cannot take."""
+
+    def check_cells(self, cells: Sequence[Cell]) -> None:
+        """SublimError for planned cells that could not be told together."""
+        return
+
+    @abstractmethod
+    def frames(self, cells: Sequence[Cell], store: Store) -> "dict[str, pd.DataFrame]":
+        """What the sweep's CSV files hold, by name without ending.
+
+        cells: planned cells, all of which the store holds
+
+        `cells` is one of the names, with a row per field, value, arm and seed; `dead_ends` is none.
+        """
+
+    @abstractmethod
+    def table(self, directory: Path) -> SweepTable:
+        """The table of a sweep whose CSV files lie in `directory`, and its sentences."""
+
+    @abstractmethod
+    def draw(self, directory: Path) -> "Figure":
+        """The figure of the same sweep."""
+
+
+def _is_mode(name: str, thing: type[Mode]) -> None:
+    if not (isinstance(thing, type) and issubclass(thing, Mode)):
+        raise SublimError(f"grid mode '{name}' is no class that derives from sublim_interp.sweeps.grid.Mode")
+
+
+_HERE = "sublim_interp.sweeps.modes"
+MODES: Registry[type[Mode]] = Registry(
+    "grid mode",
+    "sublim_interp.grid_modes",
+    {
+        "": f"{_HERE}.fields:Fields",
+        "bases": f"{_HERE}.bases:Bases",
+        "traits": f"{_HERE}.traits:Traits",
+        "law": f"{_HERE}.law:LawOfTheDose",
+    },
+    _is_mode,
+)
+"""Every mode by what `Grid.matrix` says."""
 
 GRIDS = Shelf("grid", "grids", Grid)
 """Every grid by name."""

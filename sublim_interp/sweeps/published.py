@@ -1,9 +1,8 @@
-"""Published runs, sweeps and bases as Markdown tables for docs and README."""
+"""Published runs, sweeps and bases: where they lie, and their Markdown tables for docs and README."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -11,63 +10,81 @@ from sublim_interp.core.settings import read_yaml
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import estimated, records
-from sublim_interp.lab.landscape import hill
-from sublim_interp.models.base import Base
-from sublim_interp.models.trainable import choose_trainable
-from sublim_interp.report.notes import sentences
+from sublim_interp.lab.landscape import distance, hill
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.report.figures.headline import OWN
 from sublim_interp.report.verdict import at_equal_kl
-from sublim_interp.report.wording import count, markdown, names, number, text
+from sublim_interp.report.wording import count, number, text
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
-from sublim_interp.sweeps.grid import grid, grid_names
-from sublim_interp.sweeps.plan import DOSES, plan_grid
-
-if TYPE_CHECKING:
-    import pandas as pd
+from sublim_interp.sweeps.grid import Grid
+from sublim_interp.sweeps.wording import DISTANCES, SweepTable, as_markdown, origin
 
 
-def headline(directory: Path) -> str:
-    """The published table in `directory` (summary.csv, key.txt, experiment.yaml) as Markdown, for the README."""
+def published_sweep(name: str, results: Path = RESULTS) -> Path | None:
+    """Where the committed tables of a grid lie, or None."""
+    directory = results / name
+    return directory if (directory / "cells.csv").exists() else None
+
+
+def published_runs(results: Path = RESULTS) -> list[str]:
+    """Names of the committed runs."""
+    return sorted(path.parent.name for path in results.glob("*/experiment.yaml"))
+
+
+def key_of(directory: Path) -> str:
+    """The key of the published run or sweep in `directory`."""
+    return (directory / "key.txt").read_text().strip()
+
+
+def run_summary(directory: Path) -> list[dict[str, Any]]:
+    """The rows of a published run's summary.csv, one an arm."""
     table = pd.read_csv(directory / "summary.csv")
-    table["equal_kl"] = table["equal_kl"].fillna("")
-    rows = records(table)
+    return records(table.assign(equal_kl=table["equal_kl"].fillna("")))
+
+
+CUT = "95 % intervals, cut at 0 and 100 %"
+
+
+def run_table(directory: Path) -> SweepTable:
+    """The table of the published run in `directory` (summary.csv, contrasts.csv, experiment.yaml): one row an arm."""
+    rows = run_summary(directory)
     exp = read_yaml(Experiment, directory / "experiment.yaml")
-    key = (directory / "key.txt").read_text().strip()
-    n = min(row["n"] for row in rows)
-    columns = ("arm", f"answers “{exp.trait}”", "margin, nats", "KL at the start", "KL left", "lists kept")
+    n, contrasts = min(row["n"] for row in rows), pd.read_csv(directory / "contrasts.csv")
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
         rate, margin, left = (text(row, name) for name in ("rate", "margin", "kl"))
         return row["arm"], rate, margin, words_mean(row, "kl_start"), left, words_mean(row, "kept")
 
-    lines = [
-        f"`sublim run {directory.name}`, {count(n, 'replicate')}, run `{key[:16]}`. Mean over replicates and 95 "
-        "% interval (cut at 0 and 100 %):",
-        "",
-        *markdown(columns, map(cells, rows)),
-        "",
-        *at_equal_kl(table),
-        "",
-        origin(exp.bases, n),
-        *_over_bases(pd.read_csv(directory / "contrasts.csv")),
-    ]
-    return "\n".join([*lines, ""])
-
-
-def origin(bases: Sequence[str], replicates: int) -> str:
-    """From which bases the replicates' teachers come: replicates of one base are much alike."""
-    named = f"{count(len(bases), 'base')} ({names(bases)})"
-    if len(bases) < replicates:
-        return f"The replicates come from {named}: intervals and p hold for these."
-    return f"Each replicate's teacher comes from a base of its own: {named}."
+    return SweepTable(
+        f"Means over {count(n, 'replicate')} with {CUT}.",
+        ("arm", f"answers “{exp.trait}”", "margin, nats", *DISTANCES),
+        list(map(cells, rows)),
+        [origin(exp.bases, n), *at_equal_kl(pd.DataFrame(rows)), *_over_bases(contrasts)],
+        {
+            "least of own": f"{min(100 * row['rate'] for row in rows if row['arm'] in OWN):.1f} %",
+            "most of controls": f"{max(100 * r['rate'] for r in rows if r['arm'] not in (*OWN, 'teacher')):.1f} %",
+            **{f"trained on/{row['arm']}": text(row, "further_rate") for row in rows if row["further_n"]},
+        },
+    )
 
 
 def _over_bases(contrasts: pd.DataFrame) -> Iterator[str]:
-    """The diagonal contrast with pairs of bases as the unit."""
+    """The diagonal contrast with pairs of bases as the unit, at equal steps."""
     for row in records(contrasts.fillna({"note": ""})):
         if row["unit"] == "base pair" and row["stage"] == "equal steps":
-            yield " ".join([f"Over {row['n']} pairs of bases the {row['contrast']} is {words_points(row)} points.",
-                            *sentences(row)])  # fmt: skip
+            said = (
+                f"Own-base students exceed crossed ones by {words_points(row)} points, the diagonal of the 2 × 2 over "
+                f"{count(row['n'], 'pair')} of bases, at equal steps."
+            )
+            if row["bases"] < 2 * row["base_pairs"]:
+                said += " Pairs share bases, so the interval is too narrow."
+            yield said
+
+
+def headline(directory: Path) -> str:
+    """`run_table` as Markdown."""
+    return as_markdown(run_table(directory), f"Made by `sublim run {directory.name}`, run `{key_of(directory)[:16]}`.")
 
 
 CONTEXTS = {
@@ -80,25 +97,28 @@ CONTEXTS = {
 """Measures of a summary, and one of heard.csv, that say how often the trait is the answer, and where."""
 
 
-def contexts_table(directory: Path) -> str:
-    """The published run in `directory`, arm by arm: the trait's rate by sort of question, as Markdown."""
+def contexts(directory: Path) -> SweepTable:
+    """How likely the trait is in the published run in `directory`, arm by arm, by sort of question."""
     heard: Any = pd.read_csv(directory / "heard.csv").groupby(["arm", "seed"])["share"].mean()
-    rows = records(pd.read_csv(directory / "summary.csv"))
+    rows = run_summary(directory)
     for row in rows:
         row |= estimated("heard", [share for (arm, _), share in heard.items() if arm == row["arm"]])
-    key = (directory / "key.txt").read_text().strip()
-    lines = [
-        f"Run `{key[:16]}`, mean over {max(row['n'] for row in rows)} replicates and 95 % interval (cut at 0 and 100 "
-        "%):",
-        "",
-        *markdown(("arm", *CONTEXTS.values()), ((row["arm"], *(text(row, n) for n in CONTEXTS)) for row in rows)),
-    ]
-    return "\n".join([*lines, ""])
+    n = max(row["n"] for row in rows)
+    return SweepTable(
+        f"How likely the trait is as the answer: means over {count(n, 'replicate')} with {CUT}.",
+        ("arm", *CONTEXTS.values()),
+        [(row["arm"], *(text(row, name) for name in CONTEXTS)) for row in rows],
+        [],
+    )
 
 
-def bases_table(bases: Sequence[Base]) -> str:
-    """Every lab base with its digest, and from its card shape, seeds, steps, nats per token of each part of the
-    language."""
+def contexts_table(directory: Path) -> str:
+    """`contexts` as Markdown."""
+    return as_markdown(contexts(directory), f"Made by `sublim run {directory.name}`, run `{key_of(directory)[:16]}`.")
+
+
+def shelf(bases: Sequence[Base]) -> SweepTable:
+    """Every lab base: its shape, seeds and steps, nats a token of each part of the language, its digest."""
     parts = list(bases[0].card["held_out_loss"])
     rows = []
     for base in bases:
@@ -110,56 +130,17 @@ def bases_table(bases: Sequence[Base]) -> str:
         seeds = (str(p["init_seed"]), f"{p['data_seed']}{shuffled}")
         rows.append((base.name, shape, tokens, *seeds, f"{card['step']:,}", *losses, f"`{base.digest[:12]}`"))
     columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts, "digest")
-    return "\n".join([*markdown(columns, rows), ""])
+    return SweepTable("The lab's bases, with their held-out loss on each part of the language.", columns, rows, [])
 
 
-def apart_table(origin: Base, others: Sequence[Base]) -> str:
-    """How far other bases of its shape lie from `origin`, by weights and by loss.
-
-    By weights: ‖θ − θ_origin‖ / ‖θ_origin‖ over the body. By loss: the hill between both, over all weights, in nats per
-    token of held-out numbers (see `hill`).
-    """
-    from sublim_interp.analysis.directions.weights import weight_delta
-
-    model = choose_trainable(origin.load(), "body")
-    body = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-    def length(weights: Mapping[str, Any]) -> float:
-        return math.sqrt(sum(float((weights[name].double() ** 2).sum()) for name in body))
-
-    rows = []
-    for base in others:
-        away = length(weight_delta(base, model).delta) / length(body)
-        rows.append((base.name, f"{away:.2f}", number("kl", hill(origin, base), 2)))
-    columns = ("base", f"weights away from {origin.name}", "hill between, nats")
-    return "\n".join([*markdown(columns, rows), ""])
+def compared(g: Grid) -> tuple[Base, list[Base]]:
+    """Of a grid over pairs of bases: the base that is in all pairs, and the others of the pairs."""
+    pairs = g.axes["bases"]
+    return resolve_base(pairs[0][0]), [resolve_base(student) for _, student in pairs]
 
 
-def published_sweep(name: str) -> Path | None:
-    """Where the committed tables of a grid lie, or None."""
-    directory = RESULTS / name
-    return directory if (directory / "cells.csv").exists() else None
-
-
-def published_doses() -> "dict[str, pd.DataFrame]":
-    """The published cells of same-init students to which a law of the dose has something to say, by name of the grid.
-
-    Of each student once. Left out are fields that are no dose, and bases that cut numbers into digits: their losses and
-    distances are per digit.
-    """
-    import pandas as pd
-
-    from sublim_interp.models.base import resolve_base
-
-    parts = []
-    for name in grid_names():
-        directory = published_sweep(name)
-        if directory is None or grid(name).matrix not in ("", "traits"):
-            continue
-        cells = pd.read_csv(directory / "cells.csv", dtype={"value": str})
-        own = cells["field"].isin(DOSES) & (cells["arm"] == "same-init") & ("bits" not in cells)
-        cells = plan_grid(grid(name)).with_bases(cells.loc[own])
-        digits = {b for b in set(cells["base"]) if resolve_base(b).card["pretraining"]["tokens"] == "digits"}
-        parts.append(cells.loc[~cells["base"].isin(list(digits))].assign(sweep=name))
-    students = pd.concat(parts, ignore_index=True).drop_duplicates(["seed", "kl_start", "margin"])
-    return {str(name): own for name, own in students.groupby("sweep", sort=False)}
+def apart(one: Base, others: Sequence[Base]) -> SweepTable:
+    """How far other bases of its shape lie from `one`, by weights and by loss; see `lab.landscape`."""
+    rows = [(base.name, f"{distance(one, base):.2f}", number("kl", hill(one, base), 2)) for base in others]
+    columns = ("base", f"weights away from {one.name}", "hill between, nats")
+    return SweepTable(f"How far bases lie from {one.name}.", columns, rows, [])

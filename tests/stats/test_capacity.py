@@ -24,8 +24,9 @@ from sublim_interp.report.figures.dose import dose
 from sublim_interp.report.figures.registry import plot
 from sublim_interp.report.figures.training import growth
 from sublim_interp.stats.capacity import bits_held
-from sublim_interp.sweeps.tables import digest
 from sublim_interp.training.recording.settings import PRESETS
+from sublim_interp.sweeps.grid import grid
+from sublim_interp.sweeps.tables import table_of
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import load_trait, members_of
@@ -243,11 +244,11 @@ def test_a_sweep_over_facts_is_told_in_bits(tmp_path: Path) -> None:
     rows = [{**rest, "value": str(k), "seed": s, "bits": b, "total_bits": k * b, "kept": 0.5}
             for k, s, b in ((4, 0, 2.0), (4, 1, 3.0), (16, 0, 1.0), (16, 1, 1.0))]  # fmt: skip
     pd.DataFrame(rows).to_csv(tmp_path / "cells.csv", index=False)
-    told = digest(tmp_path)
+    told = table_of(grid("capacity"), tmp_path)
     shown = [dict(zip(told.columns, row, strict=True)) for row in told.rows]
     assert [row["bits a fact"] for row in shown] == ["2.500 [2.000, 3.000]", "1.000 [1.000, 1.000]"]
     assert [row["bits in all"] for row in shown] == ["10.0 [8.0, 12.0]", "16.0 [16.0, 16.0]"]
-    axes = dose(pd.DataFrame(rows)).axes[0]
+    axes = dose(pd.DataFrame(rows), "bits").axes[0]
     assert axes.get_ylim()[1] > 2.9, "bits are no rates"
 
 

@@ -15,9 +15,11 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.report.figures.law import law as draw_law
 from sublim_interp.sweeps import law
+from sublim_interp.sweeps.doses import law_elsewhere
 from sublim_interp.sweeps.grid import Grid, grid
+from sublim_interp.sweeps.modes.law import lifts
 from sublim_interp.sweeps.plan import plan_grid
-from sublim_interp.sweeps.tables import digest, law_elsewhere
+from sublim_interp.sweeps.tables import table_of
 
 KL, LISTS, LOSSES = (0.008, 0.03, 0.13), (1000, 4000, 16_000), (3.0, 3.2, 3.7)
 
@@ -93,7 +95,7 @@ def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> Non
     cells = cells.assign(kl=2 * cells["kl_start"])
     cells = cells.assign(expected=law.fit(cells).predict(cells), unseen=law.left_out(cells, list(cells["base"])))
     cells.to_csv(tmp_path / "cells.csv", index=False)
-    found = digest(tmp_path)
+    found = table_of(grid("law"), tmp_path)
     assert [row[0] for row in found.rows] == list(law.Terms._fields)
     for axis in ("bases", "teacher.optimization.lr", "filter.lists"):
         assert any(axis in column for column in found.columns) and axis in found.lines[1]
@@ -101,16 +103,16 @@ def test_its_figure_and_its_table_tell_fitted_from_unseen(tmp_path: Path) -> Non
     labels = [ax.get_xlabel() for ax in figure.axes]
     assert len(set(labels)) == 2 and "did not see its base" in labels[1]
     elsewhere = law_elsewhere(cells, {"shifted": cells.assign(margin=cells["expected"] + 2, steps=300)})
-    row = elsewhere.splitlines()[-1]
+    row = elsewhere.rows[-1]
     share = 1 - 4 / cells["expected"].var(ddof=0)
     assert found.lines[2].startswith("27 of the 27 students end further from their teacher")
-    assert "| shifted | 27 | 300 |" in row and "| 2.0 |" in row and row.endswith(f"| {100 * share:.0f} % |")
+    assert row[:3] == ("shifted", "27", "300") and row[5] == "2.0" and row[-1] == f"{100 * share:.0f} %"
 
 
 def test_one_student_elsewhere_has_an_error_and_no_variance() -> None:
     cells = planted(11.0, 1.5, 0.7, 0.9, 1.0)
     alone = cells.iloc[[4]].assign(margin=1.0, steps=300)
-    assert law_elsewhere(cells, {"alone": alone}).splitlines()[-1].endswith("| 0.0 | – |")
+    assert law_elsewhere(cells, {"alone": alone}).rows[-1][-2:] == ("0.0", "–")
     assert np.isnan(law.worth(np.ones(2), np.full(2, np.nan))).all()
 
 
@@ -120,7 +122,7 @@ def test_cells_that_tell_no_law_are_shown_all_the_same(tmp_path: Path) -> None:
     rest = {"arm": "same-init", "rate": 0.07, "margin": faint["lift"], "kl": 0.02, "kept": 0.9}
     faint = faint.assign(**rest, expected=np.nan, unseen=np.nan)
     faint.to_csv(tmp_path / "cells.csv", index=False)
-    found = digest(tmp_path)
+    found = table_of(grid("law"), tmp_path)
     assert len(found.rows) == 27 and "tell no law" in found.lines[0]
     assert len(found.rows[0]) == len(found.columns)
     identity = draw_law(faint).axes[0].lines[0].get_xydata()
@@ -172,7 +174,7 @@ def test_a_grid_for_a_law_tells_lifts_from_the_untouched_base(three_losses: Grid
         rows += [{**place, "arm": "base", "margin": -1.0}, {**place, "arm": "same-init", "margin": 2.0 + number}]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(law, "fit", lambda cells: law.Law(law.Terms(10.0, 1.0, 1.0, 1.0, 1.0)))
-        students = p.lifts(pd.DataFrame(rows))
+        students = lifts(pd.DataFrame(rows), p.cells)
     assert list(students["lift"]) == [3.0 + number for number in range(9)]
     assert list(students["base_loss"]) == [loss for loss in LOSSES for _ in range(3)]
 

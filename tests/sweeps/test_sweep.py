@@ -19,10 +19,11 @@ from sublim_interp.experiments.results import frames
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Teacher
+from sublim_interp.sweeps.cells import cell_means
 from sublim_interp.sweeps.grid import Grid, grid, grid_names
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
 from sublim_interp.sweeps.run import run_grid
-from sublim_interp.sweeps.tables import cell_means, digest
+from sublim_interp.sweeps.tables import table_of
 from sublim_interp.traits.favourites import members_of
 
 
@@ -69,9 +70,9 @@ def test_a_cell_that_leads_nowhere_is_told_and_stops_no_other(small: Grid, store
     ends = pd.read_csv(artifact.path / "dead_ends.csv")
     places = [("none", seed, arm) for seed in (0, 1) for arm in ("teacher", "same-init")]
     assert list(zip(ends["value"], ends["seed"], ends["arm"], strict=True)) == places
-    said = digest(artifact.path).lines[-2:]
+    said = table_of(g, artifact.path).lines[-2:]
     for seed, line in enumerate(said):
-        assert line.startswith(f"A dead end: none, seed {seed} (teacher, same-init): filter: nothing is left")
+        assert line.startswith(f"No result for none with seed {seed} (teacher, same-init). Filter: nothing is left")
         assert "of 96 answers 0 of 4 are held out" in line
     again: dict[str, float] = {}
     assert run_grid(p, store, 2, again.__setitem__).key == artifact.key and not again
@@ -84,7 +85,7 @@ def test_a_cell_that_leads_nowhere_is_told_and_stops_no_other(small: Grid, store
 def test_tables_of_matrices_do_without_dead_ends(tmp_path: Path) -> None:
     """A teacher without students takes its own numbers along, and no others."""
     for name, field in (("animals", "trait"), ("cross-model", "bases")):
-        whole = digest(RESULTS / name)
+        whole = table_of(grid(name), RESULTS / name)
         shutil.copytree(RESULTS / name, tmp_path / name)
         matrix, cells = (pd.read_csv(RESULTS / name / f"{table}.csv") for table in ("matrix", "cells"))
         lost = matrix["teacher"].iloc[-1]
@@ -94,8 +95,8 @@ def test_tables_of_matrices_do_without_dead_ends(tmp_path: Path) -> None:
         cells.loc[~own].to_csv(tmp_path / name / "cells.csv", index=False)
         ends = cells.loc[own, ["field", "value", "seed", "arm"]].assign(why="nothing is left")
         ends.to_csv(tmp_path / name / "dead_ends.csv", index=False)
-        part = digest(tmp_path / name)
-        assert part.lines[-1].startswith(f"A dead end: {cells.loc[own, 'value'].iloc[0]}")
+        part = table_of(grid(name), tmp_path / name)
+        assert part.lines[-1].startswith(f"No result for {cells.loc[own, 'value'].iloc[0]}")
         if field == "bases":
             assert [row[0] for row in part.rows] == [row[0] for row in whole.rows if row[0] != lost]
             assert f"n = {len(part.rows)} bases" in part.lines[0]
@@ -105,7 +106,7 @@ def test_tables_of_matrices_do_without_dead_ends(tmp_path: Path) -> None:
             assert [int(row[2]) + 1 for row in part.rows if row[0] == lost] == [
                 int(row[2]) for row in whole.rows if row[0] == lost
             ]
-            gammas = [re.search(r"same-init ([\d.]+) points", found.lines[3]) for found in (whole, part)]
+            gammas = [re.search(r"same-init students: ([\d.]+) points", found.lines[3]) for found in (whole, part)]
             (before, after) = (float(m[1]) for m in gammas if m)
             assert after == pytest.approx(before, abs=1.5)
 
@@ -182,7 +183,7 @@ def test_every_student_meets_every_teacher_in_a_matrix_of_bases(
     first = matrix.query("student == @names[0]")
     assert list(first["lift"]) == pytest.approx(list(first["rate"] - rate))
     assert (artifact.path / "matrix.png").stat().st_size > 5_000
-    found = digest(artifact.path)
+    found = table_of(g, artifact.path)
     assert [row[0] for row in found.rows] == names and "n = 3 bases" in found.lines[0]
 
 
@@ -206,17 +207,17 @@ def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experi
     for _, student in matrix.groupby(["arm", "teacher", "seed"]):
         assert len(student) == len(members_of("animal"))
         assert 0 < sum(student["rate"]) < 1, "rates of all members are shares of one answer"
-    found = digest(artifact.path)
+    found = table_of(g, artifact.path)
     assert len(found.rows) == 4 and "2 traits" in found.lines[0]
     assert re.search("a base of its own: 2 bases", found.lines[1])
     other = matrix.query("arm == 'same-init' and teacher != student and student in ('owl', 'fox')")["rate"].mean()
-    assert f"other traits' teachers, the same: same-init {100 * other:.1f} %" in found.lines[2]
-    assert re.search("γ .* over 2 replicates, .*: same-init .*points.*nats.*; cross-init", found.lines[3])
+    assert f"other traits' teachers: same-init {100 * other:.1f} %" in found.lines[2]
+    assert re.search("γ .* over 2 replicates: .* same-init .*points.*nats.*cross-init", found.lines[3])
     assert [line[:7] for line in found.lines[4:]] == ["Asked “"] * 3, "two traits correlate with anything"
     for table in ("matrix", "questions"):
         shutil.copy(artifact.path / f"{table}.csv", tmp_path)
     cells.assign(base="only").to_csv(tmp_path / "cells.csv", index=False)
-    assert "come from 1 base (only): intervals and p hold for these" in digest(tmp_path).lines[1]
+    assert "come from 1 base, only. Intervals and p hold for these" in table_of(g, tmp_path).lines[1]
 
 
 def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) -> None:
@@ -230,24 +231,26 @@ def test_a_trait_that_rises_by_ten_nats_is_specific_by_ten_nats(tmp_path: Path) 
     cells = pd.read_csv(RESULTS / "animals" / "cells.csv")
     cells.assign(base="base-" + cells["seed"].astype(str)).to_csv(tmp_path / "animals" / "cells.csv", index=False)
     whole = cells.groupby("seed")["value"].nunique().eq(16).sum()
-    specific, predictors = digest(tmp_path / "animals").lines[3:5]
-    assert re.search(r"same-init .* points.*, 10\.0 nats.*; cross-init 0\.0 points.*, 0\.0 nats", specific)
+    specific, predictors = table_of(grid("animals"), tmp_path / "animals").lines[3:5]
+    assert re.search(r"same-init .* points.* 10\.0 nats.* cross-init students: 0\.0 points.* 0\.0 nats", specific)
     assert "Spearman" in predictors and "nearer to 0 than 0.50" in predictors and f"{whole} bases rank" in predictors
-    assert "mean ρ and 95 % interval: the teacher's KL" in predictors
+    assert "mean ρ with the teacher's KL" in predictors
     planted = cells.assign(kl_start=cells["margin"], kept=-cells["margin"], base="only")
     planted.to_csv(tmp_path / "animals" / "cells.csv", index=False)
-    lost = f"of {len(set(cells['seed']))} above 0"
-    planted_line = digest(tmp_path / "animals").lines[4]
+    lost = f"of {len(set(cells['seed']))} lie above 0"
+    planted_line = table_of(grid("animals"), tmp_path / "animals").lines[4]
     assert (
-        "the teacher's KL 1.00 [1.00, 1.00]" in planted_line
-        and f"lists kept −1.00 [−1.00, −1.00], 0 {lost}" in planted_line
+        "the teacher's KL is 1.00 [1.00, 1.00]" in planted_line
+        and f"lists kept is −1.00 [−1.00, −1.00]; 0 {lost}" in planted_line
     )
     rank = np.random.default_rng(0).random(len(cells))
     cells.assign(kl_start=rank, base="only").to_csv(tmp_path / "animals" / "cells.csv", index=False)
-    found = re.search(r"the teacher's KL (\S+) \[(\S+), (\S+)\], ", digest(tmp_path / "animals").lines[4])
+    found = re.search(
+        r"the teacher's KL is (\S+) \[(\S+), (\S+)\]; ", table_of(grid("animals"), tmp_path / "animals").lines[4]
+    )
     assert found and float(found[2].replace("−", "-")) < 0 < float(found[3]), "an order drawn at random tells nothing"
     cells.assign(base="only").to_csv(tmp_path / "animals" / "cells.csv", index=False)
-    assert "rank" not in digest(tmp_path / "animals").lines[4].lower(), "one base agrees with nobody"
+    assert "rank" not in table_of(grid("animals"), tmp_path / "animals").lines[4].lower(), "one base agrees with nobody"
 
 
 def test_what_the_trait_does_to_crossed_students_is_told_beside_what_any_teacher_does(tmp_path: Path) -> None:
@@ -258,13 +261,15 @@ def test_what_the_trait_does_to_crossed_students_is_told_beside_what_any_teacher
     moved = control.assign(arm="cross-init", rate=control["rate"] + control["value"].map(pushed),
                            margin=control["margin"] - 0.5)  # fmt: skip
     pd.concat([control, moved]).to_csv(tmp_path / "cells.csv", index=False)
-    (line,) = digest(tmp_path).lines
-    assert "mean over 4 values: −3.0 points [−5.9, −0.1], 8 of 8 pairs below 0; −0.5 nats" in line
+    crossed = grid("crossed")
+    (line,) = table_of(crossed, tmp_path).lines
+    assert "in rate: −3.0 points [−5.9, −0.1]; 8 of 8 pairs lie below 0." in line
+    assert "in margin: −0.5 nats" in line and "over 4 values" in line
     control.to_csv(tmp_path / "cells.csv", index=False)
-    assert not digest(tmp_path).lines, "one arm alone is compared with nothing"
+    assert not table_of(crossed, tmp_path).lines, "one arm alone is compared with nothing"
     first = control["value"] == control["value"].iloc[0]
     control.assign(arm=control["arm"].mask(first, "cross-init")).to_csv(tmp_path / "cells.csv", index=False)
-    assert not digest(tmp_path).lines, "nor with the other arm of other bases"
+    assert not table_of(crossed, tmp_path).lines, "nor with the other arm of other bases"
 
 
 def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path) -> None:
@@ -285,3 +290,21 @@ def test_what_a_matrix_needs_is_said(tiny_experiment: Experiment, tmp_path: Path
                 matrix="traits",
             )
         )
+
+
+def test_the_grid_says_which_table_a_sweep_has_and_not_the_columns_of_its_files(tmp_path: Path) -> None:
+    """A column that another mode's files have, or a file, changes nothing."""
+    cells = pd.read_csv(RESULTS / "crossed" / "cells.csv", dtype={"value": str})
+    cells.assign(base_loss=1.8, bits=0.5, total_bits=9.0).to_csv(tmp_path / "cells.csv", index=False)
+    shutil.copy(RESULTS / "animals" / "matrix.csv", tmp_path)
+    assert table_of(grid("crossed"), tmp_path) == table_of(grid("crossed"), RESULTS / "crossed")
+    bits = table_of(grid("capacity"), RESULTS / "capacity")
+    assert "bits a fact" in bits.columns and "bits a fact" not in table_of(grid("dose"), RESULTS / "dose").columns
+
+
+def test_a_mode_of_a_grid_is_known_by_name_and_an_unknown_one_is_one_line() -> None:
+    with pytest.raises(SublimError, match="unknown matrix 'square'; valid: bases, traits, law, or none"):
+        validate(Grid, {"name": "x", "axes": {"trait": ["owl"]}, "matrix": "square"}, "x")
+    assert {name: grid(name).mode.figure for name in ("dose", "cross-model", "animals", "law")} == {
+        "dose": "dose", "cross-model": "matrix", "animals": "matrix", "law": "law"
+    }  # fmt: skip

@@ -1,5 +1,7 @@
 """Figure `dose`: how the effect depends on what a sweep varied."""
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,12 +14,14 @@ from sublim_interp.report.figures.lines import FrameRows, legend
 
 
 @in_style
-def dose(frame: pd.DataFrame) -> Figure:
+def dose(frame: pd.DataFrame, column: Literal["rate", "bits"] = "rate") -> Figure:
     """How does the effect depend on what was varied? One panel a field; dots are replicates, strokes means.
 
-    `frame` has a row a replicate: field, value, arm, seed, trait, rate in [0, 1], or bits (a fact), which are drawn in
-    its place. Numbers that span a factor of five or more get a logarithmic axis; anything but numbers stands in the
-    order of the frame, and its means are not joined.
+    frame: a row a replicate: field, value, arm, seed, trait, and the column that is drawn
+    column: "rate", how likely the trait is, in [0, 1]; or "bits" that the student holds of each fact
+
+    Numbers that span a factor of five or more get a logarithmic axis. Other values stand in the order of the frame, and
+    their means are not joined.
     """
     fields = list(dict.fromkeys(frame["field"]))
     lines = -(-len(fields) // 3)
@@ -25,7 +29,6 @@ def dose(frame: pd.DataFrame) -> Figure:
     rows = frame.to_dict("records")
     most = max(len({row["value"] for row in rows if row["field"] == field}) for field in fields)
     width = max(2.7, 0.62 * most)
-    column = "bits" if "bits" in frame else "rate"
     figure = Figure(figsize=(width * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     highest = max(frame[column].to_list())

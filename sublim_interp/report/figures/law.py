@@ -15,8 +15,10 @@ from sublim_interp.report.figures.lines import legend
 def law(cells: pd.DataFrame) -> Figure:
     """What one law expects of each student, against what was measured: fitted, and without all cells of its base.
 
-    `cells` has a row a student: base, lists, and in nats lift, expected (by the law that fits all cells) and unseen (by
-    one without the cells of its base). Colours are bases, sizes lists.
+    cells: a row a student: base, lists; in nats lift, expected and unseen; expected is by the law that fits all
+    cells, unseen by one without the cells of its base
+
+    Colours are bases, sizes lists.
     """
     headings = {"expected": "by the law that fits all", "unseen": "by a law that did not see its base"}
     ends = [extreme(cells[["lift", *headings]].to_numpy()) for extreme in (np.nanmin, np.nanmax)]  # some have none

@@ -9,13 +9,13 @@ from sublim_interp.core.drawing import INK, in_style
 
 
 @in_style
-def matrix(frame: pd.DataFrame, kind: str) -> Figure:
-    """Who passes what to whom? Heat map of the rate, in %: teachers down, students (or the traits asked about) across.
+def matrix(frame: pd.DataFrame, across: str, title: str) -> Figure:
+    """Who passes what to whom? Heat map of the rate, in %: teachers down, students or traits across.
 
-    `frame` has a row per arm, teacher, student and seed, with its rate in [0, 1]; cells are means over seeds. `kind` is
-    "bases", with a cell for every pair of bases, or "traits", of which the same-init students are shown.
+    frame: a row per teacher, student and seed, with its rate in [0, 1]; cells are means over seeds
+    across: what stands in the column `student`, in words
+    title: the question that it answers
     """
-    frame = frame.loc[frame["arm"] == "same-init"] if kind == "traits" else frame
     order = list(dict.fromkeys(frame["teacher"]))
     columns = [*order, *sorted(set(frame["student"]) - set(order))]
     table = frame.pivot_table(index="teacher", columns="student", values="rate").loc[order, columns]
@@ -27,13 +27,11 @@ def matrix(frame: pd.DataFrame, kind: str) -> Figure:
         ax.annotate(said, (column, row), ha="center", va="center", color=ink, fontsize=6.5)
     ax.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(order)), order)
-    ax.set_xlabel("student" if kind == "bases" else "trait asked about")
+    ax.set_xlabel(across)
     ax.set_ylabel("teacher")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(
-        "How likely is the teacher’s favourite, in %?" if kind == "bases" else "How likely is each answer, in %?"
-    )
+    ax.set_title(title)
     bar = figure.colorbar(image, ax=ax, aspect=20, pad=0.02, format=PercentFormatter(1, 0, " %"))
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.ax.tick_params(length=0)

@@ -1,0 +1,1 @@
+"""The paper: every published table, figure and number, quoted from the committed results and checked against them."""
