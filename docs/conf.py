@@ -18,7 +18,9 @@ exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "sublim_interp"
 html_show_sourcelink = False
-templates_path = []
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence"]

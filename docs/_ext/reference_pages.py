@@ -1,4 +1,4 @@
-"""Two directives that make reference pages from the package: `settings` from pydantic models, `top-level-names` from a module.
+"""Two directives that make reference pages: `settings` from pydantic models, `top-level-names` from a module.
 
 Texts of fields and docstrings are Markdown, and are parsed as such.
 """
@@ -123,7 +123,9 @@ class Settings(Generated):
             inner, many = model_in(field.annotation)
             path = f"{prefix}{name}"
             if inner:
-                nested.append((inner, default if isinstance(default, BaseModel) else None, path + "[]." * many + "." * (not many)))
+                nested.append(
+                    (inner, default if isinstance(default, BaseModel) else None, path + "[]." * many + "." * (not many))
+                )
                 kind = f"[{'list, each ' if many else ''}fields below](#{anchor(path + '[]' * many)})"
                 shown = "its own defaults" if isinstance(default, BaseModel) else default_in_words(default)
             else:
@@ -143,18 +145,52 @@ def anchor(path: str) -> str:
 
 
 class TopLevelNames(Generated):
-    """`{top-level-names} module`: signature and docstring of every name in the module's `__dir__`, and of its methods."""
+    """`{top-level-names} module`: every name in the module's `__dir__`, then every class that these return."""
 
     def markdown(self, found: Any) -> list[str]:
-        """One section a name."""
+        """One section a name: signature, docstring, attributes, methods."""
         lines: list[str] = []
-        for name in dir(found):
-            if name.startswith("_"):
-                continue
-            thing = getattr(found, name)
-            lines += [f"## {name}", "", f"Defined in `{thing.__module__}`.", ""]
-            lines += described_class(name, thing) if inspect.isclass(thing) else described(name, thing)
+        named = {name: getattr(found, name) for name in dir(found) if not name.startswith("_")}
+        for name, thing in named.items():
+            lines += self._section(name, thing)
+        for returned in classes_returned(list(named.values())):
+            lines += self._section(f"{returned.__name__}", returned)
         return lines
+
+    def _section(self, name: str, thing: Any) -> list[str]:
+        lines = [f"## {name}", "", f"Defined in `{thing.__module__}`.", ""]
+        return lines + (described_class(name, thing) if inspect.isclass(thing) else described(name, thing))
+
+
+def classes_returned(things: list[Any]) -> list[type]:
+    """Classes of the same package that functions, methods and properties give, and what these give in turn.
+
+    Those among `things` are left out.
+    """
+    package = things[0].__module__.split(".")[0]
+    known, waiting, found = {t for t in things if inspect.isclass(t)}, list(things), []
+    while waiting:
+        thing = waiting.pop(0)
+        functions = [inspect.unwrap(thing)]
+        if inspect.isclass(thing):
+            functions = [getattr(m, "__func__", m) for _, m in own_members(thing)] + [g for _, g in getters(thing)]
+        for function in functions:
+            for given in classes_in(function.__annotations__.get("return"), import_module(function.__module__)):
+                if given.__module__.split(".")[0] == package and given not in known:
+                    known.add(given)
+                    found.append(given)
+                    waiting.append(given)
+    return found
+
+
+def classes_in(annotation: Any, module: Any) -> list[type]:
+    """The classes that an annotation names; text is looked up in the module."""
+    if inspect.isclass(annotation) and not get_args(annotation):
+        return [annotation]
+    if isinstance(annotation, str):
+        words = re.findall(r"[A-Za-z_]\w*", annotation)
+        return [getattr(module, word) for word in words if inspect.isclass(getattr(module, word, None))]
+    return [found for part in get_args(annotation) for found in classes_in(part, module)]
 
 
 def described(name: str, thing: Any, fence: str = "```", kind: str = "function") -> list[str]:
@@ -176,6 +212,9 @@ def described_class(name: str, thing: type) -> list[str]:
     if issubclass(thing, BaseModel):
         lines += ["Its fields are listed in [configuration](configuration.md).", ""]
         attributes = {}
+    if "__init__" in vars(thing) and not dataclasses.is_dataclass(thing):
+        shown = stringify_signature(signature(thing), unqualified_typehints=True, show_return_annotation=False)
+        lines = ["", f"```{{py:class}} {name}{shown}", ":no-index:", "", "```", "", *lines]
     if attributes:
         lines += ["| attribute | what it is |", "|---|---|"]
         lines += [f"| `{attribute}` | {one_paragraph(about)} |" for attribute, about in attributes.items()]
@@ -193,14 +232,17 @@ def documented_attributes(thing: type) -> dict[str, str]:
         for (place, attribute), text in documented.items():
             if place == owner.__name__ and not attribute.startswith("_"):
                 found[attribute] = " ".join(text)
-        for attribute, value in vars(owner).items():
-            getter = getattr(value, "fget", None) or getattr(value, "func", None)
-            if getter and not attribute.startswith("_") and inspect.getdoc(getter):
-                found[attribute] = inspect.getdoc(getter) or ""
+        found |= {attribute: inspect.getdoc(getter) or "" for attribute, getter in getters(owner)}
     if dataclasses.is_dataclass(thing):
         order = [field.name for field in dataclasses.fields(thing)]
         found = dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
     return found
+
+
+def getters(thing: type) -> list[tuple[str, Any]]:
+    """The functions behind the public properties of a class that have a docstring."""
+    named = {name: getattr(value, "fget", None) or getattr(value, "func", None) for name, value in vars(thing).items()}
+    return [(name, get) for name, get in named.items() if get and not name.startswith("_") and get.__doc__]
 
 
 def own_members(thing: type) -> list[tuple[str, Any]]:
