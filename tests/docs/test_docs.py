@@ -1,87 +1,271 @@
-"""docs/inside.md and docs/your-own.md run as they stand: Python blocks in order, on a tiny run; files; commands."""
+"""README and docs do what they say: every Python block runs, every command is one, every link leads somewhere.
+
+A page's Python blocks run in order on a tiny run, which stands in for the experiment that the page's first block names.
+"""
 
 import re
+import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 import sublim_interp as si
-from sublim_interp.cli.app import app
-from sublim_interp.core.store import Store
-from sublim_interp.experiments.catalogue import experiment, experiment_names
-from sublim_interp.experiments.schema import Experiment
-from sublim_interp.report.figures.registry import FIGURES
-from sublim_interp.report.run import run
-from sublim_interp.sweeps.grid import grid, grid_names, is_grid
-from sublim_interp.sweeps.plan import plan_grid
-from sublim_interp.training.interventions import Intervention
-from sublim_interp.traits.favourites import load_trait
+from sublim_interp.__main__ import main
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "inside.md"
-OWN = PAGE.with_name("your-own.md")
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+COPY = DOCS / "checkpoints.md"
+"""A page that the site's build copies into docs/."""
+PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if p != COPY and "_build" not in p.parts)]
+COMMANDS = sys.modules[main.__module__].app
+FIGURES = sys.modules[si.plot.__module__].FIGURES
+GRIDS = {p.stem for p in (Path(si.__file__).parent / "catalogue" / "grids").glob("*.yaml")}
 
 
-def blocks(language: str, page: Path = PAGE) -> list[str]:
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_ones_own_files_are_what_the_page_says(
-    tiny_experiment: Experiment, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# --- Python blocks ----------------------------------------------------------------------------------------------------
+
+OPENED = re.compile(r'si\.(?:run|open_run)\("([\w-]+)"\)')
+SEED = re.compile(r'"same-init", (\d+)\]')
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One place for the stores of all pages."""
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=named)
+def test_every_python_block_runs(
+    page: Path, tiny_experiment: Any, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    code = blocks(page, "python")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SUBLIM_STORE", str(store_root))
-    own_grid, own_trait = blocks("yaml", OWN)
-    Path("my-grid.yaml").write_text(own_grid, encoding="utf-8")
-    Path("koala.yaml").write_text(own_trait, encoding="utf-8")
-    assert is_grid("my-grid.yaml") and len(plan_grid(grid("my-grid.yaml")).cells) == 4
-    assert load_trait("koala.yaml").plural == "koalas"
-    run(tiny_experiment)
     names: dict[str, Any] = {"si": si}
-    for block in blocks("python", OWN):
-        exec(block.replace('"tour"', '"tiny"').replace("300", "0"), names)
-    assert names["refused"] == {"names the trait": 1} and len(names["kept"]) == 1
-    assert (names["student"].written["refused"] != "").any()
+    opened = OPENED.search("".join(code))
+    if opened:
+        read = SEED.search("".join(code))
+        assert read, "a page that opens a run reads one of its students"
+        name, seed = opened[1], int(read[1])
+        asked = si.experiment(name)
+        assert seed in asked.seeds and set(asked.arms) <= {*tiny_experiment.arms}
+        store = shelf / f"{name}-{seed}"
+        monkeypatch.setenv("SUBLIM_STORE", str(store))
+        si.run(tiny_experiment.set(name=name, seeds=[seed]), si.Store(store))
+    for number, block in enumerate(code, 1):
+        exec(compile(OPENED.sub(r'si.open_run("\1")', block), f"{named(page)}, block {number}", "exec"), names)
+    if page.name == "own-files.md":
+        assert names["refused"] == {"names the trait": 1} and len(names["kept"]) == 1
 
 
-def test_every_block_of_the_page_runs(
-    tiny_experiment: Experiment, store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_every_guide_opens_its_run_once() -> None:
+    for page in (DOCS / "guides").glob("*.md"):
+        code = "".join(blocks(page, "python"))
+        assert len(OPENED.findall(code)) == bool(code), page
+
+
+# --- YAML blocks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "yaml")], ids=named)
+def test_every_yaml_block_is_an_experiment_a_grid_or_a_trait(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, *rest = blocks("python")
-    assert 'run = si.run("tour")' in first and len(rest) >= 12
-    experiment("tour")
-    store = Store(store_root)
-    names = {"si": si, "run": run(tiny_experiment, store)}
     monkeypatch.chdir(tmp_path)
-    for number, block in enumerate(rest, 1):
-        exec(compile(block, f"{PAGE.name}, block {number}", "exec"), names)
+    for number, block in enumerate(blocks(page, "yaml")):
+        path = Path(f"own-{number}.yaml")
+        path.write_text(block, encoding="utf-8")
+        fields = yaml.safe_load(block)
+        if "words" in fields:
+            assert si.load_trait(str(path)).words == tuple(fields["words"])
+        elif "axes" in fields:
+            done = CliRunner().invoke(COMMANDS, ["run", str(path), "--dry-run"])
+            assert done.exit_code == 0 and "Planned work" in done.output
+        else:
+            assert si.plan(si.experiment(str(path))).records
 
-    # Its experiment, cut down to the same tiny models, is one that can be run: each intervention removes something.
-    (text,) = blocks("yaml")
-    Path("my.yaml").write_text(text, encoding="utf-8")
-    asked = experiment("my.yaml")
-    kinds = [i.kind for i in asked.student.interventions]
-    assert kinds == list(Intervention.model_fields["kind"].annotation.__args__)  # type: ignore[union-attr]
+
+def test_the_interventions_of_the_guide_run(tiny_experiment: Any, tmp_path: Path) -> None:
+    (text,) = blocks(DOCS / "guides" / "intervene.md", "yaml")
+    path = tmp_path / "my.yaml"
+    path.write_text(text, encoding="utf-8")
+    asked = si.experiment(str(path))
+    field = type(asked.student).model_fields["interventions"].annotation
+    kinds = get_args(get_args(field)[0].model_fields["kind"].annotation)
+    assert [i.kind for i in asked.student.interventions] == list(kinds), "the guide shows every kind"
     student = tiny_experiment.student.model_copy(update={"interventions": asked.student.interventions})
-    update = {"name": "inside", "arms": asked.arms, "seeds": asked.seeds, "student": student}
-    finished = run(tiny_experiment.model_copy(update=update), store)
+    small = tiny_experiment.model_copy(
+        update={"name": "my", "arms": asked.arms, "seeds": asked.seeds, "student": student}
+    )
+    finished = si.run(small, si.Store(tmp_path / "store"))
     assert finished["same-init", 0].answers["rate"].between(0, 1).all()
 
 
-def test_every_command_of_the_page_is_one() -> None:
-    commands = {c.name or c.callback.__name__ for c in app.registered_commands}  # type: ignore[union-attr]
-    lines = re.findall(r"^    sublim (\w+) (\S+) *([\w-]*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(lines) > 4
-    for command, what, figure in lines:
-        assert command in commands
-        assert what.partition("/")[0] in {*experiment_names(), *grid_names()}
-        if command == "plot":
-            assert figure in FIGURES
-        if "/" in what:
-            _, arm, seed = what.split("/")
-            assert arm in experiment("tour").arms and int(seed) in experiment("tour").seeds
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", PAGE.read_text(encoding="utf-8"))
-    assert targets and all((PAGE.parent / t).exists() for t in targets)
+class Line(NamedTuple):
+    """A `sublim …` command on a page."""
+
+    page: Path
+    words: list[str]
+
+
+def commands() -> Iterator[Line]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        shown = re.findall(r"^(?:    )?(sublim [^\n]*)$", text, re.MULTILINE)
+        within = re.findall(r"`(sublim(?: [^`]*)?)`", text)
+        for line in (*shown, *within):
+            yield Line(page, shlex.split(line, comments=True))
+
+
+# Names that pages use for what a reader makes, and how the words in capitals are filled.
+OWN = {"my.yaml", "my-grid.yaml", "EXPERIMENT|GRID", "NAME", "RUN", "X"}
+
+
+def test_every_command_is_one() -> None:
+    import typer.main
+
+    group = typer.main.get_command(COMMANDS)
+    lines = list(commands())
+    assert len(lines) > 30
+    for page, (_, *words) in lines:
+        where = f"{named(page)}: sublim {' '.join(words)}"
+        if not words or words[0].startswith("-"):
+            continue
+        assert words[0] in group.commands, where  # type: ignore[attr-defined]
+        known = {o for p in group.commands[words[0]].params for o in p.opts} | {"--help"}  # type: ignore[attr-defined]
+        given, values, options = words[1:], [], []
+        while given:
+            word = given.pop(0)
+            if word.startswith("--"):
+                assert word in known, where
+                flag = word in ("--dry-run", "--help")
+                options.append((word, "" if flag else given.pop(0)))
+            else:
+                values.append(word)
+        check_names(words[0], values, where)
+        check_fields(words[0], values, [value for option, value in options if option == "--set"], where)
+
+
+def check_names(command: str, values: list[str], where: str) -> None:
+    """What a command is given exists: an experiment, a grid, a base, a replicate, a figure."""
+    if command not in ("run", "show", "plot") or not values:
+        return
+    known = {*si.experiment_names(), *GRIDS, *si.base_names(), *si.trait_names(), *OWN}
+    name, *rest = values[0].split("/")
+    assert name in known, where
+    if rest and rest != ["ARM", "SEED"]:
+        arm, seed = rest
+        assert arm in si.experiment(name).arms and int(seed) in si.experiment(name).seeds, where
+    if command == "plot" and len(values) > 1:
+        assert values[1] in FIGURES or values[1] == "FIGURE", where
+
+
+def check_fields(command: str, values: list[str], sets: list[str], where: str) -> None:
+    """What `--set` is given is a field, with a value that it takes."""
+    if not sets or "field=value" in sets:
+        return
+    changes = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in sets)}
+    if command == "pretrain":
+        refused = CliRunner().invoke(COMMANDS, ["pretrain", "nowhere", "--set", "nothing=1"])
+        fields = str(refused.exception).partition("its fields: ")[2].split(", ")
+        assert fields and {key.partition(".")[0] for key in changes} <= {*fields}, where
+        return
+    # YAML reads 2e-4 as text, the command as a number.
+    changes = {key: float(v) if re.fullmatch(r"\d+e-?\d+", str(v)) else v for key, v in changes.items()}
+    name = values[0] if values and values[0] in si.experiment_names() else "owl"
+    si.experiment(name).set(changes)
+
+
+def test_every_field_that_a_page_names_is_one() -> None:
+    """Such as `student.optimization.lr`: a dotted name that begins with a part of an experiment."""
+    parts = "|".join(name for name, f in si.Experiment.model_fields.items() if hasattr(type(f.default), "model_fields"))
+    found = 0
+    for page in PAGES:
+        for path in re.findall(rf"`((?:{parts})(?:\.[a-z_0-9]+)+)`", page.read_text(encoding="utf-8")):
+            record: Any = si.Experiment()
+            if (page.name, path) in PYTHON_NAMES:
+                continue
+            for step in path.split("."):
+                assert step in getattr(type(record), "model_fields", {}), f"{named(page)}: {path}"
+                record = getattr(record, step)
+            found += 1
+    assert found > 5
+
+
+PYTHON_NAMES = {("patch.md", "student.bridge"), ("own-files.md", "student.lists")}
+"""Attributes of a replicate called `student`, which look like fields."""
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in LINK.findall(text):
+        if re.match(r"\w+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{named(page)} → {link}"
+        assert path.is_relative_to(ROOT), f"{named(page)} → {link}"
+        if anchor:
+            assert anchor in anchors(path), f"{named(page)} → {link}; there are {sorted(anchors(path))}"
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = set()
+    for page in PAGES:
+        for tree in re.findall(
+            r"^```\{toctree\}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            listed |= {(page.parent / line).resolve() for line in tree.split() if not line.startswith(":")}
+    for page in PAGES:
+        if page.is_relative_to(DOCS) and page != DOCS / "index.md":
+            assert page.with_suffix("") in listed, page
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def test_every_name_in_a_trace_is_explained(tiny_experiment: Any, tmp_path: Path) -> None:
+    page = (DOCS / "reference" / "trace-names.md").read_text(encoding="utf-8")
+    run = si.run(tiny_experiment, si.Store(tmp_path / "store"), trace="examples")
+    trace = run["same-init", 0].trace
+    assert len(trace.names()) > 50
+    for name in trace.names():
+        general = re.sub(r"blocks\.\d+\.hook_\w+?(?=\.grad|$)", "blocks.{l}.hook_{stream}", name)
+        general = re.sub(r"(_dot|_cos|^length)/.*", r"\1/{direction}", general)
+        general = re.sub(r"^(full/\w+)/.*", r"\1/{parameter}", general)
+        assert f"`{general}`" in page, name
+
+
+def test_the_stages_of_a_store_are_listed(tiny_experiment: Any, tmp_path: Path) -> None:
+    page = (DOCS / "reference" / "store.md").read_text(encoding="utf-8")
+    si.run(tiny_experiment, si.Store(tmp_path))
+    for path in tmp_path.iterdir():
+        assert f"`{path.name}`" in page or f"`{path.name}/`" in page, path.name
