@@ -43,5 +43,5 @@ $(VENV)/notebooks.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	@touch $(VENV)/core.stamp $@
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) '.[test,notebooks]'
+	$(INSTALL) '.[test,notebooks,docs]'
 	@touch $(VENV)/core.stamp $(VENV)/notebooks.stamp $@

@@ -7,6 +7,7 @@ import typer
 
 from sublim_interp.cli.doctor import doctor
 from sublim_interp.cli.list import list_
+from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
 from sublim_interp.cli.pretrain import pretrain
 from sublim_interp.cli.run import run
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for word, command in {
-    "list": list_, "show": show, "run": run, "plot": plot, "pretrain": pretrain, "verify": verify, "doctor": doctor,
+    "list": list_, "show": show, "run": run, "plot": plot, "pretrain": pretrain, "paper": paper, "verify": verify, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

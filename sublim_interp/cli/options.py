@@ -39,34 +39,39 @@ BaseOption = Annotated[
 
 
 TraceOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--trace",
         metavar="WORD",
-        help="What is recorded of each training: none, default, or examples (residuals of single examples too).",
+        help="What is recorded of each training, in place of `recording`: none, default, or examples.",
     ),
 ]
 
 
 def configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
     """The experiment `name` as `--set` and `--base` change it; with one base, without the arms that need two."""
-    from sublim_interp.core.settings import parse_assignment
-    from sublim_interp.experiments.arms import CROSSING
+    from sublim_interp.core.settings import changed, parse_assignment
+    from sublim_interp.experiments.arms import arms_of_two_bases
     from sublim_interp.experiments.catalogue import experiment
 
     exp = experiment(name)
     if bases:
-        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in CROSSING)
-        exp = exp.model_copy(update={"arms": keep}).set(bases=bases)
-    return exp.set(dict(parse_assignment(s) for s in sets or ()))
+        keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in arms_of_two_bases(exp.arms))
+        exp = changed(exp.model_copy(update={"arms": keep}), {"bases": bases})
+    return changed(exp, dict(parse_assignment(s) for s in sets or ()))
 
 
-def planned_grid(name: str, sets: list[str] | None, bases: list[str] | None) -> "SweepPlan":
+def planned_grid(name: str, sets: list[str] | None, bases: list[str] | None, trace: str | None = None) -> "SweepPlan":
     """The plan of the grid `name`, with what `--set` and `--base` change in every cell."""
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
+    from sublim_interp.experiments.catalogue import experiment
     from sublim_interp.sweeps.grid import grid
     from sublim_interp.sweeps.plan import plan_grid
+    from sublim_interp.training.recording.settings import recording_of
 
     g = grid(name)
-    change = {**g.change, **dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
-    return plan_grid(g.set(change=change))
+    asked = {**dict(parse_assignment(s) for s in sets or ()), **({"bases": bases} if bases else {})}
+    changed(experiment(g.experiment).set(g.change), asked)  # an error names what was typed
+    if trace:
+        asked["recording"] = recording_of(trace).model_dump()
+    return plan_grid(g.set(change={**g.change, **asked}))

@@ -28,15 +28,16 @@ def work_table(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
     return table
 
 
-def trace_table(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> "RenderableType":
+def trace_table(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
     """What is recorded of the trainings to be made, and how large it gets."""
     from sublim_interp.experiments.cost import planned_traces
 
+    recorded = f"--trace {p.recording.word}" if p.recording.word else "as `recording` says"
     table = table_of(
-        f"Recorded while they train (--trace {trace})", "stage", "what", "when", "times", "trainings", "MB",
+        f"Recorded while they train ({recorded})", "stage", "what", "when", "times", "trainings", "MB",
         right=("times", "trainings", "MB"),
     )  # fmt: skip
-    rows = planned_traces(p.records, store, trace).to_dict("records")
+    rows = planned_traces(p.records, store, p.recording).to_dict("records")
     for r in rows:
         size = f"{r['bytes'] / 1e6:.1f}"
         table.add_row(r["stage"], r["what"], r["when"], str(r["times"]), str(r["trainings"]), size)
@@ -44,11 +45,11 @@ def trace_table(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -
     return table
 
 
-def announce(p: "Plan | SweepPlan", store: "Store", trace: str) -> None:
+def announce(p: "Plan | SweepPlan", store: "Store") -> None:
     """One line on what will be recorded, before anything is trained; nothing where nothing is."""
     from sublim_interp.experiments.cost import planned_traces
 
-    rows = planned_traces(p.records, store, trace).to_dict("records")
+    rows = planned_traces(p.records, store, p.recording).to_dict("records")
     if not rows:
         return
     trainings = sum(r["trainings"] for r in rows if r["what"] == rows[0]["what"])  # the loss is kept of each

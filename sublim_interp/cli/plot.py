@@ -23,13 +23,13 @@ def plot(
     from sublim_interp.core.drawing import save
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import open_run
-    from sublim_interp.report.figures.registry import FIGURES, require_figure
     from sublim_interp.report.figures.registry import plot as plots_plot
+    from sublim_interp.report.figures.registry import require_figure, run_figures
 
     if not name:
         table = table_of("Figures of a finished run: sublim plot RUN FIGURE", "figure", "what it shows")
-        for known, (about, _) in FIGURES.items():
-            table.add_row(known, about)
+        for known, entry in run_figures().items():
+            table.add_row(known, entry.shows)
         print_(table)
         return
     require_figure(figure)

@@ -23,12 +23,12 @@ def pretrain(
     `sublim show lab-order-0-from001000` shows nearly all fields, as the command of a committed base. One more is
     forks=[1000]: the model of that step is kept too, and a later training may start from it.
     """
-    from sublim_interp.core.settings import parse_assignment
+    from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.core.workers import prepare_process
     from sublim_interp.lab.pretraining import pretrain as make_base
     from sublim_interp.lab.recipe import Pretraining
 
-    recipe = Pretraining().set(dict(parse_assignment(s) for s in sets or ()))
+    recipe = changed(Pretraining(), dict(parse_assignment(s) for s in sets or ()))
     prepare_process()
     with Steps(directory.name, recipe.optimization.steps) as observe:
         card = make_base(recipe, directory, observe)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sublim_interp.sweeps.plan import SweepPlan
 
 
-def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2, trace: str = "default") -> "Run":
+def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2, trace: str | None = None) -> "Run":
     """`sublim_interp.run` with its progress shown: in a terminal, in a notebook's cell, or as a line now and then."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment

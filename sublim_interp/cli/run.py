@@ -29,7 +29,7 @@ def run(
     base: BaseOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
-    trace: TraceOption = "default",
+    trace: TraceOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
@@ -38,6 +38,7 @@ def run(
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
     from sublim_interp.sweeps.grid import grid_names, is_grid
+    from sublim_interp.training.recording.settings import recording_of
 
     if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
         raise SublimError(
@@ -46,62 +47,66 @@ def run(
         )
     place = Store.open(store)
     if is_grid(name):
-        sweep = planned_grid(name, sets, base)
+        sweep = planned_grid(name, sets, base, trace)
         if dry_run:
-            print_grid_plan(sweep, place, trace)
+            print_grid_plan(sweep, place)
         else:
-            _run_grid(sweep, place, processes, trace)
+            _run_grid(sweep, place, processes)
         return
     exp = configured(name, sets, base)
+    if trace:
+        exp = exp.set(recording=recording_of(trace))
     p = plan(exp)
     if dry_run:
-        print_plan(p, place, trace)
+        print_plan(p, place)
         return
     if find_run(p, place):
         print_(f"{exp.name} is in the store already: nothing to do.")
     else:
-        announce(p, place, trace)
-    _show_result(watch(exp, place, processes, trace))
+        announce(p, place)
+    _show_result(watch(exp, place, processes))
 
 
-def _run_grid(p: "SweepPlan", store: "Store", processes: int, trace: str) -> None:
+def _run_grid(p: "SweepPlan", store: "Store", processes: int) -> None:
     from sublim_interp.sweeps.plan import find_sweep
     from sublim_interp.sweeps.run import run_grid
 
     name = p.grid.name
     if find_sweep(p, store):  # though dead ends are missing from the store
         print_(f"{name} is in the store already: nothing to do.")
-        artifact = run_grid(p, store, processes, trace=trace)
+        artifact = run_grid(p, store, processes)
     else:
-        announce(p, store, trace)
+        announce(p, store)
         with Progress(name, p, store, processes) as watch:
-            artifact = run_grid(p, store, processes, watch, trace)
-    figure = artifact.path / f"{p.grid.figure}.png"
-    print_(*sweep_lines(name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
+            artifact = run_grid(p, store, processes, watch)
+    figure = artifact.path / f"{p.grid.mode.figure}.png"
+    print_(
+        *sweep_lines(p.grid, name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}"
+    )
 
 
-def print_plan(p: "Plan | SweepPlan", store: "Store", trace: str = "default") -> None:
+def print_plan(p: "Plan | SweepPlan", store: "Store") -> None:
     """What is still to be done and recorded, as tables."""
-    print_(work_table(p, store), trace_table(p, store, trace))
+    print_(work_table(p, store), trace_table(p, store))
 
 
-def print_grid_plan(p: "SweepPlan", store: "Store", trace: str = "default") -> None:
+def print_grid_plan(p: "SweepPlan", store: "Store") -> None:
     """The same of a grid, or that its sweep is there."""
     from sublim_interp.sweeps.plan import find_sweep
 
     if find_sweep(p, store):
         print_(f"{p.grid.name} is in the store already: nothing to do.")
     else:
-        print_plan(p, store, trace)
+        print_plan(p, store)
 
 
-def sweep_lines(name: str, directory: "Path") -> "list[RenderableType]":
+def sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType]":
     """The table of a sweep, and what is to be said below it."""
-    from sublim_interp.sweeps.tables import digest
+    from sublim_interp.sweeps.tables import table_of as sweep_table
 
-    found = digest(directory)
+    found = sweep_table(g, directory)
     numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]
-    table = table_of(f"{name}: {found.about.rstrip(':')}", *found.columns, right=tuple(numbers))
+    table = table_of(f"{name}: {found.about.rstrip('.')}", *found.columns, right=tuple(numbers))
     for row in found.rows:
         table.add_row(*row)
     return [table, *found.lines]

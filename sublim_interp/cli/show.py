@@ -50,7 +50,7 @@ def show(
         print_grid_plan(planned_grid(what, sets, base), Store.open(store))
         whole = published_sweep(what)
         if whole is not None:
-            print_(*sweep_lines(f"{what}, as published", whole))
+            print_(*sweep_lines(g, f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = configured(what, sets, base)
         print_(_configuration(exp))

@@ -19,7 +19,6 @@ from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables, contrasts, summary
 from sublim_interp.experiments.tables import replicates as report_replicates
-from sublim_interp.report.figures.arms import ARMS_FIGURE
 from sublim_interp.report.notes import limits, sentences
 from sublim_interp.report.terminal import terminal
 from sublim_interp.report.verdict import finding, verdict

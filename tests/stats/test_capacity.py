@@ -24,9 +24,9 @@ from sublim_interp.report.figures.dose import dose
 from sublim_interp.report.figures.registry import plot
 from sublim_interp.report.figures.training import growth
 from sublim_interp.stats.capacity import bits_held
-from sublim_interp.training.recording.settings import PRESETS
 from sublim_interp.sweeps.grid import grid
 from sublim_interp.sweeps.tables import table_of
+from sublim_interp.training.recording.settings import PRESETS
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import load_trait, members_of
