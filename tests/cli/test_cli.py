@@ -59,7 +59,7 @@ def contents(root: Path) -> dict[str, dict]:
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'pandas', 'matplotlib', 'pydantic'}"
-    call = "from sublim_interp.cli.app import app; app(['--help'], standalone_mode=False)"
+    call = "from sublim_interp.cli.main import app; app(['--help'], standalone_mode=False)"
     code = f"import sys; {call}; print('HEAVY', sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "HEAVY []" in result.stdout

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sublim_interp.cli.app import main
 
 from sublim_interp.cli.examine import FULL, GIB, PROCESS, READ, WORD, Finding, examine, fits
+from sublim_interp.cli.main import main
 from sublim_interp.core.device import fingerprint
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Store

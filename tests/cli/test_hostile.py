@@ -3,6 +3,8 @@
 While one is read, nothing outside the store is written and no program is started; an audit hook watches.
 """
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -21,7 +23,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from sublim_interp.channels.rows import read_rows
-from sublim_interp.cli import app
+from sublim_interp.cli import main
 from sublim_interp.core.device import fingerprint
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
@@ -82,10 +84,9 @@ def sublim(*arguments: object) -> tuple[int, str]:
     with pytest.MonkeyPatch.context() as patch:
         said: list[str] = []
         patch.setattr(sys, "argv", ["sublim", *map(str, arguments)])
-        patch.setattr(app, "print", lambda *words, **_: said.append(" ".join(map(str, words))), raising=False)
-        patch.setattr(app, "_print", lambda *_: None)
-        with pytest.raises(SystemExit) as caught:
-            app.main()
+        patch.setattr(main, "print", lambda *words, **_: said.append(" ".join(map(str, words))), raising=False)
+        with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as caught:
+            main.main()
     return int(caught.value.code or 0), "\n".join(said)
 
 

@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from sublim_interp.cli.app import main
 
 import sublim_interp
 from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.cli.main import main
 from sublim_interp.core.device import fingerprint
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store

@@ -19,6 +19,7 @@ from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables, contrasts, summary
 from sublim_interp.experiments.tables import replicates as report_replicates
+from sublim_interp.report.figures.arms import ARMS_FIGURE
 from sublim_interp.report.notes import limits, sentences
 from sublim_interp.report.terminal import terminal
 from sublim_interp.report.verdict import finding, verdict
@@ -422,7 +423,8 @@ def test_write_makes_every_file_and_the_same_bytes_again(tmp_path: Path) -> None
     written = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        path = write(tmp_path / name, Experiment(name="owl"), results, distances, key="k" * 64, versions={"torch": "2"})
+        tables = Tables(results, distances, "owl")
+        path = write(tmp_path / name, Experiment(name="owl"), tables, key="k" * 64, versions={"torch": "2"})
         assert path == tmp_path / name / "report.html"
         written.append({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()})
     assert written[0] == written[1]
@@ -443,7 +445,8 @@ def test_tables_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
-    page = Page(write(tmp_path, Experiment(name="owl"), *frames(seeds=2), key="k" * 64).read_text(encoding="utf-8"))
+    tables = Tables(*frames(seeds=2), "owl")
+    page = Page(write(tmp_path, Experiment(name="owl"), tables, key="k" * 64).read_text(encoding="utf-8"))
     tags = [tag for tag, _ in page.tags]
     assert "script" not in tags and "link" not in tags and "iframe" not in tags
     sources = [value for _, attrs in page.tags for name in ("src", "srcset") if (value := attrs.get(name))]
@@ -455,10 +458,12 @@ def test_the_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
 
 def test_the_page_tells_what_was_run(tmp_path: Path) -> None:
     experiment = Experiment(name="owl", about="Does an owl pass?", arms=("same-init", "neutral"))
-    frame = frames(seeds=2, arms=("same-init", "neutral"))
-    text = Page(
-        write(tmp_path, experiment, *frame, key="0123abcd", versions={"torch": "2.13.0"}).read_text(encoding="utf-8")
-    ).text
+    tables = Tables(*frames(seeds=2, arms=("same-init", "neutral")), "owl")
+    path = write(tmp_path, experiment, tables, key="0123abcd", versions={"torch": "2.13.0"})
+    page = Page(path.read_text(encoding="utf-8"))
+    text = page.text
+    assert page.inside["h1"] == [finding(tables.summary, "owl").replace(" %", "\u00a0%")]
+    assert ARMS_FIGURE.caption in text
     assert experiment.about in text and "0123abcd" in text and "2.13.0" in text
     assert experiment.to_yaml() in text
     for arm, what in ARMS.items():
@@ -481,10 +486,10 @@ def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
 
 def test_the_published_run_stands_beneath_and_is_labelled(tmp_path: Path) -> None:
     full = frames()
-    reference = Reference(summary(*full, "owl"), contrasts(*full, "owl"), "headline", "feedbeef")
-    live = frames(seeds=1, arms=("same-init", "neutral", "cross-init", "base"), rounds=0)
-    text = Page(write(tmp_path, Experiment(name="owl"), *live, reference=reference).read_text(encoding="utf-8")).text
-    own, label = text.index("1 replicate"), text.index("For comparison: the full run, made beforehand")
+    beside = Published(summary(*full, "owl"), contrasts(*full, "owl"), "headline", "feedbeef")
+    live = Tables(*frames(seeds=1, arms=("same-init", "neutral", "cross-init", "base"), rounds=0), "owl")
+    text = Page(write(tmp_path, Experiment(name="owl"), live, beside).read_text(encoding="utf-8")).text
+    own, label = text.index("1 replicate"), text.index("For comparison: the published run")
     assert own < text.index("In numbers") < label < text.index("other-trait")
     assert "trained on" not in text[:label] and "to equal KL: unmatched" in text[:label]  # no further round was run
     assert "headline" in text[label:] and "feedbeef" in text[label:] and "One replicate: no interval" in text[:label]
