@@ -11,14 +11,15 @@ from sublim_interp.cli.planned import announce, trace_table, work_table
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.cli.progress import Progress, watch
 from sublim_interp.core.errors import SublimError
-from sublim_interp.experiments.plan import Plan
-from sublim_interp.sweeps.plan import SweepPlan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sublim_interp.core.store import Store
+    from sublim_interp.experiments.plan import Plan
     from sublim_interp.experiments.results import Run
+    from sublim_interp.sweeps.grid import Grid
+    from sublim_interp.sweeps.plan import SweepPlan
 
 
 def run(
