@@ -16,10 +16,11 @@ help: ## list the targets
 demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 	$(BIN)/sublim run demo
 
-test: $(VENV)/test.stamp ## lint, types, import contracts, tests
+test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	$(BIN)/python -m pytest -n 2
 
 lab: $(VENV)/notebooks.stamp ## open the notebooks in JupyterLab, on the demo's store
