@@ -199,15 +199,30 @@ def described(name: str, thing: Any, fence: str = "```", kind: str = "function")
         shown = stringify_signature(signature(thing, bound_method=kind == "method"), unqualified_typehints=True)
     except (TypeError, ValueError):
         shown = "()"
-    text = (inspect.getdoc(thing) or "").splitlines()
+    text = markdown_of(thing)
     options = [":no-index:", ""] if kind == "method" else [""]
     return [f"{fence}{{py:{kind}}} {name}{shown}", *options, *text, fence, ""]
 
 
+def markdown_of(thing: Any) -> list[str]:
+    """A docstring as Markdown: lines such as `name: what it is` become a list."""
+    lines: list[str] = []
+    listed = False
+    for line in (inspect.cleandoc(thing.__doc__ or "")).splitlines():
+        argument = re.match(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.*)", line)
+        follows = not lines or not lines[-1] or listed
+        if argument and follows and argument[1] not in ("Columns", "Source", "Raises", "Interval"):
+            lines.append(f"- `{argument[1]}`: {argument[2]}")
+            listed = True
+        else:
+            lines.append(line)
+            listed = listed and bool(line)
+    return lines
+
+
 def described_class(name: str, thing: type) -> list[str]:
     """A class: its docstring, its documented attributes, its public methods."""
-    text = (thing.__doc__ and inspect.cleandoc(thing.__doc__)) or ""
-    lines = ["", *text.splitlines(), ""]
+    lines = ["", *markdown_of(thing), ""]
     attributes = documented_attributes(thing)
     if issubclass(thing, BaseModel):
         lines += ["Its fields are listed in [configuration](configuration.md).", ""]
