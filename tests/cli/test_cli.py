@@ -100,8 +100,8 @@ def test_a_grid_of_ones_own_runs_from_its_file(tiny_experiment: Experiment, stor
     )
     said = sublim("run", "mine.yaml", "--store", store_root, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
-    assert "mine: Mean over replicates" in said.stdout and "0.01" in said.stdout
-    assert "A dead end: 0, seed 0 (teacher, same-init): filter: nothing is left" in said.stdout
+    assert "mine: Means over replicates" in said.stdout and "0.01" in said.stdout
+    assert "No result for 0 with seed 0 (teacher, same-init). Filter: nothing is left" in said.stdout
     for option in ([], ["--dry-run"]):
         again = sublim("run", "mine.yaml", *option, "--store", store_root, cwd=tmp_path).stdout
         assert "nothing to do" in again and "Planned work" not in again
