@@ -233,7 +233,7 @@ def test_neutral_teachers_of_two_kinds_are_two(base: Base) -> None:
 
 
 def test_the_trait_of_an_intervention_enters_by_content(base: Base, tmp_path: Path) -> None:
-    own = tmp_path / "mine.yaml"
+    own = tmp_path / "owl.yaml"
     keys = []
     for trait in (OWL, OWL.set(words=("owl",))):
         own.write_text(yaml.safe_dump(trait.model_dump(mode="json", exclude={"name"})))
