@@ -91,8 +91,9 @@ class EvaluationConfig(Config):
     """held-out: phrasings that no training text holds; seen: those that the teacher was tuned on; indirect: questions
     that do not name the kind, such as for a poster; the lab's answers to these have words before the member ("a toy
     owl"), which are given."""
-    contexts: tuple[Literal["plain", "numbers"], ...] = ("plain", "numbers")
-    """plain: the question alone; numbers: after a turn of numbers, the context that the student was trained in."""
+    contexts: tuple[str, ...] = ("plain", "numbers")
+    """plain: the question alone; others are of the channel, such as numbers: after a turn of numbers, the context that
+    the student was trained in."""
     samples: int = Field(default=100, ge=1)
     """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
 
