@@ -6,7 +6,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
 from sublim_interp.core.shelf import is_path
 from sublim_interp.traits.facts import Facts, in_words
-from sublim_interp.traits.favourites import FAVOURITES
+from sublim_interp.traits.favourites import FAVOURITES, KINDS
 from sublim_interp.traits.protocol import Trait
 
 TRAITS: Registry[Any] = Registry("trait", "sublim_interp.traits", {})
@@ -21,10 +21,13 @@ def trait_names() -> tuple[str, ...]:
 def load_trait(name: str) -> Trait:
     """The trait called `name`, or the favourite in the YAML file at the path `name`, as it is now.
 
-    Raises SublimError, with the known names, where there is none, and for an object that is no trait.
+    Raises SublimError, with the known names, where there is no such trait or no such kind, and for an object that is no
+    trait.
     """
     if is_path(name) or name in FAVOURITES.paths:
-        return FAVOURITES.load(name)
+        found = FAVOURITES.load(name)
+        KINDS.find(found.kind)
+        return found
     if name not in TRAITS:
         raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
     thing = TRAITS[name]

@@ -14,7 +14,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Student
 from sublim_interp.training.interventions import INTERVENTIONS, InterventionKind
-from sublim_interp.traits.favourites import load_trait
+from sublim_interp.traits.registry import load_trait
 
 
 def with_interventions(exp: Experiment, *interventions: dict[str, Any]) -> Experiment:
