@@ -96,8 +96,10 @@ def show() -> None:
 
 def page_of(name: str) -> Path:
     """The one page that has a place for the table called `name`. Raises SublimError where none has, or several have."""
-    pages = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    found = [page for page in pages if BEGIN.format(name) in page.read_text()]
+    docs = sorted((ROOT / "docs").rglob("*.md"))
+    pages = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", *docs]
+    copy = ROOT / "docs" / "checkpoints.md"  # made by the site's build
+    found = [page for page in pages if page != copy and BEGIN.format(name) in page.read_text()]
     if len(found) != 1:
         said = ", ".join(str(page.relative_to(ROOT)) for page in found) or "no page"
         raise SublimError(

@@ -117,9 +117,9 @@ def test_every_committed_base_speaks_the_language_of_this_code(name: str) -> Non
 @pytest.mark.parametrize(
     "state, said",
     [
-        ("matched", "Trained on, cross-init students came as close to their teacher as same-init students: KL"),
-        ("unmatched", "Trained on, cross-init students never came as close to their teacher as same-init students: KL"),
-        ("matched in 10 of 12", "Trained on, 10 of 12 cross-init students came as close to their teacher as"),
+        ("matched", "cross-init came as close to its teacher as same-init: KL"),
+        ("unmatched", "cross-init never came as close to its teacher as same-init: KL"),
+        ("matched in 10 of 12", "10 of 12 cross-init students came as close to their teacher as same-init: KL"),
     ],
 )
 def test_how_close_crossed_students_came_is_told_as_it_was(tmp_path: Path, state: str, said: str) -> None:
