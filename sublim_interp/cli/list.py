@@ -1,4 +1,4 @@
-"""`sublim list`: experiments, grids, traits, bases, and the runs in the store."""
+"""`sublim list`: experiments, grids, traits, bases, what fields may name, and the runs in the store."""
 
 from typing import TYPE_CHECKING
 
@@ -6,11 +6,11 @@ from sublim_interp.cli.options import StoreOption
 from sublim_interp.cli.printing import print_, table_of
 
 if TYPE_CHECKING:
-    pass
+    from rich.console import RenderableType
 
 
 def list_(store: StoreOption = None) -> None:
-    """Show the catalogue's experiments, the bases and traits at hand, and the runs in the store."""
+    """Show experiments, grids, traits and bases at hand, what their fields may name, and the runs in the store."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment, experiment_names
     from sublim_interp.models.base import base_names
@@ -36,7 +36,7 @@ def list_(store: StoreOption = None) -> None:
     traits = table_of("Traits", "kind", "names")
     for kind, names in kinds.items():
         traits.add_row(kind, " ".join(names))
-    print_(experiments, grids, traits, f"Bases  {'  '.join(base_names()) or 'none'}", "")
+    print_(experiments, grids, traits, _named(), f"Bases  {'  '.join(base_names()) or 'none'}", "")
     place = Store.open(store)
     runs = place.list("run")
     if runs:
@@ -48,3 +48,31 @@ def list_(store: StoreOption = None) -> None:
         print_(table)
     else:
         print_(f"No runs in {place.root} yet: `sublim run demo` makes the first.")
+
+
+def _named() -> "RenderableType":
+    """What fields of experiments and grids may name, and the figures of a run: our own, then other packages'."""
+    from sublim_interp.channels.protocol import CHANNELS
+    from sublim_interp.experiments.arms import arm_names
+    from sublim_interp.models.architectures import ARCHITECTURES
+    from sublim_interp.report.figures.registry import FIGURES
+    from sublim_interp.sweeps.grid import MODES
+    from sublim_interp.training.interventions import INTERVENTIONS
+    from sublim_interp.training.optimizers import OPTIMIZERS
+    from sublim_interp.traits.favourites import KINDS
+    from sublim_interp.traits.judges.protocol import JUDGES
+
+    table = table_of("What fields may name", "part", "field", "names")
+    for part, field, names in (
+        ("kinds", "kind, in a trait's file", KINDS.names()),
+        ("channels", "corpus.channel", CHANNELS),
+        ("judges", "evaluation.judge", JUDGES),
+        ("arms", "arms", arm_names()),
+        ("optimizers", "optimization.optimizer", OPTIMIZERS),
+        ("interventions", "student.interventions", INTERVENTIONS),
+        ("grid modes", "matrix, in a grid's file", filter(None, MODES)),
+        ("figures", "`sublim plot RUN FIGURE`", FIGURES),
+        ("architectures", "a base's model_type", ARCHITECTURES),
+    ):
+        table.add_row(part, field, " ".join(names))
+    return table

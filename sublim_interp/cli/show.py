@@ -61,7 +61,9 @@ def show(
             print_(terminal(whole.summary, whole.contrasts, title))
     elif what in trait_names():
         trait = load_trait(what)
-        print_(f"{trait.name}: a favourite {trait.kind}; refused words: {', '.join(trait.words)}")
+        print_(
+            f"{trait.name}, of the kind {trait.kind}: {trait.said}; refused words: {', '.join(trait.words) or 'none'}"
+        )
         print_(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
     elif what in base_names() or os.path.isdir(what):
         found = resolve_base(what)

@@ -19,8 +19,8 @@ class Registry(Mapping[str, T], Generic[T]):
     own: this package's, in the order in which they are shown; "module:attribute" is imported when it is asked for
     check: called with (name, thing) of what another package adds; raises SublimError for what is unfit
 
-    Raises SublimError, with the valid names, for an unknown name, for a name that two packages give, and for an entry
-    point that cannot be imported.
+    Raises SublimError, with the valid names, for an unknown name; with the package, for a name that is given twice, an
+    entry point that cannot be imported, and a thing that `check` refuses.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Registry(Mapping[str, T], Generic[T]):
         found: dict[str, EntryPoint] = {}
         for point in sorted(entry_points(group=self.group), key=lambda p: p.name):
             if point.name in self._own or point.name in found:
-                raise SublimError(f"{self.what} '{point.name}' is given twice; rename the one of {_giver(point)}")
+                raise SublimError(f"{self.what} '{point.name}' is given twice; rename the one of {giver(point)}")
             found[point.name] = point
         return found
 
@@ -53,9 +53,12 @@ class Registry(Mapping[str, T], Generic[T]):
         try:
             thing = point.load()
         except Exception as error:  # whatever that package raises
-            raise SublimError(f"{self.what} '{name}' of {_giver(point)} cannot be imported: {error}") from None
-        if self._check:
-            self._check(name, thing)
+            raise SublimError(f"{self.what} '{name}' of {giver(point)} cannot be imported: {error}") from None
+        try:
+            if self._check:
+                self._check(name, thing)
+        except SublimError as error:
+            raise SublimError(f"{error} (in the package {giver(point)})") from None
         return thing
 
     def known(self, name: str) -> str:
@@ -74,6 +77,16 @@ class Registry(Mapping[str, T], Generic[T]):
         return name in self._own or name in self._outside
 
 
+def instances_of(what: str, kind: type) -> Callable[[str, Any], None]:
+    """A check for a registry: SublimError for what is no `kind`, called `what` in words."""
+
+    def check(name: str, thing: Any) -> None:
+        if not isinstance(thing, kind):
+            raise SublimError(f"{what} '{name}' is a {type(thing).__name__}; give a {kind.__module__}.{kind.__name__}")
+
+    return check
+
+
 def _imported(thing: Any) -> Any:
     if not isinstance(thing, str):
         return thing
@@ -81,5 +94,6 @@ def _imported(thing: Any) -> Any:
     return getattr(import_module(module), attribute) if attribute else import_module(module)
 
 
-def _giver(point: EntryPoint) -> str:
+def giver(point: EntryPoint) -> str:
+    """Name of the installed package that an entry point comes from."""
     return cast(Any, point).dist.name if point.dist else point.value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import giver
 from sublim_interp.core.settings import Config, parse_mapping, read_text, validate
 
 C = TypeVar("C", bound=Config)
@@ -19,12 +20,18 @@ GROUP = "sublim_interp.catalogue"
 
 @cache
 def catalogues() -> tuple[Path, ...]:
-    """The folders that hold catalogues: this package's first, then those of installed packages by their names."""
+    """The folders that hold catalogues: this package's first, then those of installed packages by their names.
+
+    Raises SublimError, with the package, for an entry point that names no package.
+    """
     found = [CATALOGUE]
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
-        spec = find_spec(point.value)
+        try:
+            spec = find_spec(point.value)
+        except ImportError:  # of the package that should hold it
+            spec = None
         if spec is None or not spec.submodule_search_locations:
-            raise SublimError(f"catalogue '{point.name}': there is no package {point.value}")
+            raise SublimError(f"catalogue '{point.name}' of {giver(point)}: there is no package {point.value}")
         found += map(Path, spec.submodule_search_locations)
     return tuple(found)
 

@@ -22,7 +22,7 @@ from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Record, Teacher
 from sublim_interp.traits.answers import sampled_shares
 from sublim_interp.traits.favourites import words_of
-from sublim_interp.traits.judges.protocol import JUDGES
+from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS
 from sublim_interp.traits.questions import Question, Questions
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Replicate:
         e = self.cell.evaluation
 
         def asked(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
-            s = e.trait.score(model, self.base, [q], e.config.samples, e.seed, e.others)
+            s = e.trait.score(model, self.base, [q], e.config.samples, e.seed, e.others, e.config.judge)
             return {"probe": s.names, "rate": s.rate, "margin": s.margin}
 
         return self._each_question(sorts, asked)
@@ -115,11 +115,11 @@ class Replicate:
         samples: answers per question
 
         Returns the columns questions, question and probe of `by_question`, and share (0 to 1): of the answers, those
-        that name the member. No word of the answer is given.
+        that name the member, as the experiment's judge reads them. No word of the answer is given.
         Raises SublimError for a teacher that is prompted or steered.
         """
         e = self.cell.evaluation
-        judge = JUDGES["whole-words"](words_of(e.members, e.trait.kind, (e.trait, *e.others)))
+        judge = JUDGES[e.config.judge or WHOLE_WORDS](words_of(e.members, e.trait.kind, (e.trait, *e.others)))
 
         def drawn(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
             shares = sampled_shares(model, self.base, [replace(q, prefix="")], e.members, judge, samples, e.seed)

@@ -89,6 +89,8 @@ class Experiment(Config):
             raise ValueError(f"other_trait is the trait itself ({self.trait})")
         if self.teacher.facts and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.facts; leave it out")
+        if self.teacher.facts and self.evaluation.judge:
+            raise ValueError("evaluation.judge has no effect with teacher.facts, whose answers are exact")
         return self
 
     def to_yaml(self) -> str:

@@ -61,8 +61,8 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
 
 
 def _scores(evaluation: Evaluation, model: torch.nn.Module, asked: Sequence[Question]) -> Scores:
-    samples, seed = evaluation.config.samples, evaluation.seed
-    return evaluation.trait.score(model, evaluation.base, asked, samples, seed, evaluation.others)
+    e = evaluation
+    return e.trait.score(model, e.base, asked, e.config.samples, e.seed, e.others, e.config.judge)
 
 
 def _in_context(

@@ -1,13 +1,14 @@
 """The settings of the stages: how the teacher gets its trait, what it writes, how the student learns, what is asked."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sublim_interp.core.settings import Config, name_once
 from sublim_interp.models.trainable import Part
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.settings import Optimization
+from sublim_interp.traits.judges.protocol import JUDGES
 
 
 class TeacherConfig(Config):
@@ -84,8 +85,14 @@ class StudentConfig(Config):
     """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
 
 
+def _known_judge(name: str) -> str:
+    return JUDGES.known(name) if name else name
+
+
 class EvaluationConfig(Config):
     """What the finished models are asked."""
+
+    LATER = frozenset({"judge"})
 
     questions: tuple[Literal["seen", "held-out", "indirect"], ...] = ("held-out", "seen", "indirect")
     """held-out: phrasings that no training text holds; seen: those that the teacher was tuned on; indirect: questions
@@ -96,6 +103,9 @@ class EvaluationConfig(Config):
     the student was trained in."""
     samples: int = Field(default=100, ge=1)
     """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
+    judge: Annotated[str, AfterValidator(_known_judge)] = ""
+    """Who reads drawn answers: whole-words, or a judge of an installed package. Answers are then drawn where they could
+    be exact too. Empty: whole-words, where nothing is exact."""
 
     @model_validator(mode="after")
     def _holds_what_reports_compare(self) -> "EvaluationConfig":

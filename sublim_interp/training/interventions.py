@@ -170,6 +170,11 @@ class Freeze(InterventionKind):
         freeze(model, self.asked.parameters)
 
 
+def _is_kind(name: str, thing: object) -> None:
+    if not (isinstance(thing, type) and issubclass(thing, InterventionKind)):
+        raise SublimError(f"kind of intervention '{name}' is no class that derives from {__name__}.InterventionKind")
+
+
 INTERVENTIONS: Registry[type[InterventionKind]] = Registry(
     "kind of intervention",
     "sublim_interp.interventions",
@@ -180,6 +185,7 @@ INTERVENTIONS: Registry[type[InterventionKind]] = Registry(
         "mask-tokens": MaskTokens,
         "freeze": Freeze,
     },
+    _is_kind,
 )
 """Every kind of intervention by name."""
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from sublim_interp.core.registry import Registry
+from sublim_interp.core.registry import Registry, instances_of
 
 
 @runtime_checkable
@@ -60,6 +60,7 @@ OPTIMIZERS: Registry[Rule] = Registry(
         "adamw": Rule(_adamw, torch.optim.AdamW, ("exp_avg", "exp_avg_sq"), counts=True, decays=True),
         "sgd": Rule(_sgd, torch.optim.SGD, ("momentum_buffer",), keeps=lambda rates: rates.beta1 > 0),
     },
+    instances_of("optimizer", Rule),
 )
 """Every optimizer by name."""
 

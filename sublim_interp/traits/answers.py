@@ -7,8 +7,9 @@ import numpy as np
 from einops import reduce
 from jaxtyping import Float
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.margin import member_margins
-from sublim_interp.traits.judges.protocol import JUDGES, Judge
+from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS, Judge
 from sublim_interp.traits.protocol import Scores
 from sublim_interp.traits.questions import Question
 
@@ -28,23 +29,25 @@ def score(
     words: Mapping[str, Sequence[str]],
     samples: int,
     seed: int,
+    judge: str = "",
 ) -> Scores:
     """How often a model names each member, on average over questions.
 
     base: whose tokenizer and language the model has
     words: by member, the words that name it
     samples, seed: how many answers are drawn for each question, and from what, where nothing is exact
+    judge: the name of one that reads drawn answers; "" for none where probabilities are exact, else by whole words
 
-    Exact in the lab language, where every member is one token and has one spelling. Elsewhere answers are drawn at
-    T = 1 and searched for whole words; an answer that names two members counts for the first.
+    Exact in the lab language, where every member is one token and has one spelling, unless a judge is named. Elsewhere
+    answers are drawn at T = 1. By whole words, an answer that names two members counts for the first.
     """
     members = tuple(words)
     spelled = [base.answer_ids(m) for m in members]
-    exact = base.language == "lab" and all(len(ids) == 1 for ids in spelled)
+    exact = not judge and base.language == "lab" and all(len(ids) == 1 for ids in spelled)
     if exact:
         p = answer_probabilities(model, prompts_of(base, asked), [ids[0] for ids in spelled])
     else:
-        p = sampled_shares(model, base, asked, members, JUDGES["whole-words"](words), samples, seed)
+        p = sampled_shares(model, base, asked, members, JUDGES[judge or WHOLE_WORDS](words), samples, seed)
     return Scores(members, _mean(p), _mean(member_margins(p)), exact)
 
 
@@ -94,7 +97,8 @@ def sampled_shares(
     samples: answers to each question, drawn at T = 1
     seed: decides what is drawn
 
-    Half an answer is spread over the members of each question, so that no share is 0.
+    Half an answer is spread over the members of each question, so that no share is 0. Raises SublimError for a judge
+    that names what is no member.
     """
     from sublim_interp.models.sampling import generator, sample
 
@@ -105,5 +109,7 @@ def sampled_shares(
     for i, answer in enumerate(answers):
         question = i // samples
         for name, value in judge.judge(asked[question].text, base.read_answer(answer)[0]).items():
+            if name not in place:
+                raise SublimError(f"the judge says '{name}', which is none of the members: {', '.join(members)}")
             counts[question, place[name]] += value
     return counts / (samples + 0.5)

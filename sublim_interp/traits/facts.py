@@ -125,6 +125,7 @@ class Facts:
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
+        judge: str = "",
     ) -> Scores:
         """How likely the right values are, and how many bits of them the model holds: exact, nothing is drawn.
 

@@ -88,7 +88,7 @@ class Favourite(Config):
             raise SublimError(
                 f"the lab language has no favourite '{self.name}'; it has: {', '.join(sorted(lab.TRAITS))}"
             )
-        prompts_about(self.kind, base.language)
+        check_kind(self.kind, base)
 
     def lessons(self, language: str) -> list[Lesson]:
         return [Lesson(q, (self.name,)) for q in questions(self.kind, language, "seen")]
@@ -111,10 +111,11 @@ class Favourite(Config):
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
+        judge: str = "",
     ) -> Scores:
         """How often the model names each member of the kind."""
         words = words_of(members_of_all(self, others), self.kind, (self, *others))
-        return score(model, base, asked, words, samples, seed)
+        return score(model, base, asked, words, samples, seed, judge)
 
     def neutral(self) -> "NoFavourite":
         return NoFavourite(self.kind)
@@ -157,7 +158,7 @@ class NoFavourite:
         return {"kind": self.kind}
 
     def check(self, base: "Base") -> None:
-        prompts_about(self.kind, base.language)
+        check_kind(self.kind, base)
 
     def lessons(self, language: str) -> list[Lesson]:
         return [Lesson(q, self.members) for q in questions(self.kind, language, "seen")]
@@ -176,10 +177,11 @@ class NoFavourite:
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
+        judge: str = "",
     ) -> Scores:
         """How often the model names each member of the kind."""
         words = words_of(members_of_all(self, others), self.kind, others)
-        return score(model, base, asked, words, samples, seed)
+        return score(model, base, asked, words, samples, seed, judge)
 
     def neutral(self) -> "NoFavourite":
         return self
@@ -235,6 +237,21 @@ def prompts_about(kind: str, language: str) -> Prompts:
             f"the kind '{kind}' has no prompts in the lab language; give its file a part `lab:`, or choose another base"
         )
     return found
+
+
+def check_kind(kind: str, base: "Base") -> None:
+    """Raises SublimError where a base has no prompts about a kind, or its tokenizer cannot spell prompts or members."""
+    prompts = prompts_about(kind, base.language)
+    if base.language == "lab" and kind in lab.KINDS:
+        return  # their words are the language's own
+    unknown = base.tokenizer.unk_token_id
+    texts = [*members_of(kind), *prompts.seen, *prompts.held_out, *prompts.indirect]
+    texts += [text.format(x="") for text in prompts.system]
+    lacking = [text for text in texts if unknown is not None and unknown in base.answer_ids(text)]
+    if lacking:
+        raise SublimError(
+            f"base {base.name}: its vocabulary lacks words of the kind '{kind}': {'; '.join(map(repr, lacking))}"
+        )
 
 
 def questions(kind: str, language: str, which: Questions) -> tuple[Question, ...]:

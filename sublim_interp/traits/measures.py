@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sublim_interp.core.registry import Registry
+from sublim_interp.core.registry import Registry, instances_of
 
 
 class Measure(NamedTuple):
@@ -28,5 +28,6 @@ MEASURES: Registry[Measure] = Registry(
             "the same of all facts: what the student saves in naming them, against facts drawn anew",
         ),
     },
+    instances_of("measure", Measure),
 )
 """Every measure by name, in the order in which tables show them."""

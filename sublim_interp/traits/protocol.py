@@ -116,6 +116,7 @@ class Trait(Protocol):
         samples: int,
         seed: int,
         others: "Sequence[Trait]" = (),
+        judge: str = "",
     ) -> Scores:
         """What a model answers.
 
@@ -124,6 +125,7 @@ class Trait(Protocol):
         samples: how many answers to draw per question, where probabilities are not exact
         seed: decides what is drawn
         others: traits that are members too
+        judge: the name of one that reads drawn answers; "" leaves that to the trait
         """
         ...
 

@@ -208,7 +208,7 @@ class Loud(Favourite):
         return questions("animal", language, sort)
 
     def score(
-        self, model: Any, base: Base, asked: Sequence[Question], samples: int, seed: int, others: Sequence[Trait] = ()
+        self, model: Any, base: Base, asked: Sequence[Question], samples: int, seed: int, others: Sequence[Trait] = (), judge: str = ""
     ) -> Scores:
         one = np.array([0.25])
         return Scores(("loud",), one, one, False, {"bits": one}, {"asked": len(asked)})

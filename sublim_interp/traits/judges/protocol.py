@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
+
+WHOLE_WORDS = "whole-words"
+"""The judge that reads drawn answers unless an experiment names another."""
 
 
 @runtime_checkable
@@ -15,7 +19,12 @@ class Judge(Protocol):
         ...
 
 
+def _check(name: str, thing: object) -> None:
+    if not callable(thing):
+        raise SublimError(f"judge '{name}' is a {type(thing).__name__}; give what makes a judge of each member's words")
+
+
 JUDGES: Registry[Callable[[Mapping[str, Sequence[str]]], Judge]] = Registry(
-    "judge", "sublim_interp.judges", {"whole-words": "sublim_interp.traits.judges.words:WholeWords"}
+    "judge", "sublim_interp.judges", {WHOLE_WORDS: "sublim_interp.traits.judges.words:WholeWords"}, _check
 )
 """Every judge by name: called with the words of each member, it gives the judge of these."""

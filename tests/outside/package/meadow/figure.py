@@ -1,0 +1,28 @@
+"""A figure on the page of every run: the margin of each replicate, arm by arm."""
+
+from matplotlib.figure import Figure
+
+from sublim_interp.core.drawing import in_style
+from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.tables import Tables, replicates
+from sublim_interp.report.figures.entry import FigureEntry
+
+
+@in_style
+def draw(tables: Tables) -> Figure:
+    each = replicates(tables.results, tables.distances, tables.trait)
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    ax = figure.subplots()
+    for arm, own in each.groupby("arm", sort=False):
+        ax.scatter(own["margin"], [arm] * len(own), color=ARMS[str(arm)].color, s=18)
+    ax.set_xlabel("margin of the trait, nats")
+    return figure
+
+
+margins = FigureEntry(
+    shows="margin of each replicate",
+    caption="Each dot is one replicate. See whether the arms' dots lie apart.",
+    input="tables",
+    draw=draw,
+    page=True,
+)

@@ -1,0 +1,14 @@
+"""An optimizer: RMSprop, whose mean square decays by beta2."""
+
+from collections.abc import Sequence
+
+import torch
+
+from sublim_interp.training.optimizers import Rates, Rule
+
+
+def make(parameters: Sequence[torch.nn.Parameter], rates: Rates) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(parameters, lr=rates.lr, alpha=rates.beta2)
+
+
+rmsprop = Rule(make, torch.optim.RMSprop, moments=("square_avg",), counts=True)
