@@ -160,7 +160,8 @@ class NoFavourite:
         prompts_about(self.kind, base.language)
 
     def lessons(self, language: str) -> list[Lesson]:
-        return [Lesson(q, self.members) for q in questions(self.kind, language, "seen")]
+        members = self.members
+        return [Lesson(q, members) for q in questions(self.kind, language, "seen")]
 
     def system_prompts(self, language: str) -> tuple[str, ...]:
         return ()
