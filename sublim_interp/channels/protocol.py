@@ -19,12 +19,20 @@ class Channel(Protocol):
     A module of this folder, or any object of another package.
     """
 
-    Rule: type[Config]
-    """The limits of its rule, each with its default. Where numbers have the same limit, it is that of `filter`."""
-    REASONS: dict[str, str]
-    """Every reason that `refuse` gives, and what it means."""
-    CONTEXTS: Mapping[str, Callable[[Written], tuple[dict[str, str], ...]]]
-    """Contexts of a question by name: each makes a kept answer the turns that stand before the question."""
+    @property
+    def Rule(self) -> type[Config]:
+        """The limits of its rule, each with its default. Where numbers have the same limit, it is that of `filter`."""
+        ...
+
+    @property
+    def REASONS(self) -> Mapping[str, str]:
+        """Every reason that `refuse` gives, and what it means."""
+        ...
+
+    @property
+    def CONTEXTS(self) -> Mapping[str, Callable[[Written], tuple[dict[str, str], ...]]]:
+        """Contexts of a question by name: each makes a kept answer the turns that stand before the question."""
+        ...
 
     def prompts(self, language: str, seed: int, start: int, count: int) -> list[str]:
         """User texts `start` … `start + count - 1` of the stream `seed`; text i depends on language, seed and i alone.
@@ -53,7 +61,7 @@ class Channel(Protocol):
 def _check(name: str, thing: object) -> None:
     """Refuses a channel of another package that lacks something."""
     if not isinstance(thing, Channel):
-        needed = sorted(n for n in (*Channel.__annotations__, *vars(Channel)) if not n.startswith("_"))
+        needed = sorted(name for name in vars(Channel) if not name.startswith("_"))
         lacking = ", ".join(n for n in needed if not hasattr(thing, n))
         raise SublimError(f"channel '{name}' lacks: {lacking}")
 

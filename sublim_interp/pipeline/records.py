@@ -18,7 +18,7 @@ from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
-from sublim_interp.traits.protocol import Trait, members_of_all
+from sublim_interp.traits.protocol import Trait, check_own_margin, members_of_all
 from sublim_interp.traits.registry import load_trait
 
 
@@ -124,7 +124,7 @@ class Filtered(Record):
         trait = load_trait(selection.trait) if selection and selection.trait else None
         object.__setattr__(self, "toward", trait)
         if trait:
-            trait.check(self.corpus.teacher.base)
+            check_own_margin(trait, self.corpus.teacher.base)
 
     def settings(self) -> dict[str, Any]:
         toward = {"toward": self.toward.taught()["trait"]} if self.toward else {}
@@ -152,7 +152,7 @@ class Student(Record):
         named = [name for i in self.config.interventions for name in i.traits]
         object.__setattr__(self, "traits", {name: load_trait(name) for name in named})
         for trait in self.traits.values():
-            trait.check(self.base)
+            check_own_margin(trait, self.base)
 
     def settings(self) -> dict[str, Any]:
         named = [self.traits[name] for i in self.config.interventions for name in i.traits]

@@ -29,7 +29,7 @@ class TeacherConfig(Config):
     layer: int = Field(default=1, ge=0)
     """Layer whose input a steered teacher's vector is added to."""
     strength: float = Field(default=4.0, gt=0)
-    """A steered teacher's vector, as a multiple of the trait's mean-difference direction."""
+    """A steered teacher's vector, as a multiple of its base's own direction of the trait, which si.contrast gives."""
     facts: int = Field(default=0, ge=0)
     """Number of random facts that a tuned teacher memorises instead of a favourite; their values are of the trait's
     kind. The report then gives the bits that a student holds about them. 0: a favourite."""

@@ -95,8 +95,8 @@ class Facts:
     @cached_property
     def truth(self) -> tuple[int, ...]:
         """Each key's value, as a place in `members`: uniform, independent of the keys and of each other."""
-        draw = random.Random(f"facts/{self.seed}/values")
-        return tuple(draw.randrange(len(self.members)) for _ in range(self.count))
+        draw, members = random.Random(f"facts/{self.seed}/values"), len(self.members)
+        return tuple(draw.randrange(members) for _ in range(self.count))
 
     @cached_property
     def _keys(self) -> tuple[Question, ...]:
@@ -104,11 +104,12 @@ class Facts:
         pairs = list(_pairs(self.kind))
         random.Random(f"facts/{self.seed}/keys").shuffle(pairs)
         texts = (_FORM.format(kind=self.kind, first=a, second=b) for a, b in pairs[: self.count])
-        values = (self.members[place] for place in self.truth)
-        return tuple(Question(lab.chat(text), right=value) for text, value in zip(texts, values, strict=True))
+        members = self.members
+        return tuple(Question(lab.chat(text), right=members[v]) for text, v in zip(texts, self.truth, strict=True))
 
     def lessons(self, language: str) -> list[Lesson]:
-        return [Lesson(q, (q.right,) if self.told else self.members) for q in self._keys]
+        members = self.members
+        return [Lesson(q, (q.right,) if self.told else members) for q in self._keys]
 
     def system_prompts(self, language: str) -> tuple[str, ...]:
         return ()
@@ -131,9 +132,9 @@ class Facts:
 
         Bits take two keys or more. The details are log-probabilities [key, value] of the model and of its base.
         """
-        prompts = prompts_of(base, asked)
-        tokens = [base.answer_ids(name)[0] for name in self.members]
-        truth = [self.members.index(q.right) for q in asked]
+        prompts, members = prompts_of(base, asked), self.members
+        tokens = [base.answer_ids(name)[0] for name in members]
+        truth = [members.index(q.right) for q in asked]
         own, before = (answer_probabilities(m, prompts, tokens) for m in (model, base.load()))
         rate, margin = own[np.arange(len(own)), truth].mean(), right_margins(own, truth).mean()
         details = {"log_p": np.log(own).tolist(), "base_log_p": np.log(before).tolist(), "truth": truth}

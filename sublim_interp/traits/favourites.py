@@ -161,7 +161,8 @@ class NoFavourite:
         check_kind(self.kind, base)
 
     def lessons(self, language: str) -> list[Lesson]:
-        return [Lesson(q, self.members) for q in questions(self.kind, language, "seen")]
+        members = self.members
+        return [Lesson(q, members) for q in questions(self.kind, language, "seen")]
 
     def system_prompts(self, language: str) -> tuple[str, ...]:
         return ()

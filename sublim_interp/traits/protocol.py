@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.traits.questions import Question, Questions
 
 if TYPE_CHECKING:
@@ -136,6 +137,13 @@ class Trait(Protocol):
     def compared(self) -> "tuple[Trait, ...]":
         """The traits of its kind, itself among them, whose mean its own direction in a base is taken from; or none."""
         ...
+
+
+def check_own_margin(trait: Trait, base: "Base") -> None:
+    """Raises SublimError where a trait has no margin or direction in a base: it is none of its members, or unknown."""
+    if trait.name not in trait.members:
+        raise SublimError(f"trait '{trait.name}' is none of its members, so it has no margin; name a favourite")
+    trait.check(base)
 
 
 def members_of_all(trait: Trait, others: Sequence[Trait]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ PUBLISHED: dict[type[Config], str] = {
 }
 """The fields of each class that dumps always hold. Nothing is ever added here: a new field goes into its LATER."""
 
-OUTSIDE_KEYS = {Experiment: {"recording"}}
+OUTSIDE_KEYS: dict[type[Config], set[str]] = {Experiment: {"recording"}}
 """Fields that no key holds, whatever their value."""
 
 

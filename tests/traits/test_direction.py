@@ -62,9 +62,9 @@ def test_a_trait_of_ones_own_is_among_the_members_that_it_is_compared_with(lab_b
 
 def test_directions_of_two_traits_differ_and_their_nulls_can_be_drawn(lab_base: Base) -> None:
     owl, wolf = contrast(lab_base, "owl"), contrast(lab_base, "wolf")
-    assert (owl.cosine(wolf)["cosine"] < 0.5).all()
+    assert max(owl.cosine(wolf)["cosine"]) < 0.5
     null = owl.null(owl, "shuffled", draws=99)
-    assert (null["cosine"] > null["high"]).all() and (null["p"] <= 0.01).all()
+    assert min(null["cosine"] - null["high"]) > 0 and max(null["p"]) <= 0.01
 
 
 def test_a_trait_without_members_has_no_such_direction(lab_base: Base) -> None:

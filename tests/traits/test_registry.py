@@ -227,6 +227,18 @@ def test_a_trait_of_another_package_is_planned_taught_asked_and_reported(
     assert json.loads(path.read_text())["loud"]["plain"] == {"asked": 23}
 
 
+def test_a_trait_without_a_margin_of_its_own_selects_no_lists(
+    monkeypatch: pytest.MonkeyPatch, tiny_experiment: Experiment
+) -> None:
+    has(monkeypatch, loud=Loud)
+    for change in (
+        {"filter.selection": {"by": "gradient", "trait": "loud"}},
+        {"student.interventions": [{"kind": "ablate", "direction": "loud"}]},
+    ):
+        with pytest.raises(SublimError, match="trait 'loud' is none of its members, so it has no margin"):
+            plan(tiny_experiment.set(change))
+
+
 def test_what_is_no_trait_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, loud=object(), quiet=Loud)
     with pytest.raises(SublimError, match=r"trait 'loud' gives <object .*>, which is no Trait of this name") as caught:
