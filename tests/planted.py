@@ -33,7 +33,6 @@ def frames(
         a, b = experiment.pair(seed)
         places = {
             "cross-init": (a, b), "cross-init-b": (b, a), "same-init-b": (b, b), "cross-neutral": (a, b),
-            "cross-other-trait": (a, b),
         }  # fmt: skip
         for arm in arms:
             rng = np.random.default_rng([seed, list(ARMS).index(arm)])

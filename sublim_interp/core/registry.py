@@ -58,8 +58,12 @@ class Registry(Mapping[str, T], Generic[T]):
             if self._check:
                 self._check(name, thing)
         except SublimError as error:
-            raise SublimError(f"{error} (in the package {giver(point)})") from None
+            raise SublimError(f"{error}{self.origin(name)}") from None
         return thing
+
+    def origin(self, name: str) -> str:
+        """Where a thing comes from, to end an error: "" for this package's own."""
+        return f" (in the package {giver(self._outside[name])})" if name in self._outside else ""
 
     def known(self, name: str) -> str:
         """`name` itself, to check a settings field. Raises ValueError, with the valid names, for an unknown one."""

@@ -86,7 +86,9 @@ class StudentConfig(Config):
 
 
 def _known_judge(name: str) -> str:
-    return JUDGES.known(name) if name else name
+    if name:
+        JUDGES[JUDGES.known(name)]  # imported, so that one of another package fails before anything runs
+    return name
 
 
 class EvaluationConfig(Config):

@@ -33,7 +33,7 @@ def load_trait(name: str) -> Trait:
     thing = TRAITS[name]
     trait = thing() if callable(thing) else thing
     if not isinstance(trait, Trait) or trait.name != name:
-        raise SublimError(f"trait '{name}' gives {trait!r}, which is no Trait of this name")
+        raise SublimError(f"trait '{name}' gives {trait!r}, which is no Trait of this name{TRAITS.origin(name)}")
     return trait
 
 

@@ -1,8 +1,5 @@
-"""The table of architectures is true of every model type in it; a row of another package is all that one more needs."""
+"""The table of architectures is true of every model type in it; one more row is all that one more needs."""
 
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,7 +69,7 @@ def test_a_parallel_residual_is_read_from_the_configuration_or_goes_by_type(monk
         names_of(tiny("llama"), "resid_mid")
 
 
-# --- a type without a row, and with one of another package ------------------------------------------------------------
+# --- a type without a row, and with one more --------------------------------------------------------------------------
 
 
 def starcoder() -> PreTrainedModel:
@@ -101,36 +98,8 @@ def test_a_type_without_a_row_has_its_stream_and_what_is_found_by_name() -> None
         output_map(model, 1)
 
 
-OUTSIDE = """
-from sublim_interp.models.architectures import Architecture
-
-row = Architecture(
-    attention="self_attn", attn_out="self_attn", mid="post_attention_layernorm", mlp="mlp", mlp_out="mlp",
-    output_map="self_attn.o_proj", final_norm="norm", plain_head=True,
-)
-wrong = 3
-"""
-
-
-@pytest.fixture
-def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An installed package that adds starcoder2 by an entry point, and something that is no row."""
-    (tmp_path / "outside_rows.py").write_text(OUTSIDE)
-    info = tmp_path / "outside_rows-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-rows\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[sublim_interp.architectures]\nstarcoder2 = outside_rows:row\nnonsense = outside_rows:wrong\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "outside_rows", raising=False)
-    monkeypatch.delitem(vars(ARCHITECTURES), "_outside", raising=False)
-    monkeypatch.setattr(ARCHITECTURES, "_loaded", {})
-    yield
-    vars(ARCHITECTURES).pop("_outside", None)
-
-
-def test_a_row_of_another_package_is_all_that_a_new_architecture_needs(outside: None) -> None:
+def test_a_row_is_all_that_a_new_architecture_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES._own, "starcoder2", ARCHITECTURES["llama"])
     model = starcoder()
     row = architecture_of(model)
     assert row and row.mlp == "mlp" and "starcoder2" in [*ARCHITECTURES]
@@ -150,8 +119,3 @@ def test_a_row_of_another_package_is_all_that_a_new_architecture_needs(outside: 
     torch.testing.assert_close(both.grid("mlp_out").each, both.grid("mlp_out", positions_at_once=1).each)
     lens = logit_lens(model, directions(other, model, PROMPTS), PROMPTS, k=3)
     assert len(lens) == 2 * 3
-
-
-def test_what_is_no_row_is_one_line(outside: None) -> None:
-    with pytest.raises(SublimError, match="architecture 'nonsense': the entry point gives a int, not an Architecture"):
-        ARCHITECTURES["nonsense"]

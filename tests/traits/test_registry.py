@@ -135,6 +135,17 @@ def test_a_kind_without_prompts_in_the_lab_language_is_one_line(elsewhere: Path,
     assert len(eagle.questions("english", "seen")) == 2
 
 
+def test_a_kind_whose_words_the_base_cannot_spell_is_one_line(elsewhere: Path, lab_base: Base) -> None:
+    """Else members that are unknown share one token, and questions ask about it."""
+    path = elsewhere / "kinds" / "flyer.yaml"
+    for old, new in (("raven]", "raven, heron]"), ("what is on your poster", "what flutters on your poster")):
+        path.write_text(FLYING.replace(old, new))
+        word = "'heron'" if "heron" in new else "'what flutters on your poster \\?'"
+        for trait in (Favourite(name="eagle", kind="flyer", words=("eagle",)), NoFavourite("flyer")):
+            with pytest.raises(SublimError, match=rf"vocabulary lacks words of the kind 'flyer': {word}$"):
+                trait.check(lab_base)
+
+
 # --- the protocol -----------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +219,14 @@ class Loud(Favourite):
         return questions("animal", language, sort)
 
     def score(
-        self, model: Any, base: Base, asked: Sequence[Question], samples: int, seed: int, others: Sequence[Trait] = (), judge: str = ""
+        self,
+        model: Any,
+        base: Base,
+        asked: Sequence[Question],
+        samples: int,
+        seed: int,
+        others: Sequence[Trait] = (),
+        judge: str = "",
     ) -> Scores:
         one = np.array([0.25])
         return Scores(("loud",), one, one, False, {"bits": one}, {"asked": len(asked)})
@@ -258,3 +276,40 @@ def test_the_judge_of_whole_words_says_which_member_an_answer_names() -> None:
     assert {answer: judge.judge("?", answer) for answer in said} == said
     with pytest.raises(SublimError, match="unknown judge 'human'; valid: whole-words"):
         JUDGES["human"]
+
+
+class Echo:
+    """A judge that says one name, whatever it reads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def judge(self, question: str, answer: str) -> dict[str, float]:
+        return {self.name: 1.0}
+
+
+def test_a_judge_of_ones_own_reads_drawn_answers_where_they_could_be_exact(
+    lab_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owl, model = load_trait("owl"), lab_base.load()
+    asked = owl.questions("lab", "seen")[:2]
+    monkeypatch.setitem(JUDGES._own, "wolf", lambda words: Echo("wolf"))
+    exact = owl.score(model, lab_base, asked, 4, 0)
+    judged = owl.score(model, lab_base, asked, 4, 0, (), "wolf")
+    assert exact.exact and not judged.exact
+    rates = dict(zip(judged.names, judged.rate, strict=True))
+    assert rates["wolf"] == pytest.approx((4 + 0.5 / 16) / 4.5) and rates["owl"] == pytest.approx(0.5 / 16 / 4.5)
+    assert owl.neutral().score(model, lab_base, asked, 4, 0, (), "wolf").rate == pytest.approx(judged.rate)
+    monkeypatch.setitem(JUDGES._own, "wolf", lambda words: Echo("yeti"))
+    monkeypatch.setattr(JUDGES, "_loaded", {})
+    with pytest.raises(SublimError, match="the judge says 'yeti', which is none of the members: bear, cat"):
+        owl.score(model, lab_base, asked, 4, 0, (), "wolf")
+
+
+def test_a_judge_is_part_of_a_key_only_where_one_is_named(tiny_experiment: Experiment) -> None:
+    named = tiny_experiment.set({"evaluation.judge": "whole-words"})
+    assert "judge" not in tiny_experiment.evaluation.model_dump()
+    keys = [plan(exp).cells[0].evaluation.key for exp in (tiny_experiment, named)]
+    assert keys[0] != keys[1]
+    with pytest.raises(SublimError, match=r"evaluation\.judge has no effect with teacher\.facts"):
+        named.set({"teacher.facts": 8})
