@@ -131,8 +131,8 @@ def commands() -> Iterator[Line]:
             yield Line(page, shlex.split(line, comments=True))
 
 
-# Names that pages use for what a reader makes, and how the words in capitals are filled.
-OWN = {"my.yaml", "my-grid.yaml", "EXPERIMENT|GRID", "NAME", "RUN", "X"}
+# Names that pages use for what a reader makes or tests/outside/package adds, and words in capitals that are filled.
+OWN = {"my.yaml", "my-grid.yaml", "meadow", "meadow-corners", "river", "sea", "EXPERIMENT|GRID", "NAME", "RUN", "X"}
 
 
 def test_every_command_is_one() -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
+from sublim_interp.core.shelf import GROUP
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.arms import ARMS, SPARE_COLORS
 from sublim_interp.experiments.schema import Experiment
@@ -197,7 +200,7 @@ def test_what_the_stages_made_follows_what_it_adds(ran: Ran) -> None:
 def test_a_trait_in_python_has_its_questions_and_its_measure(ran: Ran) -> None:
     folder = only(ran, "run", "smoke")
     table = pd.read_csv(folder / "summary.csv").set_index("arm")
-    assert table["unasked"].between(0, 1).all() and (table["unasked"] != table["rate"]).any()
+    assert table["unasked"].between(0, 1).all() and [*table["unasked"]] != [*table["rate"]]
     assert "the rate where the question does not ask for honesty" in (folder / "report.html").read_text()
 
 
@@ -215,6 +218,16 @@ def test_an_arm_without_a_colour_gets_a_spare_one(installed: Path, monkeypatch: 
     monkeypatch.setattr(ARMS, "_loaded", {})
     assert ARMS["cross-other-trait"].color == SPARE_COLORS[0]
     assert Experiment.model_json_schema()["properties"]["arms"]["items"]["enum"][-1] == "cross-other-trait"
+
+
+def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
+    asks = re.compile(r'\(\s*"[\w ]+",\s*"(sublim_interp\.\w+)",')
+    groups = {group for path in (ROOT / "sublim_interp").rglob("*.py") for group in asks.findall(path.read_text())}
+    assert len(groups) == 10
+    added = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert {*added} == groups | {GROUP}
+    page = (ROOT / "docs" / "extend" / "index.md").read_text()
+    assert all(f"`{group}`" in page for group in added)
 
 
 # --- without the package, and with one that is broken -----------------------------------------------------------------

@@ -13,8 +13,9 @@ def draw(tables: Tables) -> Figure:
     each = replicates(tables.results, tables.distances, tables.trait)
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     ax = figure.subplots()
-    for arm, own in each.groupby("arm", sort=False):
-        ax.scatter(own["margin"], [arm] * len(own), color=ARMS[str(arm)].color, s=18)
+    for arm in dict.fromkeys(each["arm"]):
+        own = each.loc[each["arm"] == arm, "margin"]
+        ax.scatter(own, [arm] * len(own), color=ARMS[arm].color, s=18)
     ax.set_xlabel("margin of the trait, nats")
     return figure
 
