@@ -1,4 +1,4 @@
-"""Stage 4: from a base and the kept data to a student: its batches, interventions, recorder. The loop: training/loop.py."""
+"""Stage 4: from a base and the kept data to a student: batches, interventions, recorder. The loop: training/loop.py."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""A teacher as it speaks: loaded from its record, with its weights, prompt or vector. How it got its trait: teach.py."""
+"""A teacher as it speaks: its record loaded, with weights, prompt or vector. How it got its trait: teach.py."""
 
 import json
 from collections.abc import Sequence
