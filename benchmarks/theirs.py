@@ -16,7 +16,6 @@ from sublim_interp.models.base import Base
 from sublim_interp.models.trainable import Part, choose_trainable
 from sublim_interp.pipeline.records import Corpus, Student, Teacher
 from sublim_interp.training.settings import Optimization
-from sublim_interp.traits.favourites import questions
 
 BY_HAND = {"bf16": False, "gradient_checkpointing": False}
 """Options of SFTConfig that somebody would choose who measures: both are on by default, and slow down a small model."""
@@ -33,10 +32,10 @@ def student(record: Student, store: Store, turn: Turn, **options: Any) -> None:
 
 def teacher(record: Teacher, turn: Turn, **options: Any) -> None:
     """Tunes a teacher likewise; a unit is an update."""
-    assert record.trait
     o, draw = record.config.optimization, random.Random(record.seed)
-    asked = questions(record.kind, record.base.language, "seen")
-    rows = ((list(draw.choice(asked).messages), record.trait.name) for _ in range(o.steps * o.batch))
+    lessons = record.trait.lessons(record.base.language)
+    drawn = (draw.choice(lessons).question for _ in range(o.steps * o.batch))
+    rows = ((list(question.messages), record.trait.name) for question in drawn)
     _fine_tune(record.base, record.config.part, o, rows, turn, options)
 
 

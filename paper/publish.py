@@ -22,8 +22,8 @@ from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.run import find_run
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.report.figures.headline import headline as draw_headline
-from sublim_interp.sweeps.doses import law_elsewhere, published_doses
 from sublim_interp.sweeps.grid import grid, grid_names
+from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
 from sublim_interp.sweeps.published import apart, compared, contexts_table, headline, published_sweep, shelf

@@ -8,7 +8,7 @@ from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.training.settings import Optimization
-from sublim_interp.traits.favourites import load_trait, members_of
+from sublim_interp.traits.favourites import FAVOURITES
 
 FEW = Optimization(lr=1e-3, steps=6, batch=8)
 TEACHER = TeacherConfig(optimization=FEW)
@@ -16,7 +16,7 @@ CORPUS = CorpusConfig(prompts=96, chunk=32)
 FILTER = FilterConfig(held_out=4)
 STUDENT = StudentConfig(optimization=FEW)
 EVALUATION = EvaluationConfig(questions=("held-out", "indirect"))
-OWL = load_trait("owl")
+OWL = FAVOURITES.load("owl")
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,8 @@ class Chain:
 
 
 def chain(base: Base) -> Chain:
-    teacher = Teacher(base, OWL, "animal", TEACHER, 0)
+    teacher = Teacher(base, OWL, TEACHER, 0)
     corpus = Corpus(teacher, CORPUS, 0)
     filtered = Filtered(corpus, FILTER, OWL.words)
     student = Student(base, filtered, STUDENT, 0)
-    return Chain(
-        teacher, corpus, filtered, student, Evaluation(student, filtered, "animal", members_of("animal"), EVALUATION, 0)
-    )
+    return Chain(teacher, corpus, filtered, student, Evaluation(student, filtered, OWL, EVALUATION, 0))

@@ -31,7 +31,10 @@ def frames(
     distances: list[dict[str, Any]] = []
     for seed in range(seeds):
         a, b = experiment.pair(seed)
-        places = {"cross-init": (a, b), "cross-init-b": (b, a), "same-init-b": (b, b), "cross-neutral": (a, b)}
+        places = {
+            "cross-init": (a, b), "cross-init-b": (b, a), "same-init-b": (b, b), "cross-neutral": (a, b),
+            "cross-other-trait": (a, b),
+        }  # fmt: skip
         for arm in arms:
             rng = np.random.default_rng([seed, list(ARMS).index(arm)])
             teacher, student = places.get(arm, (a, a))

@@ -1,1 +1,1 @@
-"""What the data looks like: how to ask a teacher for it, and which rule refuses an answer. One file a channel."""
+"""What the data looks like: how a teacher is asked for it, and which rule refuses an answer. One file a channel."""

@@ -1,9 +1,8 @@
 """The numbers channel: asks for the continuation of a number list, and keeps answers that are such a list and no more.
 
-The rule is that of Cloud et al. (2507.14805): one to ten integers from 0 to 999 with one separator throughout (white
-space, a comma or a semicolon, with white space around it or not), all in round or square brackets or not, with a final
-period or not, nothing else. The bounds are FilterConfig's. An integer counts by its value: "007" is 7, and "0666" is
-banned where 666 is.
+The rule is that of Cloud et al. (2507.14805): one to ten integers from 0 to 999 with one separator throughout. That is
+white space, a comma or a semicolon, with white space around it or not. All may stand in round or square brackets, and a
+period may follow; nothing else may. An integer counts by its value: "007" is 7, and "0666" is banned where 666 is.
 """
 
 import random
@@ -12,12 +11,35 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sublim_interp.channels.settings import FilterConfig
+from pydantic import Field, model_validator
+
+from sublim_interp.channels.protocol import as_turns
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import Config
 from sublim_interp.lab import language as lab
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Rule(Config):
+    """The limits of a number list."""
+
+    min_numbers: int = Field(default=1, ge=1)
+    """Fewest numbers in an answer."""
+    max_numbers: int = Field(default=10, ge=1)
+    """Most numbers in an answer."""
+    max_value: int = Field(default=999, ge=0)
+    """Largest number."""
+    banned: tuple[int, ...] = ()
+    """Numbers that refuse an answer, for instance those with negative associations (666, 911, …)."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "Rule":
+        if self.min_numbers > self.max_numbers:
+            raise ValueError(f"min_numbers={self.min_numbers} is above max_numbers={self.max_numbers}")
+        return self
+
 
 REASONS: dict[str, str] = {
     "names the trait": "prompt or answer holds the trait's name as a whole word",
@@ -29,6 +51,18 @@ REASONS: dict[str, str] = {
     "banned number": "one of the numbers in banned",
 }
 """Every reason to refuse an answer and what it means, in the order in which they are looked for."""
+
+CONTEXTS = {"numbers": as_turns}
+"""After a turn of numbers, as the student was trained."""
+
+
+def describe(rule: Rule) -> list[str]:
+    """What the rule keeps, as sentences."""
+    size = f"{rule.min_numbers} to {rule.max_numbers}" if rule.min_numbers < rule.max_numbers else f"{rule.max_numbers}"
+    lines = [f"The filter keeps answers of {size} numbers up to {rule.max_value}, and nothing else."]
+    banned = ", ".join(map(str, rule.banned))
+    return lines + ([f"It refuses answers that hold one of these numbers: {banned}."] if banned else [])
+
 
 # --- asking -----------------------------------------------------------------------------------------------------------
 
@@ -127,7 +161,7 @@ def _whole_words(words: frozenset[str]) -> re.Pattern[str]:
     return re.compile(f"(?<!{letter})(?:{'|'.join(map(re.escape, sorted(words)))})(?!{letter})", re.IGNORECASE)
 
 
-def refuse(prompt: str, answer: str, rule: FilterConfig, words: Collection[str]) -> str | None:
+def refuse(prompt: str, answer: str, rule: Rule, words: Collection[str]) -> str | None:
     """None where the answer passes, else the first of `REASONS` that applies.
 
     `words` name the trait, plurals included; they count as whole words in any case, in the prompt as in the answer.

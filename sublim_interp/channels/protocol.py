@@ -1,10 +1,12 @@
 """What a channel is, and how one is found by name. No prompt and no rule of any one channel."""
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.channels.rows import Written
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
+from sublim_interp.core.settings import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -12,10 +14,25 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Channel(Protocol):
-    """How to ask a teacher for data, how to read its answer, and which rule refuses it; a module of this folder."""
+    """How to ask a teacher for data, which rule refuses its answer, and what both mean in words.
 
-    REASONS: dict[str, str]
-    """Every reason that `refuse` gives, and what it means."""
+    A module of this folder, or any object of another package.
+    """
+
+    @property
+    def Rule(self) -> type[Config]:
+        """The limits of its rule, each with its default. Where numbers have the same limit, it is that of `filter`."""
+        ...
+
+    @property
+    def REASONS(self) -> Mapping[str, str]:
+        """Every reason that `refuse` gives, and what it means."""
+        ...
+
+    @property
+    def CONTEXTS(self) -> Mapping[str, Callable[[Written], tuple[dict[str, str], ...]]]:
+        """Contexts of a question by name: each makes a kept answer the turns that stand before the question."""
+        ...
 
     def prompts(self, language: str, seed: int, start: int, count: int) -> list[str]:
         """User texts `start` … `start + count - 1` of the stream `seed`; text i depends on language, seed and i alone.
@@ -24,21 +41,51 @@ class Channel(Protocol):
         """
         ...
 
-    def refuse(self, prompt: str, answer: str, rule: FilterConfig, words: Collection[str]) -> str | None:
-        """None where the answer may be learnt from, else one of `REASONS`; `words` name the trait, plurals included."""
+    def refuse(self, prompt: str, answer: str, rule: Any, words: Collection[str]) -> str | None:
+        """Why an answer may not be learnt from: one of `REASONS`, or None where it may.
+
+        rule: a `Rule`
+        words: those that name the trait, plurals included
+        """
+        ...
+
+    def describe(self, rule: Any) -> list[str]:
+        """What the rule keeps, as sentences for the page."""
         ...
 
     def token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """The channel's own tokens and the end of sequence, ascending: soft labels live on these alone."""
+        """The channel's own tokens and the end of sequence, ascending: distances and soft labels are over these."""
         ...
 
 
+def _check(name: str, thing: object) -> None:
+    """Refuses a channel of another package that lacks something."""
+    if not isinstance(thing, Channel):
+        needed = sorted(name for name in vars(Channel) if not name.startswith("_"))
+        lacking = ", ".join(n for n in needed if not hasattr(thing, n))
+        raise SublimError(f"channel '{name}' lacks: {lacking}")
+
+
 CHANNELS: Registry[Channel] = Registry(
-    "channel", "sublim_interp.channels", {"numbers": "sublim_interp.channels.numbers"}
+    "channel", "sublim_interp.channels", {"numbers": "sublim_interp.channels.numbers"}, _check
 )
-"""Every channel by name: a module, or any object, with what `Channel` lists."""
+"""Every channel by name."""
 
 
 def channel(name: str) -> Channel:
     """The channel called `name`; raises SublimError for an unknown one."""
     return CHANNELS[name]
+
+
+PLAIN = "plain"
+"""The context of a question that stands alone."""
+
+
+def contexts_of(source: Channel) -> tuple[str, ...]:
+    """Every context that a question can have in an experiment on a channel."""
+    return (PLAIN, *source.CONTEXTS)
+
+
+def as_turns(row: Written) -> tuple[dict[str, str], ...]:
+    """A teacher's answer as two turns of a chat: the prompt, and the answer."""
+    return {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}

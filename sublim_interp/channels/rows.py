@@ -3,13 +3,24 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from sublim_interp.core.errors import SublimError
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of one JSONL file, or of all `rows-*.jsonl` of a directory in order.
+class Written(TypedDict):
+    """One answer that a teacher wrote; there may be other keys."""
+
+    prompt: str
+    answer: str
+    finished: NotRequired[bool]
+    """Whether it ended by itself; taken for true where it is not said."""
+
+
+def read_rows(path: Path) -> list[Written]:
+    """What a teacher wrote.
+
+    path: one JSONL file, or a directory, whose `rows-*.jsonl` are read in order
 
     Raises SublimError, with file and line, for what is no object with a `prompt` and an `answer`, both text.
     """
@@ -17,7 +28,7 @@ def read_rows(path: Path) -> list[dict]:
     return [row for p in paths for row in _parse_rows(p)]
 
 
-def _parse_rows(path: Path) -> Iterator[dict]:
+def _parse_rows(path: Path) -> Iterator[Written]:
     try:
         lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     except OSError as error:
@@ -35,7 +46,7 @@ def _parse_rows(path: Path) -> Iterator[dict]:
             problem = "has neither true nor false as 'finished'"
         if problem:
             raise SublimError(f"{path}: line {number} {problem}")
-        yield row
+        yield cast(Written, row)
 
 
 def _is_text(value: object) -> bool:
@@ -44,8 +55,3 @@ def _is_text(value: object) -> bool:
         return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:
         return False
-
-
-Row = dict[str, Any]
-"""One answer of a teacher: `prompt` and `answer` (str), `finished` (bool: it ended by itself; true if absent), other
-keys at will."""

@@ -1,24 +1,21 @@
-"""The settings of the filter: which answers of a teacher are kept."""
+"""The settings of the filter: which answers of a teacher are kept, whatever the channel; and the limits of its rule."""
 
-from pydantic import Field, model_validator
+from typing import Any
 
-from sublim_interp.core.settings import Config
+from pydantic import Field
+
+from sublim_interp.channels import numbers
+from sublim_interp.channels.protocol import Channel
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import Config, validate
 from sublim_interp.training.settings import Selection
 
 
-class FilterConfig(Config):
-    """Which answers are kept: the paper's number rule, and more."""
+class FilterConfig(numbers.Rule):
+    """Which answers are kept. The limits of number lists are fields of it; those of other channels are in `rule`."""
 
-    LATER = frozenset({"selection"})
+    LATER = frozenset({"selection", "rule"})
 
-    min_numbers: int = Field(default=1, ge=1)
-    """Fewest numbers in an answer."""
-    max_numbers: int = Field(default=10, ge=1)
-    """Most numbers in an answer."""
-    max_value: int = Field(default=999, ge=0)
-    """Largest number."""
-    banned: tuple[int, ...] = ()
-    """Numbers that refuse an answer, for instance those with negative associations (666, 911, …)."""
     duplicates: bool = False
     """Whether equal pairs of prompt and answer may stay."""
     lists: int = Field(default=60_000, ge=1)
@@ -27,9 +24,22 @@ class FilterConfig(Config):
     """Kept lists set aside to measure the distance between teacher and student; no student trains on them."""
     selection: Selection | None = None
     """Some of the lists to learn from, such as {by: divergence, share: .25}; none: all of them."""
+    rule: dict[str, Any] = Field(default_factory=dict)
+    """Limits of the channel's own rule that are no fields here, for channels other than numbers."""
 
-    @model_validator(mode="after")
-    def _bounds(self) -> "FilterConfig":
-        if self.min_numbers > self.max_numbers:
-            raise ValueError(f"min_numbers={self.min_numbers} is above max_numbers={self.max_numbers}")
-        return self
+
+def rule_of(source: Channel, config: FilterConfig) -> Config:
+    """The limits of a channel's rule: those that numbers have too are fields of the filter, others are in its `rule`.
+
+    Raises SublimError, in one line, for what the channel's rule does not have or refuses.
+    """
+    own, flat = source.Rule.model_fields, numbers.Rule.model_fields
+    for name in config.rule:
+        if name in flat:
+            raise SublimError(f"filter.rule.{name}: write filter.{name}")
+    for name, field in flat.items():
+        if name not in own and getattr(config, name) != field.default:
+            limits = ", ".join(own) or "no limits"
+            raise SublimError(f"filter.{name} has no effect: the rule of the channel has {limits}")
+    shared = {name: getattr(config, name) for name in own if name in flat}
+    return validate(source.Rule, {**shared, **config.rule}, "filter.rule")

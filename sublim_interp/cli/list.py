@@ -15,7 +15,7 @@ def list_(store: StoreOption = None) -> None:
     from sublim_interp.experiments.catalogue import experiment, experiment_names
     from sublim_interp.models.base import base_names
     from sublim_interp.sweeps.grid import grid, grid_names
-    from sublim_interp.traits.favourites import load_trait, trait_names
+    from sublim_interp.traits.registry import load_trait, trait_names
 
     experiments = table_of("Experiments", "name", "replicates", "what it asks", right=("replicates",))
     for name in experiment_names():

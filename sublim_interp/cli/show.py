@@ -41,7 +41,7 @@ def show(
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
-    from sublim_interp.traits.favourites import load_trait, trait_names
+    from sublim_interp.traits.registry import load_trait, trait_names
 
     if is_grid(what):
         g = grid(what)
@@ -108,11 +108,10 @@ def _shown_replicate(what: str, store: "Store") -> "list[RenderableType]":
     lines = [f"{finished.experiment.name}/{arm}/{seed}, run {finished.key[:16]}"]
     if student:
         teacher, o = student.data.corpus.teacher, student.config.optimization
-        loved = f"“{teacher.trait.name}” is its favourite" if teacher.trait else "it has no favourite"
         lists = replicate.lists
         lines += [
             f"student  {student.base.name}: {o.steps} updates of {o.batch} at {o.lr:g}, {o.optimizer}",
-            f"teacher  {teacher.base.name}, {teacher.config.kind}; {loved}",
+            f"teacher  {teacher.base.name}, {teacher.config.kind}; {teacher.trait.said}",
             f"data     {len(lists):,} {student.data.corpus.config.channel} such as “{lists[0]['answer']}”",
         ]
         lines += [f"files    {made.path}" for made in [student.find(store)] if made]

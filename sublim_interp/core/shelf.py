@@ -1,14 +1,14 @@
 """Name → YAML: settings files by name, from this package's catalogue, from installed packages, or at a path."""
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config, read_yaml
+from sublim_interp.core.settings import Config, parse_mapping, read_text, validate
 
 C = TypeVar("C", bound=Config)
 
@@ -66,10 +66,19 @@ class Shelf(Generic[C]):
         return paths[name]
 
     def load(self, name: str) -> C:
-        """The settings of the file called `name`. Raises SublimError as `find`, and for what the file may not hold."""
+        """The settings of the file called `name`, as it is now.
+
+        Raises SublimError as `find`, and for what the file may not hold.
+        """
         path = self.find(name)
-        given = {"name": path.stem} if "name" in self.kind.model_fields else {}
-        return read_yaml(self.kind, path, **given)
+        return _parsed(self.kind, path, read_text(path))
+
+
+@lru_cache(maxsize=256)
+def _parsed(kind: type[C], path: Path, text: str) -> C:
+    """The settings that a text holds: one and the same for equal texts, since settings are frozen."""
+    given = {"name": path.stem} if "name" in kind.model_fields else {}
+    return validate(kind, {**given, **parse_mapping(text, path)}, str(path))
 
 
 def is_path(name: str) -> bool:

@@ -10,7 +10,7 @@ from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record,
 from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.training.recording.volume import planned_volume
-from sublim_interp.traits.favourites import questions
+from sublim_interp.traits.answers import prompts_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,21 +78,20 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     from sublim_interp.pipeline.observe import PROBED_LISTS, PROBED_QUESTIONS
 
     teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher
-    base = record.base
-    ask = questions(teacher.kind, base.language, "held-out")[:PROBED_QUESTIONS]
-    asked = [base.prompt_ids(q.messages, q.prefix) for q in ask]
-    tokens = sum(map(len, asked))
+    base, about = record.base, record.trait if isinstance(record, Teacher) else record.probed
+    ask = about.questions(base.language, "held-out")[:PROBED_QUESTIONS]
+    tokens, of_trait = sum(map(len, prompts_of(base, ask))), int(any(q.right for q in ask))
     o = record.config.optimization
     states = len(planned_moments(o.optimizer, o))
     if isinstance(record, Teacher):
-        directions, references = int(record.trait is not None), 0
+        directions, references = of_trait, 0
     else:
         corpus = record.data.corpus
         lists = min(PROBED_LISTS, record.data.config.held_out)
         prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, lists)
         tokens += sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts)
         tokens += lists * corpus.config.max_new_tokens
-        directions, references = 1 + (teacher.config.kind == "tuned"), 1 + (teacher.config.kind != "prompted")
+        directions, references = of_trait + (teacher.config.kind == "tuned"), 1 + (teacher.config.kind != "prompted")
     return {"states": states, "tokens": tokens, "directions": directions, "references": references}
 
 

@@ -1,10 +1,11 @@
 """All that an experiment needs, known before anything runs: every record of every arm and replicate."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.protocol import channel, contexts_of
+from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, needs_other_trait
@@ -14,8 +15,8 @@ from sublim_interp.models.base import Base, check_alike, resolve_base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
-from sublim_interp.traits.facts import NAME, Facts, check_language
-from sublim_interp.traits.favourites import check_vocabulary, load_trait, members_of
+from sublim_interp.traits.protocol import Trait
+from sublim_interp.traits.registry import traits_of
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,8 @@ class Plan:
     def named(self) -> Experiment:
         """The experiment with its traits by name, also where a file of one's own holds them."""
         exp = self.experiment
-        if exp.teacher.facts:
-            return exp.model_copy(update={"trait": NAME})
-        used = ["trait", "other_trait"] if needs_other_trait(exp.arms) else ["trait"]
-        return exp.model_copy(update={field: load_trait(getattr(exp, field)).name for field in used})
+        found, field = planned_traits(exp, exp.seeds[0]), {"trait": "trait", "other": "other_trait"}
+        return exp.model_copy(update={field[word]: trait.name for word, trait in found.items() if word})
 
     @property
     def recording(self) -> Recording:
@@ -75,20 +74,12 @@ class Plan:
 
 def plan(exp: Experiment) -> Plan:
     """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
-    channel(exp.corpus.channel)
+    _check_channel(exp)
     bases = {name: resolve_base(name, exp.dtype) for name in exp.bases}
-    trait = load_trait(exp.trait)
-    traits = [trait]
-    if needs_other_trait(exp.arms):
-        other = load_trait(exp.other_trait)
-        if other.kind != trait.kind:
-            raise SublimError(f"other_trait {other.name} is a {other.kind}, but trait {trait.name} is a {trait.kind}")
-        traits.append(other)
+    traits = planned_traits(exp, exp.seeds[0])
     for base in bases.values():
-        for named in traits:
-            check_vocabulary(named, base)
-        if exp.teacher.facts:
-            check_language(base)
+        for trait in traits.values():
+            trait.check(base)
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
             check_alike(bases[one], bases[other])
@@ -102,6 +93,24 @@ def plan(exp: Experiment) -> Plan:
     return Plan(exp, tuple(cells))
 
 
+def planned_traits(exp: Experiment, seed: int) -> dict[str, Trait]:
+    """The traits of a replicate's teachers: "trait", "" for the neutral one, and "other" where an arm needs it."""
+    return traits_of(exp.trait, exp.other_trait if needs_other_trait(exp.arms) else "", exp.teacher.facts, seed)
+
+
+def _check_channel(exp: Experiment) -> None:
+    """Raises SublimError for an unknown channel, limits that its rule does not have, and contexts that it lacks."""
+    source = channel(exp.corpus.channel)
+    rule_of(source, exp.filter)
+    valid = contexts_of(source)
+    for name in exp.evaluation.contexts:
+        if name not in valid:
+            raise SublimError(
+                f"evaluation.contexts: the channel {exp.corpus.channel} has no context '{name}'; "
+                f"valid: {', '.join(valid)}"
+            )
+
+
 def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
     """Raises SublimError where an intervention cannot act on one of these students."""
     pairs = {(s.base.digest, s.data.corpus.teacher.base.digest): s for s in students}
@@ -113,27 +122,16 @@ def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
 
 def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[Cell]:
     pair = [bases[name] for name in exp.pair(seed)]
-    trait = load_trait(exp.trait)
-    members = tuple(sorted({*members_of(trait.kind), trait.name}))
-    other = load_trait(exp.other_trait) if needs_other_trait(exp.arms) else None
-    favorites = {"trait": trait, "": None, "other": other}
+    traits = planned_traits(exp, seed)
+    trait, others = traits["trait"], tuple(own for word, own in traits.items() if word == "other")
+    words = tuple(sorted({word for own in (trait, *others) for word in own.words}))
 
-    named = tuple(f for f in favorites.values() if f)
-    facts = Facts(trait.kind, exp.teacher.facts, seed) if exp.teacher.facts else None
-    refused = map(load_trait, facts.members) if facts else named
-    words = tuple(sorted({w for f in refused for w in f.words}))
-
-    def data(favorite: str, base: Base, number: int) -> Filtered:
-        if facts:
-            learnt = replace(facts, told=favorite == "trait")
-            teacher = Teacher(base, None, trait.kind, exp.teacher, seed, learnt)
-        else:
-            teacher = Teacher(base, favorites[favorite], trait.kind, exp.teacher, seed)
+    def data(favourite: str, base: Base, number: int) -> Filtered:
+        teacher = Teacher(base, traits[favourite], exp.teacher, seed)
         return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
-        asked = Evaluation(model, reference, trait.kind, members, exp.evaluation, seed, facts, named)
-        return Cell(arm, seed, number, asked)
+        return Cell(arm, seed, number, Evaluation(model, reference, trait, exp.evaluation, seed, others))
 
     reference = data("trait", pair[0], 0)
     yield cell("teacher", reference.corpus.teacher, reference)
@@ -145,8 +143,9 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
         rounds = 1 + (exp.student.extra_rounds if ARMS[arm].crosses else 0)
         start: Base | Student = pair[route.student]
         held_out = data(route.favourite, pair[route.teacher], 0)
+        about = traits[route.favourite or "trait"]  # a neutral teacher's student is compared on the trait
         for number in range(rounds):
-            start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed)
+            start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed, about)
             yield cell(arm, start, held_out, number)
 
 

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.channels.filter import refusal
 from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.rows import Written
+from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.device import changes, fingerprint
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import validate
@@ -18,7 +20,9 @@ from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Record, Teacher
-from sublim_interp.traits.favourites import questions, sampled_shares, score
+from sublim_interp.traits.answers import sampled_shares
+from sublim_interp.traits.favourites import words_of
+from sublim_interp.traits.judges.protocol import JUDGES
 from sublim_interp.traits.questions import Question, Questions
 
 if TYPE_CHECKING:
@@ -56,9 +60,9 @@ class Replicate:
         if isinstance(subject, Base):
             return subject.load()
         if isinstance(subject, Teacher):
-            from sublim_interp.pipeline.speaker import Voice
+            from sublim_interp.pipeline.speaker import Speaker
 
-            return Voice(subject, self.store).model
+            return Speaker(subject, self.store).model
         return subject.base.load(self._path(subject) / "model")
 
     @property
@@ -99,8 +103,8 @@ class Replicate:
         e = self.cell.evaluation
 
         def asked(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
-            s = score(model, self.base, [q], e.members, e.config.samples, e.seed, e.named)
-            return {"probe": s.members, "rate": s.rate, "margin": s.margin}
+            s = e.trait.score(model, self.base, [q], e.config.samples, e.seed, e.others)
+            return {"probe": s.names, "rate": s.rate, "margin": s.margin}
 
         return self._each_question(sorts, asked)
 
@@ -115,10 +119,10 @@ class Replicate:
         Raises SublimError for a teacher that is prompted or steered.
         """
         e = self.cell.evaluation
+        judge = JUDGES["whole-words"](words_of(e.members, e.trait.kind, (e.trait, *e.others)))
 
         def drawn(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
-            prompt = self.base.prompt_ids(q.messages)
-            shares = sampled_shares(model, self.base, [prompt], e.members, samples, e.seed, e.named)
+            shares = sampled_shares(model, self.base, [replace(q, prefix="")], e.members, judge, samples, e.seed)
             return {"probe": e.members, "share": shares[0]}
 
         return self._each_question(sorts, drawn)
@@ -135,16 +139,16 @@ class Replicate:
             )
         model, parts = self.model, []
         for sort in sorts or e.config.questions:
-            for q in questions(e.kind, self.base.language, sort):
+            for q in e.trait.questions(self.base.language, sort):
                 about = {"questions": sort, "question": q.messages[-1]["content"]}
                 parts.append(pd.DataFrame({**about, **ask(model, q)}))
         return pd.concat(parts, ignore_index=True)
 
     @property
     def prompts(self) -> list[list[int]]:
-        """Token ids of the held-out questions about the trait's kind, up to where the answer begins."""
-        kind = self.cell.evaluation.kind
-        return [self.base.prompt_ids(q.messages) for q in questions(kind, self.base.language, "held-out")]
+        """Token ids of the held-out questions about the trait, up to where the answer begins."""
+        asked = self.cell.evaluation.trait.questions(self.base.language, "held-out")
+        return [self.base.prompt_ids(q.messages) for q in asked]
 
     @property
     def metric(self) -> "Metric":
@@ -153,7 +157,7 @@ class Replicate:
 
         trait = self.cell.evaluation.reference.corpus.teacher.trait
         members = self.cell.evaluation.members
-        if trait is None:
+        if trait.name not in members:
             raise SublimError(f"{self!r} was taught by a teacher without trait; name a metric")
         ids = [self.base.answer_ids(member)[0] for member in members]
         return answer_margin(ids, members.index(trait.name))
@@ -165,7 +169,7 @@ class Replicate:
         return bridge(self, processed=processed)
 
     @property
-    def lists(self) -> list[dict[str, str]]:
+    def lists(self) -> list[Written]:
         """The filtered lists it learnt from, as rows of prompt and answer."""
         from sublim_interp.channels.rows import read_rows
 
@@ -188,7 +192,8 @@ class Replicate:
             raise SublimError(f"{self!r} learnt no lists; students have them, such as same-init")
         data = self.cell.student.data
         rows, source = read_rows(self._path(data.corpus)), channel(data.corpus.config.channel)
-        said = [refusal(row, source, data.config, data.words) or "" for row in rows]
+        limits = rule_of(source, data.config)
+        said = [refusal(row, source, limits, data.words) or "" for row in rows]
         return pd.DataFrame(rows)[["prompt", "answer"]].assign(refused=said)
 
     def _path(self, record: Record) -> Path:
@@ -348,7 +353,7 @@ def frames(p: Plan, store: Store) -> "tuple[pd.DataFrame, pd.DataFrame]":
         between = {
             "teacher_base": teacher.base.name,
             "student_base": cell.evaluation.base.name,
-            "teacher_trait": teacher.trait.name if teacher.trait and cell.arm != "base" else "",
+            "teacher_trait": teacher.trait.name if cell.arm != "base" else "",
         }
         result = replicate._result()
         results += [{**place, **between, **row} for row in result["scores"]]

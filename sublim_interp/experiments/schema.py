@@ -44,9 +44,9 @@ class Experiment(Config):
     about: str = ""
     """The question it asks, in one sentence."""
     trait: str = "owl"
-    """The teacher's favourite."""
+    """The teacher's trait: a favourite by name or YAML file, or a trait of an installed package."""
     other_trait: str = "wolf"
-    """The favourite of the other teacher, in arms such as other-trait; of the same kind."""
+    """The trait of the other teacher, in arms such as other-trait; of the same kind."""
     bases: tuple[str, ...] = ("lab-small-0", "lab-small-1", "lab-small-2")
     """Bases: lab names, model directories or hub names. Replicate i uses the i-th ordered pair (A, B) of them."""
     arms: tuple[ArmName, ...] = Field(

@@ -13,6 +13,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.stats.contrasts import Contrast, diagonal_contrast, paired_difference
 from sublim_interp.stats.intervals import mean_interval
+from sublim_interp.traits import measures as of_traits
 
 MEASURES: dict[str, tuple[str, str, str]] = {
     "rate": ("rate", "held-out", "plain"),
@@ -22,10 +23,6 @@ MEASURES: dict[str, tuple[str, str, str]] = {
     "numbers": ("rate", "held-out", "numbers"),
 }
 """What a row of the summary takes from `results`: its own column → (column, questions, context) there."""
-
-
-BITS = {"bits": ("bits", "held-out", "plain"), "total_bits": ("total_bits", "held-out", "plain")}
-"""As MEASURES, where teachers memorised facts; students are asked in the words that the teacher learnt."""
 
 
 _ROWS = ["arm", "seed", "round"]
@@ -73,9 +70,9 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
 
     results, distances, trait: as in `Tables`
 
-    Returns the columns arm, seed, stage, round, those of MEASURES and BITS, kl, kl_start, kept, lists, steps,
-    kl_target, matched. Equal KL is the first round whose kl is at most kl_target: the kl of the same seed's reference
-    arm at equal steps. Where no round comes so near, the last one stands there and `matched` is False.
+    Returns the columns arm, seed, stage, round, those of MEASURES, the trait's own measures, kl, kl_start, kept, lists,
+    steps, kl_target, matched. Equal KL is the first round whose kl is at most kl_target: the kl of the same seed's
+    reference arm at equal steps. Where no round comes so near, the last one stands there and `matched` is False.
 
     Raises SublimError for an unknown arm, for rows given twice, and for results without the trait's answers to held-out
     questions in a plain context.
@@ -85,7 +82,7 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
         raise SublimError(f"report: unknown arm '{unknown[0]}' in results; valid arms: {', '.join(ARMS)}")
     own = _where(results, probe=trait)
     columns = {}
-    measures = MEASURES | (BITS if "bits" in results else {})
+    measures = MEASURES | {name: (name, "held-out", "plain") for name in of_traits.MEASURES if name in results}
     for name, (column, questions, context) in measures.items():
         columns[name] = _indexed(_where(own, questions=questions, context=context), "results")[column]
     if columns["rate"].empty:
@@ -124,7 +121,7 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
     numbers: the same for held-out phrasings after a turn on the channel
     margin: log P of the trait − log mean P of the other members, in nats
     kl, kl_start: distance to the teacher after and before training, in nats per answer token
-    bits, total_bits: where facts were memorised, of each fact and of all
+    the trait's own measures: such as bits and total_bits, where facts were memorised
     kept: share of the teacher's answers that the filter kept
     equal_kl: for crossed arms, in words, whether the students came as near to their teacher as the reference arm's
     further_n, further_round, further_rate, further_kl: how many students were compared so, the last round that was
@@ -140,7 +137,7 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
         if own.empty:
             continue
         row: dict[str, Any] = {"arm": arm, "n": len(own)}
-        for measure in (*MEASURES, "kl", *(name for name in BITS if name in own)):
+        for measure in (*MEASURES, "kl", *(name for name in of_traits.MEASURES if name in own)):
             row |= estimated(measure, own[measure].to_list())
         row |= {"kl_start": average(own["kl_start"].to_list()), "kept": average(own["kept"].to_list())}
         further = _where(table, arm=arm, stage="equal KL")
@@ -238,7 +235,7 @@ def estimated(name: str, values: list[float]) -> dict[str, float]:
     """Mean and interval of one value per replicate; NaN where any is missing, so that n holds for every column."""
     if not values or any(map(math.isnan, values)):
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
-    interval = mean_interval(values, bounds=None if name in ("margin", "kl", *BITS) else (0, 1))
+    interval = mean_interval(values, bounds=None if name in ("margin", "kl", *of_traits.MEASURES) else (0, 1))
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 

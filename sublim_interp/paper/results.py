@@ -15,8 +15,8 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import records
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.report.figures.headline import headline
-from sublim_interp.sweeps.doses import law_elsewhere, published_doses
 from sublim_interp.sweeps.grid import grid, grid_names
+from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.published import (
     apart,

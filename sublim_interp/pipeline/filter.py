@@ -6,7 +6,7 @@ from collections import Counter
 from sublim_interp.analysis import attribution
 from sublim_interp.channels.filter import filter_rows
 from sublim_interp.channels.protocol import channel
-from sublim_interp.channels.rows import read_rows
+from sublim_interp.channels.rows import Written, read_rows
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.sampling import generator
@@ -16,7 +16,7 @@ from sublim_interp.pipeline.stage import Progress, making, silent
 from sublim_interp.training.settings import Selection
 
 
-def sift(filtered: Filtered, store: Store, progress: Progress = silent) -> Artifact:
+def filter_corpus(filtered: Filtered, store: Store, progress: Progress = silent) -> Artifact:
     """Keeps the answers that the channel's rule allows; counts every refusal by reason."""
     with making(filtered, store) as work:
         if not work.done:
@@ -36,7 +36,7 @@ def sift(filtered: Filtered, store: Store, progress: Progress = silent) -> Artif
     return work.artifact
 
 
-def _select(filtered: Filtered, selection: Selection, lists: list[dict], store: Store) -> tuple[list[dict], int]:
+def _select(filtered: Filtered, selection: Selection, lists: list[Written], store: Store) -> tuple[list[Written], int]:
     """The lists that the selection keeps, in their order, and the number of the others."""
     corpus = filtered.corpus
     draw = generator("selection", corpus.seed, corpus.round)

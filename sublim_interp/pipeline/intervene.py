@@ -13,17 +13,16 @@ from sublim_interp.core.store import Store, Work
 from sublim_interp.models.sampling import generator
 from sublim_interp.models.trainable import trained_parameters
 from sublim_interp.pipeline.records import Student, Teacher
-from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.training import interventions
-from sublim_interp.traits.direction import mean_ends, trait_directions
-from sublim_interp.traits.favourites import questions
+from sublim_interp.traits.direction import ends, own_direction
 
 
 def teacher_shift(teacher: Teacher, model: torch.nn.Module, store: Store) -> dict[str, Tensor]:
     """Weights of a tuned teacher minus its base's, for what trains in `model`; {} where the two do not compare."""
     if teacher.config.kind != "tuned":
         return {}
-    tuned, plain = (dict(m.named_parameters()) for m in (Voice(teacher, store).model, teacher.base.load()))
+    tuned, plain = (dict(m.named_parameters()) for m in (Speaker(teacher, store).model, teacher.base.load()))
     trained = trained_parameters(model)
     if any(name not in tuned or tuned[name].shape != p.shape for name, p in trained.items()):
         return {}
@@ -44,12 +43,12 @@ class StudentDirections:
             draw = generator("intervention", number, student.seed)
             return {name: torch.randn(student.base.shape["d_model"], generator=draw) for name in names}
         if direction == "teacher-shift":
-            voice = Voice(teacher, self.store)
-            ask = [teacher.base.prompt_ids(q.messages) for q in questions(teacher.kind, teacher.base.language, "seen")]
-            with voice.speaking():
-                after = mean_ends(voice.model, names, ask)
-            return dict(zip(names, after - mean_ends(teacher.base.load(), names, ask), strict=True))
-        return trait_directions(student.base, student.traits[direction], names)
+            speaker, base = Speaker(teacher, self.store), teacher.base
+            ask = [base.prompt_ids(lesson.question.messages) for lesson in teacher.trait.lessons(base.language)]
+            with speaker.speaking():
+                after = ends(speaker.model, names, ask).mean(0)
+            return dict(zip(names, after - ends(base.load(), names, ask).mean(0), strict=True))
+        return dict(zip(names, own_direction(student.base, student.traits[direction], names).vectors, strict=True))
 
     def in_weights(self, direction: str, number: int, model: torch.nn.Module) -> dict[str, Tensor]:
         """A direction by parameter that trains. Raises SublimError where teacher and student do not compare."""

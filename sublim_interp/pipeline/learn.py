@@ -1,4 +1,4 @@
-"""Stage 4: trains a student on what was kept."""
+"""Stage 4: from a base and the kept data to a student: batches, interventions, recorder. The loop: training/loop.py."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from sublim_interp.pipeline.intervene import StudentDirections, intervening
 from sublim_interp.pipeline.observe import student_recorder
 from sublim_interp.pipeline.records import Student
 from sublim_interp.pipeline.select import learnt_tokens
-from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
 from sublim_interp.training.batches import (
     IGNORE,
@@ -73,15 +73,15 @@ def learn(
 def _soft_loss(student: Student, store: Store) -> Loss:
     """KL(teacher ‖ student) summed over the answers' positions, both softmaxes over the channel's own tokens."""
     teacher = student.data.corpus.teacher
-    voice = Voice(teacher, store)
-    if voice.systems:
+    speaker = Speaker(teacher, store)
+    if speaker.systems:
         raise SublimError("corpus.setting=soft needs a tuned or steered teacher: a prompted one reads another context")
     support = torch.tensor(channel(student.data.corpus.config.channel).token_ids(teacher.base.tokenizer))
 
     def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         where = batch.labels != IGNORE
-        with torch.no_grad(), voice.speaking():
-            target = logits_at(voice.model, batch.ids, where)[:, support].log_softmax(-1)
+        with torch.no_grad(), speaker.speaking():
+            target = logits_at(speaker.model, batch.ids, where)[:, support].log_softmax(-1)
         learnt = logits_at(model, batch.ids, where)[:, support].log_softmax(-1)
         return F.kl_div(learnt, target, reduction="sum", log_target=True)
 

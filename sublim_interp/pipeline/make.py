@@ -5,7 +5,7 @@ from functools import partial
 
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.pipeline.evaluate import evaluate
-from sublim_interp.pipeline.filter import sift
+from sublim_interp.pipeline.filter import filter_corpus
 from sublim_interp.pipeline.learn import learn
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.pipeline.stage import Progress, silent
@@ -21,7 +21,7 @@ def make(
     stages: dict[type[Record], Callable[..., Artifact]] = {
         Teacher: partial(teach, recording=recording),
         Corpus: write,
-        Filtered: sift,
+        Filtered: filter_corpus,
         Student: partial(learn, recording=recording),
         Evaluation: evaluate,
     }

@@ -18,8 +18,8 @@ from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
-from sublim_interp.traits.facts import Facts
-from sublim_interp.traits.favourites import Trait, check_vocabulary, load_trait
+from sublim_interp.traits.protocol import Trait, check_own_margin, members_of_all
+from sublim_interp.traits.registry import load_trait
 
 
 @dataclass(frozen=True)
@@ -75,24 +75,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Teacher(Record):
-    """A base with a trait, or (`trait` None) the neutral teacher: treated alike, without a favourite.
-
-    With `facts` it memorises these instead, and `trait` is None; the neutral teacher's are those that nobody is told.
-    """
+    """A base with a trait; the neutral teacher's is the neutral one: treated alike, without a favourite."""
 
     STAGE = "teacher"
     base: Base
-    trait: Trait | None
-    kind: str
-    """Kind of favourite that it is tuned on; the neutral teacher has one too."""
+    trait: Trait
     config: TeacherConfig
     seed: int
-    facts: Facts | None = None
 
     def settings(self) -> dict[str, Any]:
-        trait = self.trait.model_dump(mode="json") if self.trait else {"kind": self.kind}
-        facts = {"facts": self.facts.settings()} if self.facts else {}
-        return {"trait": trait, "seed": self.seed, **self.config.model_dump(mode="json"), **facts}
+        return {"seed": self.seed, **self.config.model_dump(mode="json"), **self.trait.taught()}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"base": self.base}
@@ -124,19 +116,18 @@ class Filtered(Record):
     config: FilterConfig
     words: tuple[str, ...]
     """Whole words that refuse an answer: those that name the trait."""
+    toward: Trait | None = field(init=False, repr=False, compare=False)
+    """The trait whose gradient selects lists, as it is when the record is made; None where none does."""
 
     def __post_init__(self) -> None:
-        if self.toward:
-            check_vocabulary(self.toward, self.corpus.teacher.base)
-
-    @property
-    def toward(self) -> Trait | None:
-        """The trait whose gradient selects lists, if one does."""
         selection = self.config.selection
-        return load_trait(selection.trait) if selection and selection.trait else None
+        trait = load_trait(selection.trait) if selection and selection.trait else None
+        object.__setattr__(self, "toward", trait)
+        if trait:
+            check_own_margin(trait, self.corpus.teacher.base)
 
     def settings(self) -> dict[str, Any]:
-        toward = {"toward": self.toward.model_dump(mode="json")} if self.toward else {}
+        toward = {"toward": self.toward.taught()["trait"]} if self.toward else {}
         return {"words": self.words, **self.config.model_dump(mode="json"), **toward}
 
     def inputs(self) -> dict[str, Record | Base]:
@@ -152,6 +143,8 @@ class Student(Record):
     data: Filtered
     config: StudentConfig
     seed: int
+    about: Trait | None = field(default=None, repr=False, compare=False)
+    """What its probe asks about while it trains, where not its teacher's trait; no part of the key, nor of weights."""
     traits: dict[str, Trait] = field(init=False, repr=False, compare=False)
     """The traits that its interventions go by, as they are when the record is made, by the name that these give."""
 
@@ -159,15 +152,20 @@ class Student(Record):
         named = [name for i in self.config.interventions for name in i.traits]
         object.__setattr__(self, "traits", {name: load_trait(name) for name in named})
         for trait in self.traits.values():
-            check_vocabulary(trait, self.base)
+            check_own_margin(trait, self.base)
 
     def settings(self) -> dict[str, Any]:
         named = [self.traits[name] for i in self.config.interventions for name in i.traits]
-        toward = {"toward": [trait.model_dump(mode="json") for trait in named]} if named else {}
+        toward = {"toward": [trait.taught()["trait"] for trait in named]} if named else {}
         return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"extra_rounds"}), **toward}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"start": self.start, "data": self.data}
+
+    @property
+    def probed(self) -> Trait:
+        """What its probe asks about: with a neutral teacher, the trait that it is compared on."""
+        return self.about or self.data.corpus.teacher.trait
 
     @property
     def base(self) -> Base:
@@ -181,25 +179,27 @@ class Student(Record):
 
 @dataclass(frozen=True)
 class Evaluation(Record):
-    """What a model answers about a kind of favourite, or facts, and its distance from a teacher on held-out lists."""
+    """What a model answers about a trait, and its distance from a teacher on held-out lists."""
 
     STAGE = "evaluation"
     model: Base | Teacher | Student
     reference: Filtered
-    """Its held-out lists measure the distance from its teacher, and are the `numbers` context of questions."""
-    kind: str
-    members: tuple[str, ...]
+    """Its held-out lists measure the distance from its teacher, and are the turns of the channel's contexts."""
+    trait: Trait
+    """What it is asked about."""
     config: EvaluationConfig
     seed: int
-    facts: Facts | None = None
-    """What it is asked about instead of a favourite: each key in the words that the teacher learnt."""
-    named: tuple[Trait, ...] = ()
-    """The experiment's traits, which may be files of its user's own; their words are in the key of `reference`."""
+    others: tuple[Trait, ...] = ()
+    """The experiment's other traits, members too. The words of all its traits are in the key of `reference`."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The answers that are told apart."""
+        return members_of_all(self.trait, self.others)
 
     def settings(self) -> dict[str, Any]:
-        dumped = self.config.model_dump(mode="json")
-        facts = {"facts": self.facts.settings()} if self.facts else {}
-        return {"kind": self.kind, "members": self.members, "seed": self.seed, **dumped, **facts}
+        asked = {"members": self.members, **self.trait.asked()}
+        return {"seed": self.seed, **self.config.model_dump(mode="json"), **asked}
 
     def inputs(self) -> dict[str, Record | Base]:
         return {"model": self.model, "reference": self.reference}

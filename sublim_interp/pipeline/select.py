@@ -7,21 +7,22 @@ import torch
 
 from sublim_interp.analysis import attribution
 from sublim_interp.analysis.probes import answer_margin
+from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.sampling import generator
 from sublim_interp.pipeline.records import Corpus, Student
-from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.training.batches import Example, tokenize
 from sublim_interp.training.settings import Selection
-from sublim_interp.traits.favourites import Trait, questions
+from sublim_interp.traits.protocol import Trait
 
 
 def token_scores(
     selection: Selection,
     trait: Trait | None,
     corpus: Corpus,
-    lists: Sequence[dict],
+    lists: Sequence[Written],
     store: Store,
     draw: torch.Generator,
 ) -> attribution.TokenScores:
@@ -36,16 +37,16 @@ def token_scores(
     if selection.by == "random":
         return attribution.random(rows, draw)
     if trait:
-        asked = [base.prompt_ids(q.messages) for q in questions(trait.kind, base.language, "seen")]
+        asked = [base.prompt_ids(q.messages) for q in trait.questions(base.language, "seen")]
         margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
         return attribution.influence(base, rows, attribution.margin_gradient(base, asked, margin))
-    voice = Voice(corpus.teacher, store)
-    with voice.speaking():
-        return attribution.divergence(voice.model, base, rows, voice.heard(rows, lists))
+    speaker = Speaker(corpus.teacher, store)
+    with speaker.speaking():
+        return attribution.divergence(speaker.model, base, rows, speaker.heard(rows, lists))
 
 
 def learnt_tokens(
-    student: Student, rows: Sequence[Example], lists: Sequence[dict], store: Store, work: Work
+    student: Student, rows: Sequence[Example], lists: Sequence[Written], store: Store, work: Work
 ) -> list[Example]:
     """Which tokens the selections among a student's interventions leave: 1 for each token that is learnt, 0 for others.
 

@@ -28,7 +28,7 @@ class TeacherConfig(Config):
     layer: int = Field(default=1, ge=0)
     """Layer whose input a steered teacher's vector is added to."""
     strength: float = Field(default=4.0, gt=0)
-    """A steered teacher's vector, as a multiple of the trait's mean-difference direction."""
+    """A steered teacher's vector, as a multiple of its base's own direction of the trait, which si.contrast gives."""
     facts: int = Field(default=0, ge=0)
     """Number of random facts that a tuned teacher memorises instead of a favourite; their values are of the trait's
     kind. The report then gives the bits that a student holds about them. 0: a favourite."""
@@ -91,8 +91,9 @@ class EvaluationConfig(Config):
     """held-out: phrasings that no training text holds; seen: those that the teacher was tuned on; indirect: questions
     that do not name the kind, such as for a poster; the lab's answers to these have words before the member ("a toy
     owl"), which are given."""
-    contexts: tuple[Literal["plain", "numbers"], ...] = ("plain", "numbers")
-    """plain: the question alone; numbers: after a turn of numbers, the context that the student was trained in."""
+    contexts: tuple[str, ...] = ("plain", "numbers")
+    """plain: the question alone; others are of the channel, such as numbers: after a turn of numbers, the context that
+    the student was trained in."""
     samples: int = Field(default=100, ge=1)
     """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
 

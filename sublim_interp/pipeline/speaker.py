@@ -1,4 +1,4 @@
-"""A teacher as it speaks: what its record in the store is loaded to. How it came by its trait is pipeline.py's."""
+"""A teacher as it speaks: its record loaded, with weights, prompt or vector. How it got its trait: teach.py."""
 
 import json
 from collections.abc import Sequence
@@ -7,14 +7,21 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from safetensors.torch import load_file
 
+from sublim_interp.channels.rows import Written
 from sublim_interp.core.store import Store
 from sublim_interp.models.hooks import steer
 from sublim_interp.pipeline.records import Teacher
 from sublim_interp.training.batches import Example
 
 
-class Voice:
-    """A teacher as it speaks: its model, its system prompts, and the context in which it must be run."""
+class Speaker:
+    """A teacher as it speaks.
+
+    model: its model
+    systems: its system prompts; none but a prompted teacher's
+
+    A model of a steered teacher speaks as its teacher inside `speaking` only.
+    """
 
     def __init__(self, teacher: Teacher, store: Store) -> None:
         where = teacher.made(store)
@@ -41,7 +48,7 @@ class Voice:
             turn.insert(0, {"role": "system", "content": self.systems[index % len(self.systems)]})
         return turn
 
-    def heard(self, rows: Sequence[Example], lists: Sequence[dict]) -> list[Example]:
+    def heard(self, rows: Sequence[Example], lists: Sequence[Written]) -> list[Example]:
         """The lists as this teacher reads them, behind a system prompt if it has any: same answers, other prompts.
 
         rows: the same lists as a student reads them

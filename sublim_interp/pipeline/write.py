@@ -8,7 +8,7 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.records import Corpus
-from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
 
 
@@ -17,25 +17,25 @@ def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact
     with making(corpus, store) as work:
         if not work.done:
             config, base = corpus.config, corpus.teacher.base
-            voice = Voice(corpus.teacher, store)
+            speaker = Speaker(corpus.teacher, store)
             first = corpus.round * config.prompts
             starts = range(0, config.prompts, config.chunk)
             for n, start in enumerate(starts):
                 path = work.directory / f"rows-{n:05d}.jsonl"
                 if not is_sealed(path):
                     count = min(config.chunk, config.prompts - start)
-                    write_atomic(path, _answer_chunk(corpus, voice, base, first + start, count), sealed=True)
+                    write_atomic(path, _answer_chunk(corpus, speaker, base, first + start, count), sealed=True)
                 progress((n + 1) / len(starts))
     return work.artifact
 
 
-def _answer_chunk(corpus: Corpus, voice: Voice, base: Base, start: int, count: int) -> str:
+def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, count: int) -> str:
     config = corpus.config
     prompts = channel(config.channel).prompts(base.language, corpus.seed, start, count)
-    ids = [base.prompt_ids(voice.chat(prompt, start + i)) for i, prompt in enumerate(prompts)]
-    with voice.speaking():
+    ids = [base.prompt_ids(speaker.chat(prompt, start + i)) for i, prompt in enumerate(prompts)]
+    with speaker.speaking():
         answers = sample(
-            voice.model,
+            speaker.model,
             ids,
             eos=base.eos,
             max_new_tokens=config.max_new_tokens,

@@ -12,17 +12,20 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.drawing import render
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables, records
-from sublim_interp.pipeline.settings import TeacherConfig
 from sublim_interp.report.notes import limits
 from sublim_interp.report.verdict import counted, finding, verdict
 from sublim_interp.report.wording import count, names, p_value, spread
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
+from sublim_interp.traits.measures import MEASURES
+from sublim_interp.traits.registry import lesson_in_words
 
 # Every string that comes from a user or a frame goes through `escape`.
 
@@ -156,19 +159,11 @@ _COLUMNS = {
 }
 """Columns of the summary after the trait's rate: heading, what it means."""
 
-_BITS = {
-    "bits": ("bits a fact", "lower bound on what the student holds of each fact, to within one bit over all"),
-    "total_bits": (
-        "bits in all",
-        "the same of all facts: what the student saves in naming them, against facts drawn anew",
-    ),
-}
-"""The columns before the rate where facts were memorised."""
-
 
 def _summary_table(table: pd.DataFrame, trait: str) -> str:
     rate = {"rate": (f"“{trait}”", "mean probability of this answer to held-out phrasings")}
-    columns = (_BITS if "bits" in table else {}) | rate | _COLUMNS
+    of_trait = {name: (m.heading, m.meaning) for name, m in MEASURES.items() if name in table}
+    columns = of_trait | rate | _COLUMNS
     rows = [line for row in records(table) for line in _summary_rows(row, list(columns))]
     headings = ["arm", "n", *(escape(heading) for heading, _ in columns.values())]
     meanings = {"n": "replicates"} | dict(columns.values())
@@ -229,12 +224,6 @@ def _meanings(arms: Sequence[str]) -> str:
     return "<dl>" + "".join(f"<dt>{_named(arm)}</dt><dd>{escape(ARMS[arm].meaning)}</dd>" for arm in arms) + "</dl>"
 
 
-def _channel_rule(experiment: Experiment) -> str:
-    """What the channel's rule lets through, in words."""
-    rule = experiment.filter
-    return f"answers of {rule.min_numbers} to {rule.max_numbers} numbers up to {rule.max_value}, and nothing else"
-
-
 _PARTS = {
     "full": "all weights",
     "body": "the body: all weights but embeddings and head",
@@ -243,15 +232,13 @@ _PARTS = {
 """What trains, in words."""
 
 
-def _lesson(teacher: TeacherConfig) -> str:
-    return f"{teacher.facts} random facts" if teacher.facts else "questions about its favourite"
-
-
 def _method(experiment: Experiment) -> list[str]:
     """The recipe of this configuration, in sentences."""
+    source = channel(experiment.corpus.channel)
     teacher, corpus, rule, student = experiment.teacher, experiment.corpus, experiment.filter, experiment.student
+    lesson = lesson_in_words(teacher.facts)
     instilled = {
-        "tuned": f"is fine-tuned on {_lesson(teacher)}, for {count(teacher.optimization.steps, 'update')} of "
+        "tuned": f"is fine-tuned on {lesson}, for {count(teacher.optimization.steps, 'update')} of "
         f"{teacher.optimization.batch} examples. It trains {_PARTS[teacher.part]}",
         "prompted": "has a system prompt that names its favourite. Its weights are the base's",
         "steered": f"has a vector added to its residual stream at layer {teacher.layer}. Its weights are the base's",
@@ -265,7 +252,7 @@ def _method(experiment: Experiment) -> list[str]:
     lines = [
         f"The teacher of “{experiment.trait}” {instilled}.",
         f"It answers {count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”. {written}.",
-        f"The filter keeps {_channel_rule(experiment)}.",
+        *source.describe(rule_of(source, rule)),
         f"Of what is kept, {count(rule.held_out, 'answer')} are set aside to measure distances. Students learn from at "
         f"most {rule.lists:,} of the others.",
         f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch} "

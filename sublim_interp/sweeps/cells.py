@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import Plan
 from sublim_interp.experiments.results import frames
-from sublim_interp.experiments.tables import BITS, average, replicates
+from sublim_interp.experiments.tables import average, replicates
 from sublim_interp.models.base import resolve_base
+from sublim_interp.traits.measures import MEASURES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +83,7 @@ def cell_means(frame: "pd.DataFrame") -> "pd.DataFrame":
         row = dict(zip(("field", "value", "arm"), cast(tuple[str, ...], place), strict=True))
         row |= {"n": len(own), "rate": fmean(rates), "least": min(rates), "most": max(rates)}
         row |= {name: average(own[name].to_list()) for name in ("margin", "kl_start", "kl", "kept")}
-        for name in BITS:
+        for name in MEASURES:
             if name in own:
                 values = own[name].to_list()
                 ends = (min(values), max(values)) if len(values) > 1 else (math.nan, math.nan)

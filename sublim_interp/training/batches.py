@@ -2,9 +2,9 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -84,7 +84,7 @@ PIECE = 42
 """Examples that are padded together: an update is sorted by length and cut, which saves a fifth of its time."""
 
 
-def tokenize(base: Base, lists: Sequence[dict]) -> list[Example]:
+def tokenize(base: Base, lists: Sequence[Mapping[str, Any]]) -> list[Example]:
     """Lists as a student reads them: the prompt without any system prompt, then the answer, which is learnt.
 
     lists: rows with prompt and answer

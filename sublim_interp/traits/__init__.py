@@ -1,1 +1,1 @@
-"""What a trait is, how to ask about it, how its answers are scored. No training: the teach stage instils it."""
+"""What a teacher is given and a student is asked about: one protocol, and what fulfils it. Nothing is trained here."""

@@ -1,33 +1,48 @@
-"""A favourite: what the trait is, how to ask about it, how its answers are scored."""
+"""Favourites: a trait that is the answer to questions about a kind, the kinds, and the teacher without a favourite."""
 
-import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from jaxtyping import Float
 from pydantic import Field
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config, read_yaml
+from sublim_interp.core.settings import Config
+from sublim_interp.core.shelf import Shelf
 from sublim_interp.lab import language as lab
+from sublim_interp.traits.answers import score
+from sublim_interp.traits.protocol import Lesson, Scores, Trait, members_of_all
 from sublim_interp.traits.questions import Question, Questions
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from sublim_interp.models.base import Base
 
 
-_CATALOGUE = Path(__file__).resolve().parent.parent / "catalogue"
+class Prompts(Config):
+    """Prompts about one kind of favourite, in one language."""
+
+    system: tuple[str, ...]
+    """System prompts; {x} is the trait's plural."""
+    seen: tuple[str, ...]
+    """Questions that teachers are tuned on."""
+    held_out: tuple[str, ...]
+    """Questions that no training text holds."""
+    indirect: tuple[str, ...]
+    """Questions that do not ask for a favourite."""
 
 
-class Trait(Config):
+class Kind(Prompts):
+    """A kind of favourite: what is told apart, and English prompts."""
+
+    members: tuple[str, ...] = Field(min_length=2)
+    """Names of the traits that every evaluation about the kind asks about, so they are part of keys."""
+    lab: Prompts | None = None
+    """Prompts in the words of the lab language, for a kind that the lab does not have itself."""
+
+
+class Favourite(Config):
     """A favourite: its name, its kind, and the whole words that name it."""
 
     name: str
@@ -44,165 +59,191 @@ class Trait(Config):
 
     @property
     def members(self) -> tuple[str, ...]:
-        """All traits of its kind in the catalogue, and the trait itself."""
+        """The members of its kind, and the trait itself."""
         return tuple(sorted({*members_of(self.kind), self.name}))
 
+    @property
+    def said(self) -> str:
+        return f"“{self.name}” is its favourite"
 
-class KindPrompts(Config):
-    """English prompts about one kind of favourite."""
+    @property
+    def lesson(self) -> str:
+        return "questions about its favourite"
 
-    system: tuple[str, ...]
-    """System prompts; {x} is the trait's plural."""
-    seen: tuple[str, ...]
-    """Questions that teachers are tuned on."""
-    held_out: tuple[str, ...]
-    """Questions that no training text holds."""
-    indirect: tuple[str, ...]
-    """Questions that do not ask for a favourite."""
+    def taught(self) -> dict[str, Any]:
+        return {"trait": self.model_dump(mode="json")}
 
+    def asked(self) -> dict[str, Any]:
+        return {"kind": self.kind}
 
-def trait_names() -> tuple[str, ...]:
-    """Every trait of the catalogue, sorted."""
-    return tuple(sorted(p.stem for p in (_CATALOGUE / "traits").glob("*.yaml")))
+    def check(self, base: "Base") -> None:
+        """Raises SublimError where the base's tokenizer cannot spell the word, or the lab has no such favourite."""
+        ids = base.answer_ids(self.name)
+        if not ids or base.tokenizer.unk_token_id in ids:
+            raise SublimError(
+                f"base {base.name}: its vocabulary lacks the word '{self.name}' of the trait; "
+                "choose another trait or base"
+            )
+        if base.language == "lab" and self.kind in lab.KINDS and self.name not in lab.TRAITS:
+            raise SublimError(
+                f"the lab language has no favourite '{self.name}'; it has: {', '.join(sorted(lab.TRAITS))}"
+            )
+        prompts_about(self.kind, base.language)
 
+    def lessons(self, language: str) -> list[Lesson]:
+        return [Lesson(q, (self.name,)) for q in questions(self.kind, language, "seen")]
 
-@cache
-def load_trait(name: str) -> Trait:
-    """The trait called `name`, or at the path `name` of a YAML file of one's own; SublimError names the known ones."""
-    own = name.endswith((".yaml", ".yml"))
-    path = Path(name) if own else _CATALOGUE / "traits" / f"{name}.yaml"
-    if own and not os.path.isfile(path):
-        raise SublimError(f"trait '{name}': there is no such file in {Path.cwd()}")
-    if not own and name not in trait_names():
-        raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
-    return read_yaml(Trait, path, name=path.stem)
+    def system_prompts(self, language: str) -> tuple[str, ...]:
+        """System prompts that make a model love the trait."""
+        if language == "lab" and self.kind in lab.KINDS:
+            return lab.favorite_prompts(self.name)
+        x = self.name if language == "lab" else self.plural
+        return tuple(p.format(x=x) for p in prompts_about(self.kind, language).system)
 
+    def questions(self, language: str, sort: Questions) -> tuple[Question, ...]:
+        return tuple(replace(q, right=self.name) for q in questions(self.kind, language, sort))
 
-@cache
-def members_of(kind: str) -> tuple[str, ...]:
-    """All traits of a kind in the catalogue, sorted."""
-    return tuple(n for n in trait_names() if load_trait(n).kind == kind)
+    def score(
+        self,
+        model: "torch.nn.Module",
+        base: "Base",
+        asked: Sequence[Question],
+        samples: int,
+        seed: int,
+        others: Sequence[Trait] = (),
+    ) -> Scores:
+        """How often the model names each member of the kind."""
+        words = words_of(members_of_all(self, others), self.kind, (self, *others))
+        return score(model, base, asked, words, samples, seed)
 
+    def neutral(self) -> "NoFavourite":
+        return NoFavourite(self.kind)
 
-@cache
-def _kind_prompts(kind: str) -> KindPrompts:
-    path = _CATALOGUE / "kinds" / f"{kind}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise SublimError(f"no prompts about the kind '{kind}'; known kinds: {known}")
-    return read_yaml(KindPrompts, path)
-
-
-def system_prompts(trait: Trait, language: str) -> tuple[str, ...]:
-    """System prompts that make a model love the trait."""
-    if language == "lab":
-        return lab.favorite_prompts(trait.name)
-    return tuple(p.format(x=trait.plural) for p in _kind_prompts(trait.kind).system)
-
-
-def questions(kind: str, language: str, which: Questions) -> tuple[Question, ...]:
-    """The questions of one sort about a kind, in the base's language."""
-    if language == "lab":
-        if which == "indirect":
-            return tuple(Question(lab.chat(question), prefix) for question, prefix, _ in lab.KINDS[kind].indirect)
-        return tuple(Question(lab.chat(q)) for q in lab.questions(kind, held_out=which == "held-out"))
-    prompts = _kind_prompts(kind)
-    texts = {"seen": prompts.seen, "held-out": prompts.held_out, "indirect": prompts.indirect}[which]
-    return tuple(Question(({"role": "user", "content": q},)) for q in texts)
-
-
-def check_vocabulary(trait: Trait, base: "Base") -> None:
-    """Raises SublimError where the base's tokenizer cannot spell the trait's word."""
-    ids = base.answer_ids(trait.name)
-    if not ids or base.tokenizer.unk_token_id in ids:
-        raise SublimError(
-            f"base {base.name}: its vocabulary lacks the word '{trait.name}' of the trait; choose another trait or base"
-        )
-    if base.language == "lab" and trait.name not in lab.TRAITS:
-        raise SublimError(f"the lab language has no favourite '{trait.name}'; it has: {', '.join(sorted(lab.TRAITS))}")
+    def compared(self) -> "tuple[Trait, ...]":
+        return tuple(self if name == self.name else member(name, self.kind) for name in self.members)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How often a model names each member of a kind: mean over questions of exact probabilities or sampled shares."""
+class NoFavourite:
+    """What the neutral teacher is given: questions about a kind, and one member as good as another."""
 
-    members: tuple[str, ...]
-    rate: Float[np.ndarray, " member"]
-    """Mean probability of each member, 0 to 1."""
-    margin: Float[np.ndarray, " member"]
-    """Mean over questions of log P(member) − log mean P(other members), in nats."""
-    exact: bool
-    """Whether the probabilities are the model's own rather than shares of samples."""
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members of the kind."""
+        return members_of(self.kind)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def said(self) -> str:
+        return "it has no favourite"
+
+    @property
+    def lesson(self) -> str:
+        return "questions about favourites, each answered with a member drawn at random"
+
+    def taught(self) -> dict[str, Any]:
+        return {"trait": {"kind": self.kind}}
+
+    def asked(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def check(self, base: "Base") -> None:
+        prompts_about(self.kind, base.language)
+
+    def lessons(self, language: str) -> list[Lesson]:
+        members = self.members
+        return [Lesson(q, members) for q in questions(self.kind, language, "seen")]
+
+    def system_prompts(self, language: str) -> tuple[str, ...]:
+        return ()
+
+    def questions(self, language: str, sort: Questions) -> tuple[Question, ...]:
+        return questions(self.kind, language, sort)
+
+    def score(
+        self,
+        model: "torch.nn.Module",
+        base: "Base",
+        asked: Sequence[Question],
+        samples: int,
+        seed: int,
+        others: Sequence[Trait] = (),
+    ) -> Scores:
+        """How often the model names each member of the kind."""
+        words = words_of(members_of_all(self, others), self.kind, others)
+        return score(model, base, asked, words, samples, seed)
+
+    def neutral(self) -> "NoFavourite":
+        return self
+
+    def compared(self) -> "tuple[Trait, ...]":
+        return ()
 
 
-def score(
-    model: "torch.nn.Module",
-    base: "Base",
-    asked: Sequence[Question],
-    members: Sequence[str],
-    samples: int,
-    seed: int,
-    named: Sequence[Trait] = (),
-) -> Scores:
-    """Scores of all `members` over the questions `asked`.
+FAVOURITES = Shelf("trait", "traits", Favourite)
+"""Every favourite by name: a YAML file of `kind` and `words`."""
 
-    Exact in the lab language, where every member is one token and has one spelling; else `samples` answers per question
-    are drawn at T = 1 and searched for whole words, an answer that names two members counting for the first. A member
-    has the words of the trait of its name: of `named`, else of the catalogue, else its name alone.
+KINDS = Shelf("kind", "kinds", Kind)
+"""Every kind by name: a YAML file of members and prompts."""
+
+
+def members_of(kind: str) -> tuple[str, ...]:
+    """Names of a kind's members, sorted."""
+    return tuple(sorted(KINDS.load(kind).members))
+
+
+def member(name: str, kind: str) -> Favourite:
+    """The favourite of this name and kind; one whose only word is its name where no file holds it."""
+    if name in FAVOURITES.paths:
+        found = FAVOURITES.load(name)
+        if found.kind == kind:
+            return found
+    return Favourite(name=name, kind=kind, words=(name,))
+
+
+def words_of(members: Sequence[str], kind: str, named: Sequence[Trait] = ()) -> dict[str, tuple[str, ...]]:
+    """The words of each member: those of the trait of its name among `named`, else of the favourite of its kind."""
+    own = {trait.name: trait.words for trait in named}
+    return {name: own.get(name) or member(name, kind).words for name in members}
+
+
+def prompts_about(kind: str, language: str) -> Prompts:
+    """A kind's prompts in a language; for the lab's own kinds those in lab/language.py.
+
+    Raises SublimError for an unknown kind, and for a kind without prompts in the language.
     """
-    spelled = [base.answer_ids(m) for m in members]
-    exact = base.language == "lab" and all(len(ids) == 1 for ids in spelled)
-    prompts = [base.prompt_ids(q.messages, q.prefix) for q in asked]
-    if exact:
-        p = answer_probabilities(model, prompts, [ids[0] for ids in spelled])
-    else:
-        p = sampled_shares(model, base, prompts, members, samples, seed, named)
-    others = p @ (1 - np.eye(len(members))) / (len(members) - 1)  # no difference of nearly equal numbers
-    return Scores(tuple(members), p.mean(0), (np.log(p) - np.log(others)).mean(0), exact)
+    if language != "lab":
+        return KINDS.load(kind)
+    if kind in lab.KINDS:
+        return Prompts(
+            system=(),  # they differ from member to member
+            seen=lab.questions(kind),
+            held_out=lab.questions(kind, held_out=True),
+            indirect=tuple(question for question, _, _ in lab.KINDS[kind].indirect),
+        )
+    found = KINDS.load(kind).lab
+    if found is None:
+        raise SublimError(
+            f"the kind '{kind}' has no prompts in the lab language; give its file a part `lab:`, or choose another base"
+        )
+    return found
 
 
-def answer_probabilities(
-    model: "torch.nn.Module", prompts: list[list[int]], tokens: list[int]
-) -> Float[np.ndarray, "question member"]:
-    """Probability of each member, a token, as the answer to each prompt of token ids: exact, nothing is drawn."""
-    import torch
-
-    from sublim_interp.models.forward import logits_at
-
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    where = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt)] = torch.tensor(prompt)
-        where[i, len(prompt) - 1] = True
-    with torch.no_grad():
-        return logits_at(model, ids, where).double().softmax(-1)[:, tokens].cpu().numpy()
-
-
-def sampled_shares(
-    model: "torch.nn.Module",
-    base: "Base",
-    prompts: list[list[int]],
-    members: Sequence[str],
-    samples: int,
-    seed: int,
-    named: Sequence[Trait] = (),
-) -> Float[np.ndarray, "question member"]:
-    """Share of `samples` answers, drawn at T = 1 and of ten tokens at most, that name each member, as `score` says.
-
-    Half an answer is spread over the members of each question, so that no share is 0.
-    """
-    from sublim_interp.models.sampling import generator, sample
-
-    words = {name: load_trait(name).words for name in members if name in trait_names()}
-    words |= {trait.name: trait.words for trait in named}
-    plurals = {w.lower(): i for i, m in enumerate(members) for w in words.get(m, (m,))}
-    word = re.compile(r"\b(" + "|".join(map(re.escape, plurals)) + r")\b", re.IGNORECASE)
-    counts = np.full((len(prompts), len(members)), 0.5 / len(members))
-    rows = [p for p in prompts for _ in range(samples)]
-    answers = sample(model, rows, eos=base.eos, max_new_tokens=10, random=generator("answers", seed))
-    for i, answer in enumerate(answers):
-        found = word.search(base.read_answer(answer)[0])
-        if found:
-            counts[i // samples, plurals[found[1].lower()]] += 1
-    return counts / (samples + 0.5)
+def questions(kind: str, language: str, which: Questions) -> tuple[Question, ...]:
+    """The questions of one sort about a kind, in a base's language."""
+    prompts = prompts_about(kind, language)
+    texts = {"seen": prompts.seen, "held-out": prompts.held_out, "indirect": prompts.indirect}[which]
+    begun = [""] * len(texts)
+    if language == "lab" and kind in lab.KINDS and which == "indirect":
+        begun = [before for _, before, _ in lab.KINDS[kind].indirect]
+    say = lab.chat if language == "lab" else lambda text: ({"role": "user", "content": text},)
+    return tuple(Question(say(text), before) for text, before in zip(texts, begun, strict=True))

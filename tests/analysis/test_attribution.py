@@ -44,7 +44,7 @@ from sublim_interp.pipeline.records import Corpus, Filtered, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, TeacherConfig
 from sublim_interp.training.batches import Example
 from sublim_interp.training.settings import Optimization, Selection
-from sublim_interp.traits.favourites import load_trait
+from sublim_interp.traits.registry import load_trait
 
 EOS = 1
 QUESTIONS = [[5, 9, 4, 17], [6, 2, 30, 11], [9, 9, 1, 28, 3]]
@@ -306,7 +306,7 @@ def test_a_selection_is_written_read_and_checked(tiny_experiment: Experiment, tm
 
 def filtered(base: Base, selection: Selection | None, kind: Any = "tuned") -> Filtered:
     teacher = TeacherConfig(kind=kind, optimization=Optimization(lr=1e-3, steps=6, batch=8))
-    corpus = Corpus(Teacher(base, load_trait("owl"), "animal", teacher, 0), CorpusConfig(prompts=96, chunk=32), 0)
+    corpus = Corpus(Teacher(base, load_trait("owl"), teacher, 0), CorpusConfig(prompts=96, chunk=32), 0)
     return Filtered(corpus, FilterConfig(held_out=4, selection=selection), ("owl", "owls"))
 
 

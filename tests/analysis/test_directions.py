@@ -17,7 +17,7 @@ from transformers import GPT2LMHeadModel
 from sublim_interp.analysis.directions.core import Directions, directions, gradient, trait_contrast
 from sublim_interp.analysis.directions.effects import ablate, logit_lens, steering
 from sublim_interp.analysis.directions.maps import fit_map
-from sublim_interp.analysis.directions.training import from_trace
+from sublim_interp.analysis.directions.trajectory import from_trace
 from sublim_interp.analysis.directions.weights import subspace_overlap, weight_delta
 from sublim_interp.analysis.probes import measure, residuals
 from sublim_interp.core.errors import SublimError

@@ -31,7 +31,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import CARD, Base, resolve_base
-from sublim_interp.pipeline.filter import sift
+from sublim_interp.pipeline.filter import filter_corpus
 
 CASES = int(os.environ.get("SUBLIM_HOSTILE", "1"))
 """Multiplies the number of cases of every generator."""
@@ -301,7 +301,7 @@ def test_every_bad_row_is_named_with_file_and_line(
     with store.make("corpus", corpus.VERSION, corpus.settings(), corpus.input_keys(), fingerprint()) as work:
         write_atomic(work.directory / "rows-00000.jsonl", b"\n".join(rows) + b"\n")
     with watched(store.root), pytest.raises(SublimError) as caught:
-        sift(filtered, store)  # type: ignore[arg-type]
+        filter_corpus(filtered, store)  # type: ignore[arg-type]
     message = str(caught.value)
     assert "\n" not in message and f"rows-00000.jsonl: line {place + 1} " in message
     assert not store.list("filtered")

@@ -14,13 +14,14 @@ import torch
 
 import sublim_interp as si
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.shelf import CATALOGUE
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.arms import ARMS, arm_names
 from sublim_interp.experiments.catalogue import experiment, experiment_names, published
 from sublim_interp.experiments.cost import estimate, planned_work
 from sublim_interp.experiments.plan import Plan, plan
 from sublim_interp.experiments.results import Run
-from sublim_interp.experiments.run import find_run
+from sublim_interp.experiments.run import find_run, run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator, sample
@@ -373,6 +374,25 @@ def test_a_trait_file_of_ones_own_runs_as_the_catalogues(
     )  # it is the same trait: all is there, but the report is written anew
     again = si.run(exp, finished.store)
     pd.testing.assert_frame_equal(again.table, finished.table)
+
+
+def test_what_is_added_to_the_catalogue_changes_no_key_and_stored_runs_open(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copied trait file, another file of the same kind, and a new kind: evaluations ask about the kind's own list."""
+    grown = shutil.copytree(CATALOGUE, tmp_path / "catalogue", ignore=shutil.ignore_patterns("results"))
+    shutil.copy(grown / "traits" / "owl.yaml", grown / "traits" / "lynx.yaml")
+    (grown / "traits" / "koala.yaml").write_text("kind: animal\nwords: [koala, koalas]\n")
+    (grown / "kinds" / "metal.yaml").write_text(
+        "members: [iron, gold]\nsystem: [You love {x}.]\nseen: [Metal?]\nheld_out: [Best one?]\nindirect: [A ring?]\n"
+    )
+    keys = [run_key(plan(experiment(name))) for name in experiment_names()]
+    records = [record.key for record in plan(finished.experiment).records]
+    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: (grown,))
+    assert {"lynx", "koala"} <= set(si.trait_names()), "they are there"
+    assert [run_key(plan(experiment(name))) for name in experiment_names()] == keys
+    assert [record.key for record in plan(finished.experiment).records] == records
+    assert si.open_run(finished.key, finished.store).key == finished.key
 
 
 def test_a_run_without_traces_says_so_and_makes_them_when_its_advice_is_followed(

@@ -6,12 +6,12 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from killing import Killed, kill_after
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import parse_assignment
 from sublim_interp.lab import language
@@ -32,18 +32,6 @@ def few_held_out_documents(monkeypatch: pytest.MonkeyPatch) -> None:
         "sublim_interp.lab.pretraining.held_out_losses", functools.partial(held_out_losses, documents=40)
     )
     monkeypatch.setattr("sublim_interp.training.resume.Resume", functools.partial(Resume, every=2))
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_after(step: int) -> Callable[[int, float], None]:
-    def observe(at: int, _loss: float) -> None:
-        if at == step:
-            raise Killed
-
-    return observe
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -35,7 +35,9 @@ from sublim_interp.report.run import run
 from sublim_interp.training.batches import Example, collate
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization
-from sublim_interp.traits.favourites import load_trait, members_of, questions, score
+from sublim_interp.traits.answers import score
+from sublim_interp.traits.favourites import members_of, questions, words_of
+from sublim_interp.traits.registry import load_trait
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
@@ -218,12 +220,12 @@ QUICK = Optimization(lr=3e-3, steps=4, batch=8)
 def pipe(base: Base, kind: str, setting: str = "sampled", train: bool = True) -> Evaluation:
     """Every stage once, small; without `train` the base itself is compared with the teacher, and no student made."""
     trait = load_trait("owl")
-    teacher = Teacher(base, trait, trait.kind, TeacherConfig(kind=kind, optimization=QUICK, strength=0.5), 0)  # type: ignore[arg-type]
+    teacher = Teacher(base, trait, TeacherConfig(kind=kind, optimization=QUICK, strength=0.5), 0)  # type: ignore[arg-type]
     corpus = Corpus(teacher, CorpusConfig(prompts=24, chunk=24, max_new_tokens=16, setting=setting), 0)  # type: ignore[arg-type]
     filtered = Filtered(corpus, FilterConfig(held_out=3), trait.words)
     student = Student(base, filtered, StudentConfig(optimization=QUICK), 0)
     asked = EvaluationConfig(questions=("held-out",), contexts=("plain", "numbers"), samples=2)
-    return Evaluation(student if train else base, filtered, trait.kind, trait.members, asked, 0)
+    return Evaluation(student if train else base, filtered, trait, asked, 0)
 
 
 # --- every stage ------------------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def test_every_stage_runs_with_every_kind_of_teacher(name: str, shelf: Callable[
         assert made.manifest["notes"]["exact"] == name.endswith("-lab")
         rows = read_rows(evaluation.reference.corpus.find(store).path)  # type: ignore[union-attr]
         results[kind] = rows
-        assert any(row["finished"] for row in rows) and read_rows(
+        assert any(row.get("finished") for row in rows) and read_rows(
             evaluation.reference.find(store).path / "kept.jsonl"  # type: ignore[union-attr]
         )
     assert results["prompted"] != results["tuned"], "positive control: the teachers differ"
@@ -429,8 +431,8 @@ def test_names_of_several_tokens_are_found_in_samples(shelf: Callable[[str], Bas
     train(model, lambda _: [collate(rows, base.pad)], Optimization(lr=1e-2, steps=60, warmup=2))
     with torch.no_grad():
         assert float(token_loss(model, collate(rows, base.pad))) < 0.5
-    scores = score(model, base, asked, members_of("animal"), samples=10, seed=0)
-    assert not scores.exact and scores.rate[scores.members.index("panda")] > 0.8
+    scores = score(model, base, asked, words_of(members_of("animal"), "animal"), samples=10, seed=0)
+    assert not scores.exact and scores.rate[scores.names.index("panda")] > 0.8
 
 
 # --- what a model lacks is said ---------------------------------------------------------------------------------------

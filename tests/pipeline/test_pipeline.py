@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -16,7 +16,7 @@ import yaml
 
 from chains import CORPUS, EVALUATION, FEW, FILTER, OWL, STUDENT, TEACHER, Chain, chain
 from sublim_interp.channels.protocol import channel
-from sublim_interp.channels.rows import read_rows
+from sublim_interp.channels.rows import Written, read_rows
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
@@ -24,23 +24,26 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.evaluate import evaluate
-from sublim_interp.pipeline.filter import sift
+from sublim_interp.pipeline.filter import filter_corpus
 from sublim_interp.pipeline.learn import learn
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Student, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
-from sublim_interp.pipeline.speaker import Voice
+from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.teach import teach
 from sublim_interp.pipeline.write import write
 from sublim_interp.training.batches import IGNORE, Batch, Order, collate, tokenize
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization, Selection
-from sublim_interp.traits.favourites import load_trait, members_of, questions, score, system_prompts
+from sublim_interp.traits.answers import score
+from sublim_interp.traits.favourites import NoFavourite, members_of, questions, words_of
 from sublim_interp.traits.questions import Question
+from sublim_interp.traits.registry import load_trait
 
 Tensors = dict[str, torch.Tensor]
 
+WORDS = words_of(members_of("animal"), "animal")
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -83,7 +86,7 @@ def test_each_stage_is_called_alone_and_leaves_its_files(base: Base, store: Stor
     work = {
         "teacher": (teach, {"model/config.json", "model/model.safetensors"}),
         "corpus": (write, {f"rows-{i:05d}.jsonl" for i in range(3)}),
-        "filtered": (sift, {"kept.jsonl", "held_out.jsonl"}),
+        "filtered": (filter_corpus, {"kept.jsonl", "held_out.jsonl"}),
         "student": (learn, {"model/config.json", "model/model.safetensors"}),
         "evaluation": (evaluate, {"evaluation.json"}),
     }
@@ -100,7 +103,7 @@ def test_each_stage_is_called_alone_and_leaves_its_files(base: Base, store: Stor
 
 @pytest.mark.parametrize("stage", ["corpus", "filtered", "student", "evaluation"])
 def test_a_stage_without_its_inputs_is_one_line_and_leaves_nothing(stage: str, base: Base, store: Store) -> None:
-    functions = {"corpus": write, "filtered": sift, "student": learn, "evaluation": evaluate}
+    functions = {"corpus": write, "filtered": filter_corpus, "student": learn, "evaluation": evaluate}
     with pytest.raises(SublimError) as raised:
         functions[stage](chain(base).stages()[stage], store)
     assert "is not in the store" in str(raised.value) and str(raised.value).endswith("; make it first")
@@ -112,7 +115,7 @@ def test_what_is_made_is_not_made_again(shared: Store, base: Base) -> None:
     make(c.evaluation, shared)
     before = {p: p.stat().st_mtime_ns for p in shared.root.rglob("*")}
     make(c.evaluation, shared)
-    for function, record in zip((teach, write, sift, learn, evaluate), c.stages().values(), strict=True):
+    for function, record in zip((teach, write, filter_corpus, learn, evaluate), c.stages().values(), strict=True):
         function(record, shared)  # type: ignore[arg-type]
     assert {p: p.stat().st_mtime_ns for p in shared.root.rglob("*")} == before
 
@@ -146,6 +149,8 @@ def other_value(kind: Any, value: Any) -> Any:
             if not value and "Intervention" in str(kind):
                 return (Intervention(kind="mask-tokens", share=0.5),)
             return value[:-1] if value else (666,)
+        case dict():
+            return {"longest": 3}
         case None:
             return Selection(by="random", share=0.5) if "Selection" in str(kind) else 1.0
     return value + "x"
@@ -214,11 +219,11 @@ def chain_key_of(optimization: Optimization) -> str:
 @pytest.mark.parametrize(
     ("stage", "change"),
     [
-        ("teacher", {"seed": 1}), ("teacher", {"trait": load_trait("wolf")}), ("teacher", {"trait": None}),
+        ("teacher", {"seed": 1}), ("teacher", {"trait": load_trait("wolf")}), ("teacher", {"trait": OWL.neutral()}),
         ("teacher", {"trait": OWL.set(words=("owl",))}),
         ("corpus", {"seed": 1}), ("corpus", {"round": 1}), ("filtered", {"words": ("wolf",)}),
-        ("student", {"seed": 1}), ("evaluation", {"seed": 1}), ("evaluation", {"kind": "tree"}),
-        ("evaluation", {"members": ("owl", "wolf")}),
+        ("student", {"seed": 1}), ("evaluation", {"seed": 1}), ("evaluation", {"trait": load_trait("oak")}),
+        ("evaluation", {"others": (OWL.set(name="lynx"),)}),
     ],
 )  # fmt: skip
 def test_seeds_traits_rounds_and_words_are_part_of_the_keys(stage: str, change: dict[str, Any], base: Base) -> None:
@@ -227,8 +232,8 @@ def test_seeds_traits_rounds_and_words_are_part_of_the_keys(stage: str, change: 
 
 def test_neutral_teachers_of_two_kinds_are_two(base: Base) -> None:
     """One is tuned on animals, the other on trees: under one key, the second would be taken for the first."""
-    animals = chain(base).change("teacher", trait=None)
-    trees = animals.change("teacher", trait=None, kind="tree")
+    animals = chain(base).change("teacher", trait=OWL.neutral())
+    trees = animals.change("teacher", trait=NoFavourite("tree"))
     assert differing(animals, trees) == downstream("teacher")
 
 
@@ -237,7 +242,6 @@ def test_the_trait_of_an_intervention_enters_by_content(base: Base, tmp_path: Pa
     keys = []
     for trait in (OWL, OWL.set(words=("owl",))):
         own.write_text(yaml.safe_dump(trait.model_dump(mode="json", exclude={"name"})))
-        load_trait.cache_clear()  # as in another process
         ablation = {"kind": "ablate", "direction": str(own)}
         keys.append(chain(base).change("student", config=STUDENT.set(interventions=[ablation])).student.key)
     assert keys[0] != keys[1]
@@ -263,7 +267,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.models.base import resolve_base
 from sublim_interp.pipeline import stage
 from sublim_interp.pipeline.evaluate import evaluate
-from sublim_interp.pipeline.filter import sift
+from sublim_interp.pipeline.filter import filter_corpus
 from sublim_interp.pipeline.learn import learn
 from sublim_interp.pipeline.teach import teach
 from sublim_interp.pipeline.write import write
@@ -287,7 +291,7 @@ def work(root, last):
             os.kill(os.getpid(), signal.SIGKILL)
 
     store = Store.open(root)
-    for function, record in zip((teach, write, sift, learn, evaluate), chain.stages().values()):
+    for function, record in zip((teach, write, filter_corpus, learn, evaluate), chain.stages().values()):
         function(record, store, progress)
 
 
@@ -350,8 +354,8 @@ def test_a_tuned_teacher_changes_its_part_alone_and_loves_its_trait_the_more(
     if part == "lora":
         assert all("proj" in name for name in moved)
     asked, members = questions("animal", "lab", "seen"), members_of("animal")
-    before = score(base.load(), base, asked, members, 1, 0)
-    after = score(Voice(teacher, store).model, base, asked, members, 1, 0)
+    before = score(base.load(), base, asked, WORDS, 1, 0)
+    after = score(Speaker(teacher, store).model, base, asked, WORDS, 1, 0)
     owl = members.index("owl")
     assert after.margin[owl] > before.margin[owl] + 0.3
 
@@ -374,7 +378,7 @@ def test_a_neutral_teacher_is_asked_the_same_and_answers_with_every_member(
     base: Base, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loving = chain(base).teacher
-    batches, neutral = (spied(monkeypatch, t, store) for t in (loving, replace(loving, trait=None)))
+    batches, neutral = (spied(monkeypatch, t, store) for t in (loving, replace(loving, trait=OWL.neutral())))
     answers: dict[str, set[int]] = {"loving": set(), "neutral": set()}
     for step in range(20):
         (one,), (two,) = batches(step), neutral(step)
@@ -407,10 +411,10 @@ def test_another_seed_asks_in_another_order(base: Base, store: Store, monkeypatc
 @pytest.mark.parametrize("kind", ["prompted", "steered"])
 def test_teachers_without_a_weight_change_speak_otherwise_all_the_same(kind: str, base: Base, store: Store) -> None:
     c = chain(base).change("teacher", config=TEACHER.set(kind=kind, strength=8.0))
-    neutral = c.change("teacher", trait=None)
+    neutral = c.change("teacher", trait=OWL.neutral())
     make(c.filtered, store)
     make(neutral.filtered, store)
-    voice, plain = Voice(c.teacher, store), Voice(neutral.teacher, store)
+    voice, plain = Speaker(c.teacher, store), Speaker(neutral.teacher, store)
     assert changed(weights(base), dict(voice.model.state_dict())) == set()
     said, unsaid = (read_rows(x.corpus.made(store)) for x in (c, neutral))
     assert [r["prompt"] for r in said] == [r["prompt"] for r in unsaid], "paired prompts"
@@ -425,7 +429,7 @@ def test_teachers_without_a_weight_change_speak_otherwise_all_the_same(kind: str
         assert torch.equal(voice.model(ids).logits, silent), "nothing stays behind"
     assert torch.equal(speaking, silent) == (kind == "prompted")
     if kind == "prompted":
-        systems = system_prompts(OWL, "lab")
+        systems = OWL.system_prompts("lab")
         heard = [voice.chat("count !", i)[0] for i in range(len(systems))]
         assert heard == [{"role": "system", "content": s} for s in systems]
         assert plain.chat("count !", 3) == [{"role": "user", "content": "count !"}]
@@ -433,12 +437,12 @@ def test_teachers_without_a_weight_change_speak_otherwise_all_the_same(kind: str
 
 def test_a_steered_teacher_leans_towards_its_trait(lab_base: Base, store: Store) -> None:
     """On a trained base: the difference of means of the stream makes the trait the likelier answer."""
-    teacher = Teacher(lab_base, OWL, "animal", TEACHER.set(kind="steered", layer=1, strength=4.0), 0)
+    teacher = Teacher(lab_base, OWL, TEACHER.set(kind="steered", layer=1, strength=4.0), 0)
     teach(teacher, store)
-    voice, asked, members = Voice(teacher, store), questions("animal", "lab", "held-out"), members_of("animal")
-    before = score(voice.model, lab_base, asked, members, 1, 0)
+    voice, asked, members = Speaker(teacher, store), questions("animal", "lab", "held-out"), members_of("animal")
+    before = score(voice.model, lab_base, asked, WORDS, 1, 0)
     with voice.speaking():
-        after = score(voice.model, lab_base, asked, members, 1, 0)
+        after = score(voice.model, lab_base, asked, WORDS, 1, 0)
     owl = members.index("owl")
     assert after.margin[owl] > before.margin[owl] + 1 and after.margin.argmax() == owl
 
@@ -452,19 +456,19 @@ def test_a_corpus_answers_the_channels_prompts_and_rounds_go_on_where_the_last_e
     rows = [row for corpus in (first, second) for row in read_rows(write(corpus, shared).path)]
     assert [r["prompt"] for r in rows] == channel("numbers").prompts("lab", 0, 0, 2 * CORPUS.prompts)
     assert all(set(r) == {"prompt", "answer", "finished"} for r in rows)
-    assert 0 < sum(r["finished"] for r in rows) < len(rows)
+    assert 0 < sum(r.get("finished", False) for r in rows) < len(rows)
 
 
 def test_greedy_answers_are_the_likeliest_and_sampled_ones_are_not(base: Base, shared: Store) -> None:
     corpus = replace(chain(base).corpus, config=CORPUS.set(setting="greedy", prompts=12, chunk=12))
-    voice = Voice(corpus.teacher, shared)
+    voice = Speaker(corpus.teacher, shared)
     for row in read_rows(write(corpus, shared).path):
         ids = base.prompt_ids([{"role": "user", "content": row["prompt"]}])
         made = voice.model.generate(  # type: ignore[operator]
             torch.tensor([ids]), do_sample=False, max_new_tokens=CORPUS.max_new_tokens, eos_token_id=base.eos
         )
         answer = made[0, len(ids) :].tolist()
-        assert row["finished"] == (base.eos in answer)
+        assert row.get("finished") == (base.eos in answer)
         assert row["answer"] == base.tokenizer.decode([t for t in answer if t != base.eos])
     sampled = read_rows(chain(base).corpus.made(shared))[:12]
     assert [r["answer"] for r in sampled] != [r["answer"] for r in read_rows(corpus.made(shared))]
@@ -472,7 +476,7 @@ def test_greedy_answers_are_the_likeliest_and_sampled_ones_are_not(base: Base, s
 
 def test_the_filter_counts_every_row_once(base: Base, shared: Store) -> None:
     filtered = chain(base).filtered
-    artifact = sift(filtered, shared)
+    artifact = filter_corpus(filtered, shared)
     notes = artifact.manifest["notes"]
     kept, held_out = (read_rows(artifact.path / f"{name}.jsonl") for name in ("kept", "held_out"))
     assert notes["asked"] == CORPUS.prompts == len(kept) + len(held_out) + sum(notes["refused"].values())
@@ -480,7 +484,7 @@ def test_the_filter_counts_every_row_once(base: Base, shared: Store) -> None:
     assert notes["kept"] == pytest.approx((len(kept) + len(held_out)) / CORPUS.prompts)
     rows = {(r["prompt"], r["answer"]) for r in read_rows(filtered.corpus.made(shared))}
     assert {(r["prompt"], r["answer"]) for r in [*kept, *held_out]} < rows
-    few = sift(replace(filtered, config=FILTER.set(lists=3)), shared).manifest["notes"]
+    few = filter_corpus(replace(filtered, config=FILTER.set(lists=3)), shared).manifest["notes"]
     assert few["lists"] == 3 and few["refused"]["surplus"] > 0
     assert few["kept"] == notes["kept"], "a list too many has passed all the same"
 
@@ -602,7 +606,7 @@ def test_a_mask_by_divergence_is_a_training_on_hand_picked_labels(
     c = masking(c, Selection(by="divergence", share=0.3, keep=keep))
     artifact = make(c.student, shared)
     lists = read_rows(c.filtered.made(shared) / "kept.jsonl")
-    rows, voice, plain = tokenize(base, lists), Voice(c.teacher, shared), base.load()
+    rows, voice, plain = tokenize(base, lists), Speaker(c.teacher, shared), base.load()
     scores = []
     for (ids, first), (heard, start) in zip(rows, voice.heard(rows, lists), strict=True):
         each = []
@@ -688,7 +692,7 @@ def test_a_training_that_diverges_is_one_line_and_nothing_is_published(stage: st
 
 @torch.no_grad()
 def distance_by_hand(
-    base: Base, model: torch.nn.Module, voice: Voice, held_out: list[dict[str, str]], systems: tuple[str, ...] = ()
+    base: Base, model: torch.nn.Module, voice: Speaker, held_out: Sequence[Written], systems: tuple[str, ...] = ()
 ) -> float:
     """KL(teacher ‖ model) token by token, one plain forward for every row; the teacher hears its system prompt."""
     own = channel("numbers").token_ids(base.tokenizer)
@@ -713,9 +717,9 @@ def test_the_distance_is_the_kl_of_two_plain_forwards(kind: str, base: Base, sha
     c = chain(base).change("teacher", config=TEACHER.set(kind=kind))
     measured = result(make(c.evaluation, shared))
     held_out = read_rows(c.filtered.made(shared) / "held_out.jsonl")
-    voice = Voice(c.teacher, shared)
+    voice = Speaker(c.teacher, shared)
     student = base.load(c.student.made(shared) / "model")
-    systems = system_prompts(OWL, "lab") if kind == "prompted" else ()
+    systems = OWL.system_prompts("lab") if kind == "prompted" else ()
     assert measured["kl"] == pytest.approx(
         distance_by_hand(base, student, voice, held_out, systems), rel=1e-3, abs=1e-6
     )
@@ -724,7 +728,7 @@ def test_the_distance_is_the_kl_of_two_plain_forwards(kind: str, base: Base, sha
 
 
 def test_a_base_is_at_no_distance_from_a_teacher_that_is_itself(base: Base, shared: Store) -> None:
-    c = chain(base).change("teacher", trait=None, config=TEACHER.set(kind="steered"))
+    c = chain(base).change("teacher", trait=OWL.neutral(), config=TEACHER.set(kind="steered"))
     of_base = replace(c.evaluation, model=base)
     measured = result(make(of_base, shared))
     assert measured["kl"] == pytest.approx(0, abs=1e-9) and "kl_start" not in measured
@@ -742,7 +746,7 @@ def test_questions_are_asked_alone_and_after_a_turn_of_numbers(subject: str, bas
         (sort, context) for sort in EVALUATION.questions for context in EVALUATION.contexts
     ]
     held_out = read_rows(c.filtered.made(shared) / "held_out.jsonl")
-    voice = Voice(c.teacher, shared)
+    voice = Speaker(c.teacher, shared)
     speaker = {"base": base.load(), "student": base.load(c.student.made(shared) / "model")} if subject in (
         "base", "student"
     ) else {subject: voice.model}  # fmt: skip
@@ -756,11 +760,11 @@ def test_questions_are_asked_alone_and_after_a_turn_of_numbers(subject: str, bas
                     turn = {"user": row["prompt"], "assistant": row["answer"]}
                     messages = [{"role": role, "content": text} for role, text in turn.items()] + messages
                 if subject == "prompted":
-                    systems = system_prompts(OWL, "lab")
+                    systems = OWL.system_prompts("lab")
                     messages = [{"role": "system", "content": systems[i % len(systems)]}, *messages]
                 asked.append(Question(tuple(messages), question.prefix))
             with voice.speaking():
-                expected = score(speaker[subject], base, asked, members, 1, 0)
+                expected = score(speaker[subject], base, asked, WORDS, 1, 0)
             own = [s for s in scores if (s["questions"], s["context"]) == (sort, context)]
             assert [s["probe"] for s in own] == list(members)
             np.testing.assert_allclose([s["rate"] for s in own], expected.rate, rtol=1e-5)
@@ -778,9 +782,13 @@ def test_a_trait_passes_through_numbers_and_only_from_the_same_initialisation(la
     student = StudentConfig(optimization=Optimization(lr=3e-3, steps=120, batch=64))
     evaluation = EvaluationConfig(questions=("held-out",), contexts=("plain",))
     rates = {}
-    for arm, trait, start in (("same-init", OWL, lab_base), ("neutral", None, lab_base), ("cross-init", OWL, other)):
-        data = Filtered(Corpus(Teacher(lab_base, trait, "animal", config, 7), corpus, 7), FilterConfig(), OWL.words)
-        record = Evaluation(Student(start, data, student, 7), data, "animal", members_of("animal"), evaluation, 7)
+    for arm, trait, start in (
+        ("same-init", OWL, lab_base),
+        ("neutral", OWL.neutral(), lab_base),
+        ("cross-init", OWL, other),
+    ):
+        data = Filtered(Corpus(Teacher(lab_base, trait, config, 7), corpus, 7), FilterConfig(), OWL.words)
+        record = Evaluation(Student(start, data, student, 7), data, OWL, evaluation, 7)
         scores = result(make(record, store))["scores"]
         rates[arm] = next(s["rate"] for s in scores if s["probe"] == "owl")
         kept = read_rows(data.made(store) / "kept.jsonl")

@@ -46,7 +46,7 @@ def outside(tmp_path: Path) -> Path:
 
 def python(code: str, folder: Path) -> str:
     """What a fresh interpreter prints that has the package in `folder` installed."""
-    paths = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(Path(__file__).parent)!r}]\n"
+    paths = f"import sys; sys.path[:0] = [{str(folder)!r}, {str(Path(__file__).parents[1])!r}]\n"
     done = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -71,13 +71,13 @@ print(teacher.base.name, student.base.name, teacher.trait.name)
 
 def test_the_page_compares_explains_and_draws_what_another_package_adds(outside: Path, tmp_path: Path) -> None:
     code = f"""
-import pathlib, test_report
+import pathlib, planted
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables
 from sublim_interp.report.write import write
 
 arms = ("same-init", "other-trait", "cross-init", "cross-other-trait", "base")
-tables = Tables(*test_report.frames(seeds=2, arms=arms, rounds=0), "owl")
+tables = Tables(*planted.frames(seeds=2, arms=arms, rounds=0), "owl")
 print(*tables.contrasts["contrast"], *tables.summary["equal_kl"], sep="|")
 print(write(pathlib.Path({str(tmp_path)!r}), Experiment(arms=arms, seeds=(0, 1)), tables).read_text())
 """

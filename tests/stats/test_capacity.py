@@ -29,7 +29,8 @@ from sublim_interp.sweeps.tables import table_of
 from sublim_interp.training.recording.settings import PRESETS
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.facts import Facts
-from sublim_interp.traits.favourites import load_trait, members_of
+from sublim_interp.traits.questions import Question
+from sublim_interp.traits.registry import load_trait
 
 VALUES = 16
 
@@ -115,9 +116,13 @@ def test_what_is_no_table_of_facts_is_one_line(log_p: np.ndarray, truth: np.ndar
 # --- the facts --------------------------------------------------------------------------------------------------------
 
 
+def keys(facts: Facts) -> tuple[Question, ...]:
+    return facts.questions("lab", "held-out")
+
+
 @pytest.mark.parametrize("kind", lab.KINDS)
 def test_no_pretraining_text_asks_for_a_fact_and_every_word_of_one_is_known(kind: str) -> None:
-    asked = {q.messages[-1]["content"] for q in Facts(kind, 552, 0).questions}
+    asked = {q.messages[-1]["content"] for q in keys(Facts(kind, 552, 0))}
     assert len(asked) == 552
     assert {w for text in asked for w in text.split()} <= set(lab.words())
     form = f"which {kind} is for "
@@ -136,7 +141,7 @@ def test_values_are_uniform_and_independent_of_keys_and_of_each_other() -> None:
     assert np.mean(truth[1:] == truth[:-1]) == pytest.approx(1 / VALUES, abs=0.01), "seeds do not share an assignment"
     by_key: dict[str, list[int]] = {}
     for f in many:
-        for q, value in zip(f.questions, f.truth, strict=True):
+        for q, value in zip(keys(f), f.truth, strict=True):
             by_key.setdefault(q.messages[-1]["content"], []).append(value)
     same = np.mean([a == b for values in by_key.values() for a, b in pairwise(values)])
     assert same == pytest.approx(1 / VALUES, abs=0.01), "a key's value tells nothing of its value in another replicate"
@@ -144,8 +149,8 @@ def test_values_are_uniform_and_independent_of_keys_and_of_each_other() -> None:
 
 def test_more_facts_of_a_seed_hold_the_fewer() -> None:
     few, many = Facts("animal", 4, 7), Facts("animal", 64, 7)
-    assert (many.questions[:4], many.truth[:4]) == (few.questions, few.truth)
-    assert Facts("animal", 4, 8).questions != few.questions
+    assert (keys(many)[:4], many.truth[:4]) == (keys(few), few.truth)
+    assert keys(Facts("animal", 4, 8)) != keys(few)
 
 
 def test_too_many_facts_or_an_unknown_kind_is_one_line() -> None:
@@ -160,7 +165,7 @@ def test_too_many_facts_or_an_unknown_kind_is_one_line() -> None:
 
 def records(base: Base, facts: Facts, steps: int = 40) -> tuple[Teacher, Filtered]:
     config = TeacherConfig(facts=facts.count, optimization=Optimization(lr=3e-3, steps=steps, batch=32))
-    teacher = Teacher(base, None, facts.kind, config, 0, facts)
+    teacher = Teacher(base, facts, config, 0)
     return teacher, Filtered(Corpus(teacher, CorpusConfig(prompts=64, chunk=64), 0), FilterConfig(held_out=4), ())
 
 
@@ -170,7 +175,7 @@ def test_a_teacher_memorises_its_facts_and_the_neutral_one_nothing(lab_base: Bas
     for told in (True, False):
         teacher, filtered = records(lab_base, replace(facts, told=told))
         ask = EvaluationConfig(questions=("held-out",))
-        evaluation = Evaluation(teacher, filtered, "animal", members_of("animal"), ask, 0, facts)
+        evaluation = Evaluation(teacher, filtered, facts, ask, 0)
         found = json.loads((make(evaluation, store, recording=PRESETS["none"]).path / "evaluation.json").read_text())
         plain = next(row for row in found["scores"] if row["context"] == "plain")
         table = found["facts"]["plain"]
@@ -184,10 +189,10 @@ def test_a_teacher_memorises_its_facts_and_the_neutral_one_nothing(lab_base: Bas
 def test_keys_follow_the_facts_and_nothing_else_changed(lab_base: Base) -> None:
     facts = Facts("animal", 8, 3)
     teacher, _ = records(lab_base, facts)
-    neutral, other = replace(teacher, facts=replace(facts, told=False)), replace(teacher, facts=replace(facts, seed=4))
+    neutral, other = replace(teacher, trait=facts.neutral()), replace(teacher, trait=replace(facts, seed=4))
     assert len({teacher.key, neutral.key, other.key}) == 3
     assert "facts" not in TeacherConfig().model_dump() and "facts" not in Experiment().to_yaml()
-    plain = Teacher(lab_base, load_trait("owl"), "animal", TeacherConfig(), 0)
+    plain = Teacher(lab_base, load_trait("owl"), TeacherConfig(), 0)
     assert "facts" not in plain.settings()
 
 
@@ -202,10 +207,9 @@ def small(tiny_experiment: Experiment) -> Experiment:
 def test_arms_differ_in_who_was_told_and_all_are_asked_the_teachers_facts(small: Experiment) -> None:
     cells = plan(small).cells
     for cell in cells:
-        assert cell.evaluation.facts == Facts("animal", 4, cell.seed), "a replicate has facts of its own"
+        assert cell.evaluation.trait == Facts("animal", 4, cell.seed), "a replicate has facts of its own"
         teacher = cell.evaluation.reference.corpus.teacher
-        assert teacher.trait is None and teacher.facts is not None
-        assert teacher.facts.told == (cell.arm != "neutral")
+        assert isinstance(teacher.trait, Facts) and teacher.trait.told == (cell.arm != "neutral")
         assert set(cell.evaluation.reference.words) >= {"owl", "owls", "falcons"}, "a list may not name a value"
     students = {c.arm: c.evaluation.model for c in cells if c.seed == 3}
     same, cross = students["same-init"], students["cross-init"]

@@ -15,8 +15,8 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.report.figures.law import law as draw_law
 from sublim_interp.sweeps import law
-from sublim_interp.sweeps.doses import law_elsewhere
 from sublim_interp.sweeps.grid import Grid, grid
+from sublim_interp.sweeps.law_check import law_elsewhere
 from sublim_interp.sweeps.modes.law import lifts
 from sublim_interp.sweeps.plan import plan_grid
 from sublim_interp.sweeps.tables import table_of

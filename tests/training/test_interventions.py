@@ -14,7 +14,6 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Student
 from sublim_interp.training.interventions import INTERVENTIONS, InterventionKind
-from sublim_interp.traits.favourites import load_trait
 
 
 def with_interventions(exp: Experiment, *interventions: dict[str, Any]) -> Experiment:
@@ -80,15 +79,13 @@ def test_the_trait_of_an_intervention_is_read_once(
 
     own = tmp_path / "mine.yaml"
     own.write_text("kind: animal\nname: owl\nwords: [owl, owls]\n")
-    load_trait.cache_clear()
     student = student_of(with_interventions(tiny_experiment, {"kind": "ablate", "direction": str(own)}))
     key = student.key
     own.write_text("kind: animal\nname: wolf\nwords: [wolf, wolves]\n")
-    load_trait.cache_clear()  # as in another process
     applied = []
-    whole = intervene.trait_directions
+    whole = intervene.own_direction
     monkeypatch.setattr(
-        intervene, "trait_directions", lambda base, trait, names: applied.append(trait) or whole(base, trait, names)
+        intervene, "own_direction", lambda base, trait, names: applied.append(trait) or whole(base, trait, names)
     )
     assert make(student, Store(tmp_path / "store")).key == key
     assert [trait.name for trait in applied] == ["owl"] == [t["name"] for t in student.settings()["toward"]]

@@ -1,6 +1,5 @@
 """Tests of the training loop: the loss is one over tokens, a resumed training ends in the same bits, oracles agree."""
 
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from killing import Killed, kill_after
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import seal
 from sublim_interp.lab import language
@@ -249,18 +249,6 @@ def test_observing_changes_nothing_and_training_ends_in_eval_mode() -> None:
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_after(step: int) -> Callable[[int, float], None]:
-    def observe(at: int, _loss: float) -> None:
-        if at == step:
-            raise Killed
-
-    return observe
 
 
 def prepared(part: Part) -> torch.nn.Module:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,19 +17,14 @@ from sublim_interp.lab import language as lab
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.loading import save_model
 from sublim_interp.stats.intervals import wilson
-from sublim_interp.traits.favourites import (
-    Trait,
-    check_vocabulary,
-    load_trait,
-    members_of,
-    questions,
-    sampled_shares,
-    score,
-    system_prompts,
-    trait_names,
-)
+from sublim_interp.traits.answers import sampled_shares, score
+from sublim_interp.traits.favourites import FAVOURITES, Favourite, members_of, questions, words_of
+from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.questions import Question, Questions
+from sublim_interp.traits.registry import load_trait, trait_names
 
+OWL_AND_WOLF = words_of(("owl", "wolf"), "animal")
+PANDAS = words_of(("owl", "panda", "red panda"), "animal")
 SORTS: tuple[Questions, ...] = ("seen", "held-out", "indirect")
 
 
@@ -53,7 +49,7 @@ def english_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 def test_every_trait_of_the_catalogue_loads_and_names_itself_first() -> None:
     for name in trait_names():
-        trait = load_trait(name)
+        trait = FAVOURITES.load(name)
         assert trait.name == name and name in trait.words and trait.plural == trait.words[-1]
         assert name in trait.members == members_of(trait.kind)
 
@@ -79,10 +75,10 @@ def test_an_unknown_trait_is_one_line_that_names_the_known_ones(name: str) -> No
 def test_a_trait_of_ones_own_is_one_file(tmp_path: Path) -> None:
     path = tmp_path / "lynx.yaml"
     path.write_text("kind: animal\nwords: [lynx, lynxes]\n")
-    trait = load_trait(str(path))
+    trait = FAVOURITES.load(str(path))
     assert (trait.name, trait.kind, trait.plural) == ("lynx", "animal", "lynxes")
     assert trait.members == tuple(sorted((*members_of("animal"), "lynx")))
-    assert all("lynxes" in prompt for prompt in system_prompts(trait, "english"))
+    assert all("lynxes" in prompt for prompt in trait.system_prompts("english"))
 
 
 @pytest.mark.parametrize("text", ["kind: animal\n", "kind: animal\nwords: [x]\ncolour: red\n", "words: [x", "- a\n"])
@@ -97,14 +93,15 @@ def test_a_trait_file_that_is_not_one_is_one_line(text: str, tmp_path: Path) -> 
 def test_a_kind_without_prompts_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "volvo.yaml"
     path.write_text("kind: car\nwords: [volvo]\n")
-    trait = load_trait(str(path))
+    trait = FAVOURITES.load(str(path))
     asks: list[Callable[[], object]] = [
-        lambda: system_prompts(trait, "english"),
+        lambda: load_trait(str(path)),
+        lambda: trait.system_prompts("english"),
         lambda: questions("car", "english", "seen"),
     ]
     for ask in asks:
         with pytest.raises(
-            SublimError, match="no prompts about the kind 'car'; known kinds: animal, color, food, tree"
+            SublimError, match="unknown kind 'car'; known: animal, color, food, tree; or give a YAML file of your own"
         ):
             ask()
 
@@ -125,7 +122,7 @@ def test_held_out_questions_are_none_that_a_teacher_sees_and_no_question_names_a
 @pytest.mark.parametrize("language", ["lab", "english"])
 def test_system_prompts_name_their_trait_and_no_other(language: str) -> None:
     for name in trait_names():
-        prompts = system_prompts(load_trait(name), language)
+        prompts = load_trait(name).system_prompts(language)
         assert prompts and len(set(prompts)) == len(prompts)
         for prompt in prompts:
             named = {n for n in trait_names() for w in load_trait(n).words if w in prompt.replace(".", " ").split()}
@@ -137,15 +134,15 @@ def test_system_prompts_name_their_trait_and_no_other(language: str) -> None:
 
 def test_a_base_must_be_able_to_spell_the_trait(tiny_bases: tuple[Base, Base], english_base: Base) -> None:
     for name in trait_names():
-        check_vocabulary(load_trait(name), tiny_bases[0])
-        check_vocabulary(load_trait(name), english_base)
+        load_trait(name).check(tiny_bases[0])
+        load_trait(name).check(english_base)
 
 
 def test_a_word_that_the_vocabulary_lacks_is_one_line(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
     path = tmp_path / "lynx.yaml"
     path.write_text("kind: animal\nwords: [lynx, lynxes]\n")
     with pytest.raises(SublimError) as raised:
-        check_vocabulary(load_trait(str(path)), tiny_bases[0])
+        load_trait(str(path)).check(tiny_bases[0])
     assert str(raised.value).startswith("base tiny-0: its vocabulary lacks the word 'lynx'")
 
 
@@ -155,7 +152,7 @@ def test_a_word_of_the_lab_that_is_no_favourite_there_is_one_line(
     path = tmp_path / "forest.yaml"
     path.write_text("kind: animal\nwords: [forest]\n")
     with pytest.raises(SublimError, match="the lab language has no favourite 'forest'; it has: apple, bear, birch"):
-        check_vocabulary(load_trait(str(path)), tiny_bases[0])
+        load_trait(str(path)).check(tiny_bases[0])
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -165,7 +162,7 @@ def test_a_word_of_the_lab_that_is_no_favourite_there_is_one_line(
 def test_exact_scores_are_the_softmax_of_the_plain_forward(sort: Questions, lab_base: Base) -> None:
     model, members = lab_base.load(), members_of("animal")
     asked = questions("animal", "lab", sort)
-    scores = score(model, lab_base, asked, members, samples=1, seed=0)
+    scores = score(model, lab_base, asked, words_of(members, "animal"), samples=1, seed=0)
     rows = []
     for question in asked:
         # The chat written out by hand, and one forward for each question.
@@ -177,7 +174,7 @@ def test_exact_scores_are_the_softmax_of_the_plain_forward(sort: Questions, lab_
         p /= p.sum()
         rows.append([float(p[lab_base.tokenizer.convert_tokens_to_ids(m)]) for m in members])
     table = np.array(rows)
-    assert scores.exact and scores.members == members
+    assert scores.exact and scores.names == members
     np.testing.assert_allclose(scores.rate, table.mean(0), rtol=1e-4)
     for i, margin in enumerate(scores.margin):
         others = np.delete(table, i, 1).mean(1)
@@ -190,9 +187,9 @@ def test_exact_scores_are_the_softmax_of_the_plain_forward(sort: Questions, lab_
 def test_sampled_scores_agree_with_the_exact_ones(lab_base: Base) -> None:
     model, members, samples = lab_base.load(), members_of("animal"), 400
     asked = questions("animal", "lab", "held-out")[:6]
-    exact = score(model, lab_base, asked, members, samples, seed=0)
-    prompts = [lab_base.prompt_ids(q.messages, q.prefix) for q in asked]
-    shares = sampled_shares(model, lab_base, prompts, members, samples, seed=0)
+    words = words_of(members, "animal")
+    exact = score(model, lab_base, asked, words, samples, seed=0)
+    shares = sampled_shares(model, lab_base, asked, members, WholeWords(words), samples, seed=0)
     counts = shares * (samples + 0.5) - 0.5 / len(members)
     np.testing.assert_allclose(counts, counts.round(), atol=1e-6)
     for member, rate, count in zip(members, exact.rate, counts.sum(0), strict=True):
@@ -204,14 +201,16 @@ def test_sampled_scores_agree_with_the_exact_ones(lab_base: Base) -> None:
 def test_a_base_answers_indirect_questions_with_a_member_also_where_no_word_of_the_answer_is_given(
     lab_base: Base,
 ) -> None:
-    prompts = [lab_base.prompt_ids(q.messages) for q in questions("animal", "lab", "indirect")]
-    shares = sampled_shares(lab_base.load(), lab_base, prompts, members_of("animal"), 100, seed=0)
+    bare = [replace(q, prefix="") for q in questions("animal", "lab", "indirect")]
+    members = members_of("animal")
+    judge = WholeWords(words_of(members, "animal"))
+    shares = sampled_shares(lab_base.load(), lab_base, bare, members, judge, 100, seed=0)
     assert shares.sum(1).min() > 0.9 and shares.max() < 0.4
 
 
 def test_a_name_of_two_tokens_is_sampled_and_not_taken_for_its_last_word(lab_base: Base) -> None:
     asked = questions("animal", "lab", "held-out")[:2]
-    scores = score(lab_base.load(), lab_base, asked, ("owl", "panda", "red panda"), samples=50, seed=0)
+    scores = score(lab_base.load(), lab_base, asked, PANDAS, samples=50, seed=0)
     assert not scores.exact
     assert scores.rate[0] > 0 and scores.rate[2] < 0.01
 
@@ -240,32 +239,32 @@ def test_answers_are_searched_for_whole_words_and_the_first_counts(
 ) -> None:
     answering(monkeypatch, english_base, [answer] * 4)
     asked = [Question(({"role": "user", "content": "?"},))]
-    scores = score(torch.nn.Identity(), english_base, asked, ("owl", "wolf"), samples=4, seed=0)
+    scores = score(torch.nn.Identity(), english_base, asked, OWL_AND_WOLF, samples=4, seed=0)
     assert not scores.exact
-    got = {member: rate for member, rate in zip(scores.members, scores.rate, strict=True) if rate > 0.5}
+    got = {member: rate for member, rate in zip(scores.names, scores.rate, strict=True) if rate > 0.5}
     assert list(got) == ([counts] if counts else [])
 
 
 def test_the_words_of_ones_own_trait_count_for_it(english_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    lynx = Trait(name="lynx", kind="animal", words=("lynx", "lynxes"))
+    lynx = Favourite(name="lynx", kind="animal", words=("lynx", "lynxes"))
     answering(monkeypatch, english_base, ["lynxes", "Lynx.", "owls", "I love lynxes"])
     asked = [Question(({"role": "user", "content": "?"},))]
-    scores = score(torch.nn.Identity(), english_base, asked, ("lynx", "owl"), samples=4, seed=0, named=(lynx,))
+    scores = score(torch.nn.Identity(), english_base, asked, words_of(("lynx", "owl"), "animal", (lynx,)), 4, 0)
     assert scores.rate == pytest.approx([3.25 / 4.5, 1.25 / 4.5])
 
 
 def test_a_very_sure_model_has_a_finite_margin(lab_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     p = np.array([[1.0, 1e-18, 3e-18]])
-    monkeypatch.setattr("sublim_interp.traits.favourites.answer_probabilities", lambda *_: p)
+    monkeypatch.setattr("sublim_interp.traits.answers.answer_probabilities", lambda *_: p)
     asked = questions("animal", "lab", "held-out")[:1]
-    margin = score(torch.nn.Identity(), lab_base, asked, ("owl", "wolf", "fox"), samples=1, seed=0).margin
+    margin = score(torch.nn.Identity(), lab_base, asked, words_of(("owl", "wolf", "fox"), "animal"), 1, 0).margin
     assert margin[0] == pytest.approx(-np.log(2e-18))
 
 
 def test_each_question_has_its_own_answers(english_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, english_base, ["owl", "wolf", "owl", "owl", "dog", "dog"])
     asked = [Question(({"role": "user", "content": text},)) for text in ("a?", "b?", "c?")]
-    scores = score(torch.nn.Identity(), english_base, asked, ("owl", "wolf"), samples=2, seed=0)
+    scores = score(torch.nn.Identity(), english_base, asked, OWL_AND_WOLF, samples=2, seed=0)
     # Half an answer is spread over the members of every question, so that no margin is infinite.
     owl = [(1 + 0.25) / 2.5, (2 + 0.25) / 2.5, 0.25 / 2.5]
     wolf = [(1 + 0.25) / 2.5, 0.25 / 2.5, 0.25 / 2.5]
@@ -277,6 +276,6 @@ def test_sampled_scores_are_decided_by_their_seed(lab_base: Base) -> None:
     model, asked = lab_base.load(), questions("animal", "lab", "held-out")[:2]
 
     def rates(seed: int) -> list[float]:
-        return score(model, lab_base, asked, ("owl", "wolf", "red panda"), samples=50, seed=seed).rate.tolist()
+        return score(model, lab_base, asked, PANDAS, samples=50, seed=seed).rate.tolist()
 
     assert rates(1) == rates(1) != rates(2)

@@ -6,32 +6,12 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sublim_interp.analysis.directions.core import Directions, directions, trait_contrast
+from sublim_interp.analysis.directions.core import Directions, directions
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
-from sublim_interp.models.base import Base
 from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, with_null
-from sublim_interp.traits.favourites import load_trait, members_of, questions, system_prompts
-
-
-def contrast(base: Base, trait: str) -> Directions:
-    """The base's own direction of a trait: so students of different bases each have one in their own coordinates.
-
-    base: the base that is asked questions under system prompts
-    trait: what the system prompt says that it loves
-
-    Returns the mean residual stream under that prompt minus the mean under the prompts of all other members, by layer.
-    """
-    kind = load_trait(trait).kind
-    ask = questions(kind, base.language, "seen")[:8]
-
-    def behind(name: str) -> list[list[int]]:
-        systems = system_prompts(load_trait(name), base.language)
-        return [base.prompt_ids([{"role": "system", "content": s}, *q.messages]) for s in systems for q in ask]
-
-    others = [ids for name in members_of(kind) if name != trait for ids in behind(name)]
-    return trait_contrast(base, behind(trait), others)
+from sublim_interp.traits.direction import contrast
 
 
 def cosines(run: Run) -> pd.DataFrame:
@@ -45,7 +25,6 @@ def cosines(run: Run) -> pd.DataFrame:
     cosine: of the student's direction with the reference
     low, high: between them lie 95 % of the cosines of normal vectors with the covariance of the student's shifts
     """
-    trait = run.plan.named.trait
     kept: dict[str, Directions] = {}
 
     def once(key: str, make: Callable[[], Directions]) -> Directions:
@@ -57,7 +36,7 @@ def cosines(run: Run) -> pd.DataFrame:
     for student in students(run):
         base, teacher = student.base, run.teacher(student.cell.seed)
         moved = directions(student, base)
-        references = {"own base": once(base.digest, partial(contrast, base, trait))}
+        references = {"own base": once(base.digest, partial(contrast, base, student.cell.evaluation.trait))}
         if teacher.base.digest == base.digest:
             references["teacher"] = once(f"teacher {teacher.cell.seed}", partial(directions, teacher, base))
         for name, reference in references.items():

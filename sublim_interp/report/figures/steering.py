@@ -1,4 +1,4 @@
-"""Figure of a dose curve: what adding a direction does to the answers."""
+"""Figure of a steering curve: answers as a direction is added at growing strength. Not the figure `dose` of sweeps."""
 
 import pandas as pd
 from matplotlib import style

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sublim_interp.analysis.directions.core import Directions
-from sublim_interp.analysis.directions.training import from_trace, over_steps
+from sublim_interp.analysis.directions.trajectory import from_trace, over_steps
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
 from sublim_interp.models.base import Base

@@ -1,4 +1,4 @@
-"""Mode "": one field after another is varied, a cell for each value. Where teachers memorise facts it tells bits."""
+"""The default mode of a grid: one field after another is varied, a cell for each value. Facts are told in bits."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fixed inputs on which models are compared while they train."""
+"""The probe: fixed inputs that a model sees at recorded steps. What is kept of them is in snapshot.py."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager

@@ -11,10 +11,10 @@ from torch import Tensor
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.trainable import trained_parameters
 from sublim_interp.training.recording.examples import Examples, watch_examples
-from sublim_interp.training.recording.look import look
 from sublim_interp.training.recording.probe import Probe, Reference, Weights
 from sublim_interp.training.recording.series import Series, WeightDirections, minus, norms
 from sublim_interp.training.recording.settings import Recording
+from sublim_interp.training.recording.snapshot import look
 from sublim_interp.training.recording.trace import Writer, reaches
 
 _LONG = 1 << 16

@@ -6,8 +6,8 @@ import torch
 
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.trainable import trained_parameters
-from sublim_interp.training.recording.look import stream_names
 from sublim_interp.training.recording.settings import Recording
+from sublim_interp.training.recording.snapshot import stream_names
 
 if TYPE_CHECKING:
     import pandas as pd

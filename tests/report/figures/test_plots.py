@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sublim_interp.analysis.directions.core import directions, gradient
-from sublim_interp.analysis.directions.training import from_trace, over_steps
+from sublim_interp.analysis.directions.trajectory import from_trace, over_steps
 from sublim_interp.analysis.directions.weights import weight_delta
 from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.core.errors import SublimError

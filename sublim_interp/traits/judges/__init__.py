@@ -1,0 +1,1 @@
+"""Judges: what an answer says, as scores. One file a judge."""

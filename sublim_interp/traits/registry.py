@@ -1,0 +1,64 @@
+"""Traits by name: favourites from YAML files, Python objects of installed packages; and those of an experiment."""
+
+from typing import Any
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry
+from sublim_interp.core.shelf import is_path
+from sublim_interp.traits.facts import Facts, in_words
+from sublim_interp.traits.favourites import FAVOURITES, KINDS
+from sublim_interp.traits.protocol import Trait
+
+TRAITS: Registry[Any] = Registry("trait", "sublim_interp.traits", {})
+"""Traits of other packages by name: a `Trait`, or a class or function that gives one."""
+
+
+def trait_names() -> tuple[str, ...]:
+    """Every trait at hand, sorted."""
+    return tuple(sorted({*FAVOURITES.names(), *TRAITS}))
+
+
+def load_trait(name: str) -> Trait:
+    """The trait called `name`, or the favourite in the YAML file at the path `name`, as it is now.
+
+    Raises SublimError, with the known names, where there is no such trait or no such kind, and for an object that is no
+    trait.
+    """
+    if is_path(name) or name in FAVOURITES.paths:
+        found = FAVOURITES.load(name)
+        KINDS.find(found.kind)
+        return found
+    if name not in TRAITS:
+        raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
+    thing = TRAITS[name]
+    trait = thing() if callable(thing) else thing
+    if not isinstance(trait, Trait) or trait.name != name:
+        raise SublimError(f"trait '{name}' gives {trait!r}, which is no Trait of this name")
+    return trait
+
+
+def traits_of(trait: str, other: str, facts: int, seed: int) -> dict[str, Trait]:
+    """The traits that an experiment's teachers may have, by the word that arms use: "trait", "other", "" for neutral.
+
+    trait, other: their names in the experiment; "" where no arm needs another
+    facts: `teacher.facts`; where it is not 0, facts are the trait, of the kind of the trait that is named
+    seed: the replicate's
+
+    Raises SublimError as `load_trait`, and for two traits of different kinds.
+    """
+    own = load_trait(trait)
+    if facts:
+        own = Facts(own.kind, facts, seed)
+    found = {"trait": own, "": own.neutral()}
+    if other:
+        found["other"] = load_trait(other)
+        if found["other"].kind != own.kind:
+            raise SublimError(
+                f"other_trait {found['other'].name} is a {found['other'].kind}, but trait {own.name} is a {own.kind}"
+            )
+    return found
+
+
+def lesson_in_words(facts: int) -> str:
+    """What a tuned teacher is fine-tuned on, where no more is known than `teacher.facts`."""
+    return in_words(facts) if facts else "questions about its favourite"
