@@ -21,7 +21,7 @@ test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lab: $(VENV)/notebooks.stamp ## open the notebooks in JupyterLab, on the demo's store
 	SUBLIM_STORE="$${SUBLIM_STORE:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks

@@ -1,23 +1,37 @@
-"""Fixtures that several test modules share: tiny lab bases, a base of the package, a tiny experiment. No tests."""
+"""Fixtures that several test modules share: tiny lab bases, a tiny experiment and its finished run. No tests."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab.pretraining import pretrain
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.report.run import run
 from sublim_interp.training.settings import Optimization
 
 
 @pytest.fixture(scope="session")
-def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Base, Base]:
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test session share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(together: Path) -> tuple[Base, Base]:
     """Two lab bases of 16 dimensions, of different initial weights; a third of their answers are number lists."""
-    shelf = tmp_path_factory.mktemp("bases")
-    return _tiny(shelf / "tiny-0", 0), _tiny(shelf / "tiny-1", 1)
+    shelf = together / "bases"
+    with FileLock(together / "bases.lock"):  # one worker makes them, the others wait
+        return _tiny(shelf / "tiny-0", 0), _tiny(shelf / "tiny-1", 1)
 
 
 @pytest.fixture
@@ -30,7 +44,9 @@ def _tiny(directory: Path, seed: int) -> Base:
     optimization = Optimization(
         optimizer="adamw", lr=2e-2, schedule="cosine", warmup=5, steps=60, batch=64, beta2=0.95, clip=1.0
     )
-    pretrain(Pretraining(init_seed=seed, d_model=16, layers=2, heads=2, d_mlp=32, optimization=optimization), directory)
+    recipe = Pretraining(init_seed=seed, d_model=16, layers=2, heads=2, d_mlp=32, optimization=optimization)
+    if not directory.exists():
+        pretrain(recipe, directory)
     return resolve_base(str(directory))
 
 
@@ -40,7 +56,7 @@ def lab_base() -> Base:
     return resolve_base("lab-small-0")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_experiment(tiny_bases: tuple[Base, Base]) -> Experiment:
     """Every stage in seconds, on tiny bases: far too little for an effect."""
     return Experiment(
@@ -55,7 +71,20 @@ def tiny_experiment(tiny_bases: tuple[Base, Base]) -> Experiment:
     )
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tiny_experiment: Experiment, together: Path) -> Run:
+    """The tiny experiment, finished, with default traces; to be read only."""
+    with FileLock(together / "tiny-run.lock"):
+        return run(tiny_experiment, Store(together / "tiny-run"), processes=1)
+
+
 @pytest.fixture
 def store_root(tmp_path: Path) -> Path:
     """Where a test's own store goes; it does not exist yet."""
     return tmp_path / "store"
+
+
+@pytest.fixture
+def filled_root(tiny_run: Run, tmp_path: Path) -> Path:
+    """A test's own store, which holds the tiny run."""
+    return Path(shutil.copytree(tiny_run.store.root, tmp_path / "filled"))

@@ -9,26 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from command import SHELL, from_shell, sublim
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.report.run import run
 from sublim_interp.training.recording.trace import Trace
-
-
-def sublim(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sublim_interp", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=570,
-    )
 
 
 @pytest.fixture
@@ -55,6 +48,41 @@ def contents(root: Path) -> dict[str, dict]:
         f"{a.stage}/{a.key}": {name: file["sha256"] for name, file in a.manifest["files"].items()}
         for a in Store.open(root).list()
     }
+
+
+def wait_until(happens: Callable[[], bool]) -> None:
+    """Looks often, and gives up after a minute."""
+    until = time.monotonic() + 60
+    while not happens() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def begun(experiment_file: Path, root: Path) -> subprocess.Popen[str]:
+    """A run that has just been typed, in a session of its own; its streams are pipes."""
+    return subprocess.Popen(
+        [*SHELL, "run", str(experiment_file), "--store", str(root)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
+
+
+def count(root: Path) -> int:
+    """How many artefacts are finished."""
+    return len(list(root.glob("[a-z]*/*")))
+
+
+def wait_for_one_more(root: Path, child: subprocess.Popen[str]) -> None:
+    """Until one more artefact is finished, or the run has ended."""
+    before = count(root)
+    wait_until(lambda: count(root) > before or child.poll() is not None)
+
+
+@pytest.mark.parametrize("words", [["list"], ["run", "owls"]])
+def test_a_shell_sees_what_the_other_tests_see(words: list[str], tmp_path: Path) -> None:
+    """Of a process that has imported all it needs."""
+    shell, fork = (run(*words, cwd=tmp_path) for run in (from_shell, sublim))
+    assert (shell.returncode, shell.stdout, shell.stderr) == (fork.returncode, fork.stdout, fork.stderr)
+    assert (shell.returncode == 0) == (words == ["list"])
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -91,21 +119,21 @@ def test_show_and_plot_tell_what_there_is(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_a_grid_of_ones_own_runs_from_its_file(tiny_experiment: Experiment, store_root: Path, tmp_path: Path) -> None:
+def test_a_grid_of_ones_own_runs_from_its_file(tiny_experiment: Experiment, filled_root: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(tiny_experiment.to_yaml())
     mine = tmp_path / "mine.yaml"
     mine.write_text(
         "about: Does the rate matter?\nexperiment: tiny.yaml\nchange: {arms: [same-init]}\n"
         "axes:\n  student.optimization.lr: [0.001, 0.01]\n  filter.max_value: [0]\n"
     )
-    said = sublim("run", "mine.yaml", "--store", store_root, cwd=tmp_path)
+    said = sublim("run", "mine.yaml", "--store", filled_root, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     assert "mine: Means over replicates" in said.stdout and "0.01" in said.stdout
     assert "No result for 0 with seed 0 (teacher, same-init). Filter: nothing is left" in said.stdout
     for option in ([], ["--dry-run"]):
-        again = sublim("run", "mine.yaml", *option, "--store", store_root, cwd=tmp_path).stdout
+        again = sublim("run", "mine.yaml", *option, "--store", filled_root, cwd=tmp_path).stdout
         assert "nothing to do" in again and "Planned work" not in again
-    assert "Does the rate matter?" in sublim("show", "mine.yaml", "--store", store_root, cwd=tmp_path).stdout
+    assert "Does the rate matter?" in sublim("show", "mine.yaml", "--store", filled_root, cwd=tmp_path).stdout
 
 
 def test_a_dry_run_writes_nothing(experiment_file: Path, store_root: Path) -> None:
@@ -125,7 +153,7 @@ def test_a_dry_run_says_what_the_asked_trace_will_hold(experiment_file: Path, st
 
 
 def test_run_reports_then_has_nothing_to_do(experiment_file: Path, store_root: Path) -> None:
-    first = sublim("run", experiment_file, "--store", store_root)
+    first = from_shell("run", experiment_file, "--store", store_root)
     assert first.returncode == 0, first.stderr
     assert "about" in first.stderr.splitlines()[0]  # an estimate from the first line on
     planned = re.findall(r"^Recording (\d+) trainings, about ([\d.]+) MB \(--trace none: nothing; ", first.stdout, re.M)
@@ -148,15 +176,12 @@ def test_run_reports_then_has_nothing_to_do(experiment_file: Path, store_root: P
     assert found.returncode == 1 and "summary.csv is altered" in found.stdout
 
 
-def test_a_replicate_is_shown_and_its_run_is_plotted(
-    tiny_experiment: Experiment, store_root: Path, tmp_path: Path
-) -> None:
-    finished = run(tiny_experiment, Store(store_root))
-    place = ["--store", store_root]
+def test_a_replicate_is_shown_and_its_run_is_plotted(tiny_run: Run, filled_root: Path, tmp_path: Path) -> None:
+    place = ["--store", filled_root]
     shown = sublim("show", "tiny/same-init/0", *place).stdout
     assert "What it answers" in shown and "held-out" in shown
     assert "How it learnt" in shown and "trace" in shown  # the trace's rows
-    assert "was not trained" in sublim("show", f"{finished.key[:8]}/base/0", *place).stdout
+    assert "was not trained" in sublim("show", f"{tiny_run.key[:8]}/base/0", *place).stdout
     refused(sublim("show", "tiny/sameinit/0", *place), "no replicate sameinit/0", "same-init")
     refused(sublim("show", "tiny/same-init/one", *place), "no replicate same-init/one", "seeds: 0")
     said = sublim("plot", "tiny", "training", "--out", tmp_path / "figures", *place)
@@ -166,34 +191,31 @@ def test_a_replicate_is_shown_and_its_run_is_plotted(
     assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].read_bytes().startswith(b"%PDF")
     refused(sublim("plot", "tiny", "trainings", *place), "no figure 'trainings'", "training, ", "patching")
     listed = " ".join(sublim("list", *place).stdout.split())
-    assert f"{finished.key[:16]} tiny owl" in listed
+    assert f"{tiny_run.key[:16]} tiny owl" in listed
     (tmp_path / "file").write_text("")
     refused(sublim("plot", "tiny", "arms", "--out", tmp_path / "file", *place), "--out")
-    again = run(tiny_experiment.set(seeds=[7], arms=["base"]), Store(store_root))
-    refused(sublim("show", "tiny", *place), "may mean any of these", finished.key[:16], again.key[:16])
+    again = run(tiny_run.experiment.set(arms=["base"]), Store(filled_root), processes=1)
+    refused(sublim("show", "tiny", *place), "may mean any of these", tiny_run.key[:16], again.key[:16])
 
 
-def test_a_killed_run_ends_in_the_same_bytes(experiment_file: Path, tmp_path: Path) -> None:
-    """SIGKILL to the whole process group at random moments, then the same command again, until it is through."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert sublim("run", experiment_file, "--store", whole).returncode == 0
-    moments = random.Random(0)
+def test_a_killed_run_ends_in_the_same_bytes(experiment_file: Path, tiny_run: Run, store_root: Path) -> None:
+    """SIGKILL to the whole process group, each time at a random moment after one artefact more, until it is through."""
+    moments, killed = random.Random(0), 0
     for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(broken)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        time.sleep(moments.uniform(2, 12))
+        child = begun(experiment_file, store_root)
+        wait_for_one_more(store_root, child)
+        time.sleep(moments.uniform(0, 1))
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-    assert sublim("run", experiment_file, "--store", broken).returncode == 0
-    assert contents(broken) == contents(whole)
+            killed += 1
+        child.communicate()
+    assert killed
+    assert sublim("run", experiment_file, "--store", store_root).returncode == 0
+    assert contents(store_root) == contents(tiny_run.store.root)
 
 
 def test_workers_go_when_their_parent_is_killed(experiment_file: Path, store_root: Path) -> None:
-    command = [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(store_root)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    child = begun(experiment_file, store_root)
 
     def alive() -> list[int]:
         """Processes of the child's session."""
@@ -202,35 +224,28 @@ def test_workers_go_when_their_parent_is_killed(experiment_file: Path, store_roo
         )
         return [int(fields[3]) for fields in stats if int(fields[3]) == child.pid and fields[0] != "Z"]
 
-    until = time.monotonic() + 60
-    while len(alive()) < 3 and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.2)
+    wait_until(lambda: len(alive()) >= 3 or child.poll() is not None)
     child.kill()
     child.wait()
-    until = time.monotonic() + 30
-    while alive() and time.monotonic() < until:
-        time.sleep(0.2)
+    wait_until(lambda: not alive())
     assert not alive()
 
 
-@pytest.mark.parametrize("patience", [0.0, 6.0])
-def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, store_root: Path, patience: float) -> None:
-    command = [sys.executable, "-m", "sublim_interp", "run", str(experiment_file), "--store", str(store_root)]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )  # fmt: skip
-    assert child.stderr is not None
-    assert "left" in child.stderr.readline()  # progress is shown: the work has begun
-    time.sleep(patience)
-    os.killpg(child.pid, signal.SIGINT)
-    said = child.stderr.read()
-    if child.wait(timeout=120) != 0:  # a very fast machine may be through
+def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_run: Run, store_root: Path) -> None:
+    """As soon as progress is shown, then again as soon as something is made."""
+    for at_work in (False, True):
+        child = begun(experiment_file, store_root)
+        assert child.stderr is not None
+        assert "left" in child.stderr.readline()
+        if at_work:
+            wait_for_one_more(store_root, child)
+        os.killpg(child.pid, signal.SIGINT)
+        _, said = child.communicate(timeout=120)
         assert child.returncode == 130
         assert "Traceback" not in said and "interrupted" in said.splitlines()[-1]
-    else:
-        assert patience > 0
+        assert bool(count(store_root)) == at_work
     assert sublim("run", experiment_file, "--store", store_root).returncode == 0
+    assert contents(store_root) == contents(tiny_run.store.root)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +326,9 @@ def test_a_store_that_cannot_be_written_is_one_line(experiment_file: Path, tmp_p
     assert (tmp_path / "file").read_text() == "not a directory"
 
 
-def test_all_rows_refused_is_one_line_and_publishes_nothing(experiment_file: Path, store_root: Path) -> None:
+def test_all_rows_refused_is_one_line_and_publishes_nothing(experiment_file: Path, filled_root: Path) -> None:
     everything = ["filter.max_value=0", "filter.max_numbers=1"]
     sets = [word for setting in everything for word in ("--set", setting)]
-    refused(sublim("run", experiment_file, "--store", store_root, *sets), "refused")
-    assert not Store.open(store_root).list("filtered")
+    before = contents(filled_root)
+    refused(sublim("run", experiment_file, "--store", filled_root, *sets), "refused")
+    assert contents(filled_root) == before

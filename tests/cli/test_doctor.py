@@ -21,13 +21,18 @@ from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.models.base import Base
 
 
+@pytest.fixture(scope="module")
+def shelf(tiny_bases: tuple[Base, Base], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small base under the headline's names."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    for name in experiment("owl").bases:
+        shutil.copytree(tiny_bases[0].path, shelf / name)
+    return shelf
+
+
 @pytest.fixture(autouse=True)
-def one_lab_base(tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lab's shelf holds one small base under the headline's names, and there is memory."""
-    shelf = tiny_bases[0].path.parent / "shelf"
-    if not shelf.exists():
-        for name in experiment("owl").bases:
-            shutil.copytree(tiny_bases[0].path, shelf / name)
+def one_lab_base(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lab's shelf is this one, and there is memory."""
     monkeypatch.setattr("sublim_interp.models.base._package_bases", lambda: [shelf])
     monkeypatch.setattr("sublim_interp.cli.examine._free_memory", lambda: 16 * GIB)
 

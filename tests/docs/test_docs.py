@@ -5,6 +5,7 @@ A page's Python blocks run in order on a tiny run, which stands in for the exper
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer.main
 import yaml
+from filelock import FileLock
 from typer.testing import CliRunner
 
 import sublim_interp as si
@@ -42,15 +44,9 @@ OPENED = re.compile(r'si\.(?:run|open_run)\("([\w-]+)"\)')
 SEED = re.compile(r'"same-init", (\d+)\]')
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One place for the stores of all pages."""
-    return tmp_path_factory.mktemp("stores")
-
-
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=named)
 def test_every_python_block_runs(
-    page: Path, tiny_experiment: Any, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tiny_run: si.Run, together: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = blocks(page, "python")
     monkeypatch.chdir(tmp_path)
@@ -61,10 +57,13 @@ def test_every_python_block_runs(
         assert read, "a page that opens a run reads one of its students"
         name, seed = opened[1], int(read[1])
         asked = si.experiment(name)
-        assert seed in asked.seeds and set(asked.arms) <= {*tiny_experiment.arms}
-        store = shelf / f"{name}-{seed}"
+        assert seed in asked.seeds and set(asked.arms) <= {*tiny_run.experiment.arms}
+        store = together / f"{name}-{seed}"
         monkeypatch.setenv("SUBLIM_STORE", str(store))
-        si.run(tiny_experiment.set(name=name, seeds=[seed]), si.Store(store))
+        with FileLock(f"{store}.lock"):  # one store serves all pages that open this run
+            if not store.exists():
+                shutil.copytree(tiny_run.store.root, store, ignore=shutil.ignore_patterns("run"))
+            si.run(tiny_run.experiment.set(name=name, seeds=[seed]), si.Store(store), processes=1)
     for number, block in enumerate(code, 1):
         exec(compile(OPENED.sub(r'si.open_run("\1")', block), f"{named(page)}, block {number}", "exec"), names)
     if page.name == "own-files.md":
@@ -98,7 +97,7 @@ def test_every_yaml_block_is_an_experiment_a_grid_or_a_trait(
             assert si.plan(si.experiment(str(path))).records
 
 
-def test_the_interventions_of_the_guide_run(tiny_experiment: Any, tmp_path: Path) -> None:
+def test_the_interventions_of_the_guide_run(tiny_experiment: Any, filled_root: Path, tmp_path: Path) -> None:
     (text,) = blocks(DOCS / "guides" / "intervene.md", "yaml")
     path = tmp_path / "my.yaml"
     path.write_text(text, encoding="utf-8")
@@ -108,7 +107,7 @@ def test_the_interventions_of_the_guide_run(tiny_experiment: Any, tmp_path: Path
     small = tiny_experiment.model_copy(
         update={"name": "my", "arms": asked.arms, "seeds": asked.seeds, "student": student}
     )
-    finished = si.run(small, si.Store(tmp_path / "store"))
+    finished = si.run(small, si.Store(filled_root), processes=1)
     assert finished["same-init", 0].answers["rate"].between(0, 1).all()
 
 
@@ -249,7 +248,7 @@ def test_every_page_is_in_the_site() -> None:
 
 def test_every_name_in_a_trace_is_explained(tiny_experiment: Any, tmp_path: Path) -> None:
     page = (DOCS / "reference" / "trace-names.md").read_text(encoding="utf-8")
-    run = si.run(tiny_experiment, si.Store(tmp_path / "store"), trace="examples")
+    run = si.run(tiny_experiment.set(arms=["same-init"]), si.Store(tmp_path), processes=1, trace="examples")
     trace = run["same-init", 0].trace
     assert len(trace.names()) > 50
     for name in trace.names():
@@ -259,8 +258,7 @@ def test_every_name_in_a_trace_is_explained(tiny_experiment: Any, tmp_path: Path
         assert f"`{general}`" in page, name
 
 
-def test_the_stages_of_a_store_are_listed(tiny_experiment: Any, tmp_path: Path) -> None:
+def test_the_stages_of_a_store_are_listed(tiny_run: si.Run) -> None:
     page = (DOCS / "reference" / "store.md").read_text(encoding="utf-8")
-    si.run(tiny_experiment, si.Store(tmp_path))
-    for path in tmp_path.iterdir():
+    for path in tiny_run.store.root.iterdir():
         assert f"`{path.name}`" in page or f"`{path.name}/`" in page, path.name

@@ -17,7 +17,6 @@ from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.results import Run
-from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.hooks import capture
 from sublim_interp.report.figures.directions import cosines
 from sublim_interp.report.figures.lines import summarised
@@ -26,18 +25,13 @@ from sublim_interp.report.figures.registry import FIGURES, plot, run_figures
 from sublim_interp.report.figures.stream import stream
 from sublim_interp.report.figures.training import growth
 from sublim_interp.report.live import drawn, live, so_far
-from sublim_interp.report.run import run
 
 
-def test_frames_and_figures_of_one_run(tiny_experiment: Experiment, store_root: Path) -> None:
-    finished = run(tiny_experiment, Store(store_root))
-    frames_agree_with_the_models(finished)
-    a_trace_shows_the_directions_of_its_models(finished)
-    a_view_follows_the_traces_that_grow(finished, store_root / "another")
+def test_every_figure_of_a_run_is_drawn(tiny_run: Run) -> None:
     for name in run_figures():
-        assert isinstance(plot(finished, name), matplotlib.figure.Figure)
+        assert isinstance(plot(tiny_run, name), matplotlib.figure.Figure)
     with pytest.raises(SublimError, match=r"no figure 'direction'; figures: arms, .*patching"):
-        plot(finished, "direction")
+        plot(tiny_run, "direction")
 
 
 def test_every_figure_says_what_it_shows_and_what_to_see() -> None:
@@ -47,7 +41,8 @@ def test_every_figure_says_what_it_shows_and_what_to_see() -> None:
         assert all(len(sentence.split()) <= 25 for sentence in entry.caption.split(". ")), name
 
 
-def frames_agree_with_the_models(finished: Run) -> None:
+def test_frames_agree_with_the_models(tiny_run: Run) -> None:
+    finished = tiny_run
     student = finished["same-init", 0]
     grown = growth(student)
     assert list(grown["step"]) == [0, 1, 2, 4, 6]
@@ -95,7 +90,8 @@ def frames_agree_with_the_models(finished: Run) -> None:
     assert max(abs(cell["effect"]) for cell in cells if cell["layer"] == 0) < 1e-5
 
 
-def a_trace_shows_the_directions_of_its_models(finished: Run) -> None:
+def test_a_trace_shows_the_directions_of_its_models(tiny_run: Run) -> None:
+    finished = tiny_run
     student, teacher = finished["same-init", 0], finished.teacher(0)
     base, trace = student.base, student.trace
     probe = trace.about["probe"]
@@ -170,15 +166,15 @@ def test_few_replicates_are_shown_from_the_least_to_the_most(
         assert row["high"] == pytest.approx(high or np.nan, abs=1e-3, nan_ok=True)
 
 
-def a_view_follows_the_traces_that_grow(finished: Run, root: Path) -> None:
-    plan, lines = finished.plan, 0
+def test_a_view_follows_the_traces_that_grow(tiny_run: Run, store_root: Path) -> None:
+    finished, plan, lines = tiny_run, tiny_run.plan, 0
     assert [cell for cell, _ in so_far(plan, finished.store)] == [c for c in plan.cells if c.student and not c.round]
 
-    store = Store(root)  # as it would be while the first student trains, shard by shard
+    store = Store(store_root)  # as it would be while the first student trains, shard by shard
     cell = next(c for c in plan.cells if c.student)
     assert cell.student
     whole = finished[cell.arm, cell.seed].trace
-    growing = root / ".partial" / f"student-{cell.student.key[:16]}-01234567" / "trace"
+    growing = store_root / ".partial" / f"student-{cell.student.key[:16]}-01234567" / "trace"
     growing.mkdir(parents=True)
     for line in (whole.path / "trace.jsonl").read_text().splitlines(keepends=True):
         if "file" in (entry := json.loads(line)):
