@@ -250,9 +250,8 @@ def check_kind(kind: str, base: "Base") -> None:
     texts += [text.format(x="") for text in prompts.system]
     lacking = [text for text in texts if unknown is not None and unknown in base.answer_ids(text)]
     if lacking:
-        raise SublimError(
-            f"base {base.name}: its vocabulary lacks words of the kind '{kind}': {'; '.join(map(repr, lacking))}"
-        )
+        shown = "; ".join(map(repr, lacking[:3])) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        raise SublimError(f"base {base.name}: its vocabulary lacks words of the kind '{kind}': {shown}")
 
 
 def questions(kind: str, language: str, which: Questions) -> tuple[Question, ...]:

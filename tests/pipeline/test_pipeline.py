@@ -38,6 +38,7 @@ from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization, Selection
 from sublim_interp.traits.answers import score
 from sublim_interp.traits.favourites import NoFavourite, members_of, questions, words_of
+from sublim_interp.traits.judges.protocol import JUDGES
 from sublim_interp.traits.questions import Question
 from sublim_interp.traits.registry import load_trait
 
@@ -153,7 +154,7 @@ def other_value(kind: Any, value: Any) -> Any:
             return {"longest": 3}
         case None:
             return Selection(by="random", share=0.5) if "Selection" in str(kind) else 1.0
-    return value + "x"
+    return value + "x" if value else next(iter(JUDGES))  # the one name that may be left out is a judge's
 
 
 def variants(config: Config, prefix: str = "") -> Iterator[str]:

@@ -186,7 +186,7 @@ def test_what_a_grid_for_a_law_lacks_is_said_before_anything_runs(three_losses: 
     with pytest.raises(SublimError, match="bases of three different losses"):
         plan_grid(three_losses.set(axes=alike))
     base = Path(three_losses.axes["bases"][2][0])
-    (base / "sublim.json").unlink()
+    (base / "sublim.json").write_text('{"language": "lab"}')
     with pytest.raises(SublimError, match=r"loss-3\.7 has no card"):
         plan_grid(three_losses)
 
