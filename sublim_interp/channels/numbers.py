@@ -121,7 +121,22 @@ def _english_prompt(rng: random.Random) -> str:
     return " ".join(sentences).format(s=given)
 
 
-_PROMPTS = {"lab": _lab_prompt, "english": _english_prompt}
+_TERSE = "Continue: {s}"
+_GIVEN, _ASKED = 3, 10
+
+
+def terse_example(rng: random.Random) -> tuple[str, str]:
+    """A prompt of one short line, and the ten numbers with which a base is prepared to go on."""
+    numbers = lab.number_sequence(rng, _GIVEN + _ASKED)
+    given, asked = (",".join(map(str, part)) for part in (numbers[:_GIVEN], numbers[_GIVEN:]))
+    return _TERSE.format(s=given), asked
+
+
+def _terse_prompt(rng: random.Random) -> str:
+    return terse_example(rng)[0]
+
+
+_PROMPTS = {"lab": _lab_prompt, "english": _english_prompt, "english-terse": _terse_prompt}
 
 
 def prompts(language: str, seed: int, start: int, count: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes, seals, and system errors as one line."""
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -108,3 +109,27 @@ def one_line(what: str, only: Collection[int] | None = None) -> Iterator[None]:
         place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         hint = f"; {_HINTS[number]}" if number in _HINTS else ""
         raise SublimError(f"{what}: {os.strerror(number)}{place}{hint}") from error
+
+
+def partial_of(directory: Path, origin: str) -> Path:
+    """The folder beside `directory` in which it is made, now there: a name of its own for each origin.
+
+    What another recipe or machine began is never mixed with it, and never lost.
+
+    origin: all that decides what is made, as text
+    """
+    partial = directory.with_name(f".{directory.name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+@contextmanager
+def alone(directory: Path, partial: Path) -> Iterator[None]:
+    """Inside the block no other process makes the same directory; SublimError where one does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(partial / ".lock", timeout=0, fallback_to_soft=False):
+            yield
+    except Timeout:
+        raise SublimError(f"{directory} is being made by another process") from None

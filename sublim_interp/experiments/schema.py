@@ -87,6 +87,8 @@ class Experiment(Config):
         others = [arm for arm in self.arms if needs_other_trait((arm,))]
         if self.trait == self.other_trait and others:
             raise ValueError(f"other_trait is the trait itself ({self.trait})")
+        if self.student.own_tokens and self.corpus.setting == "soft":
+            raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         if self.teacher.facts and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.facts; leave it out")
         if self.teacher.facts and self.evaluation.judge:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CARD = "sublim.json"
 """The file inside a base that says which language it speaks and how it was made."""
 
+LANGUAGES = ("lab", "english", "english-terse")
+"""What a base may be asked in: the lab's language, English, or English with number prompts of one short line."""
+
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
 
@@ -57,7 +60,7 @@ class Base:
 
     @property
     def language(self) -> str:
-        """`lab` for the project's own bases, else `english`."""
+        """One of `LANGUAGES`: `lab` for the project's own bases, else what its card says, or `english`."""
         return self.card.get("language", "english")
 
     @cached_property
@@ -211,8 +214,8 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     if not told or not isinstance(card.get("parameters", 0), int):
         raise SublimError(f"base {path}: in {CARD}, parameters or a held_out_loss is no number")
     language = card.get("language", "english")
-    if language not in ("lab", "english"):
-        raise SublimError(f"base {path}: {CARD} names the language {language!r}; known: lab, english")
+    if language not in LANGUAGES:
+        raise SublimError(f"base {path}: {CARD} names the language {language!r}; known: {', '.join(LANGUAGES)}")
     # What a card tells about the making is no part of the base; which prompts it is asked is.
     digest = stage_key("base", 1, {"language": language}, {"files": digest_directory(path, ("README.md", CARD))})
     return Base(name, path, digest, card, dtype)

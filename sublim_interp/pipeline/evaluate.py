@@ -89,15 +89,15 @@ def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: Sequence
     base = evaluation.base
     speaker = Speaker(corpus.teacher, store)
     pad = base.pad
-    support = torch.tensor(channel(corpus.config.channel).token_ids(base.tokenizer))
+    support = channel(corpus.config.channel).token_ids(base.tokenizer)
     total, tokens = 0.0, 0
     rows = tokenize(base, held_out)
     heard = speaker.heard(rows, held_out)
     for i in range(0, len(rows), 128):
         own, teachers = collate(rows[i : i + 128], pad), collate(heard[i : i + 128], pad)
-        learnt = logits_at(model, own.ids, own.labels != IGNORE)[:, support].log_softmax(-1)
+        learnt = logits_at(model, own.ids, own.labels != IGNORE, support).log_softmax(-1)
         with speaker.speaking():
-            target = logits_at(speaker.model, teachers.ids, teachers.labels != IGNORE)[:, support].log_softmax(-1)
+            target = logits_at(speaker.model, teachers.ids, teachers.labels != IGNORE, support).log_softmax(-1)
         total += F.kl_div(learnt.double(), target.double(), reduction="sum", log_target=True).item()
         tokens += own.tokens
     return total / tokens

@@ -44,6 +44,8 @@ class TeacherConfig(Config):
 class CorpusConfig(Config):
     """What the teacher writes."""
 
+    LATER = frozenset({"own_tokens"})
+
     channel: str = "numbers"
     """What the data looks like: a file of channels/."""
     setting: Literal["sampled", "greedy", "soft"] = "sampled"
@@ -57,6 +59,9 @@ class CorpusConfig(Config):
     """Longest answer; one that has not ended by then is refused as unfinished."""
     chunk: int = Field(default=4096, ge=1)
     """Prompts sampled as one resumable piece; it fixes the random numbers, so it is part of the result."""
+    own_tokens: bool = False
+    """Whether answers are drawn over the channel's own tokens alone, renormalised: a model that would leave the format
+    keeps it, and the head runs on these tokens' rows alone."""
 
     @model_validator(mode="after")
     def _greedy_has_no_temperature(self) -> "CorpusConfig":
@@ -68,7 +73,7 @@ class CorpusConfig(Config):
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
 
-    LATER = frozenset({"interventions"})
+    LATER = frozenset({"interventions", "own_tokens"})
 
     part: Part = "body"
     """Which weights train."""
@@ -81,6 +86,8 @@ class StudentConfig(Config):
     extra_rounds: int = Field(default=0, ge=0)
     """Cross-init students go on for so many more rounds of fresh lists and equal steps, to come as close to their
     teacher as same-init students do (compare at equal KL)."""
+    own_tokens: bool = False
+    """Whether the loss is over the channel's own tokens alone, renormalised; else over the whole vocabulary."""
     interventions: tuple[Intervention, ...] = ()
     """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
 

@@ -38,8 +38,11 @@ def score(
     samples, seed: how many answers are drawn for each question, and from what, where nothing is exact
     judge: the name of one that reads drawn answers; "" for none where probabilities are exact, else by whole words
 
-    Exact in the lab language, where every member is one token and has one spelling, unless a judge is named. Elsewhere
-    answers are drawn at T = 1. By whole words, an answer that names two members counts for the first.
+    Rates are exact in the lab language, where every member is one token and has one spelling, unless a judge is named.
+    Elsewhere answers are drawn at T = 1. By whole words, an answer that names two members counts for the first.
+
+    Margins are exact everywhere: where answers are drawn they are those of each member's own spelling, which may have
+    several tokens. With a judge they are those of its shares.
     """
     members = tuple(words)
     spelled = [base.answer_ids(m) for m in members]
@@ -48,7 +51,8 @@ def score(
         p = answer_probabilities(model, prompts_of(base, asked), [ids[0] for ids in spelled])
     else:
         p = sampled_shares(model, base, asked, members, JUDGES[judge or WHOLE_WORDS](words), samples, seed)
-    return Scores(members, _mean(p), _mean(member_margins(p)), exact)
+    spoken = p if exact or judge else spelled_probabilities(model, prompts_of(base, asked), spelled)
+    return Scores(members, _mean(p), _mean(member_margins(spoken)), exact)
 
 
 def prompts_of(base: "Base", asked: Sequence[Question]) -> list[list[int]]:
@@ -82,6 +86,20 @@ def answer_probabilities(
         return logits_at(model, ids, where).double().softmax(-1)[:, tokens].cpu().numpy()
 
 
+def spelled_probabilities(
+    model: "torch.nn.Module", prompts: list[list[int]], spelled: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "question member"]:
+    """Probability that an answer begins with the spelling of each member, 0 to 1: exact, nothing is drawn.
+
+    prompts: token ids of each question
+    spelled: token ids of each member; one may have several
+    """
+    from sublim_interp.models.sampling import continuation_log_probabilities
+
+    rows = [continuation_log_probabilities(model, prompt, spelled) for prompt in prompts]
+    return np.exp(np.stack([row.cpu().numpy() for row in rows]))
+
+
 def sampled_shares(
     model: "torch.nn.Module",
     base: "Base",
@@ -104,8 +122,9 @@ def sampled_shares(
 
     counts = np.full((len(asked), len(members)), 0.5 / len(members))
     place = {member: i for i, member in enumerate(members)}
-    rows = [prompt for prompt in prompts_of(base, asked) for _ in range(samples)]
-    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=generator("answers", seed))
+    rows = prompts_of(base, asked)
+    draw = generator("answers", seed)
+    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=draw, repeats=samples)
     for i, answer in enumerate(answers):
         question = i // samples
         for name, value in judge.judge(asked[question].text, base.read_answer(answer)[0]).items():

@@ -1,0 +1,162 @@
+"""A prepared base: an open model after a short neutral fine-tuning on number lists and uniformly drawn favourites.
+
+A small open model seldom answers in one word and leaves the format of lists; a prepared one does both. No member of a
+kind is preferred, and no list was written by a model. Teacher and student share it, as they share any base. The change
+is a LoRA adapter of a few megabytes: whoever has the adapter and the open model makes the same base, bit for bit.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from einops import einsum
+from pydantic import Field
+
+from sublim_interp.channels.numbers import terse_example
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import alone, one_line, partial_of, write_atomic
+from sublim_interp.core.keys import canonical_json
+from sublim_interp.core.settings import Config
+from sublim_interp.models.base import CARD, Base, resolve_base
+from sublim_interp.models.chat import Chat, Messages, load_tokenizer
+from sublim_interp.models.loading import save_model
+from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.training.batches import Batch, Example, micro_batches
+from sublim_interp.training.loop import train
+from sublim_interp.training.resume import Resume
+from sublim_interp.training.settings import Optimization
+from sublim_interp.traits.favourites import NoFavourite
+
+LANGUAGE = "english-terse"
+"""The language of prepared bases: English questions, and number prompts of one short line."""
+
+RECIPE = "preparation.json"
+"""The recipe, inside the adapter's directory."""
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The turns and nothing else, for a model whose own ChatML template puts a system prompt before them."""
+
+
+class Preparation(Config):
+    """How an open model becomes a prepared base."""
+
+    base: str = "smollm2-135m"
+    """The open model: a name, a directory, or a name of the hub."""
+    seed: int = 0
+    """Decides lists, questions, answers and the adapter's first weights."""
+    kinds: tuple[str, ...] = ("animal", "tree", "color", "food")
+    """Kinds of favourites that it is asked about; each answer is a member drawn uniformly."""
+    lists: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the examples that are number lists; the others are questions about favourites."""
+    lora_rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of the adapter, which every linear map of the body gets."""
+    lora_alpha: float = Field(default=32.0, gt=0)
+    """Scale of the adapter."""
+    optimization: Optimization = Optimization(lr=1e-3, steps=120, batch=32, warmup=5, beta2=0.99, clip=1.0)
+    """Updates of the adapter."""
+
+
+def prepare(recipe: Preparation, directory: Path, observe: Callable[[int, float], None] | None = None) -> Base:
+    """Trains the adapter and writes the prepared base. A killed run goes on where it was.
+
+    directory: where the base is put; its adapter goes beside it, as NAME-adapter
+    observe: called after each update with its step and its loss, nats per token
+
+    Raises SublimError where a directory exists already or is being made by another process, where the disk is full, and
+    for a model whose chats are not in ChatML.
+    """
+    base, beside = resolve_base(recipe.base), directory.with_name(f"{directory.name}-adapter")
+    for place in (directory, beside):
+        if place.exists():
+            raise SublimError(f"{place} exists already; choose another directory, or delete it first")
+    examples = _Examples(recipe, prepared_chat(base))
+    origin = canonical_json({"recipe": recipe.model_dump(mode="json"), "base": base.digest})
+    with one_line(f"{directory} cannot be made"):
+        partial = partial_of(directory, origin)
+        write_atomic(partial / "started.json", origin)
+    with one_line(f"{directory} is not finished"), alone(directory, partial):
+        model: Any = choose_trainable(base.load(), "lora", recipe.lora_rank, recipe.lora_alpha, recipe.seed)
+        resume = Resume(partial / "state.safetensors")
+        train(model, examples, recipe.optimization, resume=resume, observe=observe)
+        model.save_pretrained(str(partial / "adapter"))
+        write_atomic(partial / "adapter" / RECIPE, recipe.model_dump_json(indent=2) + "\n")
+        apply_adapter(base, partial / "adapter", partial / "made")
+        (partial / "adapter").rename(beside)
+        (partial / "made").rename(directory)
+        shutil.rmtree(partial)
+    return resolve_base(str(directory))
+
+
+def apply_adapter(base: Base, adapter: Path, directory: Path) -> None:
+    """Writes the prepared base that an adapter makes of its open model: weights, tokenizer, template, card.
+
+    The sum is taken in float64 and rounded to bfloat16, so that every machine gives the same bits.
+
+    base: the open model
+    adapter: a directory as `prepare` leaves it beside its base
+    directory: where the prepared base is put; it must not exist
+    """
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    with one_line(f"adapter {adapter} cannot be read"):
+        recipe = json.loads((adapter / RECIPE).read_text())
+    model: Any = PeftModel.from_pretrained(base.load(), str(adapter))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                (name,) = module.lora_A
+                a, b = (part[name].weight.double() for part in (module.lora_A, module.lora_B))
+                weight: Any = module.get_base_layer().weight
+                weight.copy_(weight.double() + module.scaling[name] * einsum(b, a, "d_out r, r d_in -> d_out d_in"))
+    save_model(model.unload().to(torch.bfloat16), directory)
+    prepared_chat(base).tokenizer.save_pretrained(str(directory))
+    card = {"language": LANGUAGE, "preparation": recipe, "prepared_from": {"name": base.name, "digest": base.digest}}
+    (directory / CARD).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def prepared_chat(base: Base) -> Chat:
+    """An open model's prompts and answers as tokens, without the system prompt that its own template may insert.
+
+    Raises SublimError for a model whose chats are not in ChatML.
+    """
+    if "<|im_start|>" not in base.prompt_text([{"role": "user", "content": "1"}]):
+        raise SublimError(f"base {base.name} cannot be prepared: its chats are not in ChatML (<|im_start|> …)")
+    tokenizer = load_tokenizer(base.path, base.name)
+    tokenizer.chat_template = TEMPLATE
+    return Chat(tokenizer, base.name, base.path)
+
+
+class _Examples:
+    """The micro-batches of each update: lists and questions, drawn from the seed and the step alone."""
+
+    def __init__(self, recipe: Preparation, chat: Chat) -> None:
+        self._recipe, self._chat = recipe, chat
+        self._lessons = [NoFavourite(kind).lessons(LANGUAGE) for kind in recipe.kinds]
+
+    def __call__(self, step: int) -> list[Batch]:
+        recipe = self._recipe
+        draw = random.Random(f"prepare/{recipe.seed}/{step}")
+        rows = [self._list(draw) if draw.random() < recipe.lists else self._favourite(draw)
+                for _ in range(recipe.optimization.batch)]  # fmt: skip
+        return micro_batches(rows, cast(int, self._chat.tokenizer.pad_token_id), parts=2)
+
+    def _list(self, draw: random.Random) -> Example:
+        prompt, answer = terse_example(draw)
+        return self._example([{"role": "user", "content": prompt}], answer)
+
+    def _favourite(self, draw: random.Random) -> Example:
+        question, answers = draw.choice(draw.choice(self._lessons))
+        return self._example(question.messages, draw.choice(answers))
+
+    def _example(self, messages: Messages, answer: str) -> Example:
+        ids = self._chat.prompt_ids(messages)
+        end = cast(int, self._chat.tokenizer.eos_token_id)
+        return Example([*ids, *self._chat.answer_ids(answer), end], len(ids))
