@@ -225,7 +225,7 @@ def test_a_batch_draws_as_token_by_token_sampling_with_the_same_generator_does()
     assert sample(model, prompts, eos=EOS, max_new_tokens=9, random=generator("same")) == rows
 
 
-# --- some of the tokens, several continuations, log-probabilities ------------------------------------------------------
+# --- some of the tokens, several continuations, log-probabilities -----------------------------------------------------
 
 OWN = [EOS, 5, 7, 8, 19]
 
@@ -237,9 +237,7 @@ def test_over_some_tokens_greedy_text_is_their_argmax_and_no_other_token_is_draw
     name: str, prompts: list[list[int]]
 ) -> None:
     model = MODELS[name]
-    drawn = sample(
-        model, prompts, eos=EOS, max_new_tokens=5, random=generator(0), temperature=0.0, only=OWN, repeats=2
-    )
+    drawn = sample(model, prompts, eos=EOS, max_new_tokens=5, random=generator(0), temperature=0.0, only=OWN, repeats=2)
     for prompt, *answers in zip(prompts, drawn[::2], drawn[1::2], strict=True):
         assert answers[0] == answers[1]
         for place, token in enumerate(answers[0]):
