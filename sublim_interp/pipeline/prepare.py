@@ -5,15 +5,12 @@ kind is preferred, and no list was written by a model. Teacher and student share
 is a LoRA adapter of a few megabytes: whoever has the adapter and the open model makes the same base, bit for bit.
 """
 
-import json
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from einops import einsum
 from pydantic import Field
 
 from sublim_interp.channels.numbers import terse_example
@@ -21,27 +18,15 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import alone, one_line, partial_of, write_atomic
 from sublim_interp.core.keys import canonical_json
 from sublim_interp.core.settings import Config
-from sublim_interp.models.base import CARD, Base, resolve_base
-from sublim_interp.models.chat import Chat, Messages, load_tokenizer
-from sublim_interp.models.loading import save_model
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.chat import Chat, Messages
+from sublim_interp.models.prepared import LANGUAGE, RECIPE, apply_adapter, prepared_chat
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.training.batches import Batch, Example, micro_batches
 from sublim_interp.training.loop import train
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.favourites import NoFavourite
-
-LANGUAGE = "english-terse"
-"""The language of prepared bases: English questions, and number prompts of one short line."""
-
-RECIPE = "preparation.json"
-"""The recipe, inside the adapter's directory."""
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""The turns and nothing else, for a model whose own ChatML template puts a system prompt before them."""
 
 
 class Preparation(Config):
@@ -92,46 +77,6 @@ def prepare(recipe: Preparation, directory: Path, observe: Callable[[int, float]
         (partial / "made").rename(directory)
         shutil.rmtree(partial)
     return resolve_base(str(directory))
-
-
-def apply_adapter(base: Base, adapter: Path, directory: Path) -> None:
-    """Writes the prepared base that an adapter makes of its open model: weights, tokenizer, template, card.
-
-    The sum is taken in float64 and rounded to bfloat16, so that every machine gives the same bits.
-
-    base: the open model
-    adapter: a directory as `prepare` leaves it beside its base
-    directory: where the prepared base is put; it must not exist
-    """
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
-
-    with one_line(f"adapter {adapter} cannot be read"):
-        recipe = json.loads((adapter / RECIPE).read_text())
-    model: Any = PeftModel.from_pretrained(base.load(), str(adapter))
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                (name,) = module.lora_A
-                a, b = (part[name].weight.double() for part in (module.lora_A, module.lora_B))
-                weight: Any = module.get_base_layer().weight
-                weight.copy_(weight.double() + module.scaling[name] * einsum(b, a, "d_out r, r d_in -> d_out d_in"))
-    save_model(model.unload().to(torch.bfloat16), directory)
-    prepared_chat(base).tokenizer.save_pretrained(str(directory))
-    card = {"language": LANGUAGE, "preparation": recipe, "prepared_from": {"name": base.name, "digest": base.digest}}
-    (directory / CARD).write_text(json.dumps(card, indent=2) + "\n")
-
-
-def prepared_chat(base: Base) -> Chat:
-    """An open model's prompts and answers as tokens, without the system prompt that its own template may insert.
-
-    Raises SublimError for a model whose chats are not in ChatML.
-    """
-    if "<|im_start|>" not in base.prompt_text([{"role": "user", "content": "1"}]):
-        raise SublimError(f"base {base.name} cannot be prepared: its chats are not in ChatML (<|im_start|> …)")
-    tokenizer = load_tokenizer(base.path, base.name)
-    tokenizer.chat_template = TEMPLATE
-    return Chat(tokenizer, base.name, base.path)
 
 
 class _Examples:

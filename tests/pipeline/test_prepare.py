@@ -16,7 +16,8 @@ from sublim_interp.channels.numbers import numbers_of, prompts, terse_example
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.loading import save_model
-from sublim_interp.pipeline.prepare import TEMPLATE, Preparation, apply_adapter, prepare
+from sublim_interp.models.prepared import TEMPLATE, apply_adapter
+from sublim_interp.pipeline.prepare import Preparation, prepare
 from sublim_interp.training.batches import collate, tokenize
 from sublim_interp.training.loop import own_token_loss, token_loss
 from sublim_interp.training.resume import Resume

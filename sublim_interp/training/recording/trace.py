@@ -28,6 +28,7 @@ from torch import Tensor
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file
+from sublim_interp.models.forward import in_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -256,9 +257,10 @@ class Trace:
         try:
             if file not in self._opened:  # opening a shard costs more than reading one layer of one step from it
                 self._opened[file] = safe_open(str(self.path / file), "pt")
-            return self._opened[file].get_slice(name)[row]
+            value = self._opened[file].get_slice(name)[row]
         except (SafetensorError, OSError) as error:
             raise SublimError(f"trace {self.path}: shard {file} is altered or missing ({error})") from None
+        return in_single(value) if value.is_floating_point() else value
 
     def _all(self, name: str) -> tuple[list[int], Tensor]:
         """(steps, tensor [step, …]) of a name; SublimError where the shape changes from step to step."""
