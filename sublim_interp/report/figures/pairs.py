@@ -27,7 +27,7 @@ def pairs(frame: pd.DataFrame, untouched: float | None = None) -> Figure:
     for i, arm in enumerate(arms):
         shift = 0.3 * (i - (len(arms) - 1) / 2)  # equal rates stay apart
         for y, place in enumerate(places):
-            rates = frame.query("arm == @arm and value == @place['value']")["rate"]
+            rates = frame.loc[(frame["arm"] == arm) & (frame["value"] == place["value"]), "rate"]
             ax.scatter(rates, [y + shift] * len(rates), s=12, color=ARMS[arm].color, alpha=0.55, linewidth=0, zorder=2)
             ax.plot([rates.mean()], [y + shift], marker="|", linestyle="none", markersize=9, markeredgewidth=2.2,
                     color=ARMS[arm].color, label=arm if y == 0 else None, zorder=3)  # fmt: skip
