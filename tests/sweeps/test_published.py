@@ -129,6 +129,9 @@ def test_pairs_need_one_base_in_all_and_have_the_key_of_the_plain_mode() -> None
     orders = grid("orders")
     plain = orders.set(matrix="")
     assert sweep_key(plan_grid(plain)) == sweep_key(plan_grid(orders))
+    other = orders.set(axes={"bases": [["lab-small-0", "lab-deep-0"]]}, words={})
+    with pytest.raises(SublimError, match="needs lab bases of one shape; lab-deep-0 is none"):
+        plan_grid(other)
     with pytest.raises(SublimError, match=r"matrix=pairs needs pairs in axes\.bases, whose first base is the same"):
         orders.set(axes={"bases": [["lab-small-0", "lab-small-1"], ["lab-small-1", "lab-small-0"]]}, words={})
 

@@ -1,14 +1,16 @@
 """Mode pairs: one base teaches itself and others, which lie ever further from it; a row of the table for each other."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.tables import records
 from sublim_interp.lab.landscape import distance, hill
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import number
-from sublim_interp.sweeps.cells import cell_means
+from sublim_interp.sweeps.cells import Cell, cell_means
 from sublim_interp.sweeps.modes.fields import ABOUT, Fields, read_cells
 from sublim_interp.sweeps.modes.matrix import require_one_axis
 from sublim_interp.sweeps.wording import SweepTable, nats, row_spread
@@ -31,9 +33,16 @@ class Pairs(Fields):
         if None in firsts or len(firsts) > 1:
             raise ValueError("matrix=pairs needs pairs in axes.bases, whose first base is the same in all")
 
+    def check_cells(self, cells: Sequence[Cell]) -> None:
+        first = resolve_base(self.pairs[0][0])
+        for name in dict.fromkeys(name for pair in self.pairs for name in pair):
+            base = resolve_base(name)
+            if base.shape != first.shape or "held_out_loss" not in base.card:
+                raise SublimError(f"matrix=pairs compares weights, so it needs lab bases of one shape; {name} is none")
+
     @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The base that is in all pairs and another, of each cell."""
+    def pairs(self) -> tuple[Any, ...]:
+        """The base that is in all pairs and another, of each cell; whatever else the axis holds before `check`."""
         return self.grid.axes["bases"]
 
     def apart(self, directory: Path) -> "pd.DataFrame":
@@ -77,6 +86,6 @@ class Pairs(Fields):
         summary = RESULTS / self.grid.experiment / "summary.csv"
         untouched = None
         if summary.exists():
-            published = pd.read_csv(summary).set_index("arm")["rate"]
-            untouched = float(published["base"]) if "base" in published else None
+            published = dict(zip(*(pd.read_csv(summary)[column].to_list() for column in ("arm", "rate")), strict=True))
+            untouched = published.get("base")
         return pairs(frame, untouched)
