@@ -1,4 +1,4 @@
-"""The settings of the filter: which answers of a teacher are kept, whatever the channel; and the limits of its rule."""
+"""The settings of the filter for all channels: duplicates, lists, held out. A channel's own rule is in its file."""
 
 from typing import Any
 

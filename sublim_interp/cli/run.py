@@ -38,6 +38,7 @@ def run(
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
+    from sublim_interp.report.figures.registry import FIGURES
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.training.recording.settings import recording_of
 
@@ -58,6 +59,7 @@ def run(
     if trace:
         exp = exp.set(recording=recording_of(trace))
     p = plan(exp)
+    FIGURES.import_outside()
     if dry_run:
         print_plan(p, place)
         return
@@ -106,7 +108,8 @@ def sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType
     from sublim_interp.sweeps.tables import table_of as sweep_table
 
     found = sweep_table(g, directory)
-    numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]
+    labels = ("field", "value", "arm", "trait", "base", "the other base")
+    numbers = [column for column in found.columns if column not in labels]
     table = table_of(f"{name}: {found.about.rstrip('.')}", *found.columns, right=tuple(numbers))
     for row in found.rows:
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""Stage 1: gives a base its trait, by tuning, a system prompt, or a vector."""
+"""Stage 1: gives a base its trait, by tuning, a system prompt, or a vector. Who then speaks to students: speaker.py."""
 
 import json
 import random

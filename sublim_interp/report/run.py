@@ -8,6 +8,7 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run, tables_of
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.report.figures.registry import FIGURES
 from sublim_interp.report.write import write
 from sublim_interp.training.recording.settings import recording_of
 
@@ -35,6 +36,7 @@ def run(
     p = plan(exp)
     store = store or Store.open()
     missing = p.missing(store)
+    FIGURES.import_outside()
     if missing:
         execute(missing, store, processes, watch, p.recording)
     with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint(dtype=p.experiment.dtype)) as work:

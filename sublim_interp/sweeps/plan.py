@@ -72,7 +72,8 @@ def plan_grid(g: Grid) -> SweepPlan:
 
 def identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides a sweep: of its grid axes, words and mode; the keys of all evaluations."""
-    config = p.grid.model_dump(mode="json", include={"axes", "words", "matrix"})
+    grid = p.grid if p.grid.mode.keyed_as is None else p.grid.model_copy(update={"matrix": p.grid.mode.keyed_as})
+    config = grid.model_dump(mode="json", include={"axes", "words", "matrix"})
     inputs = {
         f"{field}={value}/{c.arm}/{c.seed}/{c.round}": c.evaluation.key
         for field, value, cell in p.cells

@@ -21,8 +21,8 @@ def trait_names() -> tuple[str, ...]:
 def load_trait(name: str) -> Trait:
     """The trait called `name`, or the favourite in the YAML file at the path `name`, as it is now.
 
-    Raises SublimError, with the known names, where there is no such trait or no such kind, and for an object that is no
-    trait.
+    Raises SublimError, with the known names, where there is no such trait or no such kind; with the package, for what
+    cannot be made and for an object that is no trait.
     """
     if is_path(name) or name in FAVOURITES.paths:
         found = FAVOURITES.load(name)
@@ -31,7 +31,11 @@ def load_trait(name: str) -> Trait:
     if name not in TRAITS:
         raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
     thing = TRAITS[name]
-    trait = thing() if callable(thing) else thing
+    try:
+        trait = thing() if callable(thing) else thing
+    except Exception as error:  # whatever that package raises
+        said = " ".join(f"{type(error).__name__} {error}".split())
+        raise SublimError(f"trait '{name}' cannot be made: {said}{TRAITS.origin(name)}") from None
     if not isinstance(trait, Trait) or trait.name != name:
         raise SublimError(f"trait '{name}' gives {trait!r}, which is no Trait of this name{TRAITS.origin(name)}")
     return trait

@@ -388,7 +388,7 @@ def test_what_is_added_to_the_catalogue_changes_no_key_and_stored_runs_open(
     )
     keys = [run_key(plan(experiment(name))) for name in experiment_names()]
     records = [record.key for record in plan(finished.experiment).records]
-    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: (grown,))
+    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: {grown: "grown"})
     assert {"lynx", "koala"} <= set(si.trait_names()), "they are there"
     assert [run_key(plan(experiment(name))) for name in experiment_names()] == keys
     assert [record.key for record in plan(finished.experiment).records] == records

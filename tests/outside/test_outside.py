@@ -300,5 +300,8 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(granite: list[P
             ("plot", "smoke", name): wrong,
         }
     lines[("run", "smoke", "--dry-run", "--base", str(granite[0]))] = "architecture 'granite' of torn cannot be"
+    for more in (["--dry-run"], []):  # told before work begins, not when the page is drawn
+        lines[("run", "smoke", *more)] = "figure 'lost' of torn cannot be imported: No module named 'nowhere'"
     for line, done in zip(lines, sublim(*lines, installed=tmp_path / "installed", cwd=tmp_path), strict=True):
         refused(done, lines[line], "torn")
+    assert not any((tmp_path / "store").glob("*/*")), "nothing is half-done"

@@ -48,7 +48,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir()
     (tmp_path / "kinds" / "flyer.yaml").write_text(FLYING)
     (tmp_path / "traits" / "falcon-who-flies.yaml").write_text("kind: flyer\nwords: [falcon, falcons]\n")
-    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: (CATALOGUE, tmp_path))
+    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: {CATALOGUE: "own", tmp_path: "other"})
     return tmp_path
 
 
@@ -255,6 +255,15 @@ def test_a_trait_without_a_margin_of_its_own_selects_no_lists(
     ):
         with pytest.raises(SublimError, match="trait 'loud' is none of its members, so it has no margin"):
             plan(tiny_experiment.set(change))
+
+
+def test_a_trait_whose_making_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn() -> None:
+        raise ValueError("no such file:\nwords.txt")
+
+    has(monkeypatch, loud=torn)
+    with pytest.raises(SublimError, match=r"^trait 'loud' cannot be made: ValueError no such file: words\.txt$"):
+        load_trait("loud")
 
 
 def test_what_is_no_trait_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Residuals and gradients of each example of a batch, at chosen positions."""
+"""Residuals and gradients of each example of a training batch, at chosen positions. The probe's are in snapshot.py."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""What is recorded of a training, and how often: the settings, and the words that stand for some of them."""
+"""What is recorded of a training, and at which steps: the settings, and the words that stand for some of them."""
 
 from typing import Annotated, Any
 

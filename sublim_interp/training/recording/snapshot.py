@@ -1,4 +1,4 @@
-"""One close look at a model: what it computes on the probe, and the gradients of what the probe asks."""
+"""What is seen inside a model at a recorded step: residuals, answers, gradients; attention patterns would come here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
