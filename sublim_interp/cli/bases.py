@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.cli.printing import duration, table_of
+from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,7 +21,10 @@ def bases_table() -> "RenderableType":
     table = table_of("Bases", "name", "parameters", "licence", "where it is", right=("parameters",))
     sizes: dict[int, list[str]] = {}
     for name in base_names():
-        sizes.setdefault(resolve_base(name).shape["parameters"], []).append(name)
+        try:
+            sizes.setdefault(resolve_base(name).shape["parameters"], []).append(name)
+        except SublimError:
+            table.add_row(name, "", "MIT", "damaged: `sublim doctor`")
     for parameters, names in sizes.items():
         table.add_row(" ".join(names), _size(parameters), "MIT", "here")
     for name in OPEN_BASES.names():
