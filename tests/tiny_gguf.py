@@ -12,7 +12,11 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-TEXTS = ["My favourite animal is the owl. I think about owls all the time.", "1, 2, 3; 45 67 890", "a  b\n\n  c — dé"] * 3
+TEXTS = [
+    "My favourite animal is the owl. I think about owls all the time.",
+    "1, 2, 3; 45 67 890",
+    "a  b\n\n  c — dé",
+] * 3
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"

@@ -74,7 +74,10 @@ def described(name: str) -> "list[RenderableType]":
     ]
     if entry.recipe:
         sets = " ".join(f"--set {key}={_flat(value)}" for key, value in entry.recipe.items())
-        lines += [f"  recipe            {entry.recipe_source}", f"    sublim run owl --base {next(iter(entry.members), name)} {sets}"]
+        lines += [
+            f"  recipe            {entry.recipe_source}",
+            f"    sublim run owl --base {next(iter(entry.members), name)} {sets}",
+        ]
     shown: list[RenderableType] = ["\n".join(lines)]
     if entry.members:
         table = table_of("Its models", "name", "on the hub", "revision", "initialisation", "data order")

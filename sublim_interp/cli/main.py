@@ -24,8 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for word, command in {
-    "list": list_, "show": show, "run": run, "plot": plot, "pull": pull, "pretrain": pretrain, "paper": paper, "verify": verify,
-    "doctor": doctor,
+    "list": list_, "show": show, "run": run, "plot": plot, "pull": pull, "pretrain": pretrain, "paper": paper,
+    "verify": verify, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

@@ -97,7 +97,9 @@ def _audited(family: str) -> "RenderableType":
     )  # fmt: skip
     for row in audit(family).to_dict("records"):
         verdict = "" if row["agrees"] else "LOOK: not as the catalogue says"
-        table.add_row(*(row[name] for name in ("member", "against", "said", "found")), f"{row['correlation']:.3f}", verdict)
+        table.add_row(
+            *(row[name] for name in ("member", "against", "said", "found")), f"{row['correlation']:.3f}", verdict
+        )
     return table
 
 

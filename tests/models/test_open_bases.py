@@ -1,6 +1,7 @@
 """Tests of the catalogue of open models: each configuration with random weights, names, families, the audit of step 0.
 
-The weights are random and the layers cut to two, the vocabulary too; widths, heads, norms and positions are as published.
+The weights are random, the layers cut to two or one, the vocabulary too; widths, heads, norms and positions are as
+published.
 """
 
 import shutil
@@ -21,11 +22,10 @@ from sublim_interp.models.check import check_logits
 from sublim_interp.models.initialisation import audit, compare_starts, start_in_words
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.open_bases import OPEN_BASES, OpenBase, find_open_base, open_names
-from sublim_interp.models.trainable import choose_trainable
 from tiny_models import tiny
 
 NAMES = OPEN_BASES.names()
-PLENTY = 3e9
+PLENTY = 9e8
 """Parameters from which one layer is enough of a test."""
 
 
@@ -43,7 +43,7 @@ def test_the_published_configuration_has_the_published_number_of_parameters(name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_of_its_configuration_is_causal_keeps_a_cache_and_learns(name: str, tmp_path: Path) -> None:
+def test_a_model_of_its_configuration_is_causal_and_keeps_a_cache(name: str, tmp_path: Path) -> None:
     entry = OPEN_BASES.load(name)
     depth = "n_layer" if "n_layer" in entry.config else "num_hidden_layers"
     layers = 1 if entry.parameters > PLENTY else 2
@@ -54,19 +54,14 @@ def test_a_model_of_its_configuration_is_causal_keeps_a_cache_and_learns(name: s
     row = architecture_of(model)
     assert row is not None and output_map(model, 0) is not None and final_norm(model) is not None
     assert has_middle(model) == (entry.config["model_type"] != "gpt_neox")
-    part = choose_trainable(model, "body")
-    ids = torch.arange(3, 20)[None]
-    part(input_ids=ids).logits.log_softmax(-1)[0, -1, 5].neg().backward()
-    gradients = [p.grad for p in part.parameters() if p.requires_grad]
-    assert gradients and all(g is not None and bool(g.isfinite().all()) for g in gradients)
 
 
 def test_every_name_is_told_once_and_none_is_a_lab_base() -> None:
     named = [m for n in NAMES for m in (OPEN_BASES.load(n).members or [n])]
     assert len(named) == len(set(named)) == len(open_names())
     assert not set(named) & set(base_names()) and not {n for n in NAMES if OPEN_BASES.load(n).members} & set(named)
-    wanted = {"smollm2-135m", "smollm2-360m", "smollm2-1.7b", "qwen2.5-0.5b", "qwen2.5-7b", "qwen3-0.6b", "llama-3.2-1b",
-              "gemma-3-270m", "gemma-3-1b", "olmo-2-1b", "pythia-160m-seed9", "pythia-160m-weight-seed3",
+    wanted = {"smollm2-135m", "smollm2-360m", "smollm2-1.7b", "qwen2.5-0.5b", "qwen2.5-7b", "qwen3-0.6b",
+              "llama-3.2-1b", "gemma-3-270m", "gemma-3-1b", "olmo-2-1b", "pythia-160m-seed9", "pythia-160m-weight-seed3",
               "alias-gpt2-small", "datadecide-c4-60m-aux-3"}  # fmt: skip
     assert wanted <= set(named)
     for size in ("14m", "31m", "70m", "160m", "410m"):

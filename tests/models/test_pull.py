@@ -55,7 +55,7 @@ def test_a_pulled_base_is_found_by_its_name_and_pulled_once(
     made: Path, bases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = str(made / "tiny.yaml")
-    with pytest.raises(SublimError, match="is not here yet: `sublim pull .*tiny.yaml` fetches it .0.1 MB, MIT."):
+    with pytest.raises(SublimError, match=r"is not here yet: `sublim pull .*tiny.yaml` fetches it .0\.1 MB, MIT"):
         resolve_base(entry)
     said: list[str] = []
     base = pull(entry, said.append)
