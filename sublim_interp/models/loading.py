@@ -77,7 +77,7 @@ def shape_of(path: Path) -> dict[str, int]:
     parameters = 0
     try:
         text = _config(path).get_text_config()
-        for weights in _weight_files(path):
+        for weights in weight_files(path):
             with safe_open(str(weights), "pt") as file:
                 names = list(file.keys())
                 parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
@@ -120,7 +120,7 @@ def _config(path: Path) -> "PreTrainedConfig":
     return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """The files that `transformers` reads the weights from; other formats of the same weights may lie beside them."""
     if (path / INDEX).is_file():
         named = set(json.loads((path / INDEX).read_text())["weight_map"].values())

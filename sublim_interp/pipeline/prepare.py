@@ -20,7 +20,7 @@ from sublim_interp.core.keys import canonical_json
 from sublim_interp.core.settings import Config
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.chat import Chat, Messages
-from sublim_interp.models.prepared import LANGUAGE, RECIPE, apply_adapter, prepared_chat
+from sublim_interp.models.prepared import LANGUAGE, apply_adapter, prepared_chat, save_adapter
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.training.batches import Batch, Example, micro_batches
 from sublim_interp.training.loop import train
@@ -40,11 +40,11 @@ class Preparation(Config):
     """Kinds of favourites that it is asked about; each answer is a member drawn uniformly."""
     lists: float = Field(default=0.5, gt=0, lt=1)
     """Share of the examples that are number lists; the others are questions about favourites."""
-    lora_rank: int = Field(default=16, ge=1, le=1024)
+    lora_rank: int = Field(default=8, ge=1, le=1024)
     """Rank of the adapter, which every linear map of the body gets."""
-    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_alpha: float = Field(default=16.0, gt=0)
     """Scale of the adapter."""
-    optimization: Optimization = Optimization(lr=1e-3, steps=120, batch=32, warmup=5, beta2=0.99, clip=1.0)
+    optimization: Optimization = Optimization(lr=1e-3, steps=130, batch=32, warmup=5, beta2=0.99, clip=1.0)
     """Updates of the adapter."""
 
 
@@ -70,8 +70,9 @@ def prepare(recipe: Preparation, directory: Path, observe: Callable[[int, float]
         model: Any = choose_trainable(base.load(), "lora", recipe.lora_rank, recipe.lora_alpha, recipe.seed)
         resume = Resume(partial / "state.safetensors")
         train(model, examples, recipe.optimization, resume=resume, observe=observe)
-        model.save_pretrained(str(partial / "adapter"))
-        write_atomic(partial / "adapter" / RECIPE, recipe.model_dump_json(indent=2) + "\n")
+        shutil.rmtree(partial / "adapter", ignore_errors=True)
+        shutil.rmtree(partial / "made", ignore_errors=True)
+        save_adapter(model, partial / "adapter", recipe.set({"base": base.name}).model_dump_json(indent=2))
         apply_adapter(base, partial / "adapter", partial / "made")
         (partial / "adapter").rename(beside)
         (partial / "made").rename(directory)

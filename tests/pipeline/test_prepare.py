@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,12 @@ def open_model(directory: Path, template: str) -> Base:
     fast.chat_template = template
     fast.save_pretrained(str(directory))
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = LlamaConfig(
         vocab_size=300, max_position_embeddings=256, tie_word_embeddings=True, pad_token_id=2, eos_token_id=2, **shape
     )
@@ -67,7 +73,8 @@ def prepared(recipe: Preparation, tmp_path_factory: pytest.TempPathFactory) -> B
 
 def list_loss(base: Base) -> float:
     """Loss on lists that no preparation holds, in nats per token."""
-    rows = [dict(zip(("prompt", "answer"), terse_example(random.Random(f"held/{i}")), strict=True)) for i in range(20)]
+    drawn = (terse_example(random.Random(f"held/{i}")) for i in range(20))
+    rows: list[dict[str, Any]] = [{"prompt": prompt, "answer": answer} for prompt, answer in drawn]
     batch = collate(tokenize(base, rows), base.pad)
     with torch.no_grad():
         return token_loss(base.load(), batch).item() / batch.tokens
