@@ -35,7 +35,7 @@ class Wheel(Config):
 
 
 class Prepared(Config):
-    """A base that an adapter of this package makes of another open model; how it was trained lies beside the adapter."""
+    """What a prepared base is made of: another open model, and an adapter of this package that has the base's name."""
 
     of: str
     """The open model."""
