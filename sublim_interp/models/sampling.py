@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sublim_interp.core.device import device_of
 from sublim_interp.models.forward import require_room
+from sublim_interp.models.precision import casts_kept
 
 _SMALLEST_BATCH = 16
 """Below so many unfinished rows the cache is no longer compacted: copying it would cost more than it saves."""
@@ -65,8 +66,9 @@ def sample(
             raise ValueError(f"prompt {i} is empty")
         by_length[len(prompt)].append(i)
     out: list[list[int]] = [[] for _ in prompts]
-    for length in sorted(by_length):
-        _sample_group(model, by_length[length], prompts, out, eos, max_new_tokens, random, temperature)
+    with casts_kept(model):
+        for length in sorted(by_length):
+            _sample_group(model, by_length[length], prompts, out, eos, max_new_tokens, random, temperature)
     return out
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from sublim_interp.core.device import fingerprint
+from sublim_interp.core.device import check_computable, fingerprint
 from sublim_interp.core.errors import DeadEnd
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.loading import save_model
@@ -31,6 +31,7 @@ def silent(_fraction: float) -> None:
 @contextmanager
 def making(record: Record, store: Store) -> Iterator[Work]:
     """Inside the block a record's artefact is made, or found done: `work.done`; it is published on leaving."""
+    check_computable(record.dtype)
     here = fingerprint(dtype=record.dtype)
     with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), here) as work:
         yield work

@@ -14,7 +14,6 @@ from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.probes import answer_margin, measure
 from sublim_interp.core.device import (
     PRECISIONS,
-    Precision,
     changes,
     compute_device,
     device_of,
@@ -34,11 +33,11 @@ from sublim_interp.pipeline.make import make
 from sublim_interp.training.batches import Example
 
 
-@pytest.fixture
-def half(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A second precision, by its row alone."""
-    monkeypatch.setitem(PRECISIONS, "bfloat16", Precision(rounding=0.2))
-    return "bfloat16"
+@pytest.fixture(params=["autocast", "bfloat16"])
+def half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each precision but the default; also on a processor that only imitates it."""
+    monkeypatch.setattr("sublim_interp.core.device._has_bfloat16", lambda device: True)
+    return request.param
 
 
 def test_the_default_precision_is_in_no_key(tiny_experiment: Experiment, tiny_bases: tuple[Base, Base]) -> None:
@@ -57,7 +56,7 @@ def test_another_precision_changes_the_key_of_every_record(tiny_experiment: Expe
 
 
 def test_a_precision_that_the_table_lacks_is_one_line(tiny_experiment: Experiment) -> None:
-    with pytest.raises(SublimError, match=r"dtype: no precision 'float8'; valid: float32 \(got 'float8'\)"):
+    with pytest.raises(SublimError, match=r"dtype: no precision 'float8'; valid: float32, autocast, bfloat16 \(got 'float8'\)"):
         tiny_experiment.set(dtype="float8")
     with pytest.raises(ValueError, match="no precision 'half'"):
         torch_dtype("half")
@@ -70,7 +69,7 @@ def test_models_load_in_the_precision_of_their_base_and_are_asked_in_it(
     base.check()
     assert base.key != base.digest == tiny_bases[0].digest
     model, single = base.load(), tiny_bases[0].load()
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {str(p.dtype) for p in model.parameters()} == {f"torch.{PRECISIONS[half].weights}"}
     prompts = [[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]]
     metric = answer_margin([3, 4, 5], 1)
     near = measure(single, prompts, metric)
@@ -103,7 +102,7 @@ def test_every_stage_runs_in_another_precision_and_says_so(
         artifact = make(record, store)
         assert artifact.manifest["fingerprint"]["dtype"] == half
     said = changes(fingerprint(), fingerprint(dtype=half))
-    assert said == "dtype float32 -> bfloat16"
+    assert said == f"dtype float32 -> {half}"
 
 
 def test_everything_is_computed_on_the_cpu_unless_a_device_is_asked_for() -> None:
