@@ -120,10 +120,49 @@ def check_computable(dtype: str, device: str | None = None) -> None:
     place = compute_device(device)
     if PRECISIONS[check_precision(dtype)].products == DEFAULT or _has_bfloat16(place):
         return
+    here = "this processor" if place == "cpu" else place
     raise SublimError(
-        f"dtype={dtype} needs bfloat16, which {'this processor' if place == 'cpu' else place} does not compute in (on a "
-        "CPU: avx512_bf16 or amx); take dtype=float32, or a GPU by --device cuda"
+        f"dtype={dtype} needs bfloat16, which {here} does not compute in (a CPU needs avx512_bf16 or amx); take "
+        "dtype=float32, or a GPU by --device cuda"
     )
+
+
+def open_device(dtype: str = DEFAULT) -> None:
+    """Makes the chosen device ready for a result that is the same each time: call it before any model is there.
+
+    On a GPU kernels with a fixed order of sums are taken, and float32 is not shortened to TF32; a CPU needs neither.
+
+    Raises SublimError as `check_computable` does, and for a GPU that gives no memory at all, as another process has it.
+    """
+    check_computable(dtype)
+    device = compute_device()
+    if device == "cpu":
+        return
+    import torch
+
+    if device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.use_deterministic_algorithms(True)
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as error:  # out of memory, exclusive to another process, or a driver that does not fit
+        said = next(iter(str(error).splitlines()), "").rstrip(".")
+        raise SublimError(
+            f"device {device} cannot be used ({said}); wait until it is free, or take another one, as in --device cpu"
+        ) from None
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """CUDA's names of the GPUs that workers share out, where any is chosen; () where one or none is."""
+    if compute_device() != "cuda":
+        return ()
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return tuple(str(i) for i in range(torch.cuda.device_count()))
+    return tuple(part.strip() for part in given.split(",") if part.strip())
 
 
 def _has_bfloat16(device: str) -> bool:
@@ -164,10 +203,17 @@ def fingerprint(device: str | None = None, dtype: str = DEFAULT) -> dict[str, st
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_class(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "device": f"{device}, {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device,
+        "device": _gpu(device) if device.startswith("cuda") else device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
     }
+
+
+def _gpu(device: str) -> str:
+    """What decides a GPU's last bits: which of several alike it is does not."""
+    import torch
+
+    return f"cuda, {torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -31,9 +31,17 @@ def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: t
     """One token per row, on the CPU; temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1).cpu()
+    if logits.device.type == "mps":  # it has no float64
+        logits = logits.cpu()
     # One uniform number per row through the inverse cumulative distribution: torch.multinomial draws one per token of
     # the vocabulary, which took half of the time of sampling.
-    cumulative = (logits / temperature).softmax(-1, dtype=torch.float64).cumsum(-1)
+    weights = (logits / temperature).softmax(-1, dtype=torch.float64)
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)  # which refuse cumsum on a GPU, though it adds each row up in one order
+    try:
+        cumulative = weights.cumsum(-1)
+    finally:
+        torch.use_deterministic_algorithms(strict)
     uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64).to(logits.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, uniform, right=True)[:, 0].cpu()
 

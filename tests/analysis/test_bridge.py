@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sublim_interp.analysis.bridge import bridge, parity
+from sublim_interp.analysis.bridge import bridge
 from sublim_interp.analysis.probes import residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base

@@ -56,7 +56,8 @@ def test_another_precision_changes_the_key_of_every_record(tiny_experiment: Expe
 
 
 def test_a_precision_that_the_table_lacks_is_one_line(tiny_experiment: Experiment) -> None:
-    with pytest.raises(SublimError, match=r"dtype: no precision 'float8'; valid: float32, autocast, bfloat16 \(got 'float8'\)"):
+    lines = r"dtype: no precision 'float8'; valid: float32, autocast, bfloat16 \(got 'float8'\)"
+    with pytest.raises(SublimError, match=lines):
         tiny_experiment.set(dtype="float8")
     with pytest.raises(ValueError, match="no precision 'half'"):
         torch_dtype("half")
