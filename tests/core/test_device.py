@@ -176,7 +176,7 @@ def test_bfloat16_is_refused_where_the_processor_only_imitates_it(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_gpu_that_is_not_there_is_one_line(tiny_experiment: Experiment, store_root: Path) -> None:
-    with pytest.raises(SublimError, match="device cuda is asked for, but PyTorch finds none.*; there is: cpu"):
+    with pytest.raises(SublimError, match=r"device cuda is asked for, but PyTorch finds none.*; there is: cpu"):
         run(tiny_experiment, Store(store_root), device="cuda")
     with pytest.raises(SublimError, match="no device 'tpu'; valid: auto, cpu, cuda, mps"):
         compute_device("tpu")
