@@ -6,7 +6,8 @@ Random numbers are drawn on the CPU, so that a seed means the same on every devi
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,14 +37,21 @@ def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: t
     # One uniform number per row through the inverse cumulative distribution: torch.multinomial draws one per token of
     # the vocabulary, which took half of the time of sampling.
     weights = (logits / temperature).softmax(-1, dtype=torch.float64)
-    strict = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)  # which refuse cumsum on a GPU, though it adds each row up in one order
-    try:
+    with _unchecked() if logits.is_cuda else nullcontext():  # torch refuses cumsum on a GPU where order must be fixed
         cumulative = weights.cumsum(-1)
-    finally:
-        torch.use_deterministic_algorithms(strict)
     uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64).to(logits.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, uniform, right=True)[:, 0].cpu()
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Inside the block torch does not ask whether an operation adds up in a fixed order; rows are, one at a time."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from sublim_interp.core.store import Store, Work
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.trainable import merge_adapters
 from sublim_interp.pipeline.records import Corpus, Record, Student, Teacher
-from sublim_interp.training.batches import Batch
+from sublim_interp.training.batches import PIECE, Batch
 from sublim_interp.training.loop import Loss, train
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
@@ -48,7 +48,7 @@ def _too_large(record: Record) -> str:
         advice.insert(0, f"corpus.chunk={max(1, record.config.chunk // 2)}")
     elif isinstance(record, Teacher | Student):
         o = record.config.optimization
-        if (now := o.micro_batch or o.batch) > 1:
+        if (now := o.micro_batch or min(o.batch, PIECE)) > 1:
             advice.insert(0, f"{record.STAGE}.optimization.micro_batch={now // 2}")
         if not o.checkpointing:
             advice.insert(1, f"{record.STAGE}.optimization.checkpointing=true")
