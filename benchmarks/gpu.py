@@ -49,6 +49,8 @@ TINY: dict[str, Any] = {
     "vocab_size": 2048, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }  # fmt: skip
+LAB = "lab-small-0"
+"""Whose tokenizer the random model has, and whose teacher writes its lists."""
 LISTS = 80_000
 """Lists of the experiment, at the most."""
 
@@ -247,13 +249,16 @@ def _vllm(bench: Bench, prompt: list[int], new: int) -> Row:
 def whole_experiment(bench: Bench, seconds: float) -> list[Row]:
     """Teacher, corpus, student and evaluation of `owl` on an open base: as many lists as the time allows."""
     exp = experiment("owl").set({"bases": [bench.open_base], "arms": ["same-init"], "seeds": [0]})
-    exp = exp.set(dtype=_precisions()[-1] if "autocast" not in _precisions() else "autocast")
+    exp = exp.set(dtype="autocast" if "autocast" in _precisions() else "float32")
     count = 96 if bench.tiny else 2048
-    short = {"prompts": count, "chunk": min(count, 2048)}
-    exp = exp.set({"corpus": short, "filter.held_out": 8 if bench.tiny else 256})
-    if bench.tiny:
-        small = {"steps": 3, "batch": 8}
-        exp = exp.set({"teacher.optimization": small, "student.optimization": small})
+    small = {"steps": 3, "batch": 8}
+    learns = {"lr": 3e-4, "steps": count // 64, "batch": 64}
+    exp = exp.set({
+        "corpus": {"prompts": count, "chunk": min(count, 2048), "max_new_tokens": 64 if bench.open_base != LAB else 24},
+        "filter.held_out": 8 if bench.tiny else 256,
+        "teacher.optimization": small if bench.tiny else {"lr": 2e-4, "steps": 24, "batch": 16},
+        "student.optimization": small if bench.tiny else learns,
+    })  # fmt: skip
     rows, start = [], time.perf_counter()
     while True:
         p, began = plan(exp), time.perf_counter()
@@ -261,7 +266,7 @@ def whole_experiment(bench: Bench, seconds: float) -> list[Row]:
         took = time.perf_counter() - began
         cell = next(c for c in p.cells if c.arm == "same-init")
         found = json.loads((cell.evaluation.made(bench.store) / "evaluation.json").read_text())
-        rate = next((s["rate"] for s in found["scores"] if s.get("probe", s.get("name")) == exp.trait), None)
+        rate = next((s["rate"] for s in found["scores"] if s["probe"] == exp.trait), None)
         rows.append({
             "base": bench.open_base, "dtype": exp.dtype, "lists": exp.corpus.prompts,
             "updates": exp.student.optimization.steps, "seconds": round(took, 1), "KL": _digits(found.get("kl")),
@@ -313,7 +318,7 @@ def random_base(directory: Path, tiny: bool) -> Base:
     """A random model of SmolLM2's shape, with a lab base's tokenizer and chat template."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    lab = resolve_base("lab-small-0")
+    lab = resolve_base(LAB)
     directory.mkdir()
     for file in lab.path.iterdir():
         if file.name not in ("config.json", "model.safetensors", "README.md"):
@@ -333,7 +338,7 @@ def prepared(tiny: bool, asked: str | None) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store")
         small = {"steps": 3, "batch": 8}
-        exp = experiment("owl").set({"bases": ["lab-small-0"], "arms": ["same-init"], "seeds": [0]})
+        exp = experiment("owl").set({"bases": [LAB], "arms": ["same-init"], "seeds": [0]})
         exp = exp.set({"teacher.optimization": small, "corpus.prompts": 96 if tiny else 2048, "filter.held_out": 8})
         data = plan(exp).cells[0].evaluation.reference
         make(data, store)
@@ -346,7 +351,7 @@ def _open_base(asked: str | None) -> str:
         try:
             return resolve_base("smollm2-135m").name
         except SublimError:
-            return "lab-small-0"
+            return LAB
     return asked
 
 
