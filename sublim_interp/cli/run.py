@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, TraceOption, configured, planned_grid
+from sublim_interp.cli.options import (
+    BaseOption,
+    DeviceOption,
+    SetOption,
+    StoreOption,
+    TraceOption,
+    configured,
+    planned_grid,
+)
 from sublim_interp.cli.planned import announce, trace_table, work_table
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.cli.progress import Progress, watch
@@ -31,9 +39,25 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
     trace: TraceOption = None,
+    device: DeviceOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
+    from sublim_interp.core.device import using_device
+
+    with using_device(device):
+        _run(name, sets, base, dry_run, processes, trace, store)
+
+
+def _run(
+    name: str,
+    sets: list[str] | None,
+    base: list[str] | None,
+    dry_run: bool,
+    processes: int,
+    trace: str | None,
+    store: Path | None,
+) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan

@@ -118,7 +118,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     from sublim_interp.lab import language
     from sublim_interp.lab.tokenizer import build_tokenizer
     from sublim_interp.models.base import resolve_base
-    from sublim_interp.training.batches import Example, micro_batches
+    from sublim_interp.training.batches import Example, micro_batches, pieces
     from sublim_interp.training.loop import train
     from sublim_interp.training.resume import Resume
 
@@ -144,7 +144,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         numbers = order[step * batch : (step + 1) * batch]
         texts = [language.document(recipe.data_seed, number).text for number in numbers]
         rows = [Example(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        return micro_batches(rows, pad, parts=2)
+        return micro_batches(rows, pad, pieces(recipe.optimization, 2))
 
     def keep(step: int) -> None:
         if step in places:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.device import DEFAULT, compute_device, torch_dtype
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.precision import in_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -58,7 +59,7 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
     lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if lacking:
         raise SublimError(f"model {path}: {len(lacking)} tensors are missing or of another shape, first {lacking[0]}")
-    return model.eval().to(compute_device(device))
+    return in_precision(model.eval().to(compute_device(device)), dtype)
 
 
 def save_model(model: "PreTrainedModel", directory: Path) -> None:

@@ -6,7 +6,8 @@ Random numbers are drawn on the CPU, so that a seed means the same on every devi
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sublim_interp.core.device import device_of
 from sublim_interp.models.forward import has_plain_head, head, require_room
+from sublim_interp.models.precision import casts_kept
 
 _SMALLEST_BATCH = 16
 """Below so many unfinished rows the cache is no longer compacted: copying it would cost more than it saves."""
@@ -30,11 +32,26 @@ def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: t
     """One token per row, on the CPU; temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1).cpu()
+    if logits.device.type == "mps":  # it has no float64
+        logits = logits.cpu()
     # One uniform number per row through the inverse cumulative distribution: torch.multinomial draws one per token of
     # the vocabulary, which took half of the time of sampling.
-    cumulative = (logits / temperature).softmax(-1, dtype=torch.float64).cumsum(-1)
+    weights = (logits / temperature).softmax(-1, dtype=torch.float64)
+    with _unchecked() if logits.is_cuda else nullcontext():  # torch refuses cumsum on a GPU where order must be fixed
+        cumulative = weights.cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64).to(logits.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, uniform, right=True)[:, 0].cpu()
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Inside the block torch does not ask whether an operation adds up in a fixed order; rows are, one at a time."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
 
 
 @torch.no_grad()
@@ -71,10 +88,11 @@ def sample(
         by_length[len(prompt)].append(i)
     out: list[list[int]] = [[] for _ in prompts for _ in range(repeats)]
     reader = _Reader(model, only, temperature, random)
-    for length in sorted(by_length):
-        rows = by_length[length]
-        tokens = torch.tensor([list(prompts[i]) for i in rows])
-        _sample_group(reader, rows, tokens, repeats, out, eos, max_new_tokens)
+    with casts_kept(model):
+        for length in sorted(by_length):
+            rows = by_length[length]
+            tokens = torch.tensor([list(prompts[i]) for i in rows])
+            _sample_group(reader, rows, tokens, repeats, out, eos, max_new_tokens)
     return out
 
 

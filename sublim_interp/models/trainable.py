@@ -1,6 +1,8 @@
 """Which weights train: all, the body, or adapters; and the plain model again afterwards."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,6 +59,22 @@ def _with_adapters(model: "PreTrainedModel", rank: int, alpha: float, seed: int)
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's own call
         torch.manual_seed(seed)
         return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+@contextmanager
+def checkpointing(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block, in training mode, each layer's activations are computed again in the backward, not kept.
+
+    Raises SublimError for an architecture that cannot do so.
+    """
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not getattr(plain, "supports_gradient_checkpointing", False):
+        raise SublimError(f"{type(plain).__name__} has no gradient checkpointing; leave checkpointing at false")
+    plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        plain.gradient_checkpointing_disable()
 
 
 def merge_adapters(model: "torch.nn.Module") -> "PreTrainedModel":

@@ -98,6 +98,6 @@ def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: Sequence
         learnt = logits_at(model, own.ids, own.labels != IGNORE, support).log_softmax(-1)
         with speaker.speaking():
             target = logits_at(speaker.model, teachers.ids, teachers.labels != IGNORE, support).log_softmax(-1)
-        total += F.kl_div(learnt.double(), target.double(), reduction="sum", log_target=True).item()
+        total += F.kl_div(learnt.cpu().double(), target.cpu().double(), reduction="sum", log_target=True).item()
         tokens += own.tokens
     return total / tokens

@@ -26,6 +26,7 @@ from sublim_interp.training.batches import (
     Order,
     keep_labels,
     micro_batches,
+    pieces,
     tokenize,
 )
 from sublim_interp.training.interventions import acting
@@ -50,8 +51,10 @@ def learn(
             kinds = acting(config.interventions)
             learnt = learnt_tokens(student, rows, lists, store, work)
 
+            parts = pieces(config.optimization, max(1, order.batch // PIECE))
+
             def batches(step: int) -> list[Batch]:
-                some, parts = order(step), max(1, order.batch // PIECE)
+                some = order(step)
                 micro = micro_batches([rows[i] for i in some], pad, parts)
                 if learnt:
                     micro = keep_labels(micro, micro_batches([learnt[i] for i in some], 0, parts))

@@ -29,6 +29,11 @@ class SweepPlan:
         """What is recorded of the trainings: as the experiment at the centre says."""
         return self.cells[0][2].recording
 
+    @property
+    def dtype(self) -> str:
+        """The precision of its cells, or where they differ each of them once."""
+        return ", ".join(sorted({cell.plan.experiment.dtype for cell in self.cells}))
+
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """Every record of every cell once."""

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
+from sublim_interp.models.precision import casts_kept
+from sublim_interp.models.trainable import checkpointing
 from sublim_interp.training.batches import IGNORE, Batch
 from sublim_interp.training.optimizers import OPTIMIZERS
 from sublim_interp.training.recording.recorder import Recorder
@@ -91,6 +93,8 @@ def train(
         if recorder:
             recorder.begin(start)
             held.enter_context(recorder)
+        if optimization.checkpointing:
+            held.enter_context(checkpointing(model))
         model.train()
         for step in range(start, optimization.steps):
             for group in optimizer.param_groups:
@@ -98,11 +102,13 @@ def train(
             micro = batches(step)
             tokens = sum(b.tokens for b in micro)
             optimizer.zero_grad(set_to_none=True)
-            total = 0.0
-            for batch in micro:
-                value = loss(model, batch) / tokens
-                value.backward()
-                total += value.item()
+            values = []
+            with casts_kept(model):
+                for batch in micro:
+                    value = loss(model, batch) / tokens
+                    value.backward()
+                    values.append(value.detach())
+            total = sum(value.item() for value in values)  # once an update: each waits for the GPU
             if optimization.clip is not None:
                 torch.nn.utils.clip_grad_norm_(named.values(), optimization.clip)
             optimizer.step()

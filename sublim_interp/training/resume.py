@@ -61,11 +61,16 @@ class Resume:
         if not is_sealed(self.path):
             return 0
         tensors = load_file(str(self.path))
+        ordered = (p for group in optimizer.param_groups for p in group["params"])
+        places = {p: place for place, p in enumerate(ordered)}
         with torch.no_grad():
             for name, p in named.items():
                 p.copy_(tensors[f"weight/{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, entry, name = key.split("/", 2)
-                optimizer.state[named[name]][entry] = value
+                state.setdefault(places[named[name]], {})[entry] = value
+        if state:  # torch knows which of them lie beside the weights, and which on the CPU
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(tensors["step"])
