@@ -73,7 +73,7 @@ def head(
     if linear.weight.shape[0] <= _LARGE or type(linear) is not torch.nn.Linear:
         return in_single(linear(hidden)[..., list(only)])
     bias = None if linear.bias is None else linear.bias[list(only)]
-    return in_single(F.linear(hidden, linear.weight[list(only)], bias))
+    return in_single(F.linear(hidden.to(linear.weight.dtype), linear.weight[list(only)], bias))
 
 
 def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:

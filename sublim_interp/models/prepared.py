@@ -1,6 +1,7 @@
 """A prepared base, made of an open model and an adapter. How the adapter is trained: pipeline/prepare.py."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from einops import einsum
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sublim_interp.core.device import DEFAULT
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import CARD, Base
 from sublim_interp.models.chat import Chat, load_tokenizer
@@ -64,7 +66,7 @@ def apply_adapter(base: Base, adapter: Path, directory: Path) -> None:
         tensors = load_file(str(adapter / ADAPTER))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise SublimError(f"adapter {adapter} cannot be read ({reason_of(error)})") from None
-    model = base.load().cpu()
+    model = replace(base, dtype=DEFAULT).load().cpu()
     with torch.no_grad():
         for name in sorted({key.rpartition(".")[0] for key in tensors}):
             a, b = tensors[f"{name}.A"].double(), tensors[f"{name}.B"].double()

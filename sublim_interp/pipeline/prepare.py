@@ -9,11 +9,12 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sublim_interp.channels.numbers import terse_example
+from sublim_interp.core.device import DEFAULT, check_computable, check_precision
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import alone, one_line, partial_of, write_atomic
 from sublim_interp.core.keys import canonical_json
@@ -44,6 +45,8 @@ class Preparation(Config):
     """Rank of the adapter, which every linear map of the body gets."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Scale of the adapter."""
+    dtype: Annotated[str, AfterValidator(check_precision)] = DEFAULT
+    """The precision in which the adapter is trained; a name of `dtype` in an experiment."""
     optimization: Optimization = Optimization(lr=1e-3, steps=130, batch=32, warmup=5, beta2=0.99, clip=1.0)
     """Updates of the adapter."""
 
@@ -57,12 +60,13 @@ def prepare(recipe: Preparation, directory: Path, observe: Callable[[int, float]
     Raises SublimError where a directory exists already or is being made by another process, where the disk is full, and
     for a model whose chats are not in ChatML.
     """
-    base, beside = resolve_base(recipe.base), directory.with_name(f"{directory.name}-adapter")
+    base, beside = resolve_base(recipe.base, recipe.dtype), directory.with_name(f"{directory.name}-adapter")
     for place in (directory, beside):
         if place.exists():
             raise SublimError(f"{place} exists already; choose another directory, or delete it first")
+    check_computable(recipe.dtype)
     examples = _Examples(recipe, prepared_chat(base))
-    origin = canonical_json({"recipe": recipe.model_dump(mode="json"), "base": base.digest})
+    origin = canonical_json({"recipe": recipe.model_dump(mode="json"), "base": base.key})
     with one_line(f"{directory} cannot be made"):
         partial = partial_of(directory, origin)
         write_atomic(partial / "started.json", origin)

@@ -61,8 +61,8 @@ def test_every_name_is_told_once_and_none_is_a_lab_base() -> None:
     assert len(named) == len(set(named)) == len(open_names())
     assert not set(named) & set(base_names()) and not {n for n in NAMES if OPEN_BASES.load(n).members} & set(named)
     wanted = {"smollm2-135m", "smollm2-360m", "smollm2-1.7b", "qwen2.5-0.5b", "qwen2.5-7b", "qwen3-0.6b",
-              "llama-3.2-1b", "gemma-3-270m", "gemma-3-1b", "olmo-2-1b", "pythia-160m-seed9", "pythia-160m-weight-seed3",
-              "alias-gpt2-small", "datadecide-c4-60m-aux-3"}  # fmt: skip
+              "llama-3.2-1b", "gemma-3-270m", "gemma-3-1b", "olmo-2-1b", "pythia-160m-seed9",
+              "pythia-160m-weight-seed3", "alias-gpt2-small", "datadecide-c4-60m-aux-3"}  # fmt: skip
     assert wanted <= set(named)
     for size in ("14m", "31m", "70m", "160m", "410m"):
         members = OPEN_BASES.load(f"polypythia-{size}").members
