@@ -168,12 +168,26 @@ def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
     return _inspect(name, _from_hub(f"{found.hub}@{found.revision}").resolve(), dtype)
 
 
-def check_alike(one: Base, other: Base) -> None:
-    """Raises SublimError unless both cut text into the same tokens, as teacher and student must."""
-    if one.digest != other.digest and one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+def same_words(one: Base, other: Base) -> bool:
+    """Whether both cut text into the same tokens: else a student of one has no distance to a teacher of the other."""
+    return one.digest == other.digest or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
+def check_alike(one: Base, other: Base, soft: bool = False) -> None:
+    """Raises SublimError where a student of one cannot learn from a teacher of the other.
+
+    one, other: the two bases; text passes between any two that speak one language
+    soft: whether the teacher's probabilities are learnt, which needs the same tokens too
+    """
+    if one.language != other.language:
         raise SublimError(
-            f"bases {one.name} and {other.name} have different vocabularies: a student of one has no distance to a "
-            "teacher of the other; choose bases of one tokenizer, or arms that need one base"
+            f"bases {one.name} and {other.name} speak different languages, {one.language} and {other.language}: choose "
+            "bases of one language, or arms that need one base"
+        )
+    if soft and not same_words(one, other):
+        raise SublimError(
+            f"bases {one.name} and {other.name} have different vocabularies, so a student of one cannot learn a "
+            "teacher's probabilities of the other's; choose corpus.setting=sampled, or arms that need one base"
         )
 
 

@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import resolve_base
 from sublim_interp.models.loading import reason_of, weight_files
@@ -45,9 +47,9 @@ def compare_starts(one: Path, other: Path) -> "pd.DataFrame":
 
 def start_in_words(rows: "pd.DataFrame") -> str:
     """What `compare_starts` found: "same", "other", or "related" where neither is so."""
-    if rows["equal"].all():
+    if bool(np.all(rows["equal"])):
         return "same"
-    return "other" if (rows["correlation"].abs() <= rows["chance"]).all() else "related"
+    return "other" if bool(np.all(np.abs(rows["correlation"]) <= rows["chance"])) else "related"
 
 
 def audit(family: str) -> "pd.DataFrame":
@@ -70,7 +72,7 @@ def audit(family: str) -> "pd.DataFrame":
         compared = compare_starts(places[name], places[first])
         said = "same" if member.initialisation == start.initialisation else "other"
         found = start_in_words(compared)
-        largest = float(compared["correlation"].abs().max())
+        largest = float(np.abs(compared["correlation"].to_numpy()).max())
         rows.append({"member": name, "against": first, "said": said, "found": found, "correlation": largest})
     return pd.DataFrame(rows).assign(agrees=lambda table: table["said"] == table["found"])
 

@@ -6,11 +6,12 @@ published.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from command import sublim
 from sublim_interp.core.errors import SublimError
@@ -29,7 +30,7 @@ PLENTY = 9e8
 """Parameters from which one layer is enough of a test."""
 
 
-def configuration(entry: OpenBase, **changes: int) -> AutoConfig:
+def configuration(entry: OpenBase, **changes: int) -> PreTrainedConfig:
     given = {**entry.config, **changes}
     return AutoConfig.for_model(given.pop("model_type"), **given)
 
@@ -126,7 +127,7 @@ def test_equal_related_and_other_starts_are_told_apart(tmp_path: Path) -> None:
     one, two = save(tmp_path / "one", 0), save(tmp_path / "two", 1)
     assert start_in_words(compare_starts(one, save(tmp_path / "again", 0))) == "same"
     assert start_in_words(compare_starts(one, two)) == "other"
-    near = compare_starts(one, save(tmp_path / "near", 0, noise=3.0))
+    near: Any = compare_starts(one, save(tmp_path / "near", 0, noise=3.0))
     assert start_in_words(near) == "related" and 0.2 < near["correlation"].mean() < 0.5
     assert not near["tensor"].str.contains("norm").any() or near["size"].min() > 1
     with pytest.raises(SublimError, match="other names or shapes"):
@@ -136,9 +137,9 @@ def test_equal_related_and_other_starts_are_told_apart(tmp_path: Path) -> None:
 def test_forks_of_a_lab_base_share_their_start_and_other_seeds_do_not() -> None:
     start = resolve_base("lab-small-0-step000000").path
     assert start_in_words(compare_starts(start, start)) == "same"
-    rows = compare_starts(start, resolve_base("lab-small-0-step000125").path)
+    rows: Any = compare_starts(start, resolve_base("lab-small-0-step000125").path)
     assert start_in_words(rows) == "related" and rows["correlation"].max() > 0.5
-    other = compare_starts(start, resolve_base("lab-small-1").path)
+    other: Any = compare_starts(start, resolve_base("lab-small-1").path)
     assert other["correlation"].abs().max() < rows["correlation"].max() / 2
 
 
