@@ -201,7 +201,7 @@ def _from_hub(name: str) -> Path:
     if model.count("/") != 1 or name.startswith((".", "/", "~")):
         like = meant(name, [*base_names(), *open_names()])
         raise SublimError(
-            f"base '{name}': no such directory or base{like}; {known}; or give a model directory, or a name of the "
+            f"base '{name}': no such directory or lab base{like}; {known}; or give a model directory, or a name of the "
             "hub, which is OWNER/NAME"
         )
     from huggingface_hub import snapshot_download
