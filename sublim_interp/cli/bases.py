@@ -41,6 +41,7 @@ def open_table() -> "RenderableType":
 
     heads = ["parameters", "disk", "memory", "memory, LoRA", *SPEEDS]
     table = table_of("Open models", "name", *heads, "licence", "where it is", right=tuple(heads))
+    table.columns[0].no_wrap = True
     for name in OPEN_BASES.names():
         entry = OPEN_BASES.load(name)
         needs = _needs(entry)
@@ -105,7 +106,7 @@ def _place(entry: "OpenBase", short: bool = False) -> str:
     here = (bases_folder() / entry.name).is_dir()
     if entry.prepared:
         made = f"made of {entry.prepared.of}" + ("" if short else f" by `sublim pull {entry.name}`")
-        return (f"here: {bases_folder() / entry.name}" if not short else "here") if here else made
+        return made if not here else "here" if short else f"here: {bases_folder() / entry.name}"
     if short:
         return "here" if here else f"pip, {entry.wheel.megabytes:g} MB" if entry.wheel else "hub"
     if entry.wheel is None:

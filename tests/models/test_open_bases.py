@@ -89,7 +89,7 @@ def test_a_family_is_no_base_and_its_members_are_named() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hub": ""}, "give hub for a model, or members for a family"),
+        ({"hub": ""}, "give hub for a model, members for a family"),
         ({"licence": None}, "licence"),
         ({"parameters": 0}, "parameters"),
         ({"size": "big"}, "unknown key 'size'"),

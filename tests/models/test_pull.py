@@ -126,8 +126,8 @@ def test_a_disk_without_space_and_a_folder_that_is_a_file(
 
 
 def test_what_a_killed_process_left_goes_and_a_damaged_base_is_named(made: Path, bases: Path) -> None:
-    (bases / ".tiny-killed").mkdir(parents=True)
-    (bases / ".tiny-killed" / "model.gguf").write_text("half")
+    (bases / ".tiny~killed").mkdir(parents=True)
+    (bases / ".tiny~killed" / "model.gguf").write_text("half")
     base = pull(str(made / "tiny.yaml"))
     assert left_in(bases) == ["tiny"]
     pinned = write_entry(
