@@ -63,7 +63,7 @@ class Shelf(Generic[C]):
     def find(self, name: str) -> Path:
         """The file called `name`, or at the path `name`. Raises SublimError, with the known names, where none is."""
         if is_path(name):
-            if not os.path.isfile(name):
+            if not os.path.exists(name):
                 raise SublimError(f"{self.what} '{name}': there is no such file in {Path.cwd()}")
             return Path(name)
         paths = self.paths
