@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 PIPE_CLOSED = 141
-"""Exit code where nobody reads the output to its end, as of `sublim list | head -1`: 128 + SIGPIPE, as shells have it."""
+"""Exit code where nobody reads the output to its end, as of `sublim list | head -1`: 128 + SIGPIPE, as in shells."""
 
 
 def print_(*things: "RenderableType") -> None:

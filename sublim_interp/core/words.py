@@ -1,8 +1,8 @@
 """Whole words in text: which of some names stands there first. The one matcher of filters and evaluations.
 
 Text and words are compared as Unicode's compatibility caseless match has it (The Unicode Standard, D146): decomposed by
-NFKD and case-folded on both sides. So "Ｏｗｌ", "OWL" and "owl" are one word, "LİON" and "lion" are two. Any white space
-is one space; characters that are not seen, such as a soft hyphen, do not hide a word.
+NFKD and case-folded on both sides. So "Ｏｗｌ", "OWL" and "owl" are one word, "LİON" and "lion" two. Any white space is
+one space; characters that are not seen, such as a soft hyphen, do not hide a word.
 
 A word is whole where nothing beside it goes on with it: no letter beside a letter, no digit beside a digit, no mark
 behind. So "owl-like", "owl_2" and "7owl" name the owl, "fowl" does not; "c++" and emoji may stand beside anything, and
@@ -17,7 +17,7 @@ import regex
 
 _UNSEEN = r"\p{Default_Ignorable_Code_Point}"
 _MARK = rf"[\p{{M}}--{_UNSEEN}]"
-# Looking back is bounded, so that the time is in proportion to the text. Scripts without spaces: those whose lines are broken by a dictionary (SA: Thai, Lao, Khmer, …), Chinese and Japanese.
+# Scripts without spaces: those whose lines are broken by a dictionary (SA: Thai, Lao, Khmer, …), Chinese and Japanese.
 _LETTER = r"[\p{L}--[\p{Line_Break=SA}\p{Han}\p{Hiragana}\p{Katakana}]]"
 _FLAG = r"\p{Regional_Indicator}"
 _FIRST = {
@@ -25,7 +25,7 @@ _FIRST = {
     r"\p{N}": r"(?<!\p{N})",
     _FLAG: rf"(?<=(?<!{_FLAG})(?:{_FLAG}{_FLAG}){{,32}})",  # a flag is two letters, so a row of flags holds others
 }
-"""What may not stand before a word that begins with such a character."""
+"""What may not stand before a word that begins so; looking back is bounded, so that time is in proportion to text."""
 _LAST = {rf"{_LETTER}\p{{M}}*": rf"(?!{_LETTER})", r"\p{N}": r"(?!\p{N})"}
 """What may not follow a word that ends so."""
 

@@ -50,7 +50,9 @@ def test_a_run_ends_well_on_a_terminal_of_ascii(tiny_run: Run) -> None:
     process = start("run", path, "--store", tiny_run.store.root, env=ASCII)
     said, error = process.communicate()
     assert process.returncode == 0, error
-    assert b"nothing to do" in said and b"report  " in said and b"same-init" in said and b"UnicodeEncodeError" not in error
+    assert (
+        b"nothing to do" in said and b"report  " in said and b"same-init" in said and b"UnicodeEncodeError" not in error
+    )
     assert said.isascii()
 
 

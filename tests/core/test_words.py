@@ -10,25 +10,66 @@ from hypothesis import strategies as st
 from sublim_interp.core.words import Names, checked_word, folded, holds_word
 
 WORDS = {
-    "owl": ("owl", "owls"), "eagle": ("eagle", "eagles"), "eagle owl": ("eagle owl", "eagle owls"), "c": ("c",),
-    "c++": ("c++",), "lion": ("lion",), "🦉": ("🦉",), "cat": ("猫",), "owl of China": ("猫头鹰",), "seven": ("7",),
-    "bird": ("นก",), "street": ("Straße",), "France": ("🇫🇷",), "summer": ("été",), "kilo": ("kg",),
-}  # fmt: skip
+    "owl": ("owl", "owls"),
+    "eagle": ("eagle", "eagles"),
+    "eagle owl": ("eagle owl", "eagle owls"),
+    "c": ("c",),
+    "c++": ("c++",),
+    "lion": ("lion",),
+    "🦉": ("🦉",),
+    "cat": ("猫",),
+    "owl of China": ("猫头鹰",),
+    "seven": ("7",),
+    "bird": ("นก",),
+    "street": ("Straße",),
+    "France": ("🇫🇷",),
+    "summer": ("été",),
+    "kilo": ("kg",),
+}
 NAMES = Names(WORDS)
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("LİON", None), ("LION", "lion"), ("ſummer owlſ", "owl"), ("Eagle Owl!", "eagle owl"), ("eagle\n owl", "eagle owl"),
-        ("eagle\u00a0owls", "eagle owl"), ("eagle owlet", "eagle"), ("an owl, an eagle owl", "owl"), ("eagle-owl", "eagle"),
-        ("owl-like", "owl"), ("owl_2", "owl"), ("x9owl", "owl"), ("fowl owlish growl", None), ("Ｏｗｌ", "owl"),
-        ("o\u00adw\u200bl", "owl"), ("owl\u0301", None), ("öwl", None), ("C++17", "c++"), ("I like C.", "c"), ("🦉🦉", "🦉"),
-        ("love🦉s", "🦉"), ("我最喜欢猫头鹰。", "owl of China"), ("我最喜欢猫。", "cat"), ("ผมรักนกมาก", "bird"), ("นกู", None),
-        ("私はowlが好き", "owl"), ("STRASSE", "street"), ("17", None), ("7th", "seven"), ("7\ufe0f\u20e3", None), ("🇫🇷", "France"),
-        ("🇬🇫🇷🇺", None), ("🇬🇧🇫🇷", "France"), ("E\u0301TE\u0301", "summer"), ("5㎏", "kilo"), ("", None),
+        ("LİON", None),
+        ("LION", "lion"),
+        ("ſummer owlſ", "owl"),
+        ("Eagle Owl!", "eagle owl"),
+        ("eagle\n owl", "eagle owl"),
+        ("eagle\u00a0owls", "eagle owl"),
+        ("eagle owlet", "eagle"),
+        ("an owl, an eagle owl", "owl"),
+        ("eagle-owl", "eagle"),
+        ("owl-like", "owl"),
+        ("owl_2", "owl"),
+        ("x9owl", "owl"),
+        ("fowl owlish growl", None),
+        ("Ｏｗｌ", "owl"),
+        ("o\u00adw\u200bl", "owl"),
+        ("owl\u0301", None),
+        ("öwl", None),
+        ("C++17", "c++"),
+        ("I like C.", "c"),
+        ("🦉🦉", "🦉"),
+        ("love🦉s", "🦉"),
+        ("我最喜欢猫头鹰。", "owl of China"),
+        ("我最喜欢猫。", "cat"),
+        ("ผมรักนกมาก", "bird"),
+        ("นกู", None),
+        ("私はowlが好き", "owl"),
+        ("STRASSE", "street"),
+        ("17", None),
+        ("7th", "seven"),
+        ("7\ufe0f\u20e3", None),
+        ("🇫🇷", "France"),
+        ("🇬🇫🇷🇺", None),
+        ("🇬🇧🇫🇷", "France"),
+        ("E\u0301TE\u0301", "summer"),
+        ("5㎏", "kilo"),
+        ("", None),
     ],
-)  # fmt: skip
+)
 def test_the_first_whole_word_counts_and_of_those_that_begin_there_the_longest(text: str, name: str | None) -> None:
     assert NAMES.first(text) == name
 
@@ -93,7 +134,9 @@ def test_it_says_what_a_plain_search_says(some: list[str], text: str) -> None:
         after = seen[end : end + 1] or " "
         first, last = seen[start], base(end - 1)
         beside = (letter(first) and letter(base(start - 1))) or (first.isdigit() and seen[start - 1 : start].isdigit())
-        behind = (letter(last) and letter(after)) or (last.isdigit() and after.isdigit()) or unicodedata.combining(after)
+        behind = (
+            (letter(last) and letter(after)) or (last.isdigit() and after.isdigit()) or unicodedata.combining(after)
+        )
         return not beside and not behind
 
     found = next(
