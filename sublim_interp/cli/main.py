@@ -1,5 +1,6 @@
 """The `sublim` command: its words, its exit codes, and errors as one line. Each word is a file of this folder."""
 
+import io
 import sys
 from typing import NoReturn
 
@@ -36,6 +37,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of ASCII shows ? for what it lacks
+            stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # Typer turns Ctrl-C inside a command into this code

@@ -111,7 +111,7 @@ def _given(fields: "Mapping[str, Any]") -> list[str]:
 def _shown_run(
     what: str, store: "Store", experiments: tuple[str, ...], grids: tuple[str, ...], bases: list[str]
 ) -> "list[RenderableType]":
-    import yaml
+    from sublim_interp.core.yaml import dump_yaml
 
     if not store.matches("run", what):
         keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
@@ -120,7 +120,7 @@ def _shown_run(
             f"({', '.join(bases)}), open model (`sublim pull` lists them), trait, or run (keys in {store.root}: {keys})"
         )
     artifact = store.find("run", what)
-    text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
+    text = dump_yaml(artifact.manifest["notes"]["experiment"])
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
 
 

@@ -54,6 +54,13 @@ def write_atomic(path: Path, data: bytes | str, *, sealed: bool = False) -> None
             raise
 
 
+def read_regular(path: Path) -> bytes:
+    """What a file holds. Raise OSError as `read_bytes`, and for no regular file: a pipe or a device would not end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
+
+
 def seal(path: Path, coming: Path) -> None:
     """Keep the digest of `coming`, which is about to be moved to `path`, in a dot-file beside it.
 

@@ -71,7 +71,7 @@ class Shelf(Generic[C]):
         Raises SublimError, with the known names, where none is; with both packages, where two others give this name.
         """
         if is_path(name):
-            if not os.path.isfile(name):
+            if not os.path.exists(name):
                 raise SublimError(f"{self.what} '{name}': there is no such file in {Path.cwd()}")
             return Path(name)
         files = self._files

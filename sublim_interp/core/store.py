@@ -16,7 +16,7 @@ from typing import Any
 
 from sublim_interp.core.device import changes, version_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import DISK, locked, log, one_line, seal_problem, sync, write_atomic
+from sublim_interp.core.files import DISK, locked, log, one_line, read_regular, seal_problem, sync, write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file, file_names, sha256_of, stage_key
 
 _MANIFEST = "manifest.json"
@@ -95,7 +95,7 @@ class Artifact:
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     """Return an artefact's manifest and "", or {} and what is wrong with it; one flipped bit is found."""
     try:
-        text = (path / _MANIFEST).read_bytes()
+        text = read_regular(path / _MANIFEST)
         manifest = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"{_MANIFEST} is missing or cannot be read ({type(error).__name__})"

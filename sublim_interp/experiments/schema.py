@@ -8,6 +8,7 @@ from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.device import DEFAULT, check_precision
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, name_once
+from sublim_interp.core.yaml import dump_yaml
 from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.training.recording.settings import Recording
@@ -53,7 +54,7 @@ class Experiment(Config):
         default=("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base"),
         description=f"What is compared, some of: {', '.join(arm_names())}.",
     )
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), max_length=10_000)
     """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
     teacher: TeacherConfig = TeacherConfig()
     """How the teacher gets its trait."""
@@ -98,9 +99,7 @@ class Experiment(Config):
 
     def to_yaml(self) -> str:
         """The full configuration as YAML."""
-        import yaml
-
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
     def pair(self, seed: int) -> tuple[str, str]:
         """The bases (A, B) of the replicate `seed`; B is A where there is only one."""

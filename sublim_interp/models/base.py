@@ -235,9 +235,9 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     if not files & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
         raise SublimError(f"base {path}: no tokenizer (tokenizer.json); save one there with tokenizer.save_pretrained")
     try:
-        config = json.loads((path / "config.json").read_text())
-        card = json.loads((path / CARD).read_text()) if CARD in files else {}
-        index = json.loads((path / INDEX).read_text()) if INDEX in files else {"weight_map": {}}
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        card = json.loads((path / CARD).read_text(encoding="utf-8")) if CARD in files else {}
+        index = json.loads((path / INDEX).read_text(encoding="utf-8")) if INDEX in files else {"weight_map": {}}
     except (ValueError, RecursionError, OSError) as error:
         raise SublimError(f"base {path}: a JSON file is broken ({reason_of(error)})") from None
     if not isinstance(config, dict) or "model_type" not in config:

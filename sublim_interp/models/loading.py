@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 """The file that names the weights where they lie in several."""
 
+ATTENTION = ("eager", "sdpa")
+"""The ways to compute attention that a configuration may ask for."""
+
 
 def reason_of(error: Exception) -> str:
     """The first line of an error that says anything, or the error's kind."""
@@ -53,6 +56,8 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
                 ignore_mismatched_sizes=True,  # they are refused below, in one line
                 output_loading_info=True,
             )
+        except SublimError:
+            raise
         except Exception as error:  # transformers raises whatever its parsers raise; each means: cannot be read
             raise SublimError(f"model {path}: transformers cannot load it ({reason_of(error)})") from None
     model, info = loaded
@@ -86,6 +91,8 @@ def shape_of(path: Path) -> dict[str, int]:
         if min(shape.values()) < 1:
             raise ValueError(f"{shape} is no shape of a model")
         return shape
+    except SublimError:
+        raise
     except Exception as error:  # as in load_model
         raise SublimError(f"base {path}: configuration or weights are damaged ({reason_of(error)})") from None
 
@@ -107,6 +114,8 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(_config(path), trust_remote_code=False)
         told = sum(p.numel() for p in model.parameters())
+    except SublimError:
+        raise
     except Exception as error:  # as in load_model
         raise SublimError(f"base {path}: config.json describes no model ({reason_of(error)})") from None
     if told > 1.01 * held:
@@ -115,16 +124,26 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
 
 
 def _config(path: Path) -> "PreTrainedConfig":
-    """The configuration in a directory; raises whatever transformers does."""
+    """The configuration in a directory.
+
+    Raises whatever transformers does, and SublimError for an attention that is not PyTorch's: it may be code of others.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    asked = config._attn_implementation
+    if asked not in (None, *ATTENTION):
+        raise SublimError(
+            f"base {path}: config.json asks for the attention '{asked}', which does not run here; take "
+            f"_attn_implementation out of it, or write one of: {', '.join(ATTENTION)}"
+        )
+    return config
 
 
 def weight_files(path: Path) -> list[Path]:
     """The files that `transformers` reads the weights from; other formats of the same weights may lie beside them."""
     if (path / INDEX).is_file():
-        named = set(json.loads((path / INDEX).read_text())["weight_map"].values())
+        named = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
         return [path / name for name in sorted(named)]
     return [path / "model.safetensors"]
 

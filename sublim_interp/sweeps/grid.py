@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -36,7 +36,7 @@ class Grid(Config):
     """The experiment at the centre."""
     change: dict[str, Any] = Field(default_factory=dict)
     """Fields that every cell has otherwise than the experiment."""
-    axes: dict[str, tuple[Any, ...]]
+    axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(min_length=1)
     """Field → the values it takes; a value is read as YAML."""
     words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""

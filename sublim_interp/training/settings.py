@@ -19,11 +19,11 @@ class Optimization(Config):
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """What the rate does after the warm-up: falls to 0 in a line or half a cosine, or stays."""
-    warmup: int = Field(default=10, ge=0)
+    warmup: int = Field(default=10, ge=0, le=1_000_000_000)
     """Steps over which the rate rises to its peak."""
-    steps: int = Field(default=100, ge=1)
+    steps: int = Field(default=100, ge=1, le=1_000_000_000)
     """Number of updates."""
-    batch: int = Field(default=32, ge=1)
+    batch: int = Field(default=32, ge=1, le=1_000_000)
     """Examples per update."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay; of our own optimizers adamw alone has it."""

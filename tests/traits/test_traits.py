@@ -190,7 +190,7 @@ def test_sampled_scores_agree_with_the_exact_ones(lab_base: Base) -> None:
     asked = questions("animal", "lab", "held-out")[:6]
     words = words_of(members, "animal")
     exact = score(model, lab_base, asked, words, samples, seed=0)
-    shares = sampled_shares(model, lab_base, asked, members, WholeWords(words), samples, seed=0)
+    shares = sampled_shares(model, lab_base, asked, members, WholeWords(words), samples, seed=0).shares
     counts = shares * (samples + 0.5) - 0.5 / len(members)
     np.testing.assert_allclose(counts, counts.round(), atol=1e-6)
     for member, rate, count in zip(members, exact.rate, counts.sum(0), strict=True):
@@ -205,7 +205,7 @@ def test_a_base_answers_indirect_questions_with_a_member_also_where_no_word_of_t
     bare = [replace(q, prefix="") for q in questions("animal", "lab", "indirect")]
     members = members_of("animal")
     judge = WholeWords(words_of(members, "animal"))
-    shares = sampled_shares(lab_base.load(), lab_base, bare, members, judge, 100, seed=0)
+    shares = sampled_shares(lab_base.load(), lab_base, bare, members, judge, 100, seed=0).shares
     assert shares.sum(1).min() > 0.9 and shares.max() < 0.4
 
 

@@ -14,13 +14,13 @@ class Recording(Config):
 
     keep: bool = True
     """Whether anything is recorded."""
-    probe_steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    probe_steps: tuple[Annotated[int, Field(ge=0, le=1_000_000_000)], ...] = ()
     """After which updates a close look is taken, beside the start and the end; none given: after powers of 2."""
     stream: tuple[Stream, ...] = Field(default=("resid_post",), min_length=1)
     """Where in each layer the probe is seen; a place that a model lacks is left out."""
-    examples: int = Field(default=0, ge=0)
+    examples: int = Field(default=0, ge=0, le=1_000_000_000)
     """Every so many updates each example's residuals are kept; 0: never."""
-    positions: tuple[int, ...] = Field(default=(-1,), min_length=1)
+    positions: tuple[Annotated[int, Field(ge=-1_000_000, le=1_000_000)], ...] = Field(default=(-1,), min_length=1)
     """Which positions of an example: from its first token (0, 1, …) or from its last (-1, -2, …)."""
     stream_bytes: int = Field(default=300_000_000, ge=0)
     """Most bytes of residuals and gradients of the close looks, those at the references included. Beyond it they are
@@ -30,9 +30,9 @@ class Recording(Config):
     lab-main's body, 2.5 MiB, the default keeps the end with both moments; of lab-small's, every close look."""
     series_weights: int = Field(default=1 << 24, ge=1)
     """Trained weights of which norms and projections are taken at every update; of n times as many, at every n-th."""
-    moments: int = Field(default=10, ge=1)
+    moments: int = Field(default=10, ge=1, le=1_000_000_000)
     """At every so many of these updates the norms of the optimizer's moments are taken too."""
-    shard: int = Field(default=100, ge=1)
+    shard: int = Field(default=100, ge=1, le=1_000_000)
     """Updates whose series make one file."""
 
     @model_validator(mode="before")

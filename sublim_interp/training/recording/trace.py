@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import write_atomic
+from sublim_interp.core.files import read_regular, write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file
 from sublim_interp.models.forward import in_single
 
@@ -51,7 +51,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a manifest; a last line that was cut is left out, an altered one is named."""
     try:
-        pieces = path.read_bytes().split(b"\n")
+        pieces = read_regular(path).split(b"\n")
     except OSError as error:
         raise SublimError(f"{path} cannot be read: {error.strerror}; a trace is a directory with {MANIFEST}") from None
     entries = []
@@ -59,7 +59,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             entry = json.loads(piece)
             whole = zlib.crc32(canonical_json({k: v for k, v in entry.items() if k != "crc"}).encode()) == entry["crc"]
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, SublimError):
             whole, entry = False, {}
         if not whole:
             raise SublimError(f"{path}: line {number + 1} is altered")
