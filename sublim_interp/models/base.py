@@ -204,16 +204,12 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     try:
         config = json.loads((path / "config.json").read_text())
         card = json.loads((path / CARD).read_text()) if CARD in files else {}
-        index = json.loads((path / INDEX).read_text()) if INDEX in files else {"weight_map": {}}
     except (ValueError, RecursionError, OSError) as error:
         raise SublimError(f"base {path}: a JSON file is broken ({reason_of(error)})") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise SublimError(f"base {path}: config.json names no model_type")
     if config.get("quantization_config"):
         raise SublimError(f"base {path}: its weights are quantised; take a version in float32, float16 or bfloat16")
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(f, str) and f in files for f in shards.values()):
-        raise SublimError(f"base {path}: {INDEX} names weights that do not lie beside it")
     weight_files(path)
     if hidden := sorted(p.name for p in (path / "additional_chat_templates").glob(".*")):  # has no part in the digest
         raise SublimError(

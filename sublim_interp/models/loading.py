@@ -42,8 +42,8 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
     dtype: a name of `PRECISIONS`
     device: torch's name of one, else the one that `compute_device` chooses
 
-    Raises SublimError for files that cannot be read, that lack some of the weights (those would be random), or that hold
-    some which the model does not use.
+    Raises SublimError for files that cannot be read, that lack some of the weights (those would be random), or that
+    hold some which the model does not use.
     """
     from transformers import AutoModelForCausalLM
 
@@ -77,8 +77,8 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
         raise SublimError(f"model {path}: {len(lacking)} tensors are missing or of another shape, first {lacking[0]}")
     if untied := sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys):
         raise SublimError(
-            f"model {path}: config.json ties {untied[0]} to the embeddings, but the files hold another tensor for it; set "
-            "tie_word_embeddings to false, or leave the tensor out"
+            f"model {path}: config.json ties {untied[0]} to the embeddings, but the files hold another tensor for it; "
+            "set tie_word_embeddings to false, or leave the tensor out"
         )
     return model.eval().to(compute_device(device))
 
@@ -161,8 +161,8 @@ def weight_files(path: Path) -> list[Path]:
             raise SublimError(f"model {path}: {name} is broken ({reason_of(error)})") from None
         if found := [field for field in fields if isinstance(told, dict) and told.get(field)]:
             raise SublimError(
-                f"model {path}: {found[0]} in {name} sends the reader to another file; give that file its usual name, and "
-                "take the field away"
+                f"model {path}: {found[0]} in {name} sends the reader to another file; give that file its usual name, "
+                "and take the field away"
             )
     if (path / SINGLE).is_file():
         return [path / SINGLE]
@@ -172,8 +172,9 @@ def weight_files(path: Path) -> list[Path]:
         raise SublimError(f"model {path}: no weights ({SINGLE}, or {INDEX}: {reason_of(error)})") from None
     for name in named:
         # A hidden file has no part in the digest, nor has the README; a file elsewhere has none either.
-        if not str(name).endswith(".safetensors") or str(name).startswith(".") or Path(name).name != name:
-            raise SublimError(f"model {path}: {INDEX} names {name}, which is no safetensors file beside it")
+        plain = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
+        if not plain or not name.endswith(".safetensors") or not (path / name).is_file():
+            raise SublimError(f"model {path}: {INDEX} names {name}, which is no safetensors file that lies beside it")
     return [path / name for name in named]
 
 
@@ -208,8 +209,8 @@ def _check_used(model: "PreTrainedModel", files: list[Path], unexpected: Collect
             sources.setdefault(place, []).append(name)
     if unused or unexpected:
         raise SublimError(
-            f"model {path}: {max(len(unused), 1)} tensors of its files have no place in the {model.config.model_type} that "
-            f"config.json describes, first {min(unused or unexpected)}; correct config.json, or take them out"
+            f"model {path}: {max(len(unused), 1)} tensors of its files have no place in the {model.config.model_type} "
+            f"that config.json describes, first {min(unused or unexpected)}; correct config.json, or take them out"
         )
     if twice := [names for names in sources.values() if len(names) > 1]:
         raise SublimError(f"model {path}: its files hold {' and '.join(twice[0])}, two tensors for one weight")
@@ -234,7 +235,8 @@ def _check_buffer(model: "PreTrainedModel", files: list[Path], name: str, path: 
     """Raises SublimError where old files keep frequencies of rotary positions that config.json does not give."""
     from safetensors import safe_open
 
-    if not name.endswith("inv_freq"):
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if not name.endswith("inv_freq") or rope.get("rope_type", "default") != "default":  # old files keep them unscaled
         return
     own = [b.float().cpu() for n, b in model.named_buffers() if n.endswith("inv_freq")]
     for file in files:

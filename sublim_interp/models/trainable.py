@@ -113,7 +113,7 @@ def _nameless(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block a model's type is hidden from PEFT.
 
     By the type it takes adapters from shared experts and dense layers, and gives those of fused experts another rank.
-    It also refuses state-space models, whose fused kernel skips an adapter in training mode; here that mode is not used.
+    It also refuses state-space models: their fused kernel skips an adapter in training mode, which is not used here.
     """
     config: Any = model.config
     kind = config.model_type
