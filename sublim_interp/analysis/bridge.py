@@ -8,6 +8,7 @@ import torch
 
 from sublim_interp.analysis.probes import Subject, model_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import text_config
 from sublim_interp.models.loading import reason_of
 
@@ -47,7 +48,8 @@ def bridge(
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as directory:
+    # TransformerLens and the copy, made anew, draw random numbers
+    with seeded(0), tempfile.TemporaryDirectory() as directory:
         # A deep copy of the model fails after a backward pass; its config is changed by the wrapper.
         copy = type(model)(deepcopy(model.config))
         copy.load_state_dict(model.state_dict())

@@ -11,8 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from sublim_interp.models.base import Base
 
 GIB = 1 << 30
 FULL = 20
@@ -205,6 +209,7 @@ def _base(name: str) -> Iterator[Finding]:
     end = base.tokenizer.convert_ids_to_tokens(base.eos)
     text = f"{_parameters(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
     yield Finding(f"base {name}", text)
+    yield Finding(f"base {name}", f"part=lora: {_adapted(base)}")
     free, head = _free_memory(), WORD * len(base.tokenizer)
     if parameters > fits(free - head, 1, FULL):
         lora = parameters <= fits(free - head, 1, READ)
@@ -212,6 +217,19 @@ def _base(name: str) -> Iterator[Finding]:
         needed = (FULL * parameters + PROCESS + head) / GIB
         text = f"training all of it takes about {needed:.1f} GiB, {free / GIB:.1f} are free"
         yield Finding(f"base {name}", text, False, advice)
+
+
+def _adapted(base: "Base") -> str:
+    """What adapters can change, or why there can be none."""
+    import torch
+
+    from sublim_interp.models.trainable import choose_trainable, reach
+
+    try:
+        with torch.device("meta"):
+            return str(reach(choose_trainable(base.blank(), "lora")))
+    except SublimError as error:
+        return f"cannot be used ({error})"
 
 
 def _store(root: Path | None) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from sublim_interp.core.device import DEFAULT, PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_directory, stage_key
 from sublim_interp.models.chat import Chat, Messages, load_tokenizer
-from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of
+from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of, weight_files
 from sublim_interp.models.open_bases import OPEN_BASES, bases_folder, find_open_base, meant, open_names
 
 if TYPE_CHECKING:
@@ -114,14 +114,24 @@ class Base:
     def check(self) -> None:
         """Loads the model and tries on one prompt what all stages rely on; about as long as loading takes.
 
-        Raises SublimError, which says what is lacking, as `blank`, `check_vocabulary` and `check_logits`.
+        Raises SublimError, which says what is lacking, as `blank` and the functions of models/check.py.
         """
-        from sublim_interp.models.check import check_logits, check_vocabulary
+        from sublim_interp.models.check import (
+            TRIED,
+            check_logits,
+            check_repeats,
+            check_saving,
+            check_text,
+            check_vocabulary,
+        )
 
         self.blank()
         model = self.load()
         check_vocabulary(model, self.tokenizer, self.path)
-        prompt = self.prompt_ids([{"role": "user", "content": "1, 2, 3"}])
+        check_saving(model, self.path)
+        prompt = self.prompt_ids(TRIED)
+        check_text(self.chat, self.path)
+        check_repeats(model, prompt, self.path)
         check_logits(model, prompt, self.pad, PRECISIONS[self.dtype].rounding, self.path)
 
     def blank(self) -> "PreTrainedModel":
@@ -237,16 +247,17 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         card = json.loads((path / CARD).read_text(encoding="utf-8")) if CARD in files else {}
-        index = json.loads((path / INDEX).read_text(encoding="utf-8")) if INDEX in files else {"weight_map": {}}
     except (ValueError, RecursionError, OSError) as error:
         raise SublimError(f"base {path}: a JSON file is broken ({reason_of(error)})") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise SublimError(f"base {path}: config.json names no model_type")
     if config.get("quantization_config"):
         raise SublimError(f"base {path}: its weights are quantised; take a version in float32, float16 or bfloat16")
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(f, str) and f in files for f in shards.values()):
-        raise SublimError(f"base {path}: {INDEX} names weights that do not lie beside it")
+    weight_files(path)
+    if hidden := sorted(p.name for p in (path / "additional_chat_templates").glob(".*")):  # has no part in the digest
+        raise SublimError(
+            f"base {path}: additional_chat_templates holds {hidden[0]}; give it a name without a dot before"
+        )
     if not isinstance(card, dict):
         raise SublimError(f"base {path}: {CARD} is no JSON object")
     losses = card.get("held_out_loss", {})

@@ -71,6 +71,9 @@ def train(
 ) -> None:
     """Trains, in place, the weights of `model` that require gradients.
 
+    Every part stays in eval mode: dropout, a router's jitter and sampled experts draw from no seed. So the logits that
+    learn are those that are evaluated.
+
     batches: the micro-batches of update `step`; a pure function, so that an interrupted training ends in the same bits
     optimization: optimizer, rate, number of updates
     loss: summed over a batch; it is averaged over all labelled tokens of an update, not over sequences
@@ -93,9 +96,9 @@ def train(
         if recorder:
             recorder.begin(start)
             held.enter_context(recorder)
+        model.eval().training = True  # it says so; its parts stay in eval mode, where nothing is drawn
         if optimization.checkpointing:
             held.enter_context(checkpointing(model))
-        model.train()
         for step in range(start, optimization.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(optimization, step)
