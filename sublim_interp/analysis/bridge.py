@@ -5,11 +5,8 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from sublim_interp.analysis.probes import Subject, model_of
-from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import text_config
@@ -37,7 +34,7 @@ def bridge(
     architectures.py: which types it knows is for TransformerLens to say.
 
     Raises SublimError where TransformerLens cannot wrap the model, where d_vocab = d_model, which it corrupts, or where
-    `parity` is worse than the tolerance.
+    its log-probabilities differ from the plain model's by more than the tolerance.
     """
     model = cast(Any, model_of(subject))
     config = text_config(model)
@@ -57,6 +54,10 @@ def bridge(
         copy = type(model)(deepcopy(model.config))
         copy.load_state_dict(model.state_dict())
         copy.eval().config.save_pretrained(directory)
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
+        with torch.no_grad():  # in float32, as the bridge is, whatever the model's own precision
+            plain = copy(input_ids=ids, use_cache=False).logits.log_softmax(-1)
         tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         try:
@@ -66,9 +67,9 @@ def bridge(
         except Exception as error:  # the adapters raise many kinds; each means: cannot be wrapped
             raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason_of(error)}") from None
     wrapped.eval()
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
-    if (found := parity(wrapped, model, ids)) > tolerance:
+    with torch.no_grad():  # processing may shift all logits, never these
+        found = float((wrapped(ids).log_softmax(-1) - plain).abs().max())
+    if found > tolerance:
         raise SublimError(
             f"bridge: log-probabilities differ from the plain model's by up to {found:.2g}, more than {tolerance:g}"
         )
@@ -83,10 +84,3 @@ def _numbered(vocabulary: int) -> Any:
     words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0", bos_token="0")
-
-
-@torch.no_grad()
-def parity(wrapped: "TransformerBridge", model: torch.nn.Module, ids: Int[Tensor, "batch position"]) -> float:
-    """Largest absolute difference of log-probabilities, in nats: processing may shift all logits, never these."""
-    plain = model(input_ids=ids.to(device_of(model)), use_cache=False).logits.float().cpu()
-    return (wrapped(ids).log_softmax(-1) - plain.log_softmax(-1)).abs().max().item()

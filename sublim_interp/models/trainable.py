@@ -161,6 +161,25 @@ def _adapted(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))]
 
 
+@contextmanager
+def checkpointing(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block each layer's activations are computed again in the backward, not kept.
+
+    Raises SublimError for an architecture that cannot do so.
+    """
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not getattr(plain, "supports_gradient_checkpointing", False):
+        raise SublimError(f"{type(plain).__name__} has no gradient checkpointing; leave checkpointing at false")
+    plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in plain.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.training = True  # asked by the module itself; what is in it stays in eval mode
+    try:
+        yield
+    finally:
+        plain.gradient_checkpointing_disable()
+
+
 def merge_adapters(model: "torch.nn.Module") -> "PreTrainedModel":
     """The plain model again: LoRA adapters are added into the weights they adapt."""
     merge = getattr(model, "merge_and_unload", None)

@@ -75,7 +75,11 @@ def test_a_model_that_draws_is_refused(tmp_path: Path) -> None:
     model = tiny("llama")
     check_repeats(model, [5, 6, 7], tmp_path)
     layer = model.get_submodule("model.layers.0")
-    layer.register_forward_hook(lambda _module, _given, out: out + 1e-3 * torch.randn(out.shape))
+
+    def noisy(_module: torch.nn.Module, _given: object, out: torch.Tensor) -> torch.Tensor:
+        return out + 1e-3 * torch.randn(out.shape)
+
+    layer.register_forward_hook(noisy)  # type: ignore[arg-type]
     with pytest.raises(SublimError, match=r"\(llama\) gives other logits for the same text each time"):
         check_repeats(model, [5, 6, 7], tmp_path)
 

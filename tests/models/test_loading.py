@@ -1,4 +1,4 @@
-"""Tests of weights from a directory: what is loaded is all that lies there, lies in the digest, and is what is saved."""
+"""Tests of weights from a directory: what is loaded is all that lies there, is in the digest, and is what is saved."""
 
 import json
 import os

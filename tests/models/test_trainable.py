@@ -33,7 +33,8 @@ def test_adapters_reach_every_map_of_the_body_and_merge_to_the_same_function(arc
     plain = {name: p.detach().clone() for name, p in tiny(architecture).named_parameters()}
     wrapped = choose_trainable(tiny(architecture), "lora", rank=2)
     left = reach(wrapped).left
-    maps = [n for n in left if not any(word in n for word in ("norm", "bias", "conv1d", "A_log", "dt_proj", ".D", "sinks"))]
+    others = ("norm", "bias", "conv1d", "A_log", "dt_proj", ".D", "sinks")
+    maps = [n for n in left if not any(word in n for word in others)]
     assert all("gate.weight" in name or "router.weight" in name for name in maps), "routers that are no linear module"
     assert reach(wrapped).share > 0.85
     moved(wrapped)
@@ -77,7 +78,7 @@ def test_the_rank_of_experts_is_the_one_that_is_asked_for_and_shared_experts_are
 
 
 def test_a_model_that_cannot_be_adapted_is_refused_with_the_reason() -> None:
-    with pytest.raises(SublimError, match="part=lora: PEFT cannot adapt .*; choose part=body or full"):
+    with pytest.raises(SublimError, match=r"part=lora: PEFT cannot adapt .*; choose part=body or full"):
         choose_trainable(tiny("llama"), "lora", rank=0)
 
 
