@@ -1,8 +1,10 @@
 """A bridge gives the plain model's answers, on a copy, or refuses."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,6 +39,15 @@ def test_a_bridge_answers_as_the_model_and_leaves_it_alone(kind: str, processed:
             p.zero_()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert model.config._attn_implementation == attention and model.config.to_dict() == config
+
+
+def test_a_bridge_moves_no_random_state() -> None:
+    states = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    bridge(build("llama", 0))
+    model = build("llama", 0)
+    torch.set_rng_state(torch.tensor(states[2], dtype=torch.uint8))
+    bridge(model)
+    assert (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()) == states
 
 
 def test_names_mean_the_same_on_both_sides() -> None:
