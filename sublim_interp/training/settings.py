@@ -33,7 +33,7 @@ class Optimization(Config):
     """Second-moment decay of Adam."""
     clip: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; none: gradients are not clipped."""
-    micro_batch: int | None = Field(default=None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1, le=1_000_000)
     """Examples of one forward and backward: less memory, the same update but for rounding, as the loss is the mean over
     all tokens of the update. none: about 42 for students, all at once for teachers."""
     checkpointing: bool = False
