@@ -67,9 +67,10 @@ def changed(record: T, values: Mapping[str, Any], asked: str = "--set {}") -> T:
     Raises SublimError for a field that is not there, and for everything `validate` refuses.
     """
     data = record.model_dump()
+    told = {key: asked.format(" ".join(key.split())) for key in values}  # what was typed may hold line breaks
     for key, value in values.items():
-        _assign(type(record), data, key, value, asked.format(key))
-    return validate(type(record), data, ", ".join(map(asked.format, values)))
+        _assign(type(record), data, key, value, told[key])
+    return validate(type(record), data, ", ".join(told.values()))
 
 
 def name_once(record: Config, *fields: str) -> None:

@@ -71,7 +71,7 @@ class Names:
     def first(self, text: str) -> str | None:
         """The name that `text` holds first, of those that begin there the one of the longest word; None for none."""
         found = self._any.search(folded(text))
-        return self._names[found.lastindex - 1] if found else None
+        return self._names[found.lastindex - 1] if found and found.lastindex else None
 
 
 def _whole(word: str) -> str:

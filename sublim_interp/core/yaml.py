@@ -89,7 +89,7 @@ def dump_yaml(data: Any) -> str:
 
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style, yaml.width = False, 1 << 16  # a folded line would end in a space
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
     out = StringIO()
     yaml.dump(data, out)
     return out.getvalue()

@@ -52,7 +52,7 @@ def fuzz(inputs: st.SearchStrategy, try_one: Callable[[Any], bool]) -> None:
         tried += 1
         assert time.process_time() - start < SLOW
 
-    quiet = settings(max_examples=50, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    quiet = settings(max_examples=50, deadline=None, database=None, suppress_health_check=tuple(HealthCheck))  # type: ignore[arg-type]
     for number in count():
         seed(number)(quiet(given(inputs)(one)))()
         if time.monotonic() > end:
