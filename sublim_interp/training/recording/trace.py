@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file
@@ -205,15 +206,17 @@ class Trace:
         """The name under which `name` is on disk."""
         if name in self._places:
             return name
+        for other, first in self.about.get("tied", {}).items():  # one tensor of two names
+            if name.endswith(f"/{other}") and (same := name.removesuffix(other) + first) in self._places:
+                return same
         owner, _, rest = name.rpartition("blocks.")
         layer, _, rest = rest.partition(".hook_resid_pre")
         same = f"{owner}blocks.{int(layer) - 1}.hook_resid_post{rest}" if layer.isdigit() else ""
         if same in self._places:  # the stream before a layer is the one after the layer before it
             return same
-        shown = ", ".join(self.names()[:40]) or "nothing yet"
         budget = "weight-sized tensors are kept within a budget, recording.weight_bytes; "
         kept = budget if name.startswith("full/") else ""
-        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}it holds: {shown}")
+        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}{meant(name, self.names(), 'trace.names()')}")
 
     def read(self, name: str, step: int = -1) -> Tensor:
         """One tensor of one step: for a hook name [example, position, d_model], of the probe's right-padded rows.
