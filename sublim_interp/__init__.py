@@ -8,6 +8,7 @@ from typing import Any
 
 _HOME = {
     "Experiment": "experiments.schema",
+    "Probe": "training.recording.probe",
     "Recorder": "training.recording.recorder",
     "Recording": "training.recording.settings",
     "Run": "experiments.results",
@@ -36,10 +37,12 @@ _HOME = {
     "patch": "analysis.patching.grid",
     "plan": "experiments.plan",
     "plot": "report.figures.registry",
+    "probe": "pipeline.observe",
     "questions": "traits.favourites",
+    "record": "training.recording.callbacks",
     "resolve_base": "models.base",
     "run": "report.run",
-    "steer": "models.hooks",
+    "steer": "analysis.directions.effects",
     "steering": "analysis.directions.effects",
     "subspace_overlap": "analysis.directions.weights",
     "trace_from_checkpoints": "training.recording.callbacks",
@@ -55,7 +58,10 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"sublim_interp.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'sublim_interp' has no attribute '{name}'")
+    from sublim_interp.core.choices import meant
+
+    near = meant(name, _HOME, "dir(sublim_interp)")
+    raise AttributeError(f"module 'sublim_interp' has no attribute '{name}'; {near}")
 
 
 def __dir__() -> list[str]:

@@ -50,7 +50,7 @@ def likeness(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def base_of(subject: Any, model: Any = None) -> "Base | None":
-    """The base that a subject comes from, as far as it tells: itself, a replicate's, or that a model was loaded from."""
+    """The base of a subject, as far as it tells: itself, a replicate's, or that a model was loaded from."""
     from sublim_interp.models.base import Base
 
     for known in (subject, getattr(subject, "base", None), getattr(model or subject, "sublim_base", None)):
@@ -88,7 +88,7 @@ def require_space(what: str, subject: Any, model: torch.nn.Module, space: Space,
         return
     if space.sketch is None and space.base is None:
         raise SublimError(
-            f"{what}: it is not known whose axes these directions have ({space}); give base= where they are made, or say "
+            f"{what}: nobody knows whose axes these directions have ({space}); give base= where they are made, or say "
             "across_bases=True"
         )
     _require(what, subject, model, None, space.base, lambda: space.sketch)

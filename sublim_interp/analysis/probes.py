@@ -1,8 +1,8 @@
 """Prompts on which models are compared, and what is measured at their answers. No directions, no patches here.
 
 Users give texts, chats or ids; `asked_of` makes token ids of them that end where the answer begins, so the answer
-position is the last one. Prompts of one length run together and nothing is padded: each row sees just what it would see alone. What is measured comes back on the CPU,
-whatever device the model is on.
+position is the last one. Prompts of one length run together and nothing is padded: each row sees just what it would see
+alone. What is measured comes back on the CPU, whatever device the model is on.
 """
 
 from collections import defaultdict

@@ -119,7 +119,7 @@ def _show_result(finished: "Run") -> None:
 
     exp = finished.experiment
     title = f"{exp.name}: how often “{finished.plan.named.trait}” is the answer"
-    print_(report_terminal(finished.table, finished.contrasts, title))
+    print_(report_terminal(finished.tables.summary, finished.contrasts, title))
     whole = published(exp, finished.key)
     if whole:
         title = f"for comparison: the published run {whole.name}, {whole.key[:16]}, of this recipe"

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import giver
 from sublim_interp.core.settings import Config, parse_mapping, read_text, validate
@@ -68,8 +69,8 @@ class Shelf(Generic[C]):
             return Path(name)
         paths = self.paths
         if name not in paths:
-            known = ", ".join(sorted(paths))
-            raise SublimError(f"unknown {self.what} '{name}'; known: {known}; or give a YAML file of your own")
+            known = meant(name, sorted(paths), "sublim list")
+            raise SublimError(f"unknown {self.what} '{name}'; {known}; or give a YAML file of your own")
         return paths[name]
 
     def load(self, name: str) -> C:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.device import DEFAULT, PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_directory, stage_key
@@ -177,11 +178,10 @@ def check_alike(one: Base, other: Base) -> None:
 
 def _from_hub(name: str) -> Path:
     """The directory into which the hub's client puts a model of this name; SublimError where it does not."""
-    known = ", ".join(base_names()) or "none found"
+    known = meant(name, base_names(), "sublim list")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SublimError(
-            f"base '{name}': no such directory or lab base; lab bases: {known}; or give a model directory, or a name "
-            "of the hub, which is OWNER/NAME"
+            f"base '{name}': no such directory or lab base; {known}; or give a model directory, or OWNER/NAME"
         )
     from huggingface_hub import snapshot_download
 
@@ -189,7 +189,7 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
     except Exception as error:  # the hub client raises many kinds; each means: not to be had
         raise SublimError(
-            f"base '{name}': not a directory here, and the hub did not give it ({reason_of(error)}); lab bases: {known}"
+            f"base '{name}': not a directory here, and the hub did not give it ({reason_of(error)}); {known}"
         ) from None
 
 

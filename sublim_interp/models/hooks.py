@@ -106,7 +106,7 @@ def _points(model: Any, wanted: Iterable[str]) -> list[_Point]:
     """Where each name is on this model; SublimError for one that it lacks."""
     if not isinstance(model, torch.nn.Module):
         raise SublimError(
-            f"hooks need the model that runs, not a {type(model).__name__}: take model = x.load() of a base, or x.model "
+            f"hooks need the model that runs, not a {type(model).__name__}: take x.load() of a base, or x.model "
             "of a replicate, once, and use it inside the block"
         )
     names, layers, row = set(hook_names(model)), decoder_layers(model), architecture_of(model)

@@ -30,6 +30,7 @@ from sublim_interp.training.recording.trace import Trace
 from three_layers import MARGIN, PROMPTS, build, hooks_of, logits
 
 LAST = "blocks.2.hook_resid_post"
+SOMEWHERE = Space("a")
 MANY = torch.randint(0, 31, (48, 6), generator=torch.Generator().manual_seed(5))
 
 
@@ -46,7 +47,7 @@ def planted(layer: int, seed: int) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel, Te
     return model, base, vector
 
 
-def given_directions(vectors: Tensor, space: Space = Space("a")) -> Directions:
+def given_directions(vectors: Tensor, space: Space = SOMEWHERE) -> Directions:
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(len(vectors)))
     return Directions("hand", names, vectors, space)
 

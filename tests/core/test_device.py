@@ -87,7 +87,8 @@ def test_models_load_in_the_precision_of_their_base_and_are_asked_in_it(
     assert len(logit_lens(model, found, prompts, k=2)) == 2 * len(found)
     rows = [Example([*prompt, 1], 3) for prompt in prompts]
     along = attribution.margin_gradient(model, prompts, metric)
-    for scores in (attribution.divergence(both.src, model, rows, across_bases=True), attribution.influence(model, rows, along)):
+    divergence = attribution.divergence(both.src, model, rows, across_bases=True)
+    for scores in (divergence, attribution.influence(model, rows, along)):
         assert np.isfinite(scores.values).all()
     answers = sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))
     assert answers == sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))

@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaConfig, Llama
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import decoder_layers
-from sublim_interp.models.hooks import KINDS, capture, edit, hook_names, matching, added
+from sublim_interp.models.hooks import KINDS, added, capture, edit, hook_names, matching
 from sublim_interp.training.projections import project_activations, project_gradients, project_updates
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny
 

@@ -108,8 +108,8 @@ def steering(
     prompts: texts, chats or ids; replicates bring their held-out questions
     across_bases: takes directions of another base too, whose axes are unrelated
 
-    Returns a row a scale: at, scale, and the mean over prompts of each metric under its name. Raises SublimError, before
-    anything runs, for another base's directions, a hook that is not there, and a scale that is no number.
+    Returns a row a scale: at, scale, and the mean over prompts of each metric under its name. Raises SublimError,
+    before anything runs, for another base's directions, a hook that is not there, and a scale that is no number.
     """
     import pandas as pd
 

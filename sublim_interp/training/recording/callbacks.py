@@ -31,7 +31,7 @@ def record(trainer: "Trainer", path: Path | str, **options: Any) -> None:
     """
     if not hasattr(trainer, "training_step"):
         raise SublimError(
-            f"record takes a Trainer, not a {type(trainer).__name__}; for a loop of your own use Recorder"
+            f"record takes a Trainer, not a {type(trainer).__name__}; your own loop takes a Recorder"
         )
     watcher = _watcher(trainer, Path(path), options)
     trainer.add_callback(watcher)
@@ -70,7 +70,7 @@ def _watcher(trainer: Any, path: Path, options: dict[str, Any]) -> Any:
             recorder = Recorder(given["model"], given["optimizer"], path, start=start, **asked)
             if done and not recorder.reaches(done):
                 raise SublimError(
-                    f"{path}: a training resumed after {done} updates cannot be recorded, for no trace of it is whole up to "
+                    f"{path}: a training resumed after {done} updates cannot be recorded: no trace is whole up to "
                     "there; record from the first update on, or make a trace of its checkpoints, trace_from_checkpoints"
                 )
             recorder.begin(done)

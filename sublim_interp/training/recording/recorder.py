@@ -258,8 +258,8 @@ class Recorder:
         owned = {id(p) for p in self._owned()}
         if late := [name for name in names if id(self._unseen[name]) in owned]:
             raise SublimError(
-                f"{late[0]} trains since update {self._done}, and the trace has no place for it: give the optimizer all "
-                "that will train before the recorder is made; what is frozen may be unfrozen later"
+                f"{late[0]} trains since update {self._done}, and the trace has no place for it: give the optimizer "
+                "all that will train before the recorder is made; what is frozen may be unfrozen later"
             )
 
     def set_loss(self, loss: float) -> None:

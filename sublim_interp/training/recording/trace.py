@@ -29,6 +29,8 @@ from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file
+from sublim_interp.core.showing import Card, Shown
+from sublim_interp.models.chat import Chat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,8 +140,8 @@ def reaches(path: Path, about: Mapping[str, Any], upto: int) -> bool:
     return any(e["sort"] == "series" and e["upto"] == upto for e in _shards_of(path, {"trace": VERSION, **about}))
 
 
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(Shown):
     """A trace that can be read, as it was when it was opened: `trace.read("blocks.2.hook_resid_post", step=-1)`.
 
     Step t is the state after t updates; in a series, step t is update t, the first being 0.
@@ -149,6 +151,8 @@ class Trace:
     about: dict[str, Any] = field(repr=False)
     """What was recorded: axes, parameters, probe, directions."""
     shards: tuple[dict[str, Any], ...] = field(repr=False)
+    chat: Chat | None = field(default=None, repr=False, compare=False)
+    """Whose tokenizer tells the probe's tokens as text; None where no base is known."""
 
     @classmethod
     def open(cls, path: Path | str) -> "Trace":
@@ -175,6 +179,25 @@ class Trace:
                 f"({found or 0} of {e['bytes']} bytes), though later shards are whole"
             )
         return cls(path, about, tuple(shards[: len(whole)]))
+
+    def card(self) -> Card:
+        losses = self._places.get("loss", {})
+        facts = {"": f"{len(losses)} updates" if losses else "no series", "names": len(self._places), "in": self.path}
+        return Card("Trace", facts, self.frame)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a name that can be read: name, steps (how many), first, last."""
+        import pandas as pd
+
+        rows = [(name, len(steps), min(steps), max(steps)) for name, steps in sorted(self._places.items())]
+        return pd.DataFrame(rows, columns=["name", "steps", "first", "last"])
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """The tokens of each row of the probe: as text where the base is known, else their ids."""
+        rows = (self.about.get("probe") or {}).get("rows", [])
+        return [self.chat.tokens(row) if self.chat else [str(i) for i in row] for row in rows]
 
     def verify(self) -> list[str]:
         """One line for each shard whose bytes are not those that were written."""
@@ -305,6 +328,9 @@ class Trace:
             labels = self.about["coords"].get(axis)
             if labels and len(labels) == size:
                 coords[axis] = labels
+        if dims[:2] == ["example", "position"] and self.tokens:
+            widest = max(map(len, self.tokens))
+            coords["token"] = (["example", "position"], [[*row, *[""] * (widest - len(row))] for row in self.tokens])
         return xr.DataArray(values.float().numpy(), dims=["step", *dims], coords=coords, name=name)
 
 

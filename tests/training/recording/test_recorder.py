@@ -108,11 +108,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, PreTrained
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_observed_and_unobserved_training_give_the_same_bits(architecture: str, tmp_path: Path) -> None:
     ends = []
-    for record in (None, recorded(tmp_path, references={}, recording=Recording(shard=2, examples=1))):
+    for observed in (None, recorded(tmp_path, references={}, recording=Recording(shard=2, examples=1))):
         torch.manual_seed(3)
         model = build(architecture)
         torch.manual_seed(4)
-        train(model, batches, OPTIMIZATION, record=record)
+        train(model, batches, OPTIMIZATION, record=observed)
         ends.append((bits(model), torch.get_rng_state(), [p.grad for p in model.parameters()]))
     (alone, random, gradients), (watched, random_watched, gradients_watched) = ends
     assert not [name for name in alone if not torch.equal(alone[name], watched[name])]
@@ -549,7 +549,7 @@ else:
 def test_a_trace_is_never_overwritten_unless_asked(tmp_path: Path) -> None:
     loop(tmp_path, 3, torch.optim.SGD)
     before = files(tmp_path)
-    with pytest.raises(SublimError, match="holds a trace already.*overwrite=True"):
+    with pytest.raises(SublimError, match=r"holds a trace already.*overwrite=True"):
         loop(tmp_path, 2, torch.optim.SGD)
     with pytest.raises(SublimError, match="holds a trace already"):
         Recorder(build(), None, tmp_path).record_states([(0, build())])
@@ -687,7 +687,7 @@ def test_of_processes_that_train_together_the_first_records(tmp_path: Path) -> N
     [
         ({"rows": ((5,), ())}, "row 1 is empty"),
         ({"questions": 9}, "9 questions, but 4 rows"),
-        ({"learnt": (3,)}, "learnt has 1 places; the texts behind the questions are 2"),
+        ({"learnt": (3,)}, "learnt has 1 places; there are 2 texts behind the questions"),
         ({"learnt": (3, 4)}, "learnt is 4"),
         ({"learnt": (0, 1)}, "learnt is 0"),
         ({"tokens": (1,)}, "3 members and 1 tokens"),
