@@ -46,6 +46,7 @@ _HOME = {
     "steering": "analysis.directions.effects",
     "subspace_overlap": "analysis.directions.weights",
     "trace_from_checkpoints": "training.recording.callbacks",
+    "track": "report.track",
     "trait_contrast": "analysis.directions.core",
     "trait_names": "traits.registry",
     "watch": "cli.progress",

@@ -32,8 +32,8 @@ def bridge(
         TransformerLens expect; never compare directions there
     tolerance: largest difference of a log-probability from the plain model's, in nats
 
-    Wrapping changes the copy's weights for good, so it is for analysis, not for training. It needs no row in
-    architectures.py: which types it knows is for TransformerLens to say.
+    Text becomes the tokens that the model's own tokenizer makes of it: none is put before them. Wrapping changes the
+    copy's weights for good, so it is for analysis, not for training. It needs no row in architectures.py: which types it knows is for TransformerLens to say.
 
     Raises SublimError where TransformerLens cannot wrap the model, where d_vocab = d_model, which it corrupts, or where
     `parity` is worse than the tolerance.
@@ -64,6 +64,9 @@ def bridge(
         except Exception as error:  # the adapters raise many kinds; each means: cannot be wrapped
             raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason_of(error)}") from None
     wrapped.eval()
+    # TransformerLens would put a token before every text; a model reads what its own tokenizer gives it.
+    config_of_bridge: Any = wrapped.cfg
+    config_of_bridge.default_prepend_bos = bool(wrapped.cfg.tokenizer_prepends_bos)
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
     if (found := parity(wrapped, model, ids)) > tolerance:

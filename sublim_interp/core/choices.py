@@ -19,7 +19,7 @@ def meant(name: object, known: Iterable[str], see: str = "") -> str:
     names = list(dict.fromkeys(map(str, known)))
     near = get_close_matches(str(name), names, n=3, cutoff=0.6)
     near += [n for n in names if n.lower() == str(name).lower() and n not in near]
-    rest = f"; all: {see}" if see else ""
+    rest = f" (all: {see})" if see else ""
     if near:
         return f"did you mean {' or '.join(repr(n) for n in near[:3])}?{rest}"
     return f"valid: {listed(names, see)}"

@@ -5,7 +5,7 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
@@ -87,6 +87,20 @@ def _parsed(kind: type[C], path: Path, text: str) -> C:
     """The settings that a text holds: one and the same for equal texts, since settings are frozen."""
     given = {"name": path.stem} if "name" in kind.model_fields else {}
     return validate(kind, {**given, **parse_mapping(text, path)}, str(path))
+
+
+def mapping_of(path: Path) -> dict[str, Any]:
+    """What a YAML file holds; names of YAML files in it that lie beside it are made paths to there."""
+    return {name: _beside(value, path.parent) for name, value in parse_mapping(read_text(path), path).items()}
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {name: _beside(inner, folder) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_beside(inner, folder) for inner in value]
+    near = isinstance(value, str) and is_path(value) and "\0" not in value and (folder / value).is_file()
+    return str(folder / value) if near else value
 
 
 def is_path(name: str) -> bool:

@@ -121,5 +121,10 @@ def estimate(record: Record) -> float:
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
         tokens = o.steps * o.batch * (_LIST if isinstance(record, Student) else _LESSON)
-        return _START + _STEP * o.steps + _UPDATE * base.shape["parameters"] * tokens / _FLOPS
+        return training_seconds(base.shape["parameters"], o.steps, tokens)
     return _SMALL
+
+
+def training_seconds(parameters: int, steps: int, tokens: int) -> float:
+    """Seconds that a training may take on a laptop core: of so many updates on so many tokens in all."""
+    return _START + _STEP * steps + _UPDATE * parameters * tokens / _FLOPS

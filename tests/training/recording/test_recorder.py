@@ -76,6 +76,7 @@ def recorded(path: Path, **options: Any) -> Any:
         "probe": PROBE,
         "pad": PAD,
         "references": {"teacher": other_model},
+        "overwrite": True,
         **options,
     }
     return partial(Recorder, path=path, **given)
@@ -517,33 +518,36 @@ def test_moments_that_begin_or_cease_on_the_way_are_kept_where_they_are(first: i
     assert not trace.verify()
 
 
-@pytest.mark.parametrize("ends", ["error", "exit", "forgotten"])
-def test_the_series_are_whole_however_a_training_ends(ends: str, tmp_path: Path) -> None:
-    """Also where the block is never left: a notebook's cell that broke off, a script that exits."""
+@pytest.mark.parametrize("ends", [RuntimeError("stop"), KeyboardInterrupt(), SystemExit(3)])
+def test_the_series_are_whole_whatever_breaks_a_training_off(ends: BaseException, tmp_path: Path) -> None:
+    def breaks(step: int, *_: Any) -> None:
+        if step == 5:
+            raise ends
+
+    with pytest.raises(type(ends)):
+        loop(tmp_path, 9, partial(torch.optim.SGD, lr=1e-2), breaks)
+    trace = Trace.open(tmp_path)
+    assert trace.steps("loss") == trace.steps("update_norm") == list(range(5)) and not trace.verify()
+
+
+def test_the_series_are_whole_where_the_block_is_never_left(tmp_path: Path) -> None:
+    """A recorder that is let go of, as by a notebook's cell; and one that lives when its process ends."""
     code = f"""
-import sys, torch
-sys.path[:0] = {[str(Path(__file__).parents[2]), *sys.path]!r}
-from tiny_models import tiny
+import torch
 from sublim_interp.training.recording.recorder import Recorder
-model = tiny("llama")
-optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-r = Recorder(model, optimizer, {str(tmp_path / "trace")!r})
-def go():
+for name in ("let go", "alive"):
+    model = torch.nn.Linear(2, 2)
+    model.config = type("Config", (), {{"model_type": "linear"}})
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    r = Recorder(model, optimizer, {str(tmp_path)!r} + "/" + name).__enter__()
     for step in range(5):
-        optimizer.zero_grad()
-        loss = model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss
-        loss.backward(); optimizer.step(); r.step(loss)
-    if {ends!r} == "error": raise RuntimeError("stop")
-    if {ends!r} == "exit": sys.exit(3)
-if {ends!r} == "forgotten":
-    r.__enter__(); go()
-else:
-    with r: go()
+        optimizer.zero_grad(); loss = model(torch.ones(2)).sum(); loss.backward(); optimizer.step(); r.step(loss)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert ended.returncode == {"error": 1, "exit": 3, "forgotten": 0}[ends], ended.stderr
-    trace = Trace.open(tmp_path / "trace")
-    assert trace.steps("loss") == trace.steps("update_norm") == list(range(5)) and not trace.verify()
+    assert ended.returncode == 0, ended.stderr
+    for name in ("let go", "alive"):
+        trace = Trace.open(tmp_path / name)
+        assert trace.steps("loss") == trace.steps("update_norm") == list(range(5)) and not trace.verify()
 
 
 def test_a_trace_is_never_overwritten_unless_asked(tmp_path: Path) -> None:
@@ -720,7 +724,7 @@ def test_a_recorder_without_an_optimiser_has_no_updates(tmp_path: Path) -> None:
         r.step(1.0)
 
 
-def trainer_of(path: Path, steps: int, trace: Path | None = None, **options: Any) -> Any:
+def trainer_of(path: Path, updates: int, trace: Path | None = None, **options: Any) -> Any:
     """A Hugging Face Trainer that keeps a checkpoint every other update in `path`, and is recorded at `trace`."""
     from transformers import Trainer, TrainingArguments
 
@@ -728,7 +732,7 @@ def trainer_of(path: Path, steps: int, trace: Path | None = None, **options: Any
     given = {"logging_steps": 1, "gradient_accumulation_steps": 1}
     given |= {name: options.pop(name) for name in given if name in options}
     arguments = TrainingArguments(
-        output_dir=str(path), max_steps=steps, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_steps=2,
+        output_dir=str(path), max_steps=updates, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_steps=2,
         disable_tqdm=True, learning_rate=1e-2, lr_scheduler_type="constant", **given,
     )  # fmt: skip
     trainer = Trainer(build(), arguments, train_dataset=rows)  # type: ignore[arg-type]
