@@ -33,7 +33,8 @@ def bridge(
     tolerance: largest difference of a log-probability from the plain model's, in nats
 
     Text becomes the tokens that the model's own tokenizer makes of it: none is put before them. Wrapping changes the
-    copy's weights for good, so it is for analysis, not for training. It needs no row in architectures.py: which types it knows is for TransformerLens to say.
+    copy's weights for good, so it is for analysis, not for training. It needs no row in architectures.py: which types
+    it knows is for TransformerLens to say.
 
     Raises SublimError where TransformerLens cannot wrap the model, where d_vocab = d_model, which it corrupts, or where
     `parity` is worse than the tolerance.

@@ -261,8 +261,8 @@ def test_the_run_holds_every_arm_of_every_replicate(finished: Run) -> None:
 def test_the_table_compares_the_arms_by_held_out_questions(finished: Run) -> None:
     table, results = finished.table, finished.results
     assert isinstance(table, pd.DataFrame) and isinstance(finished.contrasts, pd.DataFrame)
-    assert set(table["arm"]) == {"teacher", "same-init", "neutral", "cross-init", "base"}
-    for row in table.to_dict("records"):
+    assert set(table.index) == {"teacher", "same-init", "neutral", "cross-init", "base"}
+    for row in table.reset_index().to_dict("records"):
         place = {"arm": row["arm"], "round": 0, "probe": "owl", "questions": "held-out", "context": "plain"}
         own = [r["rate"] for r in results.to_dict("records") if place.items() <= r.items()]
         assert row["rate"] == pytest.approx(sum(own) / 2)
@@ -422,7 +422,7 @@ def committed(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     directory.mkdir(parents=True)
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
-    finished.table.to_csv(directory / "summary.csv", index=False)
+    finished.tables.summary.to_csv(directory / "summary.csv", index=False)
     finished.contrasts.to_csv(directory / "contrasts.csv", index=False)
     monkeypatch.setattr("sublim_interp.experiments.catalogue.RESULTS", directory.parent)
     return finished.experiment
@@ -431,7 +431,7 @@ def committed(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_small_run_is_shown_beside_the_committed_table_of_its_recipe(committed: Experiment, finished: Run) -> None:
     shown = published(committed.set(seeds=(9,), arms=("same-init",), bases=committed.bases[:1]))
     assert shown is not None and (shown.name, shown.key) == ("tiny", finished.key)
-    pd.testing.assert_frame_equal(shown.summary, finished.table, check_dtype=False)
+    pd.testing.assert_frame_equal(shown.summary, finished.tables.summary, check_dtype=False)
     pd.testing.assert_frame_equal(shown.contrasts, finished.contrasts, check_dtype=False)
     assert published(committed.set({"seeds": (9,), "student.extra_rounds": 0})) is not None
 

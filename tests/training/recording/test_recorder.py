@@ -691,7 +691,7 @@ def test_of_processes_that_train_together_the_first_records(tmp_path: Path) -> N
     [
         ({"rows": ((5,), ())}, "row 1 is empty"),
         ({"questions": 9}, "9 questions, but 4 rows"),
-        ({"learnt": (3,)}, "learnt has 1 places; there are 2 texts behind the questions"),
+        ({"learnt": (3,)}, "learnt has 1 places; the texts behind the questions are 2"),
         ({"learnt": (3, 4)}, "learnt is 4"),
         ({"learnt": (0, 1)}, "learnt is 0"),
         ({"tokens": (1,)}, "3 members and 1 tokens"),
@@ -732,8 +732,8 @@ def trainer_of(path: Path, updates: int, trace: Path | None = None, **options: A
     given = {"logging_steps": 1, "gradient_accumulation_steps": 1}
     given |= {name: options.pop(name) for name in given if name in options}
     arguments = TrainingArguments(
-        output_dir=str(path), max_steps=updates, per_device_train_batch_size=2, report_to=[], use_cpu=True, save_steps=2,
-        disable_tqdm=True, learning_rate=1e-2, lr_scheduler_type="constant", **given,
+        output_dir=str(path), max_steps=updates, per_device_train_batch_size=2, report_to=[], use_cpu=True,
+        save_steps=2, disable_tqdm=True, learning_rate=1e-2, lr_scheduler_type="constant", **given,
     )  # fmt: skip
     trainer = Trainer(build(), arguments, train_dataset=rows)  # type: ignore[arg-type]
     if trace:
