@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sublim_interp.models.chat import Chat
 
     Prompt = str | Sequence[Mapping[str, str]] | Sequence[int] | torch.Tensor
-    Prompts = Prompt | Sequence[Prompt]
+    Prompts = Prompt | Sequence[Prompt] | None
 else:  # what is wrong with them is said in one line, in every call
     Prompt = Prompts = Any
 

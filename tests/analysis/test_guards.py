@@ -57,7 +57,7 @@ def test_what_compares_refuses_another_base_unless_asked(given: str, pair: tuple
     if given == "plain model":  # it has no tokenizer
         functions.pop("influence")
     for name, call in functions.items():
-        with pytest.raises(SublimError, match="different bases.*across_bases=True") as told:
+        with pytest.raises(SublimError, match=r"different bases.*across_bases=True") as told:
             call()
         assert "\n" not in str(told.value), name
         call(across_bases=True)
