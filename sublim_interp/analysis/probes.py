@@ -102,7 +102,7 @@ def words_at(prompts: Ids, *subjects: Subject) -> tuple[str, ...]:
     words = []
     for place in range(-width, 0):
         found = {int(row[place]) for row in prompts if len(row) >= -place}
-        words.append(base.chat.tokens(found)[0] if base and len(found) == 1 else str(place))
+        words.append(base.chat.tokens([*found])[0] if base and len(found) == 1 else str(place))
     return tuple(words)
 
 

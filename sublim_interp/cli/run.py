@@ -43,7 +43,7 @@ def run(
     from sublim_interp.training.recording.settings import recording_of
 
     if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
-        known = meant(name, (*experiment_names(), *grid_names()), "sublim list")
+        known = meant(name, (*experiment_names(), *grid_names()), "sublim list", "experiments and grids")
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
     if is_grid(name):

@@ -7,22 +7,24 @@ WIDTH = 110
 """Characters of a line that a list of choices may take."""
 
 
-def meant(name: object, known: Iterable[str], see: str = "") -> str:
+def meant(name: object, known: Iterable[str], see: str = "", word: str = "valid") -> str:
     """How an error about an unknown name ends.
 
     name: what was given
     known: the valid names
     see: what shows all of them, such as `sublim list`; "" where nothing does
+    word: what the names are called
 
-    Returns "did you mean 'owl'?" where names are near, else "valid: …", cut where the line is full.
+    Returns all names where a line holds them, and "did you mean 'owl'?" where some are near; of more names those that
+    are near, else as many as the line holds.
     """
     names = list(dict.fromkeys(map(str, known)))
-    near = get_close_matches(str(name), names, n=3, cutoff=0.6)
-    near += [n for n in names if n.lower() == str(name).lower() and n not in near]
-    rest = f" (all: {see})" if see else ""
-    if near:
-        return f"did you mean {' or '.join(repr(n) for n in near[:3])}?{rest}"
-    return f"valid: {listed(names, see)}"
+    near = get_close_matches(str(name).lower(), [n.lower() for n in names], n=3, cutoff=0.6)
+    close = [repr(n) for low in near for n in names if n.lower() == low and n != name]
+    asked = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+    if asked and len(", ".join(names)) > WIDTH:
+        return f"{asked}{f' (all: {see})' if see else ''}"
+    return f"{word}: {listed(names, see)}{f'; {asked}' if asked else ''}"
 
 
 def listed(names: Iterable[str], see: str = "") -> str:

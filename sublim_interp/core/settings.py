@@ -94,7 +94,7 @@ def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, aske
     """Puts `value` at the dotted `key` into the plain data of a `kind`; `asked` begins the error for no such field."""
     head, dot, rest = key.partition(".")
     if head not in kind.model_fields:
-        raise SublimError(f"{asked}: {kind.__name__} has no field {head!r}; {meant(head, kind.model_fields, SHOWN_BY)}")
+        raise SublimError(f"{asked}: {kind.__name__} has no field {head!r}; {meant(head, kind.model_fields, SHOWN_BY, 'its fields')}")
     given = kind.model_fields[head].annotation
     inner = next((t for t in (given, *get_args(given)) if isinstance(t, type) and issubclass(t, Config)), None)
     if not dot:
@@ -147,7 +147,7 @@ def _explain(kind: type[Config], error: Any) -> str:
             if isinstance(part, str):  # a number is a place in a list
                 fields = fields.model_fields[part].annotation
                 fields = next((f for f in get_args(fields) if hasattr(f, "model_fields")), fields)
-        return f"unknown key '{place}'; {meant(error['loc'][-1], fields.model_fields, SHOWN_BY)}"
+        return f"unknown key '{place}'; {meant(error['loc'][-1], fields.model_fields, SHOWN_BY, 'valid keys')}"
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     got = error["input"]
     short = isinstance(got, str | float | bool) or (isinstance(got, int) and got.bit_length() < 200)

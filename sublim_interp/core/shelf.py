@@ -69,7 +69,7 @@ class Shelf(Generic[C]):
             return Path(name)
         paths = self.paths
         if name not in paths:
-            known = meant(name, sorted(paths), "sublim list")
+            known = meant(name, sorted(paths), "sublim list", "known")
             raise SublimError(f"unknown {self.what} '{name}'; {known}; or give a YAML file of your own")
         return paths[name]
 

@@ -272,11 +272,11 @@ def open_run(name: str, store: Store | None = None) -> "Run":
         p, more = adopt(plan(exp), artifact, store)
     except SublimError as why:
         p, more = Plan(exp, ()), [str(why)]
-    found = Run(p, store, artifact, (*said, *more))
-    if found.differs:
-        rest = f" (and {len(found.differs) - 1} more, see .differs)" if len(found.differs) > 1 else ""
-        log.warning("run %s is read as it was made; today would differ: %s%s", exp.name, found.differs[0], rest)
-    return found
+    differs = [*said, *more]
+    if differs:
+        rest = f" (and {len(differs) - 1} more, see .differs)" if len(differs) > 1 else ""
+        log.warning("run %s is read as it was made; today would differ: %s%s", exp.name, differs[0], rest)
+    return Run(p, store, artifact, tuple(differs))
 
 
 @dataclass(frozen=True, repr=False)
@@ -364,7 +364,7 @@ class Run(Shown):
             raise SublimError(f"the parts of run {self.experiment.name} cannot be opened: {self.differs[-1]}")
         arm, seed = (place, None) if isinstance(place, str) else place
         if arm not in self.arms:
-            raise SublimError(f"run {self.experiment.name} has no arm '{arm}'; {meant(arm, self.arms)}")
+            raise SublimError(f"run {self.experiment.name} has no arm '{arm}'; {meant(arm, self.arms, word='arms')}")
         if seed is not None and seed not in self.seeds:
             raise SublimError(f"no replicate {arm}/{seed}; seeds: {listed(map(str, self.seeds))}")
         cells = [c for c in self.plan.cells if c.arm == arm and c.round == 0 and seed in (None, c.seed)]

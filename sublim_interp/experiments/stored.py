@@ -28,10 +28,9 @@ def stored_experiment(artifact: Artifact) -> tuple[Experiment, list[str]]:
             gone = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
             if not gone:
                 first = error.errors()[0]
-                field, message = ".".join(map(str, first["loc"])), first["msg"]
-                raise SublimError(
-                    f"run {artifact.key[:16]}: {field}: {message}; its report is {artifact.path}"
-                ) from None
+                place, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+                said = f"run {artifact.name} {artifact.key[:16]}: {place}: {why}; its report is in {artifact.path}"
+                raise SublimError(said) from None
             data = json.loads(json.dumps(data))
             for *path, name in gone:
                 inner: Any = data

@@ -178,7 +178,7 @@ def check_alike(one: Base, other: Base) -> None:
 
 def _from_hub(name: str) -> Path:
     """The directory into which the hub's client puts a model of this name; SublimError where it does not."""
-    known = meant(name, base_names(), "sublim list")
+    known = meant(name, base_names(), "sublim list", "lab bases")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SublimError(
             f"base '{name}': no such directory or lab base; {known}; or give a model directory, or OWNER/NAME"

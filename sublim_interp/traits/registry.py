@@ -30,7 +30,7 @@ def load_trait(name: str) -> Trait:
         KINDS.find(found.kind)
         return found
     if name not in TRAITS:
-        known = meant(name, trait_names(), "sublim list")
+        known = meant(name, trait_names(), "sublim list", "known")
         raise SublimError(f"unknown trait '{name}'; {known}; or give a YAML file of your own")
     thing = TRAITS[name]
     trait = thing() if callable(thing) else thing

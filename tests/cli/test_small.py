@@ -88,7 +88,7 @@ def test_a_file_extends_an_experiment_and_names_files_beside_it(tmp_path: Path) 
     for text, wrong in (
         ("extends: loop.yaml\n", "no experiment that it could extend"),
         ("extends: [owl]\n", "no experiment that it could extend"),
-        ("extends: owl\nsedes: [1]\n", "no field 'sedes'; did you mean 'seeds'"),
+        ("extends: owl\nsedes: [1]\n", "no field 'sedes'; .*did you mean 'seeds'"),
         ("extends: ow\n", "did you mean 'owl'"),
     ):
         (tmp_path / "loop.yaml").write_text(text)
@@ -110,5 +110,5 @@ def test_a_tracker_gets_what_the_trace_holds(tiny_run: Run, monkeypatch: pytest.
     assert found[2]["update_norm"] == pytest.approx(whole) and "answers/owl" in found[0]
     si.track(tiny_run["same-init", 0], tracker="wandb", dir=str(tmp_path))
     assert wandb.run is None and [*tmp_path.rglob("*.wandb")]
-    with pytest.raises(SublimError, match="no tracker 'wand'; did you mean 'wandb'"):
+    with pytest.raises(SublimError, match="no tracker 'wand'; .*did you mean 'wandb'"):
         si.track(trace, tracker="wand")

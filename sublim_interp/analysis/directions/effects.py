@@ -65,7 +65,7 @@ def steer(
     vector: Float[Tensor, " d_model"] | Directions,
     at: str,
     positions: Positions = None,
-    scale: float = 1.0,
+    scale: float | int = 1.0,
     across_bases: bool = False,
 ) -> AbstractContextManager[None]:
     """Inside the block a vector is added at a hook, in every forward of the model.
@@ -82,7 +82,7 @@ def steer(
     """
     if not isinstance(model, torch.nn.Module):
         raise SublimError(
-            f"steer acts on the model that runs, not on a {type(model).__name__}: take x.load() or x.model"
+            f"steer acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model"
         )
     (at,) = _hooks(model, at, 1)
     if isinstance(vector, Directions):
@@ -142,7 +142,7 @@ def ablate(
     """
     if not isinstance(model, torch.nn.Module):
         raise SublimError(
-            f"ablate acts on the model that runs, not on a {type(model).__name__}: take x.load() or x.model"
+            f"ablate acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model"
         )
     require_space("ablate", model, model, d.space, across_bases)
     chosen = [name for name in d.names if fnmatchcase(name, at)]

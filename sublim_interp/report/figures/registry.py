@@ -60,7 +60,7 @@ def require_figure(name: str) -> FigureEntry:
     """The figure of a run called `name`; SublimError, with those there are, for another name."""
     of_runs = run_figures()
     if name not in of_runs:
-        raise SublimError(f"no figure '{name}'; {meant(name, of_runs, 'sublim plot')}")
+        raise SublimError(f"no figure '{name}'; {meant(name, of_runs, 'sublim plot', 'figures')}")
     return of_runs[name]
 
 
