@@ -94,7 +94,8 @@ def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, aske
     """Puts `value` at the dotted `key` into the plain data of a `kind`; `asked` begins the error for no such field."""
     head, dot, rest = key.partition(".")
     if head not in kind.model_fields:
-        raise SublimError(f"{asked}: {kind.__name__} has no field {head!r}; {meant(head, kind.model_fields, SHOWN_BY, 'its fields')}")
+        known = meant(head, kind.model_fields, SHOWN_BY, "its fields")
+        raise SublimError(f"{asked}: {kind.__name__} has no field {head!r}; {known}")
     given = kind.model_fields[head].annotation
     inner = next((t for t in (given, *get_args(given)) if isinstance(t, type) and issubclass(t, Config)), None)
     if not dot:

@@ -110,5 +110,5 @@ def test_a_tracker_gets_what_the_trace_holds(tiny_run: Run, monkeypatch: pytest.
     assert found[2]["update_norm"] == pytest.approx(whole) and "answers/owl" in found[0]
     si.track(tiny_run["same-init", 0], tracker="wandb", dir=str(tmp_path))
     assert wandb.run is None and [*tmp_path.rglob("*.wandb")]
-    with pytest.raises(SublimError, match="no tracker 'wand'; .*did you mean 'wandb'"):
+    with pytest.raises(SublimError, match=r"no tracker 'wand'; .*did you mean 'wandb'"):
         si.track(trace, tracker="wand")

@@ -314,7 +314,7 @@ def test_a_replicate_that_is_not_there_is_one_line(finished: Run) -> None:
     with pytest.raises(SublimError) as raised:
         _ = finished["same-init", 7]
     assert str(raised.value) == "no replicate same-init/7; seeds: 0, 1"
-    with pytest.raises(SublimError, match="no arm 'sane-init'; arms: teacher, same-init, .*did you mean 'same-init'"):
+    with pytest.raises(SublimError, match=r"no arm 'sane-init'; arms: teacher, same-init, .*did you mean 'same-init'"):
         _ = finished["sane-init", 0]
 
 

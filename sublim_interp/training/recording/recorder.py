@@ -175,7 +175,9 @@ class Recorder:
             self._keep_what_lies_there()
         self._writer = Writer(self.path, self.about(), self._done)
         if self.optimizer is not None:
-            self._held.callback(self.optimizer.register_step_pre_hook(self._see_gradients).remove)
+            seen = weakref.ref(self)  # a recorder that is let go of writes what it has, though the optimizer lives on
+            look_on = self.optimizer.register_step_pre_hook(lambda *_: (r := seen()) and r._see_gradients())
+            self._held.callback(look_on.remove)
         if self.recording.examples:
             seen = watch_examples(self.model, self.recording.positions, self.pad)
             self._examples = self._held.enter_context(seen)

@@ -239,7 +239,8 @@ class Trace(Shown):
             return same
         budget = "weight-sized tensors are kept within a budget, recording.weight_bytes; "
         kept = budget if name.startswith("full/") else ""
-        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}{meant(name, self.names(), 'trace.names()', 'it holds')}")
+        known = meant(name, self.names(), "trace.names()", "it holds")
+        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}{known}")
 
     def read(self, name: str, step: int = -1) -> Tensor:
         """One tensor of one step: for a hook name [example, position, d_model], of the probe's right-padded rows.

@@ -532,18 +532,23 @@ def test_the_series_are_whole_whatever_breaks_a_training_off(ends: BaseException
 
 def test_the_series_are_whole_where_the_block_is_never_left(tmp_path: Path) -> None:
     """A recorder that is let go of, as by a notebook's cell; and one that lives when its process ends."""
-    code = f"""
-import torch
+    code = """
+import gc, sys, torch
 from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.trace import Trace
+model = torch.nn.Linear(2, 2)
+model.config = type("Config", (), {"model_type": "linear"})
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
 for name in ("let go", "alive"):
-    model = torch.nn.Linear(2, 2)
-    model.config = type("Config", (), {{"model_type": "linear"}})
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    r = Recorder(model, optimizer, {str(tmp_path)!r} + "/" + name).__enter__()
+    r = Recorder(model, optimizer, sys.argv[1] + "/" + name).__enter__()
     for step in range(5):
         optimizer.zero_grad(); loss = model(torch.ones(2)).sum(); loss.backward(); optimizer.step(); r.step(loss)
+    if name == "let go":
+        r = None
+        gc.collect()
+        assert Trace.open(sys.argv[1] + "/let go").steps("loss") == [0, 1, 2, 3, 4]
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     for name in ("let go", "alive"):
         trace = Trace.open(tmp_path / name)
