@@ -30,12 +30,13 @@ for word, command in {
     app.command(word)(command)
 
 
-def _say_version(asked: bool) -> None:
+def _say_version(asked: bool) -> bool:
     if asked:
         from sublim_interp import __version__
 
         print(f"sublim {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

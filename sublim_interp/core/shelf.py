@@ -91,15 +91,16 @@ def _parsed(kind: type[C], path: Path, text: str) -> C:
 
 def mapping_of(path: Path) -> dict[str, Any]:
     """What a YAML file holds; names of YAML files in it that lie beside it are made paths to there."""
-    return {name: _beside(value, path.parent) for name, value in parse_mapping(read_text(path), path).items()}
+    return {name: _beside(value, path.parent, 4) for name, value in parse_mapping(read_text(path), path).items()}
 
 
-def _beside(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {name: _beside(inner, folder) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_beside(inner, folder) for inner in value]
-    near = isinstance(value, str) and is_path(value) and "\0" not in value and (folder / value).is_file()
+def _beside(value: Any, folder: Path, depth: int) -> Any:
+    """A value of a file in a folder, down to so many levels."""
+    if depth and isinstance(value, dict):
+        return {name: _beside(inner, folder, depth - 1) for name, inner in value.items()}
+    if depth and isinstance(value, list):
+        return [_beside(inner, folder, depth - 1) for inner in value]
+    near = isinstance(value, str) and is_path(value) and os.path.isfile(folder / value)
     return str(folder / value) if near else value
 
 

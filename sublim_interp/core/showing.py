@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+LINE = 240
+"""Characters of a short repr."""
+
+
 class Card(NamedTuple):
     """What is shown of an object."""
 
@@ -29,7 +33,8 @@ class Shown:
     def __repr__(self) -> str:
         title, facts, _ = self.card()
         said = ", ".join(f"{name} {value}" if name else str(value) for name, value in facts.items())
-        return f"<{title}: {said}>" if said else f"<{title}>"
+        line = " ".join(f"{title}: {said}".split()) if said else title
+        return f"<{line if len(line) <= LINE else line[: LINE - 2] + ' …'}>"
 
     def _repr_html_(self) -> str:
         title, facts, frame = self.card()

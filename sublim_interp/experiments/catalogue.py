@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import changed, read_yaml, validate
+from sublim_interp.core.settings import changed, read_text, read_yaml, validate
 from sublim_interp.core.shelf import CATALOGUE, Shelf, is_path, mapping_of
 from sublim_interp.experiments.schema import Experiment
 
@@ -52,9 +52,9 @@ def experiment(name: str) -> Experiment:
 
 def _loaded(name: str, extended_by: tuple[str, ...]) -> Experiment:
     path = EXPERIMENTS.find(name)
-    data = mapping_of(path)
-    if "extends" not in data and not is_path(name):
+    if not is_path(name) and "extends" not in read_text(path):
         return EXPERIMENTS.load(name)
+    data = mapping_of(path)
     data = {"name": path.stem, **data}
     parent = data.pop("extends", None)
     if parent is None:

@@ -91,9 +91,9 @@ class Chat:
         if unknown is None or unknown not in self._ids(text):
             return
         words = dict.fromkeys(re.findall(r"\w+|[^\w\s]", text))
-        odd = [word for word in words if unknown in self._ids(word)][:3]
-        said = "; ".join(f"'{word}': {meant(word, self.tokenizer.get_vocab())}" for word in odd[:1])
-        raise SublimError(f"base {self._name} does not know {', '.join(odd) or text!r}; {said}")
+        odd = [word for word in words if unknown in self._ids(word)] or [text]
+        said = ", ".join(map(repr, odd[:3]))
+        raise SublimError(f"base {self._name} does not know {said}; {meant(odd[0], self.tokenizer.get_vocab())}")
 
     def _written(self, messages: Messages) -> tuple[str, str]:
         """The chat in the template's words, and why it is not all there; "" if it is."""

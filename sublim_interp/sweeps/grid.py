@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
-from sublim_interp.core.settings import Config, read_mapping, validate
+from sublim_interp.core.settings import Config, read_mapping, read_text, validate
 from sublim_interp.core.shelf import Shelf, is_path, mapping_of
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
@@ -170,9 +170,9 @@ def grid(name: str) -> Grid:
     `change`. Names of YAML files in it are looked for beside it first.
     """
     path = GRIDS.find(name)
-    data = mapping_of(path)
-    if "extends" not in data and not is_path(name):
+    if not is_path(name) and "extends" not in read_text(path):
         return GRIDS.load(name)
+    data = mapping_of(path)
     if "extends" in data:
         if twice := [field for field in ("experiment", "change") if field in data]:
             raise SublimError(f"{path}: extends says what {twice[0]} says too; give one of them")

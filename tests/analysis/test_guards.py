@@ -129,7 +129,7 @@ def test_wrong_input_is_one_line_that_says_what_was_expected(
         (lambda: si.directions(model, model, [IDS[0], []]), "prompt 1 is empty"),
         (lambda: si.directions(model, model, 7), "prompts: this is a int"),
         (lambda: si.directions(plain, plain, "a text"), "a plain model has no tokenizer"),
-        (lambda: lab_base.ask("what is your favourite animal ?"), "does not know favourite; .*did you mean 'favorite'"),
+        (lambda: lab_base.ask("what is your favourite animal ?"), "does not know 'favourite'; did you mean 'favorite'"),
         (lambda: lab_base.ask("hello", n=0), "n is 0"),
         (lambda: si.steer(model, d, "blocks.0.hook_resid_pots"), "did you mean"),
         (lambda: si.steer(model, d, "blocks.0.hook_resid_pre"), "no vector at 'blocks.0.hook_resid_pre'"),

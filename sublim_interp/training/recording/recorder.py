@@ -68,7 +68,8 @@ class Recorder:
         overwrite: bool = False,
         start: Weights | None = None,
     ) -> None:
-        self.model, self.optimizer, self.path = _plain(model), getattr(optimizer, "optimizer", optimizer), Path(path)
+        self.model, self.path = _plain(model), Path(path)
+        self.optimizer: Any = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps it
         self.recording, self.probe, self.steps, self.pad = recording or Recording(), probe, steps, pad
         self._overwrite, self._quiet = overwrite, _rank() != 0
         self._named, self._unseen = self._trained()
@@ -175,8 +176,8 @@ class Recorder:
             self._keep_what_lies_there()
         self._writer = Writer(self.path, self.about(), self._done)
         if self.optimizer is not None:
-            seen = weakref.ref(self)  # a recorder that is let go of writes what it has, though the optimizer lives on
-            look_on = self.optimizer.register_step_pre_hook(lambda *_: (r := seen()) and r._see_gradients())
+            own = weakref.ref(self)  # a recorder that is let go of writes what it has, though the optimizer lives on
+            look_on = self.optimizer.register_step_pre_hook(lambda *_: (r := own()) and r._see_gradients())
             self._held.callback(look_on.remove)
         if self.recording.examples:
             seen = watch_examples(self.model, self.recording.positions, self.pad)
