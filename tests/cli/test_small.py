@@ -27,7 +27,7 @@ def test_a_long_error_is_a_short_line_and_the_rest_is_kept(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sublim", "run", "demo", "--set", "seeds=[" + "1" * 400 + "]"])
+    monkeypatch.setattr(sys, "argv", ["sublim", "run", "demo", "--set", "trait=" + "x" * 300])
     with pytest.raises(SystemExit) as ended:
         main()
     line = capsys.readouterr().err

@@ -123,5 +123,5 @@ def test_the_probes_tokens_stand_beside_what_was_seen(tiny_run: Run) -> None:
 def test_help_shows_what_every_field_means() -> None:
     import pydoc
 
-    shown = pydoc.render_doc(Experiment, renderer=pydoc.plaintext)
+    shown = pydoc.render_doc(Experiment, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
     assert "seeds: One replicate per seed" in shown and "recording: What is recorded" in shown

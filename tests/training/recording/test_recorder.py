@@ -734,7 +734,7 @@ def trainer_of(path: Path, updates: int, trace: Path | None = None, **options: A
     from transformers import Trainer, TrainingArguments
 
     rows = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in [[5, 6, 7, 8], [9, 8, 7, 6]] * 4]
-    given = {"logging_steps": 1, "gradient_accumulation_steps": 1}
+    given: dict[str, Any] = {"logging_steps": 1, "gradient_accumulation_steps": 1}
     given |= {name: options.pop(name) for name in given if name in options}
     arguments = TrainingArguments(
         output_dir=str(path), max_steps=updates, per_device_train_batch_size=2, report_to=[], use_cpu=True,
