@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 KIN = 0.5
 """Mean cosine of the weight matrices from which on two models count as of one base: students of the lab's bases have
-.8 and more with their own, and .0 with one of another initialisation."""
+.98 with their own, and .0 with one of another initialisation."""
 
 ACROSS = "whose axes have nothing to do with each other; map one with fit_map, or say across_bases=True"
 

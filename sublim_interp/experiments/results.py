@@ -69,7 +69,7 @@ class Replicate(Shown):
 
     def card(self) -> Card:
         key = self.cell.evaluation.key[:12]
-        return Card(self.name, {"": f"{self.base.name}, {key}", "which is": ARMS[self.arm].label})
+        return Card(self.name, {"": f"{self.base.name}, {key}, {ARMS[self.arm].label}"})
 
     def ask(self, question: Prompt, n: int = 1, **how: Any) -> list[str]:
         """What it answers to a question, `n` times, as it speaks: a prompted teacher behind its prompt.
