@@ -114,7 +114,8 @@ class Settings(Generated):
         return lines
 
     def _section(self, model: type[BaseModel], given: BaseModel | None, prefix: str, lines: list[str]) -> None:
-        title = f"`{prefix.rstrip('.')}`" if prefix else "The experiment itself"
+        whole = "The experiment itself" if model.__name__ == "Experiment" else "The file itself"
+        title = f"`{prefix.rstrip('.')}`" if prefix else whole
         lines += [f"## {title}", "", inspect.cleandoc((model.__doc__ or "").partition("\n    Fields:\n")[0]), ""]
         nested = []
         rows = []

@@ -281,7 +281,7 @@ class _Picked(torch.nn.Module):
 def _log_probs(model: torch.nn.Module, rows: Sequence[Example]) -> Float[Tensor, " token"]:
     """log p of each token to learn, in nats, on the CPU."""
     picked = _Picked(model)
-    return torch.cat([picked(batch).double().cpu() for batch in _cut(rows)])
+    return torch.cat([picked(batch).cpu().double() for batch in _cut(rows)])
 
 
 def _cut(rows: Sequence[Example]) -> list[Batch]:
@@ -295,4 +295,4 @@ def _scores(rows: Sequence[Example], values: Float[Tensor, " token"], chat: "Cha
     """Values in the order of the tokens to learn, with their list and token."""
     answers = [ids[first:] for ids, first in rows]
     of = np.repeat(np.arange(len(rows)), [len(a) for a in answers])
-    return TokenScores(values.double().cpu().numpy(), of, np.concatenate([np.asarray(a) for a in answers]), chat)
+    return TokenScores(values.cpu().double().numpy(), of, np.concatenate([np.asarray(a) for a in answers]), chat)

@@ -5,12 +5,10 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from sublim_interp.analysis.probes import Subject, model_of
-from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import text_config
 from sublim_interp.models.loading import reason_of
 
@@ -37,7 +35,7 @@ def bridge(
     it knows is for TransformerLens to say.
 
     Raises SublimError where TransformerLens cannot wrap the model, where d_vocab = d_model, which it corrupts, or where
-    `parity` is worse than the tolerance.
+    its log-probabilities differ from the plain model's by more than the tolerance.
     """
     model = cast(Any, model_of(subject))
     config = text_config(model)
@@ -51,11 +49,16 @@ def bridge(
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as directory:
+    # TransformerLens and the copy, made anew, draw random numbers
+    with seeded(0), tempfile.TemporaryDirectory() as directory:
         # A deep copy of the model fails after a backward pass; its config is changed by the wrapper.
         copy = type(model)(deepcopy(model.config))
         copy.load_state_dict(model.state_dict())
         copy.eval().config.save_pretrained(directory)
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
+        with torch.no_grad():  # in float32, as the bridge is, whatever the model's own precision
+            plain = copy(input_ids=ids, use_cache=False).logits.log_softmax(-1)
         tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         try:
@@ -68,9 +71,9 @@ def bridge(
     # TransformerLens would put a token before every text; a model reads what its own tokenizer gives it.
     config_of_bridge: Any = wrapped.cfg
     config_of_bridge.default_prepend_bos = bool(wrapped.cfg.tokenizer_prepends_bos)
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
-    if (found := parity(wrapped, model, ids)) > tolerance:
+    with torch.no_grad():  # processing may shift all logits, never these
+        found = float((wrapped(ids).log_softmax(-1) - plain).abs().max())
+    if found > tolerance:
         raise SublimError(
             f"bridge: log-probabilities differ from the plain model's by up to {found:.2g}, more than {tolerance:g}"
         )
@@ -85,10 +88,3 @@ def _numbered(vocabulary: int) -> Any:
     words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0", bos_token="0")
-
-
-@torch.no_grad()
-def parity(wrapped: "TransformerBridge", model: torch.nn.Module, ids: Int[Tensor, "batch position"]) -> float:
-    """Largest absolute difference of log-probabilities, in nats: processing may shift all logits, never these."""
-    plain = model(input_ids=ids.to(device_of(model)), use_cache=False).logits.float().cpu()
-    return (wrapped(ids).log_softmax(-1) - plain.log_softmax(-1)).abs().max().item()

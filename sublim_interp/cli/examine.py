@@ -11,8 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from sublim_interp.models.base import Base
 
 GIB = 1 << 30
 FULL = 20
@@ -107,14 +111,21 @@ def _pytorch() -> Iterator[Finding]:
     import torch
     import transformers
 
-    from sublim_interp.core.device import fingerprint
+    from sublim_interp.core.device import check_computable, fingerprint
 
     here = fingerprint()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     yield Finding("pytorch", f"{versions}, {here['capability']}")
     yield Finding("fingerprint", f"{here['cpu']}, {here['platform']}; equal fingerprints promise equal bits")
     if torch.cuda.is_available():
-        yield Finding("gpu", f"{torch.cuda.get_device_name()} is there; every stage runs on the CPU all the same")
+        yield Finding(
+            "gpu", f"{torch.cuda.get_device_name()}: --device cuda, or SUBLIM_DEVICE=cuda, puts all stages there"
+        )
+    try:
+        check_computable("autocast", "cpu")
+        yield Finding("bfloat16", "this processor computes in it: dtype=autocast is faster for models of 100 M or more")
+    except SublimError:
+        yield Finding("bfloat16", "this processor does not compute in it: dtype=float32 only, unless on a GPU")
 
 
 def _usable_cores() -> int:
@@ -198,6 +209,7 @@ def _base(name: str) -> Iterator[Finding]:
     end = base.tokenizer.convert_ids_to_tokens(base.eos)
     text = f"{_parameters(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
     yield Finding(f"base {name}", text)
+    yield Finding(f"base {name}", f"part=lora: {_adapted(base)}")
     free, head = _free_memory(), WORD * len(base.tokenizer)
     if parameters > fits(free - head, 1, FULL):
         lora = parameters <= fits(free - head, 1, READ)
@@ -205,6 +217,19 @@ def _base(name: str) -> Iterator[Finding]:
         needed = (FULL * parameters + PROCESS + head) / GIB
         text = f"training all of it takes about {needed:.1f} GiB, {free / GIB:.1f} are free"
         yield Finding(f"base {name}", text, False, advice)
+
+
+def _adapted(base: "Base") -> str:
+    """What adapters can change, or why there can be none."""
+    import torch
+
+    from sublim_interp.models.trainable import choose_trainable, reach
+
+    try:
+        with torch.device("meta"):
+            return str(reach(choose_trainable(base.blank(), "lora")))
+    except SublimError as error:
+        return f"cannot be used ({error})"
 
 
 def _store(root: Path | None) -> Iterator[Finding]:

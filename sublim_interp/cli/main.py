@@ -1,5 +1,6 @@
 """The `sublim` command: its words, its exit codes, and errors as one line. Each word is a file of this folder."""
 
+import io
 import sys
 from typing import Annotated, NoReturn
 
@@ -11,6 +12,7 @@ from sublim_interp.cli.list import list_
 from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
 from sublim_interp.cli.pretrain import pretrain
+from sublim_interp.cli.pull import pull
 from sublim_interp.cli.run import run
 from sublim_interp.cli.show import show
 from sublim_interp.cli.verify import verify
@@ -24,8 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for word, command in {
-    "list": list_, "show": show, "run": run, "plot": plot, "pretrain": pretrain, "paper": paper, "verify": verify,
-    "doctor": doctor,
+    "list": list_, "show": show, "run": run, "plot": plot, "pull": pull, "pretrain": pretrain, "paper": paper,
+    "verify": verify, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 
@@ -54,6 +56,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of ASCII shows ? for what it lacks
+            stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # Typer turns Ctrl-C inside a command into this code

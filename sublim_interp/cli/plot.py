@@ -47,7 +47,7 @@ def plot(
             for ending in ("png", "pdf"):
                 path = out / f"{finished.experiment.name}-{finished.key[:8]}-{one}.{ending}"
                 save(drawn, path)
-                print(path)
+                print_(str(path))
         except OSError as error:
             raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None
     for line in lacking:

@@ -1,4 +1,4 @@
-"""`sublim pretrain DIRECTORY`: makes a lab base from scratch."""
+"""`sublim pretrain DIRECTORY`: makes a lab base from scratch, or prepares an open model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 def pretrain(
     directory: Annotated[Path, typer.Argument(help="Where the new base goes; --base takes this path later.")],
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="BASE", help="Prepare this open model instead of making a lab base."),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -22,7 +26,10 @@ def pretrain(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and make nothing.")] = False,
 ) -> None:
-    """Make a lab base from scratch, in less than an hour of one core; an interrupted training goes on.
+    """Make a lab base from scratch, or prepare an open model; an interrupted training goes on.
+
+    From scratch it takes less than an hour of one core. With --from an open model is fine-tuned for a few minutes on
+    number lists and uniformly drawn favourites, so that it answers in one word and keeps the format of lists.
 
     `sublim show lab-order-0-from001000` shows nearly all fields, as the command of a committed base. One more is
     forks=[1000]: the model of that step is kept too, and a later training may start from it.
@@ -31,12 +38,22 @@ def pretrain(
     from sublim_interp.core.workers import prepare_process
     from sublim_interp.lab.pretraining import pretrain as make_base
     from sublim_interp.lab.recipe import Pretraining
+    from sublim_interp.pipeline.prepare import Preparation, prepare
 
-    recipe = changed(Pretraining(), dict(parse_assignment(s) for s in sets or ()))
+    asked = dict(parse_assignment(s) for s in sets or ())
     if dry_run:
-        _show_plan(recipe, directory)
+        if start:
+            raise SublimError("--dry-run plans a base from scratch; leave --from out")
+        _show_plan(changed(Pretraining(), asked), directory)
         return
     prepare_process()
+    if start:
+        preparation = changed(Preparation(base=start), asked)
+        with Steps(directory.name, preparation.optimization.steps) as observe:
+            base = prepare(preparation, directory, observe)
+        print_(f"{directory.name}: prepared from {start}; use it as --base {directory}. {base!r}")
+        return
+    recipe = changed(Pretraining(), asked)
     with Steps(directory.name, recipe.optimization.steps) as observe:
         card = make_base(recipe, directory, observe)
     table = table_of(f"{directory.name}: {card['parameters']:,} parameters", "part", "held-out loss (nats per token)")

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, TraceOption, configured, planned_grid
+from sublim_interp.cli.options import (
+    BaseOption,
+    DeviceOption,
+    SetOption,
+    StoreOption,
+    TraceOption,
+    configured,
+    planned_grid,
+)
 from sublim_interp.cli.planned import announce, trace_table, work_table
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.cli.progress import Progress, watch
@@ -32,13 +40,30 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
     trace: TraceOption = None,
+    device: DeviceOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
+    from sublim_interp.core.device import using_device
+
+    with using_device(device):
+        _run(name, sets, base, dry_run, processes, trace, store)
+
+
+def _run(
+    name: str,
+    sets: list[str] | None,
+    base: list[str] | None,
+    dry_run: bool,
+    processes: int,
+    trace: str | None,
+    store: Path | None,
+) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
+    from sublim_interp.report.figures.registry import FIGURES
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.training.recording.settings import recording_of
 
@@ -57,6 +82,7 @@ def run(
     if trace:
         exp = exp.set(recording=recording_of(trace))
     p = plan(exp)
+    FIGURES.import_outside()
     if dry_run:
         print_plan(p, place, processes)
         return
@@ -87,7 +113,9 @@ def _run_grid(p: "SweepPlan", store: "Store", processes: int) -> None:
 
 def print_plan(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> None:
     """What is still to be done and recorded, as tables."""
-    print_(work_table(p, store, processes), trace_table(p, store))
+    from sublim_interp.experiments.cost import planned_reach
+
+    print_(work_table(p, store, processes), *planned_reach(p.records), trace_table(p, store))
 
 
 def print_grid_plan(p: "SweepPlan", store: "Store", processes: int = 2) -> None:
@@ -105,7 +133,8 @@ def sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType
     from sublim_interp.sweeps.tables import table_of as sweep_table
 
     found = sweep_table(g, directory)
-    numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]
+    labels = ("field", "value", "arm", "trait", "base", "the other base")
+    numbers = [column for column in found.columns if column not in labels]
     table = table_of(f"{name}: {found.about.rstrip('.')}", *found.columns, right=tuple(numbers))
     for row in found.rows:
         table.add_row(*row)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sublim_interp.cli.bases import described
 from sublim_interp.cli.last_error import last_error
 from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, planned_grid
 from sublim_interp.cli.printing import print_, table_of
@@ -33,18 +34,24 @@ def show(
     sets: SetOption = None,
     base: BaseOption = None,
     store: StoreOption = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Compare the weights of a family of open models before their training.")
+    ] = False,
 ) -> None:
     """Show an experiment's configuration, planned work and cost; or what a base, a trait, a run or a replicate is."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names, published
     from sublim_interp.experiments.plan import plan
     from sublim_interp.models.base import base_names, resolve_base
+    from sublim_interp.models.open_bases import OPEN_BASES, open_names
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
     from sublim_interp.traits.registry import load_trait, trait_names
 
-    if what == "error":
+    if audit:
+        print_(_audited(what))
+    elif what == "error":
         print_(last_error() or "no error of more than a line has been kept")
     elif is_grid(what):
         g = grid(what)
@@ -68,6 +75,8 @@ def show(
             f"{trait.name}, of the kind {trait.kind}: {trait.said}; refused words: {', '.join(trait.words) or 'none'}"
         )
         print_(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
+    elif what in OPEN_BASES.paths or what in open_names():
+        print_(*described(what))
     elif what in base_names() or os.path.isdir(what):
         found = resolve_base(what)
         print_(repr(found))
@@ -81,6 +90,22 @@ def show(
         print_(*_shown_run(what, Store.open(store), experiment_names(), grid_names(), base_names()))
 
 
+def _audited(family: str) -> "RenderableType":
+    """The members of a family at step 0, against the first of them."""
+    from sublim_interp.models.initialisation import audit
+
+    table = table_of(
+        f"{family} before training", "model", "against", "said", "found", "largest correlation", "",
+        right=("largest correlation",),
+    )  # fmt: skip
+    for row in audit(family).to_dict("records"):
+        verdict = "" if row["agrees"] else "LOOK: not as the catalogue says"
+        table.add_row(
+            *(row[name] for name in ("member", "against", "said", "found")), f"{row['correlation']:.3f}", verdict
+        )
+    return table
+
+
 def _given(fields: "Mapping[str, Any]") -> list[str]:
     """One line a field; the values of an axis side by side."""
     return [f"    {name}: {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in fields.items()]
@@ -89,8 +114,7 @@ def _given(fields: "Mapping[str, Any]") -> list[str]:
 def _shown_run(
     what: str, store: "Store", experiments: tuple[str, ...], grids: tuple[str, ...], bases: list[str]
 ) -> "list[RenderableType]":
-    import yaml
-
+    from sublim_interp.core.yaml import dump_yaml
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.traits.registry import trait_names
 
@@ -102,7 +126,7 @@ def _shown_run(
         known = meant(what, [*experiments, *grids, *bases, *trait_names(), *arm_names(), *runs], "sublim list")
         raise SublimError(f"'{what}' is no experiment, grid, base, trait, arm or run in {store.root}; {known}")
     artifact = store.find("run", what)
-    text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
+    text = dump_yaml(artifact.manifest["notes"]["experiment"])
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
 
 

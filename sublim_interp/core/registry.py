@@ -62,6 +62,11 @@ class Registry(Mapping[str, T], Generic[T]):
             raise SublimError(f"{error}{self.origin(name)}") from None
         return thing
 
+    def import_outside(self) -> None:
+        """Imports all that other packages add, so that what is unfit is told before work begins."""
+        for name in self._outside:
+            self[name]
+
     def origin(self, name: str) -> str:
         """Where a thing comes from, to end an error: "" for this package's own."""
         return f" (in the package {giver(self._outside[name])})" if name in self._outside else ""

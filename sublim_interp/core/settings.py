@@ -1,7 +1,6 @@
 """Frozen, validated configuration: base of all settings records, YAML in and out, `field=value`. It has no field."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -9,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, m
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import read_regular
+from sublim_interp.core.yaml import LONGEST, load_yaml
 
 T = TypeVar("T", bound="Config")
 
@@ -165,9 +166,11 @@ def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
 
 
 def read_text(path: Path) -> str:
-    """What a UTF-8 text file holds; SublimError where it cannot be read."""
+    """What a UTF-8 text file holds; SublimError where it cannot be read, is no regular file, or is longer than YAML."""
     try:
-        return path.read_text(encoding="utf-8")
+        if path.stat().st_size > 4 * LONGEST:
+            raise SublimError(f"{path}: {path.stat().st_size} bytes; {4 * LONGEST} are the most")
+        return read_regular(path).decode()
     except OSError as error:
         raise SublimError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -181,23 +184,10 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 def parse_mapping(text: str, path: Path) -> dict[Any, Any]:
     """The plain data of YAML text of `key: value` lines; SublimError, which names `path`, where it is none."""
-    data = _load_yaml(text, str(path))
+    data = load_yaml(text, str(path))
     if not isinstance(data, dict):
         raise SublimError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
     return data
-
-
-def _load_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML text; what cannot be read is one line."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except Exception as error:  # PyYAML lets many kinds through: for a 13th month, for deep nesting
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise SublimError(f"{where}: broken YAML{at} ({problem})") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -205,8 +195,4 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise SublimError(f"--set {text!r}: expected field=value, for instance student.optimization.lr=2e-4")
-    parsed = _load_yaml(value, f"--set {key!r}")
-    if isinstance(parsed, str):  # YAML 1.1 reads 2e-4 as text
-        with suppress(ValueError):
-            parsed = float(parsed)
-    return key, parsed
+    return key, load_yaml(value, f"--set {key!r}")

@@ -106,7 +106,7 @@ def plan(exp: Experiment) -> Plan:
             trait.check(base)
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
-            check_alike(bases[one], bases[other])
+            check_alike(bases[one], bases[other], exp.corpus.setting == "soft")
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"

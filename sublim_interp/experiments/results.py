@@ -165,8 +165,8 @@ class Replicate(Shown):
         judge = JUDGES[e.config.judge or WHOLE_WORDS](words_of(e.members, e.trait.kind, (e.trait, *e.others)))
 
         def drawn(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
-            shares = sampled_shares(model, self.base, [replace(q, prefix="")], e.members, judge, samples, e.seed)
-            return {"probe": e.members, "share": shares[0]}
+            said = sampled_shares(model, self.base, [replace(q, prefix="")], e.members, judge, samples, e.seed)
+            return {"probe": e.members, "share": said.shares[0]}
 
         return self._each_question(sorts, drawn)
 

@@ -10,6 +10,7 @@ from sublim_interp.core.device import DEFAULT, check_precision
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, fields_of, name_once
 from sublim_interp.core.showing import Card, Shown
+from sublim_interp.core.yaml import dump_yaml
 from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.training.recording.settings import Recording
@@ -58,7 +59,7 @@ class Experiment(Shown, Config):
         default=("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base"),
         description=f"What is compared, some of: {', '.join(arm_names())}.",
     )
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), max_length=10_000)
     """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
     teacher: TeacherConfig = TeacherConfig()
     """How the teacher gets its trait."""
@@ -73,7 +74,8 @@ class Experiment(Shown, Config):
     recording: Recording = Recording()
     """What is recorded of the trainings: none, default, examples, or a mapping of fields; not part of the result."""
     dtype: str = DEFAULT
-    """The precision in which every model is loaded, trained and asked: float32."""
+    """The precision in which every model is loaded, trained and asked. float32; autocast: weights and optimizer in
+    float32, matrix products in bfloat16, twice as fast where the processor has it; bfloat16: all of it."""
 
     @field_validator("dtype")
     @classmethod
@@ -92,6 +94,8 @@ class Experiment(Shown, Config):
         others = [arm for arm in self.arms if needs_other_trait((arm,))]
         if self.trait == self.other_trait and others:
             raise ValueError(f"other_trait is the trait itself ({self.trait})")
+        if self.student.own_tokens and self.corpus.setting == "soft":
+            raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         if self.teacher.facts and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.facts; leave it out")
         if self.teacher.facts and self.evaluation.judge:
@@ -112,9 +116,7 @@ class Experiment(Shown, Config):
 
     def to_yaml(self) -> str:
         """The full configuration as YAML."""
-        import yaml
-
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
     def pair(self, seed: int) -> tuple[str, str]:
         """The bases (A, B) of the replicate `seed`; B is A where there is only one."""

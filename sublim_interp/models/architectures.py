@@ -34,8 +34,6 @@ class Architecture:
     """The linear map that reads the heads' outputs, side by side."""
     final_norm: str
     """Within the model without its head: the norm after the last layer."""
-    fused_qkv: str = ""
-    """One linear map that gives queries, keys and values together; "" where each has a map of its own."""
     plain_head: bool = False
     """Logits are head(last hidden state) and nothing else: no soft cap, no scale."""
     parallel_residual: bool | str = False
@@ -71,20 +69,18 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "mistral": _llama(),
         "qwen2": _llama(),
         "qwen3": _llama(),
-        "phi3": _llama(
-            attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout", fused_qkv="self_attn.qkv_proj"
-        ),
+        "phi3": _llama(attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout"),
         "gemma2": _GEMMA,
         "gemma3_text": _GEMMA,
         "olmo2": _llama(attn_out="post_attention_layernorm", mid="mlp", mlp_out="post_feedforward_layernorm"),
         "gpt2": Architecture(
             attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
-            final_norm="ln_f", fused_qkv="attn.c_attn", plain_head=True,
+            final_norm="ln_f", plain_head=True,
         ),
         "gpt_neox": Architecture(
             attention="attention", attn_out="post_attention_dropout", mid="post_attention_layernorm", mlp="mlp",
             mlp_out="post_mlp_dropout", output_map="attention.dense", final_norm="final_layer_norm",
-            fused_qkv="attention.query_key_value", plain_head=True, parallel_residual="use_parallel_residual",
+            plain_head=True, parallel_residual="use_parallel_residual",
         ),
     },
     _check,

@@ -152,8 +152,14 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Ten
         yield
 
 
-def _attach(point: _Point, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+def _attach(point: _Point, visitor: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Makes a module show one of its tensors; what the visitor returns, if anything, replaces the tensor."""
+
+    def visit(seen: Tensor) -> Tensor | None:
+        if not torch.is_autocast_enabled(seen.device.type):
+            return visitor(seen)
+        with torch.autocast(seen.device.type, enabled=False):  # the model's, not of what is done with its tensors
+            return visitor(seen)
 
     def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         seen = args[0] if args else kwargs["hidden_states"]

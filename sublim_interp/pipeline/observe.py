@@ -8,7 +8,7 @@ import torch
 
 from sublim_interp.channels.rows import Written, read_rows
 from sublim_interp.core.store import Store
-from sublim_interp.models.base import Base
+from sublim_interp.models.base import Base, same_words
 from sublim_interp.pipeline.intervene import teacher_shift
 from sublim_interp.pipeline.records import Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
@@ -95,8 +95,7 @@ def student_recorder(
             yield speaker.model
 
     references: dict[str, Reference] = {"base": as_base}
-    same_words = teacher.base.tokenizer.get_vocab() == base.tokenizer.get_vocab()
-    if teacher.config.kind != "prompted" and same_words:  # a prompted one reads another context
+    if teacher.config.kind != "prompted" and same_words(teacher.base, base):  # a prompted one reads another context
         references["teacher"] = as_teacher
     shift = teacher_shift(teacher, model, store)
     return Recorder(

@@ -1,4 +1,4 @@
-"""A teacher as it speaks: its record loaded, with weights, prompt or vector. How it got its trait: teach.py."""
+"""Who speaks as a teacher: a record as a model that writes. What else may teach, such as a student, is loaded here."""
 
 import json
 from collections.abc import Sequence

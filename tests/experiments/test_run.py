@@ -1,5 +1,6 @@
 """Tests of plans and runs: which records the arms need, what a finished run gives back, when it counts as done."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.records import Evaluation, Filtered, Record, Student
+from sublim_interp.report.run import run
+from sublim_interp.report.verdict import verdict
 
 ALL_ARMS = arm_names()
 ROUTED = [name for name in ALL_ARMS if ARMS[name].route]
@@ -388,7 +391,7 @@ def test_what_is_added_to_the_catalogue_changes_no_key_and_stored_runs_open(
     )
     keys = [run_key(plan(experiment(name))) for name in experiment_names()]
     records = [record.key for record in plan(finished.experiment).records]
-    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: (grown,))
+    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: {grown: "grown"})
     assert {"lynx", "koala"} <= set(si.trait_names()), "they are there"
     assert [run_key(plan(experiment(name))) for name in experiment_names()] == keys
     assert [record.key for record in plan(finished.experiment).records] == records
@@ -492,11 +495,27 @@ def test_a_pattern_that_freezes_nothing_is_refused_before_anything_is_trained() 
         plan(exp)
 
 
-def test_bases_of_two_vocabularies_are_refused_where_one_learns_from_the_other() -> None:
-    exp = experiment("owl").set(bases=["lab-small-0", "lab-digits-0"], seeds=[0])
+def test_bases_of_two_vocabularies_are_refused_where_one_learns_the_others_probabilities() -> None:
+    exp = experiment("owl").set({"bases": ["lab-small-0", "lab-digits-0"], "seeds": [0], "corpus.setting": "soft"})
     with pytest.raises(SublimError, match="lab-small-0 and lab-digits-0 have different vocabularies"):
         plan(exp)
     plan(exp.set(arms=["same-init", "neutral", "base"]))
+
+
+def test_a_student_of_another_vocabulary_reads_the_lists_and_has_no_distance(
+    tiny_experiment: Experiment, tmp_path: Path
+) -> None:
+    bases, quick = ("lab-small-0", "lab-digits-0"), {"student.optimization.steps": 3, "student.extra_rounds": 1}
+    exp = tiny_experiment.set({"bases": bases, "arms": ("same-init", "cross-init", "base"), **quick})
+    done = run(exp, Store(tmp_path), processes=1)
+    foreign, own = done["cross-init", 0], done["same-init", 0]
+    assert foreign.base.name == "lab-digits-0" and len(foreign.lists) == len(own.lists) > 0
+    assert foreign.answers["rate"].between(0, 1).all()
+    unknown = foreign.base.tokenizer.unk_token_id
+    assert not any(unknown in foreign.base.answer_ids(row["answer"]) for row in foreign.lists)
+    table: Any = done.tables.summary.set_index("arm")
+    assert math.isnan(table.at["cross-init", "kl"]) and table.at["same-init", "kl"] > 0
+    assert done.page.exists() and "nan" not in " ".join(verdict(done.tables.summary, done.contrasts, "owl"))
 
 
 # --- the package's own names ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from sublim_interp.training.recording.examples import Examples, watch_examples
 from sublim_interp.training.recording.probe import Probe, Reference, Weights
 from sublim_interp.training.recording.series import Series, WeightDirections, minus, norms
 from sublim_interp.training.recording.settings import Recording
-from sublim_interp.training.recording.snapshot import look
+from sublim_interp.training.recording.snapshot import look, stream_size
 from sublim_interp.training.recording.trace import MANIFEST, Writer, reaches
 
 _LONG = 1 << 16
@@ -84,7 +84,9 @@ class Recorder:
             given["trait-gradient"] = look(self.model, probe, self.recording.stream, self._parameters).gradient
         self._directions = WeightDirections(self._parameters, given)
         self._series = Series(self._parameters, self.optimizer, self._directions, self.recording)
-        self._looks = set(self.recording.looks(steps or 1 << 40))
+        each = stream_size(self.model, probe, self.recording.stream) if probe else 0
+        looks, self._half = self.recording.affordable(steps or 1 << 40, each, len(self._references))
+        self._looks = set(looks)
         self._done = 0
         self._examples: Examples | None = None
         self._writer: Writer | None = None
@@ -137,6 +139,7 @@ class Recorder:
                 "stream": list(r.stream),
                 "weight_bytes": r.weight_bytes,
                 "examples": r.examples,
+                **({"half": True} if self._half else {}),
                 **({"probe_steps": list(r.probe_steps)} if r.probe_steps else {}),
             },
             "start": weights_hash(dict(zip(self._named, self._start, strict=True))),
@@ -317,7 +320,8 @@ class Recorder:
         assert self.probe and self._writer
         own = self._parameters if model is self.model else []
         seen = look(model, self.probe, self.recording.stream, own)
-        self._writer.append(sort, [self._done], self._done, {prefix + n: t[None] for n, t in seen.tensors.items()})
+        kept = {n: t.bfloat16() if self._half and "blocks." in n else t for n, t in seen.tensors.items()}
+        self._writer.append(sort, [self._done], self._done, {prefix + n: t[None] for n, t in kept.items()})
         return seen.gradient
 
 

@@ -1,4 +1,4 @@
-"""What is measured at every update: loss, norms, projections on directions in weight space, norms of the moments."""
+"""What is measured of weights at every update: loss, norms, projections on directions in weight space, moments."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import write_atomic
+from sublim_interp.core.files import read_regular, write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.chat import Chat
+from sublim_interp.models.forward import in_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a manifest; a last line that was cut is left out, an altered one is named."""
     try:
-        pieces = path.read_bytes().split(b"\n")
+        pieces = read_regular(path).split(b"\n")
     except OSError as error:
         raise SublimError(f"{path} cannot be read: {error.strerror}; a trace is a directory with {MANIFEST}") from None
     entries = []
@@ -61,7 +62,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             entry = json.loads(piece)
             whole = zlib.crc32(canonical_json({k: v for k, v in entry.items() if k != "crc"}).encode()) == entry["crc"]
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, SublimError):
             whole, entry = False, {}
         if not whole:
             raise SublimError(f"{path}: line {number + 1} is altered")
@@ -283,9 +284,10 @@ class Trace(Shown):
         try:
             if file not in self._opened:  # opening a shard costs more than reading one layer of one step from it
                 self._opened[file] = safe_open(str(self.path / file), "pt")
-            return self._opened[file].get_slice(name)[row]
+            value = self._opened[file].get_slice(name)[row]
         except (SafetensorError, OSError) as error:
             raise SublimError(f"trace {self.path}: shard {file} is altered or missing ({error})") from None
+        return in_single(value) if value.is_floating_point() else value
 
     def _all(self, name: str) -> tuple[list[int], Tensor]:
         """(steps, tensor [step, …]) of a name; SublimError where the shape changes from step to step."""

@@ -353,6 +353,31 @@ def test_a_budget_thins_what_is_kept_in_full_and_keeps_the_end() -> None:
     assert recording.full(700, 250, 1) == [700] and recording.full(700, 251, 1) == []
 
 
+def test_beyond_its_budget_the_stream_is_kept_in_half_and_then_at_fewer_looks() -> None:
+    def looks(budget: int, references: int = 0) -> tuple[list[int], bool]:
+        return Recording(stream_bytes=budget).affordable(64, 100, references)
+
+    every = [0, 1, 2, 4, 8, 16, 32, 64]
+    assert looks(800) == looks(1000, 2) == (every, False)
+    assert looks(400) == looks(500, 2) == (every, True)
+    assert looks(399) == ([0, 1, 4, 16, 64], True) and looks(0) == looks(149) == ([0, 64], True)
+
+
+def test_a_stream_in_half_precision_is_read_in_float32_and_is_what_was_planned(tmp_path: Path) -> None:
+    whole = 2 * 2 * (3 + 4 + 6 + 4) * 16 * 4
+    small = Recording(stream_bytes=4 * whole)
+    for name, recording in (("whole", Recording()), ("half", small)):
+        train(build(), batches, OPTIMIZATION, record=recorded(tmp_path / name, recording=recording))
+    exact, half = Trace.open(tmp_path / "whole"), Trace.open(tmp_path / "half")
+    name = "blocks.1.hook_resid_post"
+    assert half.steps(name) == exact.steps(name) and half.read(name).dtype == torch.float32
+    torch.testing.assert_close(half.read(name), exact.read(name), rtol=8e-3, atol=1e-6)
+    assert torch.equal(half.read(name), exact.read(name).bfloat16().float())
+    assert torch.equal(half.read("answers"), exact.read("answers"))
+    table = planned_volume(build(), STEPS, tokens=17, references=1, recording=small).set_index("what")
+    assert table.loc["residuals and gradients on the probe", "bytes"] == len(half.steps(name)) * whole // 2
+
+
 def test_the_default_budget_keeps_the_end_of_every_lab_base_with_its_moments() -> None:
     """Numbers in the body of lab-small, lab-deep, lab-main, and of a Pythia-160M, which is too large."""
     adam = 3
