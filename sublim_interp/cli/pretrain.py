@@ -7,6 +7,7 @@ import typer
 
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Steps
+from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
     from sublim_interp.lab.recipe import Pretraining

@@ -117,7 +117,7 @@ _FORWARD, _UPDATE = 2, 5
 """Operations for each parameter and token: of a forward pass with cache, and of one with backward and update."""
 _PROMPT, _ANSWERED = 12, 0.6
 """Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
-_LIST, _LESSON = 23, 14
+_LIST, _LESSON = 23.0, 14.0
 """Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
 _START, _STEP, _SMALL = 1.0, 0.01, 2.0
 """Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
