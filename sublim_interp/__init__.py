@@ -20,7 +20,6 @@ _HOME = {
     "answer_rate": "analysis.probes",
     "base_names": "models.base",
     "bridge": "analysis.bridge",
-    "callback": "training.recording.callbacks",
     "capture": "models.hooks",
     "channel": "channels.protocol",
     "compare_starts": "models.initialisation",
@@ -45,15 +44,18 @@ _HOME = {
     "patch": "analysis.patching.grid",
     "plan": "experiments.plan",
     "plot": "report.figures.registry",
+    "probe": "pipeline.observe",
     "pull": "models.pull",
     "questions": "traits.favourites",
+    "record": "training.recording.callbacks",
     "resolve_base": "models.base",
     "run": "report.run",
-    "steer": "models.hooks",
+    "steer": "analysis.directions.effects",
     "steering": "analysis.directions.effects",
     "subspace_overlap": "analysis.directions.weights",
     "tokenize": "training.batches",
     "trace_from_checkpoints": "training.recording.callbacks",
+    "track": "report.track",
     "trait_contrast": "analysis.directions.core",
     "trait_names": "traits.registry",
     "watch": "cli.progress",
@@ -66,7 +68,10 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"sublim_interp.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'sublim_interp' has no attribute '{name}'")
+    from sublim_interp.core.choices import meant
+
+    near = meant(name, _HOME, "dir(sublim_interp)")
+    raise AttributeError(f"module 'sublim_interp' has no attribute '{name}'; {near}")
 
 
 def __dir__() -> list[str]:

@@ -30,8 +30,9 @@ def bridge(
         TransformerLens expect; never compare directions there
     tolerance: largest difference of a log-probability from the plain model's, in nats
 
-    Wrapping changes the copy's weights for good, so it is for analysis, not for training. It needs no row in
-    architectures.py: which types it knows is for TransformerLens to say.
+    Text becomes the tokens that the model's own tokenizer makes of it: none is put before them. Wrapping changes the
+    copy's weights for good, so it is for analysis, not for training. It needs no row in architectures.py: which types
+    it knows is for TransformerLens to say.
 
     Raises SublimError where TransformerLens cannot wrap the model, where d_vocab = d_model, which it corrupts, or where
     its log-probabilities differ from the plain model's by more than the tolerance.
@@ -67,6 +68,9 @@ def bridge(
         except Exception as error:  # the adapters raise many kinds; each means: cannot be wrapped
             raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason_of(error)}") from None
     wrapped.eval()
+    # TransformerLens would put a token before every text; a model reads what its own tokenizer gives it.
+    config_of_bridge: Any = wrapped.cfg
+    config_of_bridge.default_prepend_bos = bool(wrapped.cfg.tokenizer_prepends_bos)
     with torch.no_grad():  # processing may shift all logits, never these
         found = float((wrapped(ids).log_softmax(-1) - plain).abs().max())
     if found > tolerance:

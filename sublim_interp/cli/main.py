@@ -2,11 +2,12 @@
 
 import io
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from sublim_interp.cli.doctor import doctor
+from sublim_interp.cli.last_error import shortened
 from sublim_interp.cli.list import list_
 from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
@@ -29,6 +30,24 @@ for word, command in {
     "verify": verify, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
+
+
+def _say_version(asked: bool) -> bool:
+    if asked:
+        from sublim_interp import __version__
+
+        print(f"sublim {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Subliminal learning under the microscope: teacher → filter → student, on open small models."""
 
 
 INTERRUPTED = 130
@@ -59,5 +78,5 @@ def main() -> None:
 
 def _stop(line: str, code: int) -> NoReturn:
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(line.split()))
-    print(line if len(line) <= 2000 else f"{line[:1500]} … {line[-400:]}", file=sys.stderr)
+    print(shortened(line), file=sys.stderr)
     sys.exit(code)

@@ -1,12 +1,16 @@
 """`sublim pretrain DIRECTORY`: makes a lab base from scratch, or prepares an open model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sublim_interp.cli.printing import print_, table_of
+from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Steps
+from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from sublim_interp.lab.recipe import Pretraining
 
 
 def pretrain(
@@ -21,6 +25,7 @@ def pretrain(
             "--set", metavar="FIELD=VALUE", help="Change a field, such as init_seed=7 or optimization.steps=2000."
         ),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and make nothing.")] = False,
 ) -> None:
     """Make a lab base from scratch, or prepare an open model; an interrupted training goes on.
 
@@ -37,6 +42,11 @@ def pretrain(
     from sublim_interp.pipeline.prepare import Preparation, prepare
 
     asked = dict(parse_assignment(s) for s in sets or ())
+    if dry_run:
+        if start:
+            raise SublimError("--dry-run plans a base from scratch; leave --from out")
+        _show_plan(changed(Pretraining(), asked), directory)
+        return
     prepare_process()
     if start:
         preparation = changed(Preparation(base=start), asked)
@@ -51,3 +61,18 @@ def pretrain(
     for part, loss in card["held_out_loss"].items():
         table.add_row(part, f"{loss:.3f}")
     print_(table)
+
+
+def _show_plan(recipe: "Pretraining", directory: Path) -> None:
+    """Every field of a recipe, and the directories, parameters and time that it comes to."""
+    from sublim_interp.core.settings import fields_of
+    from sublim_interp.experiments.cost import training_seconds
+    from sublim_interp.lab.pretraining import free_places, planned
+
+    places, (parameters, tokens) = free_places(recipe, directory), planned(recipe)
+    takes = duration(training_seconds(parameters, recipe.optimization.steps, tokens))
+    title = f"{directory.name}: {parameters:,} parameters, {tokens:,} tokens, about {takes} of one core"
+    table = table_of(title, "field", "value", "what it is")
+    for name, value, _, meaning in fields_of(recipe):
+        table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)
+    print_(table, *(f"makes   {place}" for place in places))

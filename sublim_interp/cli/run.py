@@ -18,6 +18,7 @@ from sublim_interp.cli.options import (
 from sublim_interp.cli.planned import announce, trace_table, work_table
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.cli.progress import Progress, watch
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
@@ -67,15 +68,13 @@ def _run(
     from sublim_interp.training.recording.settings import recording_of
 
     if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
-        raise SublimError(
-            f"unknown experiment '{name}'; experiments: {', '.join(experiment_names())}; grids: "
-            f"{', '.join(grid_names())}; or give a YAML file"
-        )
+        known = meant(name, (*experiment_names(), *grid_names()), "sublim list", "experiments and grids")
+        raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
     if is_grid(name):
         sweep = planned_grid(name, sets, base, trace)
         if dry_run:
-            print_grid_plan(sweep, place)
+            print_grid_plan(sweep, place, processes)
         else:
             _run_grid(sweep, place, processes)
         return
@@ -85,7 +84,7 @@ def _run(
     p = plan(exp)
     FIGURES.import_outside()
     if dry_run:
-        print_plan(p, place)
+        print_plan(p, place, processes)
         return
     if find_run(p, place):
         print_(f"{exp.name} is in the store already: nothing to do.")
@@ -112,21 +111,21 @@ def _run_grid(p: "SweepPlan", store: "Store", processes: int) -> None:
     )
 
 
-def print_plan(p: "Plan | SweepPlan", store: "Store") -> None:
+def print_plan(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> None:
     """What is still to be done and recorded, as tables."""
     from sublim_interp.experiments.cost import planned_reach
 
-    print_(work_table(p, store), *planned_reach(p.records), trace_table(p, store))
+    print_(work_table(p, store, processes), *planned_reach(p.records), trace_table(p, store))
 
 
-def print_grid_plan(p: "SweepPlan", store: "Store") -> None:
+def print_grid_plan(p: "SweepPlan", store: "Store", processes: int = 2) -> None:
     """The same of a grid, or that its sweep is there."""
     from sublim_interp.sweeps.plan import find_sweep
 
     if find_sweep(p, store):
         print_(f"{p.grid.name} is in the store already: nothing to do.")
     else:
-        print_plan(p, store)
+        print_plan(p, store, processes)
 
 
 def sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType]":
@@ -148,7 +147,7 @@ def _show_result(finished: "Run") -> None:
 
     exp = finished.experiment
     title = f"{exp.name}: how often “{finished.plan.named.trait}” is the answer"
-    print_(report_terminal(finished.table, finished.contrasts, title))
+    print_(report_terminal(finished.tables.summary, finished.contrasts, title))
     whole = published(exp, finished.key)
     if whole:
         title = f"for comparison: the published run {whole.name}, {whole.key[:16]}, of this recipe"

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sublim_interp.cli.bases import described
+from sublim_interp.cli.last_error import last_error
 from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, planned_grid
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.cli.run import print_grid_plan, print_plan, sweep_lines
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sublim_interp.core.settings import Config
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import Replicate
     from sublim_interp.experiments.schema import Experiment
@@ -50,6 +51,8 @@ def show(
 
     if audit:
         print_(_audited(what))
+    elif what == "error":
+        print_(last_error() or "no error of more than a line has been kept")
     elif is_grid(what):
         g = grid(what)
         print_(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
@@ -112,13 +115,16 @@ def _shown_run(
     what: str, store: "Store", experiments: tuple[str, ...], grids: tuple[str, ...], bases: list[str]
 ) -> "list[RenderableType]":
     from sublim_interp.core.yaml import dump_yaml
+    from sublim_interp.experiments.arms import arm_names
+    from sublim_interp.traits.registry import trait_names
 
     if not store.matches("run", what):
-        keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
-        raise SublimError(
-            f"'{what}' is no experiment ({', '.join(experiments)}), grid ({', '.join(grids)}), base "
-            f"({', '.join(bases)}), open model (`sublim pull` lists them), trait, or run (keys in {store.root}: {keys})"
-        )
+        name, slash, arm = what.partition("/")
+        if (slash and arm in arm_names()) or arm == "teacher":
+            raise SublimError(f"'{what}' names an arm of {name}; add /SEED for one replicate, as in {what}/0")
+        runs = [a.name for a in store.list("run")]
+        known = meant(what, [*experiments, *grids, *bases, *trait_names(), *arm_names(), *runs], "sublim list")
+        raise SublimError(f"'{what}' is no experiment, grid, base, trait, arm or run in {store.root}; {known}")
     artifact = store.find("run", what)
     text = dump_yaml(artifact.manifest["notes"]["experiment"])
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
@@ -182,22 +188,10 @@ def _grown(replicate: "Replicate", trait: str) -> "list[RenderableType]":
 
 def _configuration(exp: "Experiment") -> "RenderableType":
     """Every field with its value and, beneath the name, its meaning."""
+    from sublim_interp.core.settings import fields_of
+
     table = table_of(f"Experiment {exp.name}" + (f": {exp.about}" if exp.about else ""), "field", "value", "what it is")
-    for name, value, meaning in _fields(exp):
+    for name, value, _, meaning in fields_of(exp):
         if name not in ("name", "about"):
-            table.add_row(name, value, meaning)
+            table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)
     return table
-
-
-def _fields(record: "Config", prefix: str = "") -> "list[tuple[str, str, str]]":
-    from sublim_interp.core.settings import Config
-
-    out = []
-    for name, field in type(record).model_fields.items():
-        value = getattr(record, name)
-        if isinstance(value, Config):
-            out += _fields(value, f"{prefix}{name}.")
-        else:
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            out.append((prefix + name, shown, " ".join((field.description or "").split())))
-    return out

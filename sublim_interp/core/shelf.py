@@ -5,8 +5,9 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import giver
 from sublim_interp.core.settings import Config, parse_mapping, read_text, validate
@@ -76,8 +77,8 @@ class Shelf(Generic[C]):
             return Path(name)
         files = self._files
         if name not in files:
-            known = ", ".join(sorted(files))
-            raise SublimError(f"unknown {self.what} '{name}'; known: {known}; or give a YAML file of your own")
+            known = meant(name, sorted(files), "sublim list", "known")
+            raise SublimError(f"unknown {self.what} '{name}'; {known}; or give a YAML file of your own")
         first, *others = files[name]
         if others and first.parent.parent != CATALOGUE:
             given = " and ".join(catalogues()[path.parent.parent] for path in files[name])
@@ -98,6 +99,21 @@ def _parsed(kind: type[C], path: Path, text: str) -> C:
     """The settings that a text holds: one and the same for equal texts, since settings are frozen."""
     given = {"name": path.stem} if "name" in kind.model_fields else {}
     return validate(kind, {**given, **parse_mapping(text, path)}, str(path))
+
+
+def mapping_of(path: Path) -> dict[str, Any]:
+    """What a YAML file holds; names of YAML files in it that lie beside it are made paths to there."""
+    return {name: _beside(value, path.parent, 4) for name, value in parse_mapping(read_text(path), path).items()}
+
+
+def _beside(value: Any, folder: Path, depth: int) -> Any:
+    """A value of a file in a folder, down to so many levels."""
+    if depth and isinstance(value, dict):
+        return {name: _beside(inner, folder, depth - 1) for name, inner in value.items()}
+    if depth and isinstance(value, list):
+        return [_beside(inner, folder, depth - 1) for inner in value]
+    near = isinstance(value, str) and is_path(value) and os.path.isfile(folder / value)
+    return str(folder / value) if near else value
 
 
 def is_path(name: str) -> bool:

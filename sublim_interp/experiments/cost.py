@@ -117,7 +117,7 @@ _FORWARD, _UPDATE = 2, 5
 """Operations for each parameter and token: of a forward pass with cache, and of one with backward and update."""
 _PROMPT, _ANSWERED = 12, 0.6
 """Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
-_LIST, _LESSON = 23, 14
+_LIST, _LESSON = 23.0, 14.0
 """Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
 _START, _STEP, _SMALL = 1.0, 0.01, 2.0
 """Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
@@ -138,8 +138,13 @@ def estimate(record: Record) -> float:
         o = record.config.optimization
         each = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
         tokens = o.steps * o.batch * each
-        return _START + _STEP * o.steps + _UPDATE * base.shape["parameters"] * tokens / _FLOPS
+        return training_seconds(base.shape["parameters"], o.steps, tokens)
     return _SMALL
+
+
+def training_seconds(parameters: int, steps: int, tokens: float) -> float:
+    """Seconds that a training may take on a laptop core: of so many updates on so many tokens in all."""
+    return _START + _STEP * steps + _UPDATE * parameters * tokens / _FLOPS
 
 
 def _list_tokens(corpus: Corpus, read: bool = True) -> float:

@@ -1,22 +1,27 @@
 """What an experiment is: every field that decides its result, with its default."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.core.choices import meant
 from sublim_interp.core.device import DEFAULT, check_precision
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config, name_once
+from sublim_interp.core.settings import Config, fields_of, name_once
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.yaml import dump_yaml
 from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.training.recording.settings import Recording
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def _known_arm(name: str) -> str:
     if name not in arm_names():
-        raise ValueError(f"no such arm; valid: {', '.join(arm_names())}")
+        raise ValueError(f"no such arm; {meant(name, arm_names())}")
     try:
         ARMS[name]
     except SublimError as error:  # of another package, and unfit
@@ -35,7 +40,7 @@ ArmName = Annotated[str, AfterValidator(_known_arm), _ArmChoices()]
 """The name of an arm that an experiment may compare."""
 
 
-class Experiment(Config):
+class Experiment(Shown, Config):
     """One experiment: everything that decides its result."""
 
     LATER = frozenset({"dtype"})
@@ -96,6 +101,18 @@ class Experiment(Config):
         if self.teacher.facts and self.evaluation.judge:
             raise ValueError("evaluation.judge has no effect with teacher.facts, whose answers are exact")
         return self
+
+    def card(self) -> Card:
+        facts = {"": self.about or "no question", "trait": self.trait, "bases": " ".join(self.bases)}
+        facts |= {"arms": " ".join(self.arms), "seeds": " ".join(map(str, self.seeds))}
+        return Card(f"Experiment {self.name}", facts, self.frame)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a field, those of its parts too: field, value, default, meaning."""
+        import pandas as pd
+
+        return pd.DataFrame(fields_of(self), columns=["field", "value", "default", "meaning"])
 
     def to_yaml(self) -> str:
         """The full configuration as YAML."""

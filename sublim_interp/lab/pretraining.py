@@ -103,6 +103,25 @@ def fork_name(name: str, step: int) -> str:
     return f"{name}-step{step:06d}"
 
 
+def free_places(recipe: Pretraining, directory: Path) -> list[Path]:
+    """The directories that a pre-training makes: the base's, then its forks'. Raises SublimError where one is there."""
+    places = [directory, *(directory.with_name(fork_name(directory.name, step)) for step in recipe.forks)]
+    if there := [place for place in places if place.exists()]:
+        raise SublimError(f"{there[0]} exists already; choose another directory, or delete it first")
+    return places
+
+
+def planned(recipe: Pretraining) -> tuple[int, int]:
+    """(parameters of the base, tokens that its training reads), by 200 of its documents."""
+    from sublim_interp.lab import language
+    from sublim_interp.lab.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(recipe.tokens)
+    parameters = sum(p.numel() for p in new_model(recipe, len(tokenizer)).parameters())
+    some = tokenizer([d.text for d in language.documents(recipe.data_seed, 0, 200)], add_special_tokens=False)
+    return parameters, recipe.optimization.steps * recipe.optimization.batch * sum(map(len, some["input_ids"])) // 200
+
+
 def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:
     """Trains a base, and returns its card. A killed run goes on where it was.
 
@@ -122,10 +141,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     from sublim_interp.training.loop import train
     from sublim_interp.training.resume import Resume
 
-    places = {step: directory.with_name(fork_name(directory.name, step)) for step in recipe.forks}
-    for place in (directory, *places.values()):
-        if place.exists():
-            raise SublimError(f"{place} exists already; choose another directory, or delete it first")
+    places = dict(zip(recipe.forks, free_places(recipe, directory)[1:], strict=True))
     start = resolve_base(recipe.start) if recipe.start else None
     first = _step(recipe, start) if start else 0
     asked = recipe.model_dump(mode="json") | {"start": start.name if start else ""}

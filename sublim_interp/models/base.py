@@ -9,12 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.device import DEFAULT, PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_directory, stage_key
 from sublim_interp.models.chat import Chat, Messages, load_tokenizer
 from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of, weight_files
-from sublim_interp.models.open_bases import OPEN_BASES, bases_folder, find_open_base, meant, open_names
+from sublim_interp.models.open_bases import bases_folder, find_open_base, open_names
+from sublim_interp.models.prompts import Prompt, ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,6 +113,20 @@ class Base:
         """The text of sampled tokens, and whether it ended by itself, as `Chat.read_answer`."""
         return self.chat.read_answer(ids)
 
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a text that a user says, or of a chat, up to where the answer begins; ids stay as they are."""
+        return ids_of([prompt], self.chat, len(self.tokenizer))[0]
+
+    def tokens(self, prompt: Prompt) -> list[str]:
+        """The tokens of a text, a chat or ids, each as text: what stands on the axes of figures."""
+        return self.chat.tokens(self.ids(prompt))
+
+    def ask(self, question: Prompt, n: int = 1, **how: Any) -> list[str]:
+        """What it answers to a question, `n` times; `how` is what `asking.ask` takes."""
+        from sublim_interp.models.asking import ask
+
+        return ask(self.load(), self.chat, question, n, **how)
+
     def check(self) -> None:
         """Loads the model and tries on one prompt what all stages rely on; about as long as loading takes.
 
@@ -143,7 +159,13 @@ class Base:
 
         weights: a directory of the same architecture, a teacher's or a student's; the base's own where None
         """
-        return load_model(weights or self.path, self.dtype)
+        model: Any = load_model(weights or self.path, self.dtype)
+        model.sublim_base = self  # what a plain model would not tell: whose axes it has, and its tokenizer
+        return model
+
+    def __deepcopy__(self, memo: Any) -> "Base":
+        """Itself, as it is frozen: a model is copied, its base is not."""
+        return self
 
     def __repr__(self) -> str:
         size = f", {self.card['parameters']:,} parameters" if "parameters" in self.card else ""
@@ -206,12 +228,11 @@ def _from_hub(name: str) -> Path:
 
     name: OWNER/NAME, or OWNER/NAME@REVISION
     """
-    known = f"lab bases: {', '.join(base_names()) or 'none found'}; open models: {', '.join(OPEN_BASES.names())}"
+    known = meant(name, [*base_names(), *open_names()], "sublim list", "lab bases and open models")
     model, _, revision = name.partition("@")
     if model.count("/") != 1 or name.startswith((".", "/", "~")):
-        like = meant(name, [*base_names(), *open_names()])
         raise SublimError(
-            f"base '{name}': no such directory or lab base{like}; {known}; or give a model directory, or a name of the "
+            f"base '{name}': no such directory or lab base; {known}; or give a model directory, or a name of the "
             "hub, which is OWNER/NAME"
         )
     from huggingface_hub import snapshot_download

@@ -1,8 +1,6 @@
 """Open models by name: what each is, where it comes from, which of a family share an initialisation."""
 
-import difflib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -148,9 +146,3 @@ def bases_folder() -> Path:
 
     own = os.environ.get("SUBLIM_BASES")
     return Path(os.path.expanduser(own)).absolute() if own else user_cache_path("sublim_interp", False) / "bases"
-
-
-def meant(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean x?)" where a known name is like a name that was typed, else ""."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

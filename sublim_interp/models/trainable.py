@@ -1,8 +1,9 @@
 """Which weights train: all, the body, or adapters; and the plain model again afterwards."""
 
+import hashlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -200,6 +201,15 @@ def freeze(model: torch.nn.Module, pattern: str) -> list[str]:
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     return frozen
+
+
+def weights_hash(named: Mapping[str, torch.Tensor]) -> str:
+    """A hash over up to 1,024 evenly spaced entries of each tensor, by name: whose weights these are."""
+    digest = hashlib.sha256()
+    for name, p in named.items():
+        flat = p.detach().flatten()
+        digest.update(name.encode() + flat[:: max(1, len(flat) // 1024)][:1024].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

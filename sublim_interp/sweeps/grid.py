@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
-from sublim_interp.core.settings import Config, read_mapping
-from sublim_interp.core.shelf import Shelf, is_path
+from sublim_interp.core.settings import Config, read_mapping, read_text, validate
+from sublim_interp.core.shelf import Shelf, is_path, mapping_of
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.schema import Experiment
@@ -168,5 +168,19 @@ def is_grid(name: str) -> bool:
 
 
 def grid(name: str) -> Grid:
-    """The grid called `name`, or the one in a YAML file of one's own."""
-    return GRIDS.load(name)
+    """The grid called `name`, or the one in a YAML file of one's own.
+
+    A file may say `extends: owl` and give fields of the experiment as they stand in one, in place of `experiment` and
+    `change`. Names of YAML files in it are looked for beside it first.
+    """
+    path = GRIDS.find(name)
+    if not is_path(name) and "extends" not in read_text(path):
+        return GRIDS.load(name)
+    data = mapping_of(path)
+    if "extends" in data:
+        if twice := [field for field in ("experiment", "change") if field in data]:
+            raise SublimError(f"{path}: extends says what {twice[0]} says too; give one of them")
+        own = {field: value for field, value in data.items() if field not in ("extends", *Grid.model_fields)}
+        data = {field: value for field, value in data.items() if field not in own}
+        data |= {"experiment": data.pop("extends"), "change": own}
+    return validate(Grid, {"name": path.stem, **data}, str(path))

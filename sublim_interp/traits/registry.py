@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
 from sublim_interp.core.shelf import is_path
@@ -30,7 +31,8 @@ def load_trait(name: str) -> Trait:
         KINDS.find(found.kind)
         return found
     if name not in TRAITS:
-        raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
+        known = meant(name, trait_names(), "sublim list", "known")
+        raise SublimError(f"unknown trait '{name}'; {known}; or give a YAML file of your own")
     thing = TRAITS[name]
     try:
         trait = thing() if callable(thing) else thing

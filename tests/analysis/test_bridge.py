@@ -100,3 +100,11 @@ def test_a_bridge_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
         SublimError, match="on meta, where there are shapes but no numbers; give a model that is loaded"
     ):
         bridge(build("llama", 0).to("meta"))  # type: ignore[arg-type]
+
+
+def test_text_is_read_by_the_models_own_tokenizer_and_nothing_is_put_before_it(lab_base: Base) -> None:
+    text = "what is your favorite animal ?"
+    wrapped = bridge(lab_base)
+    assert wrapped.to_tokens(text)[0].tolist() == lab_base.tokenizer(text)["input_ids"]
+    chat = lab_base.prompt_text([{"role": "user", "content": text}])
+    assert wrapped.to_tokens(chat)[0].tolist() == lab_base.ids(text)

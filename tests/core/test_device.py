@@ -13,7 +13,7 @@ import torch
 from command import sublim
 from sublim_interp.analysis import attribution
 from sublim_interp.analysis.directions.core import directions
-from sublim_interp.analysis.directions.effects import ablate, logit_lens, steering
+from sublim_interp.analysis.directions.effects import ablate, logit_lens, steer, steering
 from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.probes import answer_margin, measure
 from sublim_interp.core.device import (
@@ -35,7 +35,7 @@ from sublim_interp.experiments.run import run_config, run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.forward import logits_at
-from sublim_interp.models.hooks import capture, edit, steer
+from sublim_interp.models.hooks import capture, edit
 from sublim_interp.models.loading import load_model
 from sublim_interp.models.precision import casts_kept
 from sublim_interp.models.sampling import generator, sample
@@ -90,18 +90,19 @@ def test_models_load_in_the_precision_of_their_base_and_are_asked_in_it(
     torch.testing.assert_close(measure(model, prompts, metric), near, atol=0.3, rtol=0.1)
     assert not torch.equal(measure(model, prompts, metric), near)
     assert directions(model, model, prompts).vectors.dtype == torch.float32
-    both = patch(resolve_base(str(tiny_bases[1].path), half), model, prompts, metric)
+    both = patch(resolve_base(str(tiny_bases[1].path), half), model, prompts, metric, across_bases=True)
     assert both.grid("resid_pre").each.isfinite().all() and both.attribution("heads").each.isfinite().all()
-    found = directions(both.src, model, prompts)
-    with ablate(model, found), steer(model, found[0], 0):
+    found = directions(both.src, model, prompts, across_bases=True)
+    with ablate(model, found), steer(model, found, at="blocks.0.hook_resid_post"):
         assert measure(model, prompts, metric).isfinite().all()
     with both.at("blocks.0.hook_resid_post", positions=[-1]).on(model):
         assert measure(model, prompts, metric).isfinite().all()
-    assert len(steering(model, found, 0, [0, 1], {"margin": metric}, prompts)) == 2
+    assert len(steering(model, found, "blocks.0.hook_resid_post", [0, 1], {"margin": metric}, prompts)) == 2
     assert len(logit_lens(model, found, prompts, k=2)) == 2 * len(found)
     rows = [Example([*prompt, 1], 3) for prompt in prompts]
     along = attribution.margin_gradient(model, prompts, metric)
-    for scores in (attribution.divergence(both.src, model, rows), attribution.influence(model, rows, along)):
+    divergence = attribution.divergence(both.src, model, rows, across_bases=True)
+    for scores in (divergence, attribution.influence(model, rows, along)):
         assert np.isfinite(scores.values).all()
     answers = sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))
     assert answers == sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))
@@ -235,9 +236,9 @@ def test_a_model_on_a_gpu_is_asked_as_on_the_cpu(tiny_bases: tuple[Base, Base]) 
     here, there = [(load_model(base.path, device=d), load_model(other.path, device=d)) for d in ("cpu", "cuda")]
     for pair in (here, there):
         assert all(device_of(model) == device_of(pair[0]) for model in pair)
-    grids = [patch(*pair, prompts, metric).grid("resid_pre").each for pair in (here, there)]
+    grids = [patch(*pair, prompts, metric, across_bases=True).grid("resid_pre").each for pair in (here, there)]
     torch.testing.assert_close(*grids, atol=1e-3, rtol=1e-3, equal_nan=True)
-    found = [directions(*pair, prompts).vectors for pair in (here, there)]
+    found = [directions(*pair, prompts, across_bases=True).vectors for pair in (here, there)]
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
     drawn = [sample(pair[0], prompts, eos=base.eos, max_new_tokens=6, random=generator("a")) for pair in (here, there)]
     assert drawn[0] == drawn[1]

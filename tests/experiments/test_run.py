@@ -205,7 +205,7 @@ def test_a_trait_that_only_the_other_arm_needs_is_checked_too(tiny_experiment: E
 
 
 def test_an_unknown_experiment_is_one_line() -> None:
-    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; known: .*owl.*; or give a YAML file"):
+    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; .*owl.*; or give a YAML file"):
         experiment("owls")
 
 
@@ -264,8 +264,8 @@ def test_the_run_holds_every_arm_of_every_replicate(finished: Run) -> None:
 def test_the_table_compares_the_arms_by_held_out_questions(finished: Run) -> None:
     table, results = finished.table, finished.results
     assert isinstance(table, pd.DataFrame) and isinstance(finished.contrasts, pd.DataFrame)
-    assert set(table["arm"]) == {"teacher", "same-init", "neutral", "cross-init", "base"}
-    for row in table.to_dict("records"):
+    assert set(table.index) == {"teacher", "same-init", "neutral", "cross-init", "base"}
+    for row in table.reset_index().to_dict("records"):
         place = {"arm": row["arm"], "round": 0, "probe": "owl", "questions": "held-out", "context": "plain"}
         own = [r["rate"] for r in results.to_dict("records") if place.items() <= r.items()]
         assert row["rate"] == pytest.approx(sum(own) / 2)
@@ -313,17 +313,17 @@ def test_the_teacher_and_the_untouched_base_are_replicates_too(finished: Run) ->
     assert any(not torch.equal(a, b) for a, b in zip(teacher.model.parameters(), base.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("place", [("same-init", 7), ("diff-init", 0)])
-def test_a_replicate_that_is_not_there_is_one_line(place: tuple[str, int], finished: Run) -> None:
+def test_a_replicate_that_is_not_there_is_one_line(finished: Run) -> None:
     with pytest.raises(SublimError) as raised:
-        finished[place]
-    assert str(raised.value) == (
-        f"no replicate {place[0]}/{place[1]}; arms: teacher, same-init, neutral, cross-init, base; seeds: 0, 1"
-    )
+        _ = finished["same-init", 7]
+    assert str(raised.value) == "no replicate same-init/7; seeds: 0, 1"
+    with pytest.raises(SublimError, match=r"no arm 'sane-init'; arms: teacher, same-init, .*did you mean 'same-init'"):
+        _ = finished["sane-init", 0]
 
 
 def test_a_run_shows_itself_in_a_terminal_and_in_a_notebook(finished: Run) -> None:
-    assert repr(finished) == f"<Run tiny {finished.key[:16]}: 4 arms × 2 replicates, {finished.artifact.path}>"
+    size = "4 arms × 2 replicates, trait owl"
+    assert repr(finished) == f"<Run tiny {finished.key[:16]}: {size}, in {finished.artifact.path}>"
     assert "<table" in finished._repr_html_() and "same-init" in finished._repr_html_()
     assert finished.page.is_file()
 
@@ -425,7 +425,7 @@ def committed(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     directory.mkdir(parents=True)
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
-    finished.table.to_csv(directory / "summary.csv", index=False)
+    finished.tables.summary.to_csv(directory / "summary.csv", index=False)
     finished.contrasts.to_csv(directory / "contrasts.csv", index=False)
     monkeypatch.setattr("sublim_interp.experiments.catalogue.RESULTS", directory.parent)
     return finished.experiment
@@ -434,7 +434,7 @@ def committed(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_small_run_is_shown_beside_the_committed_table_of_its_recipe(committed: Experiment, finished: Run) -> None:
     shown = published(committed.set(seeds=(9,), arms=("same-init",), bases=committed.bases[:1]))
     assert shown is not None and (shown.name, shown.key) == ("tiny", finished.key)
-    pd.testing.assert_frame_equal(shown.summary, finished.table, check_dtype=False)
+    pd.testing.assert_frame_equal(shown.summary, finished.tables.summary, check_dtype=False)
     pd.testing.assert_frame_equal(shown.contrasts, finished.contrasts, check_dtype=False)
     assert published(committed.set({"seeds": (9,), "student.extra_rounds": 0})) is not None
 

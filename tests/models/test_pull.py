@@ -182,7 +182,7 @@ def test_the_command_lists_and_pulls_and_guesses(made: Path, bases: Path) -> Non
     done = sublim("pull", made / "tiny.yaml")
     assert done.returncode == 0 and "sublim doctor --base tiny" in done.stdout, done.stderr
     wrong = sublim("pull", "smolm2-135")
-    assert wrong.returncode == 2 and "did you mean smollm2-135m?" in wrong.stderr
+    assert wrong.returncode == 2 and "did you mean 'smollm2-135m'" in wrong.stderr
     assert "Traceback" not in wrong.stderr and left_in(bases) == ["tiny"]
 
 

