@@ -32,7 +32,7 @@ def sublim(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]
     words = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("out", "err")]
-        child = _server.Process(target=_run, args=(words, streams, cwd or Path.cwd(), folder))
+        child = _server.Process(target=_run, args=(words, streams, cwd or Path.cwd(), {**os.environ, "XDG_CACHE_HOME": folder}))
         child.start()
         child.join(570)
         if child.exitcode is None:
@@ -46,8 +46,9 @@ def sublim(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]
     return CompletedProcess(words, child.exitcode, out, err)
 
 
-def _run(words: list[str], streams: list[Path], cwd: Path, cache: str) -> None:
-    os.environ["XDG_CACHE_HOME"] = cache
+def _run(words: list[str], streams: list[Path], cwd: Path, environment: dict[str, str]) -> None:
+    os.environ.clear()  # the server keeps the variables of the moment when it was started
+    os.environ.update(environment)
     for descriptor, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.chdir(cwd)
