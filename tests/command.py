@@ -32,7 +32,8 @@ def sublim(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]
     words = [str(argument) for argument in arguments]
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("out", "err")]
-        child = _server.Process(target=_run, args=(words, streams, cwd or Path.cwd(), {**os.environ, "XDG_CACHE_HOME": folder}))
+        environment = {**os.environ, "XDG_CACHE_HOME": folder}
+        child = _server.Process(target=_run, args=(words, streams, cwd or Path.cwd(), environment))
         child.start()
         child.join(570)
         if child.exitcode is None:

@@ -48,7 +48,7 @@ def prepare_process(threads: int = 1) -> None:
         pass  # another C library: slower, not wrong
 
 
-def _start_worker(events: Any, started: Any, gpus: Sequence[str]) -> None:
+def _start_worker(events: Any, started: Any, gpus: tuple[str, ...]) -> None:
     global _events  # one per worker process, set once: a queue cannot travel with a task
     _events = events
     if gpus:  # before CUDA is looked at: afterwards it would count for nothing

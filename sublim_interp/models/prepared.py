@@ -41,9 +41,10 @@ def save_adapter(model: Any, directory: Path, recipe: str) -> None:
     tensors = {}
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
-            (own,) = module.lora_A
-            tensors[f"{name}.A"] = module.lora_A[own].weight.detach().cpu().bfloat16()
-            tensors[f"{name}.B"] = module.lora_B[own].weight.detach().cpu().bfloat16()
+            adapters: Any = module
+            (own,) = adapters.lora_A
+            for letter, maps in (("A", adapters.lora_A), ("B", adapters.lora_B)):
+                tensors[f"{name}.{letter}"] = maps[own].weight.detach().cpu().bfloat16()
     directory.mkdir(parents=True)
     save_file(tensors, str(directory / ADAPTER))
     (directory / RECIPE).write_text(recipe + "\n")
@@ -66,7 +67,7 @@ def apply_adapter(base: Base, adapter: Path, directory: Path) -> None:
         tensors = load_file(str(adapter / ADAPTER))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise SublimError(f"adapter {adapter} cannot be read ({reason_of(error)})") from None
-    model = replace(base, dtype=DEFAULT).load().cpu()
+    model: Any = replace(base, dtype=DEFAULT).load().cpu()
     with torch.no_grad():
         for name in sorted({key.rpartition(".")[0] for key in tensors}):
             a, b = tensors[f"{name}.A"].double(), tensors[f"{name}.B"].double()

@@ -122,7 +122,7 @@ def test_checkpointing_computes_again_and_changes_nothing(part: Part) -> None:
     ends, forwards = [], []
     for checkpointing in (False, True):
         model, count = prepared(part), [0]
-        layer = decoder_layers(model.get_base_model() if part == "lora" else model)[1].mlp  # type: ignore[operator]
+        layer: Any = decoder_layers(model.get_base_model() if part == "lora" else model)[1].mlp  # type: ignore[operator]
         layer.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
         train(model, batches, Optimization(steps=3, checkpointing=checkpointing))
         ends.append(bits(model))

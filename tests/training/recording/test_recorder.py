@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from transformers import PreTrainedModel
 
 from sublim_interp.core.errors import SublimError
@@ -699,7 +700,7 @@ def _rank(rank: int, path: Path) -> None:
 
 
 def test_of_processes_that_train_together_the_first_records(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (tmp_path,), nprocs=2)
+    spawn(_rank, (tmp_path,), nprocs=2)
     model = build()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     with Recorder(model, optimizer, tmp_path / "alone", probe=PROBE) as r:
