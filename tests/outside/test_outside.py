@@ -249,7 +249,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
     asked = {
         ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, smoke, tour"),
         ("run", "meadow-corners"): ("unknown experiment 'meadow-corners'",),
-        (*smoke, "trait=sea"): ("unknown trait 'sea'; known: apple, bear",),
+        (*smoke, "trait=sea"): ("unknown trait 'sea'; did you mean 'sequoia'?",),
         (*smoke, "trait=river"): ("unknown trait 'river'",),
         (*smoke, "trait=sea.yaml"): ("unknown kind 'place'; known: animal, color, food, tree",),
         (*smoke, "corpus.channel=evens"): ("unknown channel 'evens'; valid: numbers",),
