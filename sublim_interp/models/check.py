@@ -1,6 +1,5 @@
 """Tries on one prompt what every stage relies on: a causal model, a cache, one vocabulary, nothing drawn at random."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -93,18 +92,16 @@ def check_repeats(model: "PreTrainedModel", prompt: Sequence[int], path: Path) -
 
 
 def check_saving(model: "PreTrainedModel", path: Path) -> None:
-    """Raises SublimError where a model trained from this one would be published with another configuration.
+    """Raises SublimError where a model trained from this one could not be saved, as is found out after all training.
 
     path: the base's, for errors
     """
     config: Any = model.config
     try:
         config.validate()
-        told, read = config.to_dict(), type(config).from_dict(json.loads(config.to_json_string())).to_dict()
+        config.to_json_string()
     except Exception as error:  # transformers raises whatever its validators raise
         raise SublimError(f"base {path}: its configuration cannot be saved ({reason_of(error)})") from None
-    if lost := sorted(name for name in told if name != "_name_or_path" and read.get(name) != told[name]):
-        raise SublimError(f"base {path}: {lost[0]} of its configuration is another after saving and loading")
 
 
 def check_logits(model: "PreTrainedModel", prompt: Sequence[int], pad: int, rounding: float, path: Path) -> None:
