@@ -259,7 +259,7 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_
         (["run", "smoke", "--set", "other_trait=oak", "--set", "arms=[other-trait]"], ["oak", "tree", "animal"]),
         (["run", "smoke", "--set", "corpus.setting=greedy", "--set", "corpus.temperature=0.5"], ["temperature"]),
         (["run", "smoke", "--trace", "all"], ["no trace 'all'", "none, default, examples"]),
-        (["run", "smoke", "--base", "nowhere"], ["nowhere", "lab-small-0"]),
+        (["run", "smoke", "--base", "nowhere"], ["nowhere", "lab-main-0"]),
         (["show", "gremlin"], ["'gremlin' is no experiment, grid", "did you mean 'green'?"]),
         (["show", "gremlin/same-init/0"], ["no run is called 'gremlin'"]),
         (["plot", "gremlin", "arms"], ["no run is called 'gremlin'"]),

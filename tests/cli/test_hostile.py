@@ -219,6 +219,7 @@ def test_every_bad_configuration_is_one_line(tmp_path: Path, monkeypatch: pytest
     home.mkdir()
     monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     failures = []
     for number, (what, text) in enumerate(configurations()):
         path = tmp_path / f"mine{number}.yaml"
