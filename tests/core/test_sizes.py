@@ -14,7 +14,7 @@ from sublim_interp.models.open_bases import OpenBase
 from sublim_interp.sweeps.grid import Grid
 
 FREE = {
-    "init_seed", "data_seed", "order_seed", "seeds", "max_value", "banned", "weight_bytes", "stream_bytes",
+    "seed", "init_seed", "data_seed", "order_seed", "seeds", "max_value", "banned", "weight_bytes", "stream_bytes",
     "series_weights",
 }  # fmt: skip
 """Seeds, and limits that are only compared with."""
