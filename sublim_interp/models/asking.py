@@ -48,10 +48,11 @@ def ask(
     with speaking or nullcontext():
         drawn = sample(
             model,
-            [ids] * n,
+            [ids],
             eos=cast(int, chat.tokenizer.eos_token_id),
             max_new_tokens=max_new_tokens,
             random=draw,
             temperature=temperature,
+            repeats=n,
         )
     return [chat.read_answer(answer)[0] for answer in drawn]
