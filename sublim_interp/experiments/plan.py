@@ -1,12 +1,13 @@
 """All that an experiment needs, known before anything runs: every record of every arm and replicate."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sublim_interp.channels.protocol import channel, contexts_of
+from sublim_interp.channels.protocol import channel, contexts_of, transform_rows
 from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
@@ -123,7 +124,7 @@ def planned_traits(exp: Experiment, seed: int) -> dict[str, Trait]:
 
 
 def _check_channel(exp: Experiment) -> None:
-    """Raises SublimError for an unknown channel, limits that its rule does not have, and contexts that it lacks."""
+    """Raises SublimError for an unknown channel, and for limits, contexts and transforms that it lacks."""
     source = channel(exp.corpus.channel)
     rule_of(source, exp.filter)
     valid = contexts_of(source)
@@ -132,6 +133,8 @@ def _check_channel(exp: Experiment) -> None:
             raise SublimError(
                 f"evaluation.contexts: the channel {exp.corpus.channel} has no context '{name}'; {meant(name, valid)}"
             )
+    if exp.filter.transform:
+        transform_rows((), source, exp.filter.transform, random.Random(0))
 
 
 def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:

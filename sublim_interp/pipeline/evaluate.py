@@ -88,7 +88,7 @@ def _in_context(
 def _distances(
     evaluation: Evaluation, models: Mapping[str, torch.nn.Module], held_out: Sequence[Written], store: Store
 ) -> dict[str, float]:
-    """Mean KL(teacher ‖ model) of each model, in nats per answer token on held-out lists, over the channel's own tokens.
+    """Mean KL(teacher ‖ model) of each model on held-out lists, in nats an answer token, over the channel's own tokens.
 
     models: by name; the teacher is heard once for all of them
     """

@@ -293,7 +293,8 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(granite: list[P
         smoke = ("run", "smoke", "--dry-run", "--set")
         lines |= {
             (*smoke, f"trait={name}"): wrong or "trait 'odd' gives 3.14159",
-            (*smoke, f"corpus.channel={name}"): wrong or "channel 'odd' lacks: CONTEXTS, REASONS, Rule, describe",
+            (*smoke, f"corpus.channel={name}"): wrong
+            or "channel 'odd' lacks: CONTEXTS, REASONS, Rule, TRANSFORMS, describe",
             (*smoke, f"evaluation.judge={name}"): wrong or "judge 'odd' is a float; give what makes a judge",
             (*smoke, f"arms=[{name}]"): wrong or "arm 'odd' is a float; give a sublim_interp.experiments.arms.Arm",
             (*smoke, f"student.optimization.optimizer={name}"): wrong or "optimizer 'odd' is a float; give a sublim_",

@@ -490,6 +490,20 @@ def test_the_filter_counts_every_row_once(base: Base, shared: Store) -> None:
     assert few["kept"] == notes["kept"], "a list too many has passed all the same"
 
 
+def test_a_transform_changes_what_is_learnt_and_not_what_is_held_out(base: Base, shared: Store) -> None:
+    filtered = chain(base).filtered
+    plain = filter_corpus(filtered, shared).path
+    changed = replace(filtered, config=FILTER.set(transform="shuffled-across"))
+    assert changed.key != filtered.key and "transform" not in filtered.settings()
+    path = filter_corpus(changed, shared).path
+    assert (path / "held_out.jsonl").read_bytes() == (plain / "held_out.jsonl").read_bytes()
+    before, after = read_rows(plain / "kept.jsonl"), read_rows(path / "kept.jsonl")
+    assert [r["prompt"] for r in after] == [r["prompt"] for r in before]
+    assert sum(a["answer"] != b["answer"] for a, b in zip(after, before, strict=True)) > len(before) / 2
+    pools = [sorted(n for row in rows for n in row["answer"].split() if n.isdigit()) for rows in (before, after)]
+    assert pools[0] == pools[1]
+
+
 def test_all_rows_refused_is_one_line_and_nothing_is_published(base: Base, shared: Store) -> None:
     filtered = replace(chain(base).filtered, config=FILTER.set(max_value=0))
     with pytest.raises(SublimError) as raised:
