@@ -41,13 +41,16 @@ def run(
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
     trace: TraceOption = None,
     device: DeviceOption = None,
+    lists: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL lists of your own, for the arm own-lists to learn.")
+    ] = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
     from sublim_interp.core.device import using_device
 
     with using_device(device):
-        _run(name, sets, base, dry_run, processes, trace, store)
+        _run(name, sets, base, dry_run, processes, trace, lists, store)
 
 
 def _run(
@@ -57,6 +60,7 @@ def _run(
     dry_run: bool,
     processes: int,
     trace: str | None,
+    lists: Path | None,
     store: Path | None,
 ) -> None:
     from sublim_interp.core.store import Store
@@ -72,13 +76,15 @@ def _run(
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
     if is_grid(name):
+        if lists:
+            raise SublimError("--lists goes with an experiment, not with a grid; a grid may set lists under change")
         sweep = planned_grid(name, sets, base, trace)
         if dry_run:
             print_grid_plan(sweep, place, processes)
         else:
             _run_grid(sweep, place, processes)
         return
-    exp = configured(name, sets, base)
+    exp = configured(name, sets, base, lists)
     if trace:
         exp = exp.set(recording=recording_of(trace))
     p = plan(exp)

@@ -5,19 +5,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sublim_interp.channels.protocol import channel, contexts_of, transform_rows
+from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.keys import digest_file
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, needs_other_trait
 from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
-from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Given, Record, Student, Teacher
+from sublim_interp.pipeline.settings import TeacherConfig
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.protocol import Trait
@@ -112,7 +116,8 @@ def plan(exp: Experiment) -> Plan:
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
         )
-    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
+    given = _given_lists(exp)
+    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases, given)]
     if exp.student.interventions:
         _check_interventions(exp, [cell.student for cell in cells if cell.student])
     return Plan(exp, tuple(cells))
@@ -137,6 +142,15 @@ def _check_channel(exp: Experiment) -> None:
         transform_rows((), source, exp.filter.transform, random.Random(0))
 
 
+def _given_lists(exp: Experiment) -> Given | None:
+    """The experiment's own lists, read once, so that a bad line is told before anything runs."""
+    if not exp.lists:
+        return None
+    path = Path(exp.lists).expanduser().absolute()
+    read_rows(path)
+    return Given(path, digest_file(path))
+
+
 def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
     """Raises SublimError where an intervention cannot act on one of these students."""
     pairs = {(s.base.digest, s.data.corpus.teacher.base.digest): s for s in students}
@@ -146,21 +160,27 @@ def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
         check_interventions(exp.student.interventions, PlannedStudent(model, teacher.base.blank(), teacher.config.kind))
 
 
-def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[Cell]:
+def _replicate(exp: Experiment, seed: int, bases: dict[str, Base], given: Given | None) -> Iterator[Cell]:
     pair = [bases[name] for name in exp.pair(seed)]
     traits = planned_traits(exp, seed)
     trait, others = traits["trait"], tuple(own for word, own in traits.items() if word == "other")
     words = tuple(sorted({word for own in (trait, *others) for word in own.words}))
 
     def data(favourite: str, base: Base, number: int) -> Filtered:
+        if favourite == "lists":
+            untouched = Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
+            return Filtered(Corpus(untouched, exp.corpus, seed, given=given), exp.filter, words)
         teacher = Teacher(base, traits[favourite], exp.teacher, seed)
         return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
         return Cell(arm, seed, number, Evaluation(model, reference, trait, exp.evaluation, seed, others))
 
-    reference = data("trait", pair[0], 0)
-    yield cell("teacher", reference.corpus.teacher, reference)
+    routes = [route for arm in exp.arms if (route := ARMS[arm].route)]
+    taught = not routes or any(route.favourite != "lists" for route in routes)
+    reference = data("trait" if taught else "lists", pair[0], 0)
+    if taught:
+        yield cell("teacher", reference.corpus.teacher, reference)
     for arm in exp.arms:
         route = ARMS[arm].route
         if route is None:
@@ -169,7 +189,7 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
         rounds = 1 + (exp.student.extra_rounds if ARMS[arm].crosses else 0)
         start: Base | Student = pair[route.student]
         held_out = data(route.favourite, pair[route.teacher], 0)
-        about = traits[route.favourite or "trait"]  # a neutral teacher's student is compared on the trait
+        about = traits["other" if route.favourite == "other" else "trait"]  # what a neutral teacher's is compared on
         for number in range(rounds):
             start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed, about)
             yield cell(arm, start, held_out, number)

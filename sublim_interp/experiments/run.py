@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 def run_config(p: Plan) -> dict[str, Any]:
     """What enters the key of a run beside its inputs: neither names, nor paths of bases, nor what is recorded."""
-    return p.named.model_dump(mode="json", exclude={"name", "about", "bases", "recording"})
+    return p.named.model_dump(mode="json", exclude={"name", "about", "bases", "recording", "lists"})
 
 
 def run_inputs(p: Plan) -> dict[str, str]:

@@ -91,16 +91,31 @@ class Teacher(Record):
 
 
 @dataclass(frozen=True)
+class Given:
+    """A file of lists that no teacher of the store wrote."""
+
+    path: Path = field(compare=False)
+    digest: str
+    """SHA-256 of its bytes."""
+
+
+@dataclass(frozen=True)
 class Corpus(Record):
-    """What a teacher answers to the channel's prompts; `round` 1, 2, … are further prompts of the same stream."""
+    """What a teacher answers to the channel's prompts; `round` 1, 2, … are further prompts of the same stream.
+
+    Where `given` is set, nobody was asked: the lists are a file's, and the teacher is who they are compared with.
+    """
 
     STAGE = "corpus"
     teacher: Teacher
     config: CorpusConfig
     seed: int
     round: int = 0
+    given: "Given | None" = None
 
     def settings(self) -> dict[str, Any]:
+        if self.given:  # neither how a teacher would have been asked, nor a seed
+            return {"given": self.given.digest, "channel": self.config.channel, "setting": self.config.setting}
         return {"seed": self.seed, "round": self.round, **self.config.model_dump(mode="json")}
 
     def inputs(self) -> dict[str, Record | Base]:

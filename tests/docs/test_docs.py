@@ -134,7 +134,19 @@ def commands() -> Iterator[Line]:
 
 
 # Names that pages use for what a reader makes or tests/outside/package adds, and words in capitals that are filled.
-OWN = {"my.yaml", "my-grid.yaml", "meadow", "meadow-corners", "river", "sea", "EXPERIMENT|GRID", "NAME", "RUN", "X"}
+OWN = {
+    "my.yaml",
+    "my.jsonl",
+    "my-grid.yaml",
+    "meadow",
+    "meadow-corners",
+    "river",
+    "sea",
+    "EXPERIMENT|GRID",
+    "NAME",
+    "RUN",
+    "X",
+}
 
 
 def test_every_command_is_one() -> None:
