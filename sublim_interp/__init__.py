@@ -22,6 +22,7 @@ _HOME = {
     "bridge": "analysis.bridge",
     "capture": "models.hooks",
     "channel": "channels.protocol",
+    "compare": "report.compare",
     "compare_starts": "models.initialisation",
     "contrast": "traits.direction",
     "directions": "analysis.directions.core",

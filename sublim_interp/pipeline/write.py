@@ -40,7 +40,7 @@ def _given_rows(given: Given) -> str:
     if digest_file(given.path) != given.digest:
         raise SublimError(f"{given.path} has changed since it was planned with; start again")
     keep = ("prompt", "answer", "finished")
-    return "".join(json.dumps({k: row[k] for k in keep if k in row}) + "\n" for row in rows)
+    return "".join(json.dumps({name: value for name, value in row.items() if name in keep}) + "\n" for row in rows)
 
 
 def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, count: int) -> str:

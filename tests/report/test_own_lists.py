@@ -22,8 +22,8 @@ def student(tiny_run: Run, filled_root: Path) -> Replicate:
 
 def rows_of(student: Replicate) -> list[dict[str, str]]:
     """What its teacher wrote and the channel's rule let pass."""
-    written = student.written
-    return written[written["refused"] == ""][["prompt", "answer"]].to_dict("records")
+    rows = student.written.to_dict("records")
+    return [{"prompt": row["prompt"], "answer": row["answer"]} for row in rows if not row["refused"]]
 
 
 def test_the_teacher_s_own_lists_make_the_same_student(student: Replicate) -> None:
@@ -47,10 +47,9 @@ def test_a_file_beside_a_yaml_is_found_and_its_rows_decide_the_key(tiny_experime
     rows = "".join(json.dumps({"prompt": f"more : {i}", "answer": f"{i} {i + 1}"}) + "\n" for i in range(40))
     for name in ("a", "b"):
         (tmp_path / f"{name}.jsonl").write_text(rows)
-    asked = tiny_experiment.set({"arms": ("own-lists", "base")})
     keys = {}
     for name in ("a", "b"):
-        mine = asked.model_copy(update={"lists": str(tmp_path / f"{name}.jsonl")})
+        mine = tiny_experiment.set({"arms": ("own-lists", "base"), "lists": str(tmp_path / f"{name}.jsonl")})
         keys[name] = [cell.evaluation.key for cell in plan(mine).cells]
         assert [cell.arm for cell in plan(mine).cells] == ["own-lists", "base"], "no teacher is made for nothing"
     assert keys["a"] == keys["b"]
