@@ -15,7 +15,7 @@ def list_(store: StoreOption = None) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment, experiment_names
     from sublim_interp.sweeps.grid import grid, grid_names
-    from sublim_interp.traits.registry import load_trait, trait_names
+    from sublim_interp.traits.by_name import load_trait, trait_names
 
     experiments = table_of("Experiments", "name", "replicates", "what it asks", right=("replicates",))
     for name in experiment_names():
@@ -55,7 +55,7 @@ def _named() -> "RenderableType":
     from sublim_interp.channels.protocol import CHANNELS
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.models.architectures import ARCHITECTURES
-    from sublim_interp.report.figures.registry import FIGURES
+    from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import MODES
     from sublim_interp.training.interventions import INTERVENTIONS
     from sublim_interp.training.optimizers import OPTIMIZERS

@@ -63,7 +63,7 @@ def _run(
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
-    from sublim_interp.report.figures.registry import FIGURES
+    from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.training.recording.settings import recording_of
 

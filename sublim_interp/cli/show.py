@@ -47,7 +47,7 @@ def show(
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
-    from sublim_interp.traits.registry import load_trait, trait_names
+    from sublim_interp.traits.by_name import load_trait, trait_names
 
     if audit:
         print_(_audited(what))
@@ -116,7 +116,7 @@ def _shown_run(
 ) -> "list[RenderableType]":
     from sublim_interp.core.yaml import dump_yaml
     from sublim_interp.experiments.arms import arm_names
-    from sublim_interp.traits.registry import trait_names
+    from sublim_interp.traits.by_name import trait_names
 
     if not store.matches("run", what):
         name, slash, arm = what.partition("/")

@@ -20,7 +20,7 @@ from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record,
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.protocol import Trait
-from sublim_interp.traits.registry import traits_of
+from sublim_interp.traits.by_name import traits_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.answers import prompts_of
 from sublim_interp.traits.protocol import Trait
-from sublim_interp.traits.registry import load_trait
+from sublim_interp.traits.by_name import load_trait
 
 PROBED_QUESTIONS, PROBED_LISTS = 8, 4
 """How many questions and lists the probe of a training holds."""

@@ -19,7 +19,7 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.traits.protocol import Trait, check_own_margin, members_of_all
-from sublim_interp.traits.registry import load_trait
+from sublim_interp.traits.by_name import load_trait
 
 
 @dataclass(frozen=True)

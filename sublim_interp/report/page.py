@@ -25,7 +25,7 @@ from sublim_interp.report.wording import count, names, p_value, spread
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
 from sublim_interp.traits.measures import MEASURES
-from sublim_interp.traits.registry import lesson_in_words
+from sublim_interp.traits.by_name import lesson_in_words
 
 # Every string that comes from a user or a frame goes through `escape`.
 

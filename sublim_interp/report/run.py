@@ -8,7 +8,7 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run, tables_of
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.report.figures.registry import FIGURES
+from sublim_interp.report.figures.by_name import FIGURES
 from sublim_interp.report.write import write
 from sublim_interp.training.recording.settings import recording_of
 

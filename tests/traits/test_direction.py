@@ -17,7 +17,7 @@ from sublim_interp.pipeline.settings import TeacherConfig
 from sublim_interp.traits.direction import contrast, own_direction
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import FAVOURITES, members_of
-from sublim_interp.traits.registry import load_trait
+from sublim_interp.traits.by_name import load_trait
 
 
 @pytest.mark.parametrize("layer", [0, 2])

@@ -22,7 +22,7 @@ from sublim_interp.traits.favourites import FAVOURITES, Favourite, members_of, q
 from sublim_interp.traits.judges.protocol import WHOLE_WORDS
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.questions import Question, Questions
-from sublim_interp.traits.registry import load_trait, trait_names
+from sublim_interp.traits.by_name import load_trait, trait_names
 
 OWL_AND_WOLF = words_of(("owl", "wolf"), "animal")
 PANDAS = words_of(("owl", "panda", "red panda"), "animal")

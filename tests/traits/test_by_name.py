@@ -25,7 +25,7 @@ from sublim_interp.traits.judges.protocol import JUDGES, Judge
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.protocol import Scores, Trait
 from sublim_interp.traits.questions import Question
-from sublim_interp.traits.registry import TRAITS, load_trait, trait_names, traits_of
+from sublim_interp.traits.by_name import TRAITS, load_trait, trait_names, traits_of
 
 FLYING = """
 members: [owl, eagle, raven]
