@@ -72,7 +72,7 @@ def _run(
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
     if is_grid(name):
-        sweep = planned_grid(name, sets, base, trace)
+        sweep = planned_grid(name, sets, base, trace, place)
         if dry_run:
             print_grid_plan(sweep, place, processes)
         else:
@@ -81,7 +81,7 @@ def _run(
     exp = configured(name, sets, base)
     if trace:
         exp = exp.set(recording=recording_of(trace))
-    p = plan(exp)
+    p = plan(exp, place)
     FIGURES.import_outside()
     if dry_run:
         print_plan(p, place, processes)

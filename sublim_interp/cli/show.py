@@ -57,14 +57,16 @@ def show(
         g = grid(what)
         print_(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
         print_("and one after another with", *_given(g.axes), "")
-        print_grid_plan(planned_grid(what, sets, base), Store.open(store))
+        place = Store.open(store)
+        print_grid_plan(planned_grid(what, sets, base, store=place), place)
         whole = published_sweep(what)
         if whole is not None:
             print_(*sweep_lines(g, f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = configured(what, sets, base)
         print_(_configuration(exp))
-        print_plan(plan(exp), Store.open(store))
+        place = Store.open(store)
+        print_plan(plan(exp, place), place)
         whole = published(exp)
         if whole:
             title = f"{whole.name} as published, run {whole.key[:16]}, {whole.summary['n'].max()} replicates"

@@ -40,7 +40,7 @@ def run(
 
 
 def _run(exp: Experiment, store: Store, processes: int, watch: Watch) -> Run:
-    p = plan(exp)
+    p = plan(exp, store)
     missing = p.missing(store)
     FIGURES.import_outside()
     if missing:

@@ -68,9 +68,12 @@ class SweepPlan:
         return pd.DataFrame(rows, columns=columns)
 
 
-def plan_grid(g: Grid) -> SweepPlan:
-    """Lays out every cell; raises SublimError for a cell that cannot run, or cells that the mode cannot take."""
-    cells = tuple(Cell(field, value, plan(exp)) for field, value, exp in g.cells())
+def plan_grid(g: Grid, store: Store | None = None) -> SweepPlan:
+    """Lays out every cell; raises SublimError for a cell that cannot run, or cells that the mode cannot take.
+
+    store: as of `experiments.plan.plan`
+    """
+    cells = tuple(Cell(field, value, plan(exp, store)) for field, value, exp in g.cells())
     g.mode.check_cells(cells)
     return SweepPlan(g, cells)
 

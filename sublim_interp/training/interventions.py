@@ -39,8 +39,10 @@ class PlannedStudent(NamedTuple):
     """What trains, on torch's meta device."""
     teacher: torch.nn.Module
     """The teacher's model, on the meta device."""
-    taught: str
-    """How the teacher got its trait: "tuned", "prompted" or "steered"."""
+    own_weights: bool = True
+    """Whether the teacher's weights are not its base's, as a tuned one's are."""
+    own_prompt: bool = False
+    """Whether the teacher reads behind a prompt of its own, as a prompted one does."""
 
 
 class InterventionKind:
@@ -87,8 +89,11 @@ class _InActivations(InterventionKind):
         names = matching(planned.model, self.asked.at)
         if self.asked.direction != "teacher-shift":
             return
-        if planned.taught == "prompted":
-            raise SublimError("an intervention on teacher-shift in activations needs teacher.kind=tuned or steered")
+        if planned.own_prompt:
+            raise SublimError(
+                "an intervention on teacher-shift in activations needs teacher.kind=tuned or steered, or another way "
+                "without a prompt of its own"
+            )
         lacking = [name for name in names if name not in matching(planned.teacher, "*")]
         widths = [text_config(model).hidden_size for model in (planned.teacher, planned.model)]
         if lacking or len(set(widths)) > 1:
@@ -130,8 +135,10 @@ class ProjectUpdate(InterventionKind):
     def check(self, planned: PlannedStudent) -> None:
         if self.asked.direction != "teacher-shift":
             return
-        if planned.taught != "tuned":
-            raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
+        if not planned.own_weights:
+            raise SublimError(
+                "an intervention on teacher-shift in weights needs teacher.kind=tuned, or another way with own weights"
+            )
         taught = dict(planned.teacher.named_parameters())
         for name, p in trained_parameters(planned.model).items():
             if name not in taught or taught[name].shape != p.shape:

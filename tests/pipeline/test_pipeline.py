@@ -37,10 +37,10 @@ from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization, Selection
 from sublim_interp.traits.answers import score
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.favourites import NoFavourite, members_of, questions, words_of
 from sublim_interp.traits.judges.protocol import JUDGES
 from sublim_interp.traits.questions import Question
-from sublim_interp.traits.by_name import load_trait
 
 Tensors = dict[str, torch.Tensor]
 
