@@ -55,6 +55,7 @@ def _named() -> "RenderableType":
     from sublim_interp.channels.protocol import CHANNELS
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.models.architectures import ARCHITECTURES
+    from sublim_interp.pipeline.ways import WAYS
     from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import MODES
     from sublim_interp.training.interventions import INTERVENTIONS
@@ -65,6 +66,7 @@ def _named() -> "RenderableType":
     table = table_of("What fields may name", "part", "field", "names")
     for part, field, names in (
         ("kinds", "kind, in a trait's file", KINDS.names()),
+        ("ways of teaching", "teacher.kind", WAYS),
         ("channels", "corpus.channel", CHANNELS),
         ("judges", "evaluation.judge", JUDGES),
         ("arms", "arms", arm_names()),

@@ -5,6 +5,7 @@ from typing import Any
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
+from sublim_interp.experiments.arms import ARMS
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import StoredStudent, Student
 
@@ -26,12 +27,11 @@ def stored_student(address: str, seed: int, base: Base, trait: str, store: Store
     if not rounds:
         known = sorted({place.rpartition("/")[0] for place in places})
         raise SublimError(f"teacher.student: run {name} has no {wanted}; {meant(wanted, known)}")
+    if arm in ARMS and ARMS[arm].route is None:
+        raise SublimError(f"teacher.student: {name}/{wanted} is no student; choose an arm whose student was trained")
     last = max(rounds, key=lambda place: int(place.rpartition("/")[2]))
     key = _inputs(store, "evaluation", places[last])["model"]
-    start = _start(store, key)
-    if start is None:
-        raise SublimError(f"teacher.student: {name}/{wanted} is no student; choose an arm whose student was trained")
-    if start != base.key:
+    if _start(store, key) != base.key:
         raise SublimError(
             f"teacher.student: {name}/{wanted} did not start from {base.name}, which is base A of replicate {seed}; "
             "give the bases, seeds and dtype of its run"
@@ -41,12 +41,12 @@ def stored_student(address: str, seed: int, base: Base, trait: str, store: Store
     return StoredStudent(f"{name}/{wanted}", key, base)
 
 
-def _start(store: Store, key: str) -> str | None:
-    """Key of the base that a student started from, in its first round; None where the key is no student's."""
-    base = None
-    while store.get(Student.STAGE, key) is not None:
-        key = base = _inputs(store, Student.STAGE, key)["start"]
-    return base
+def _start(store: Store, key: str) -> str:
+    """Key of the base that a student started from, in its first round."""
+    start = _inputs(store, Student.STAGE, key)["start"]
+    while store.get(Student.STAGE, start) is not None:
+        start = _inputs(store, Student.STAGE, start)["start"]
+    return start
 
 
 def _inputs(store: Store, stage: str, key: str) -> dict[str, Any]:

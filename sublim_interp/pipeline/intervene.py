@@ -19,7 +19,7 @@ from sublim_interp.traits.direction import ends, own_direction
 
 
 def teacher_shift(teacher: Teacher, model: torch.nn.Module, store: Store) -> dict[str, Tensor]:
-    """Weights of a teacher minus its base's, for what trains in `model`; {} where the two do not compare, or are one."""
+    """Weights of a teacher minus its base's, for what trains in `model`; {} where the two do not compare."""
     if not teacher.own_weights:
         return {}
     tuned, plain = (dict(m.named_parameters()) for m in (Speaker(teacher, store).model, teacher.base.load()))
