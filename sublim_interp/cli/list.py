@@ -53,6 +53,7 @@ def list_(store: StoreOption = None) -> None:
 def _named() -> "RenderableType":
     """What fields of experiments and grids may name, and the figures of a run: our own, then other packages'."""
     from sublim_interp.channels.protocol import CHANNELS
+    from sublim_interp.core.device import PRECISIONS
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.models.architectures import ARCHITECTURES
     from sublim_interp.pipeline.ways import WAYS
@@ -72,6 +73,7 @@ def _named() -> "RenderableType":
         ("arms", "arms", arm_names()),
         ("optimizers", "optimization.optimizer", OPTIMIZERS),
         ("interventions", "student.interventions", INTERVENTIONS),
+        ("precisions", "dtype", PRECISIONS),
         ("grid modes", "matrix, in a grid's file", filter(None, MODES)),
         ("figures", "`sublim plot RUN FIGURE`", FIGURES),
         ("architectures", "a base's model_type", ARCHITECTURES),

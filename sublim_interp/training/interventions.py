@@ -20,7 +20,7 @@ from sublim_interp.training.settings import Selection
 
 
 @runtime_checkable
-class Directions(Protocol):
+class DirectionSource(Protocol):
     """Where an intervention gets its directions from; `number` is its place in its student's list."""
 
     def in_activations(self, direction: str, number: int, names: Sequence[str]) -> Mapping[str, Tensor]:
@@ -74,7 +74,7 @@ class InterventionKind:
         return batches
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect | None]:
         """A block in which all updates are made; its value, if any, tells what was taken away."""
         return nullcontext()
@@ -100,7 +100,7 @@ class _InActivations(InterventionKind):
             why = f"the teacher has no {lacking[0]}" if lacking else f"their d_model are {widths[0]} and {widths[1]}"
             raise SublimError(f"an intervention on teacher-shift needs teacher and student of one shape: {why}")
 
-    def _directions(self, model: torch.nn.Module, directions: Directions) -> Mapping[str, Tensor]:
+    def _directions(self, model: torch.nn.Module, directions: DirectionSource) -> Mapping[str, Tensor]:
         return directions.in_activations(self.asked.direction, self.number, matching(model, self.asked.at))
 
 
@@ -108,7 +108,7 @@ class Ablate(_InActivations):
     """Takes a direction out of activations, in the forward pass."""
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect]:
         return project_activations(model, self._directions(model, directions))
 
@@ -117,7 +117,7 @@ class ProjectGradient(_InActivations):
     """Takes a direction out of the gradients of activations, in the backward pass."""
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect]:
         return project_gradients(model, self._directions(model, directions))
 
@@ -148,7 +148,7 @@ class ProjectUpdate(InterventionKind):
                 )
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect]:
         return project_updates(model, optimizer, directions.in_weights(self.asked.direction, self.number, model))
 
@@ -260,7 +260,10 @@ def check_interventions(interventions: Sequence[Intervention], planned: PlannedS
 
 @contextmanager
 def intervening(
-    kinds: Sequence[InterventionKind], directions: Directions, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    kinds: Sequence[InterventionKind],
+    directions: DirectionSource,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> Iterator[list[tuple[Intervention, Effect]]]:
     """Inside the block every intervention that acts during the updates is open, the first the outermost.
 
