@@ -62,6 +62,7 @@ def check_precision(name: str) -> str:
     """The name, where there is such a precision; ValueError, which names those there are, where there is none."""
     if name not in PRECISIONS:
         raise ValueError(f"no precision '{name}'; valid: {', '.join(PRECISIONS)}")
+    PRECISIONS[name]  # imported, so that one of another package fails before anything runs
     return name
 
 
