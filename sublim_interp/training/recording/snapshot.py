@@ -8,7 +8,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -137,7 +137,7 @@ def _others(model: torch.nn.Module, probe: Probe, hooks: Sequence[str]) -> dict[
         if axes[1] == "position":
             value = value[real]
         elif "query" in axes:
-            value = einsum(value, real.float(), "example head query key, example query -> example head query key")
+            value = value.masked_fill(rearrange(~real, "example query -> example 1 query 1"), 0)
         found[name] = value
     return found
 
