@@ -97,7 +97,7 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher
     base, about = record.base, record.trait if isinstance(record, Teacher) else record.probed
     ask = about.questions(base.language, "held-out")[:PROBED_QUESTIONS]
-    lengths, of_trait = [len(ids) for ids in prompts_of(base, ask)], int(any(q.right for q in ask))
+    tokens, of_trait = sum(map(len, prompts_of(base, ask))), int(any(q.right for q in ask))
     o = record.config.optimization
     states = len(planned_moments(o.optimizer, o))
     if isinstance(record, Teacher):
@@ -106,11 +106,10 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
         corpus = record.data.corpus
         lists = min(PROBED_LISTS, record.data.config.held_out)
         prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, lists)
-        asked = [base.prompt_ids([{"role": "user", "content": p}]) for p in prompts]
-        lengths += [len(ids) + corpus.config.max_new_tokens for ids in asked]
+        tokens += sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts)
+        tokens += lists * corpus.config.max_new_tokens
         directions, references = of_trait + teacher.own_weights, 1 + (not WAYS[teacher.config.kind].OWN_PROMPT)
-    rows = len(lengths), max(lengths, default=0)
-    return {"states": states, "tokens": sum(lengths), "rows": rows, "directions": directions, "references": references}
+    return {"states": states, "tokens": tokens, "directions": directions, "references": references}
 
 
 _FLOPS = 45e9

@@ -54,11 +54,6 @@ def kind_of(name: str) -> str:
     return name.rpartition("hook_")[2]
 
 
-def axes_of(name: str) -> tuple[str, ...]:
-    """Names of the axes of what a hook shows."""
-    return ("batch", "head", "query", "key") if kind_of(name) == "pattern" else ("batch", "position", "d_model")
-
-
 def hook_names(model: torch.nn.Module, kinds: Iterable[Kind] = KINDS) -> list[str]:
     """The names that a model has of some kinds, layer by layer, in the order in which a layer computes them.
 

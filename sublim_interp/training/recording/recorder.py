@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import axes_of
 from sublim_interp.models.trainable import weights_hash
 from sublim_interp.training.recording.examples import Examples, watch_examples
 from sublim_interp.training.recording.probe import Probe, Reference, Weights
 from sublim_interp.training.recording.series import Series, WeightDirections, minus, norms
 from sublim_interp.training.recording.settings import Recording
-from sublim_interp.training.recording.snapshot import look, other_names, stream_size
+from sublim_interp.training.recording.snapshot import look, stream_size
 from sublim_interp.training.recording.trace import MANIFEST, Writer, reaches
 
 _LONG = 1 << 16
@@ -77,7 +76,6 @@ class Recorder:
         if probe:
             probe.require_fit(self.model)
         self._parameters = list(self._named.values())
-        self._hooks = other_names(self.model, self.recording.hooks, self.recording.stream) if probe else []
         self._references = dict(references or {})
         begin = self._named if start is None else dict(zip(self._named, self._match("start", start), strict=True))
         self._start = [p.detach().clone() for p in begin.values()]
@@ -141,7 +139,6 @@ class Recorder:
                 "stream": list(r.stream),
                 "weight_bytes": r.weight_bytes,
                 "examples": r.examples,
-                **({"hooks": list(r.hooks)} if r.hooks else {}),
                 **({"half": True} if self._half else {}),
                 **({"probe_steps": list(r.probe_steps)} if r.probe_steps else {}),
             },
@@ -158,7 +155,6 @@ class Recorder:
             "dims": [
                 ["examples/ids", ["row", "position"]],
                 ["examples/*", ["row", "place", "d_model"]],
-                *([f"*{name}", ["example", *axes_of(name)[1:]]] for name in self._hooks),
                 ["*blocks.*", hook],
                 ["*answers", ["question", "member"]],
                 ["loss", []],
@@ -323,7 +319,7 @@ class Recorder:
         """Records a close look at a model; gives the trait's gradient in its weights, if it is what trains."""
         assert self.probe and self._writer
         own = self._parameters if model is self.model else []
-        seen = look(model, self.probe, self.recording.stream, own, self._hooks)
+        seen = look(model, self.probe, self.recording.stream, own)
         kept = {n: t.bfloat16() if self._half and "blocks." in n else t for n, t in seen.tensors.items()}
         self._writer.append(sort, [self._done], self._done, {prefix + n: t[None] for n, t in kept.items()})
         return seen.gradient

@@ -18,8 +18,6 @@ class Recording(Config):
     """After which updates a close look is taken, beside the start and the end; none given: after powers of 2."""
     stream: tuple[Stream, ...] = Field(default=("resid_post",), min_length=1)
     """Where in each layer the probe is seen; a place that a model lacks is left out."""
-    hooks: tuple[str, ...] = ()
-    """Other hooks at which the probe is seen, by name or glob: blocks.*.attn.hook_pattern. No budget bounds them."""
     examples: int = Field(default=0, ge=0, le=1_000_000_000)
     """Every so many updates each example's residuals are kept; 0: never."""
     positions: tuple[Annotated[int, Field(ge=-1_000_000, le=1_000_000)], ...] = Field(default=(-1,), min_length=1)

@@ -1,10 +1,8 @@
-"""What is seen inside a model at a recorded step: residuals with their gradients, answers, and any other hook."""
+"""What is seen inside a model at a recorded step: residuals, answers, gradients; attention patterns would come here."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import partial
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -13,11 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from sublim_interp.core.choices import meant
 from sublim_interp.core.device import device_of
-from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import text_config
-from sublim_interp.models.hooks import Stream, attached, axes_of, capture, hook_names, kind_of, layer_of
+from sublim_interp.models.hooks import Stream, attached, hook_names, kind_of, layer_of
 from sublim_interp.stats.margin import margin
 from sublim_interp.training.recording.probe import Probe
 
@@ -30,8 +26,7 @@ class Look(NamedTuple):
 
     tensors: dict[str, Tensor]
     """Residuals and their gradients by hook name, of all tokens of all rows: [token, d_model]; `answers`, the members'
-    log-probabilities: [question, member]; `probe_loss`, nats a token; each other hook with its own axes behind its
-    examples, or behind its tokens where it has one value a position."""
+    log-probabilities: [question, member]; `probe_loss`, nats a token."""
     gradient: list[Tensor]
     """Gradient of the trait's mean margin in each of the weights that were asked for; [] without a trait."""
 
@@ -47,48 +42,13 @@ def stream_size(model: torch.nn.Module, tokens: int, kinds: Sequence[Stream]) ->
     return 2 * len(stream_names(model, kinds)) * tokens * text_config(model).hidden_size * 4
 
 
-def other_names(model: torch.nn.Module, hooks: Sequence[str], kinds: Sequence[Stream]) -> list[str]:
-    """The names that match these names or globs, less those of the stream; SublimError for what matches none."""
-    names, found = hook_names(model), dict[str, None]()
-    for hook in hooks:
-        some = [name for name in names if fnmatchcase(name, hook)]
-        if not some:
-            raise SublimError(f"recording.hooks: no hook matches '{hook}'; {meant(hook, names)}")
-        found.update(dict.fromkeys(some))
-    return [name for name in found if name not in stream_names(model, kinds)]
-
-
-def others_size(model: torch.nn.Module, tokens: int, rows: tuple[int, int], names: Sequence[str]) -> int:
-    """Bytes of what some hooks show in one look at a probe, in float32.
-
-    tokens: those of the probe
-    rows: how many rows it has, and the tokens of its longest
-    """
-    config, (many, longest) = text_config(model), rows
-    heads, width = config.num_attention_heads, config.hidden_size
-    sizes = {"head": heads, "query": longest, "key": longest, "d_head": width // heads}
-    sizes["d_head"] = getattr(config, "head_dim", None) or sizes["d_head"]
-    sizes["d_mlp"] = getattr(config, "intermediate_size", None) or 4 * width
-    total = 0
-    for name in names:
-        axes = axes_of(name)[1:]
-        each = prod(sizes.get(axis, width) for axis in axes if axis != "position")
-        total += 4 * each * (tokens if "position" in axes else many)
-    return total
-
-
 @torch.enable_grad()
 def look(
-    model: torch.nn.Module,
-    probe: Probe,
-    kinds: Sequence[Stream],
-    weights: Sequence[torch.nn.Parameter] = (),
-    hooks: Sequence[str] = (),
+    model: torch.nn.Module, probe: Probe, kinds: Sequence[Stream], weights: Sequence[torch.nn.Parameter] = ()
 ) -> Look:
     """Runs a model on the probe, in eval mode and without a trace in its gradients.
 
     kinds: where in each layer the residuals are seen
-    hooks: names of other hooks, seen in a forward of their own, since attention patterns change the last bits of it
     weights: parameters of the model, in which the trait's gradient is taken
     """
     names = stream_names(model, kinds)
@@ -120,26 +80,7 @@ def look(
             seen.append(one)
     for name in seen[0]:
         tensors[name] = torch.cat([one[name] for one in seen])
-    return Look({**tensors, **_others(model, probe, hooks)}, gradient)
-
-
-@torch.no_grad()
-def _others(model: torch.nn.Module, probe: Probe, hooks: Sequence[str]) -> dict[str, Tensor]:
-    """What other hooks show of the probe, by name; zero where a row has ended."""
-    if not hooks:
-        return {}
-    ids, real = _padded(probe.rows)
-    with _resting(model), capture(model, hooks) as seen:
-        model(input_ids=ids.to(device_of(model)), use_cache=False)
-    found: dict[str, Tensor] = {}
-    for name, value in seen.items():
-        value, axes = value.float().cpu(), axes_of(name)
-        if axes[1] == "position":
-            value = value[real]
-        elif "query" in axes:
-            value = value.masked_fill(rearrange(~real, "example query -> example 1 query 1"), 0)
-        found[name] = value
-    return found
+    return Look(tensors, gradient)
 
 
 def _ask(probe: Probe, logits: Logits, ids: Ids, tensors: dict[str, Tensor]) -> Float[Tensor, ""] | None:

@@ -7,7 +7,7 @@ import torch
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.trainable import trained_parameters
 from sublim_interp.training.recording.settings import Recording
-from sublim_interp.training.recording.snapshot import other_names, others_size, stream_size
+from sublim_interp.training.recording.snapshot import stream_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,6 @@ def planned_volume(
     *,
     states: int = 2,
     tokens: int = 0,
-    rows: tuple[int, int] = (0, 0),
     directions: int = 0,
     references: int = 0,
     batch: int = 0,
@@ -30,7 +29,6 @@ def planned_volume(
     model: what trains; it may lie on the meta device, as only shapes are looked at
     states: moments that the optimizer keeps of each parameter
     tokens: those of the probe
-    rows: how many rows the probe has, and the tokens of its longest
     directions: in weight space, on which everything is projected
     references: other models that go through the probe
     batch: examples of an update
@@ -51,15 +49,11 @@ def planned_volume(
     series = 4 * (steps + measured * tensors * (2 + 4 * directions))
     often = "at chosen steps" if recording.probe_steps else "log-spaced"
     when = "every update" if every == 1 else f"loss every update, else every {every}"
-    others = other_names(model, recording.hooks, recording.stream) if tokens else []
-    others = others_size(model, tokens, rows, others) // (2 if half else 1)
     table = [
         ("loss, norms, projections", when, steps, series),
         ("norms of the moments", f"every {every * recording.moments}", slow, 4 * slow * tensors * states),
         ("residuals and gradients on the probe", often, looks, looks * stream),
         ("the same of teacher and base", "once", references, references * stream),
-        ("other hooks on the probe", often, looks, looks * others),
-        ("the same of those, of teacher and base", "once", references, references * others),
         ("weight deltas, moments at the end", f"{often}, within the budget", full, 4 * weights * numbers),
     ]
     if recording.examples:
