@@ -231,7 +231,9 @@ def _from_hub(name: str) -> Path:
     known = meant(name, [*base_names(), *open_names()], "sublim list", "lab bases and open models")
     model, _, revision = name.partition("@")
     if model.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise SublimError(f"base '{name}': no such directory, and no name of the hub, which is OWNER/NAME; {known}")
+        raise SublimError(
+            f"base '{name}': no such directory, and no name of the hub, which is OWNER/NAME; {known}"
+        )
     from huggingface_hub import snapshot_download
 
     kinds = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
