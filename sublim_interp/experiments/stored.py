@@ -94,11 +94,8 @@ def _adopt(
         elif isinstance(given, Record):
             _adopt(given, was, store, found, said)
         elif given.key != was:
-            said[
-                f"{role} {given.name} has other files today"
-                if isinstance(given, Base)
-                else f"{given.address} is another student today"
-            ] = None
+            name = f"base {given.name} has other files" if isinstance(given, Base) else f"{given.address} is another"
+            said[f"{name} today"] = None
 
 
 def _changes(was: Any, now: Any, place: str = "") -> "list[tuple[str, Any, Any]]":
