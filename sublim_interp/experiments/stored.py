@@ -94,8 +94,11 @@ def _adopt(
         elif isinstance(given, Record):
             _adopt(given, was, store, found, said)
         elif given.key != was:
-            name = f"base {given.name} has other files" if isinstance(given, Base) else f"{given.address} is another"
-            said[f"{name} today"] = None
+            if isinstance(given, Base):
+                what = f"base {given.name} has other files"
+            else:
+                what = f"student {given.address} is another"
+            said[f"{what} today"] = None
 
 
 def _changes(was: Any, now: Any, place: str = "") -> "list[tuple[str, Any, Any]]":
