@@ -14,7 +14,7 @@ from sublim_interp.training.settings import Selection
 class FilterConfig(numbers.Rule):
     """Which answers are kept. The limits of number lists are fields of it; those of other channels are in `rule`."""
 
-    LATER = frozenset({"selection", "rule", "transform"})
+    LATER = numbers.Rule.LATER | {"selection", "rule", "transform"}
 
     duplicates: bool = False
     """Whether equal pairs of prompt and answer may stay."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from sublim_interp.core.store import Store
     from sublim_interp.experiments.schema import Experiment
     from sublim_interp.sweeps.plan import SweepPlan
 
@@ -78,7 +79,13 @@ def configured(name: str, sets: list[str] | None, bases: list[str] | None, lists
     return changed(exp, dict(parse_assignment(s) for s in sets or ()))
 
 
-def planned_grid(name: str, sets: list[str] | None, bases: list[str] | None, trace: str | None = None) -> "SweepPlan":
+def planned_grid(
+    name: str,
+    sets: list[str] | None,
+    bases: list[str] | None,
+    trace: str | None = None,
+    store: "Store | None" = None,
+) -> "SweepPlan":
     """The plan of the grid `name`, with what `--set` and `--base` change in every cell."""
     from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.experiments.catalogue import experiment
@@ -91,4 +98,4 @@ def planned_grid(name: str, sets: list[str] | None, bases: list[str] | None, tra
     changed(experiment(g.experiment).set(g.change), asked)  # an error names what was typed
     if trace:
         asked["recording"] = recording_of(trace).model_dump()
-    return plan_grid(g.set(change={**g.change, **asked}))
+    return plan_grid(g.set(change={**g.change, **asked}), store)

@@ -67,7 +67,7 @@ def _run(
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
-    from sublim_interp.report.figures.registry import FIGURES
+    from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.training.recording.settings import recording_of
 
@@ -78,7 +78,7 @@ def _run(
     if is_grid(name):
         if lists:
             raise SublimError("--lists goes with an experiment, not with a grid; a grid may set lists under change")
-        sweep = planned_grid(name, sets, base, trace)
+        sweep = planned_grid(name, sets, base, trace, place)
         if dry_run:
             print_grid_plan(sweep, place, processes)
         else:
@@ -87,7 +87,7 @@ def _run(
     exp = configured(name, sets, base, lists)
     if trace:
         exp = exp.set(recording=recording_of(trace))
-    p = plan(exp)
+    p = plan(exp, place)
     FIGURES.import_outside()
     if dry_run:
         print_plan(p, place, processes)

@@ -7,6 +7,7 @@ from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.training.recording.volume import planned_volume
@@ -47,7 +48,7 @@ def planned_traces(
 
     alike: dict[tuple[Any, ...], list[Teacher | Student]] = {}
     for record in (r for r in records if isinstance(r, Teacher | Student)):
-        trains = isinstance(record, Student) or record.config.kind == "tuned"
+        trains = isinstance(record, Student) or WAYS[record.config.kind].TRAINS
         if recording.keep and trains and record.find(store) is None:
             alike.setdefault((record.STAGE, record.base.digest, record.config), []).append(record)
     rows = []
@@ -69,7 +70,7 @@ def planned_reach(records: Sequence[Record]) -> list[str]:
 
     alike: dict[tuple[Any, ...], Teacher | Student] = {}
     for record in (r for r in records if isinstance(r, Teacher | Student)):
-        if isinstance(record, Student) or record.config.kind == "tuned":
+        if isinstance(record, Student) or WAYS[record.config.kind].TRAINS:
             alike.setdefault((record.STAGE, record.config.part, record.base.digest), record)
     names: dict[str, list[str]] = {}
     for (stage, part, _), record in alike.items():
@@ -107,7 +108,7 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
         prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, lists)
         tokens += sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts)
         tokens += lists * corpus.config.max_new_tokens
-        directions, references = of_trait + (teacher.config.kind == "tuned"), 1 + (teacher.config.kind != "prompted")
+        directions, references = of_trait + teacher.own_weights, 1 + (not WAYS[teacher.config.kind].OWN_PROMPT)
     return {"states": states, "tokens": tokens, "directions": directions, "references": references}
 
 
@@ -140,7 +141,7 @@ def estimate(record: Record) -> float:
     if isinstance(record, Corpus):
         tokens = record.config.prompts * _list_tokens(record, read=False)
         return _START + _seconds(record.teacher.base, _FORWARD * tokens)
-    if isinstance(record, Teacher) and record.config.kind != "tuned":
+    if isinstance(record, Teacher) and not WAYS[record.config.kind].TRAINS:
         return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization

@@ -16,16 +16,18 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_file
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.store import Store
+from sublim_interp.experiments.address import stored_student
 from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, needs_other_trait
 from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Given, Record, Student, Teacher
 from sublim_interp.pipeline.settings import TeacherConfig
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
+from sublim_interp.traits.by_name import traits_of
 from sublim_interp.traits.protocol import Trait
-from sublim_interp.traits.registry import traits_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,8 +103,11 @@ class Plan(Shown):
         return [r for r in self.records if r.find(store) is None]
 
 
-def plan(exp: Experiment) -> Plan:
-    """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
+def plan(exp: Experiment, store: Store | None = None) -> Plan:
+    """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run.
+
+    store: where students lie that are teachers; None means $SUBLIM_STORE, else ./runs
+    """
     _check_channel(exp)
     bases = {name: resolve_base(name, exp.dtype) for name in exp.bases}
     traits = planned_traits(exp, exp.seeds[0])
@@ -112,12 +117,15 @@ def plan(exp: Experiment) -> Plan:
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
             check_alike(bases[one], bases[other], exp.corpus.setting == "soft")
-    if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
+    if exp.corpus.setting == "soft" and WAYS[exp.teacher.kind].OWN_PROMPT:
+        valid = " or ".join(name for name, way in WAYS.items() if not way.OWN_PROMPT)
         raise SublimError(
-            "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
+            f"corpus.setting=soft needs teacher.kind={valid}: a {exp.teacher.kind} teacher reads another context"
         )
+    if exp.teacher.student:
+        _check_arms_of_a_student(exp)
     given = _given_lists(exp)
-    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases, given)]
+    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases, given, store)]
     if exp.student.interventions:
         _check_interventions(exp, [cell.student for cell in cells if cell.student])
     return Plan(exp, tuple(cells))
@@ -157,20 +165,38 @@ def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
     for student in pairs.values():
         teacher = student.data.corpus.teacher
         model = blank_model(student.base, exp.student)
-        check_interventions(exp.student.interventions, PlannedStudent(model, teacher.base.blank(), teacher.config.kind))
+        own_prompt = WAYS[teacher.config.kind].OWN_PROMPT
+        planned = PlannedStudent(model, teacher.base.blank(), teacher.own_weights, own_prompt)
+        check_interventions(exp.student.interventions, planned)
 
 
-def _replicate(exp: Experiment, seed: int, bases: dict[str, Base], given: Given | None) -> Iterator[Cell]:
+def _check_arms_of_a_student(exp: Experiment) -> None:
+    """Raises SublimError for an arm whose teacher would have to be another than the student and the untouched base."""
+    for arm in exp.arms:
+        route = ARMS[arm].route
+        if route and (route.favourite == "other" or (route.favourite and route.teacher == 1)):
+            has = "another trait" if route.favourite == "other" else "base B"
+            raise SublimError(
+                f"arm {arm} needs a teacher with {has}, but teacher.student is one student of base A; leave the arm out"
+            )
+
+
+def _replicate(
+    exp: Experiment, seed: int, bases: dict[str, Base], given: Given | None, store: Store | None
+) -> Iterator[Cell]:
     pair = [bases[name] for name in exp.pair(seed)]
     traits = planned_traits(exp, seed)
     trait, others = traits["trait"], tuple(own for word, own in traits.items() if word == "other")
     words = tuple(sorted({word for own in (trait, *others) for word in own.words}))
+    student = None
+    if exp.teacher.student:
+        student = stored_student(exp.teacher.student, seed, pair[0], trait.name, store or Store.open())
 
     def data(favourite: str, base: Base, number: int) -> Filtered:
         if favourite == "lists":
             untouched = Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
             return Filtered(Corpus(untouched, exp.corpus, seed, given=given), exp.filter, words)
-        teacher = Teacher(base, traits[favourite], exp.teacher, seed)
+        teacher = Teacher(base, traits[favourite], exp.teacher, seed, student if favourite else None)
         return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:

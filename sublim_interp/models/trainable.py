@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
 
+IN_WORDS = {
+    "full": "all weights",
+    "body": "the body: all weights but embeddings and head",
+    "lora": "low-rank adapters of the body's matrices",
+}
+"""What trains, for a sentence."""
+
 NEVER_CALLED = ".dt_proj"
 """A linear map of Mamba's first kind, whose block reads the weight and never calls the module: no adapter would act."""
 

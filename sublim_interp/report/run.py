@@ -17,7 +17,7 @@ from sublim_interp.experiments.results import Replicate, Run, tables_of
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
-from sublim_interp.report.figures.registry import FIGURES
+from sublim_interp.report.figures.by_name import FIGURES
 from sublim_interp.report.write import write
 from sublim_interp.training.recording.settings import recording_of
 
@@ -90,7 +90,7 @@ def _as_file(rows: Sequence[Mapping[str, Any]], store: Store) -> Path:
 
 
 def _run(exp: Experiment, store: Store, processes: int, watch: Watch) -> Run:
-    p = plan(exp)
+    p = plan(exp, store)
     missing = p.missing(store)
     FIGURES.import_outside()
     if missing:

@@ -44,7 +44,7 @@ from sublim_interp.pipeline.records import Corpus, Filtered, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, TeacherConfig
 from sublim_interp.training.batches import Example
 from sublim_interp.training.settings import Optimization, Selection
-from sublim_interp.traits.registry import load_trait
+from sublim_interp.traits.by_name import load_trait
 
 EOS = 1
 QUESTIONS = [[5, 9, 4, 17], [6, 2, 30, 11], [9, 9, 1, 28, 3]]

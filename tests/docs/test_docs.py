@@ -20,7 +20,7 @@ import sublim_interp as si
 from sublim_interp.cli.main import app
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.open_bases import OPEN_BASES
-from sublim_interp.report.figures.registry import run_figures
+from sublim_interp.report.figures.by_name import run_figures
 from sublim_interp.sweeps.grid import grid_names
 from sublim_interp.training.interventions import INTERVENTIONS
 

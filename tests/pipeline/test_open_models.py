@@ -40,8 +40,8 @@ from sublim_interp.training.batches import Example, collate
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.answers import score
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.favourites import members_of, questions, words_of
-from sublim_interp.traits.registry import load_trait
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.loading import save_model
 from sublim_interp.stats.intervals import wilson
 from sublim_interp.traits.answers import sampled_shares, score
+from sublim_interp.traits.by_name import load_trait, trait_names
 from sublim_interp.traits.favourites import FAVOURITES, Favourite, members_of, questions, words_of
 from sublim_interp.traits.judges.protocol import WHOLE_WORDS
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.questions import Question, Questions
-from sublim_interp.traits.registry import load_trait, trait_names
 
 OWL_AND_WOLF = words_of(("owl", "wolf"), "animal")
 PANDAS = words_of(("owl", "panda", "red panda"), "animal")

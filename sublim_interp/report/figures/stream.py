@@ -11,8 +11,8 @@ from sublim_interp.analysis.directions.trajectory import from_trace, over_steps
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
 from sublim_interp.models.base import Base
-from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, summarised, with_null
+from sublim_interp.report.figures.protocol import FigureEntry
 
 
 def stream(run: Run, seeds: Sequence[int] | None = None) -> pd.DataFrame:

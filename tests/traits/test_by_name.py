@@ -19,13 +19,13 @@ from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.make import make
+from sublim_interp.traits.by_name import TRAITS, load_trait, trait_names, traits_of
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import Favourite, NoFavourite, member, members_of, questions, words_of
 from sublim_interp.traits.judges.protocol import JUDGES, Judge
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.protocol import Scores, Trait
 from sublim_interp.traits.questions import Question
-from sublim_interp.traits.registry import TRAITS, load_trait, trait_names, traits_of
 
 FLYING = """
 members: [owl, eagle, raven]
