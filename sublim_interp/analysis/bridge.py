@@ -40,6 +40,7 @@ def bridge(
     """
     model = cast(Any, model_of(subject))
     config = text_config(model)
+    longest = getattr(config, "max_position_embeddings", None) or 16  # BLOOM has no limit
     if config.vocab_size == config.hidden_size:
         raise SublimError(
             f"bridge: TransformerLens corrupts models with d_vocab = d_model, here both {config.vocab_size}"
@@ -52,12 +53,12 @@ def bridge(
 
     with tempfile.TemporaryDirectory() as directory:
         # A deep copy of the model fails after a backward pass; its config is changed by the wrapper.
-        copy = type(model)(deepcopy(model.config))
-        copy.load_state_dict(model.state_dict())
-        copy.eval().config.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         try:
+            copy = type(model)(deepcopy(model.config))
+            copy.load_state_dict(model.state_dict())
+            copy.eval().config.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             wrapped = TransformerBridge.boot_transformers(directory, hf_model=copy, tokenizer=tokenizer, device="cpu")
             if processed:
                 wrapped.enable_compatibility_mode()
@@ -65,8 +66,12 @@ def bridge(
             raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason_of(error)}") from None
     wrapped.eval()
     random = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
-    if (found := parity(wrapped, model, ids)) > tolerance:
+    ids = torch.randint(config.vocab_size, (4, min(16, longest)), generator=random)
+    try:
+        found = parity(wrapped, model, ids)
+    except Exception as error:  # as above: an adapter that does not fit
+        raise SublimError(f"TransformerLens cannot run {type(model).__name__}: {reason_of(error)}") from None
+    if not found <= tolerance:
         raise SublimError(
             f"bridge: log-probabilities differ from the plain model's by up to {found:.2g}, more than {tolerance:g}"
         )

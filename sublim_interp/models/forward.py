@@ -1,5 +1,7 @@
-"""Logits at chosen positions: the head runs on these alone where the architecture allows it."""
+"""One forward: logits at chosen positions, the room there is, eval mode for its length."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float, Int
@@ -50,3 +52,15 @@ def logits_at(
 def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """Values in float32 or better: what is computed in a lower precision is measured in float32."""
     return values if values.element_size() >= 4 else values.float()
+
+
+@contextmanager
+def resting(model: "torch.nn.Module") -> Iterator[None]:
+    """Eval mode inside the block, so that no dropout draws a random number; each module's own mode after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -96,6 +96,9 @@ def patched_cells(
     """
     depth, (prompts, length) = len(decoder_layers(model)), ids.shape
     values, unpatched = list(src.values()), _Unpatched()
+    row = architecture_of(model)
+    if not (row and row.grows):
+        return _one_by_one(model, ids, src, kind, metric)
     if kind == "heads":
         heads = values[0].shape[2]
 
@@ -124,12 +127,13 @@ def patched_cells(
         places = torch.arange(start, min(length, start + at_once))
         prefix = start if unpatched.whole(length) else 0
 
-        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], None]:
-            def put(stream: Tensor) -> None:  # has just been computed, for this place alone: no copy is needed
+        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:  # has just been computed, for this place alone: no copy is needed
                 cells = len(places)
                 tail = rearrange(stream[-cells * prompts :], "(cell prompt) ... -> cell prompt ...", cell=cells)
                 new = rearrange(values[layer][:, places], "prompt cell d_model -> cell prompt d_model")
                 tail[torch.arange(cells), :, places - prefix] = new
+                return stream
 
             return put
 
@@ -139,6 +143,37 @@ def patched_cells(
                 held.enter_context(_last_mlp_at_the_answer(model))
             out[:, :, places] = _in_a_growing_batch(model, ids, unpatched, prefix, len(places), metric)
     return out, unpatched.metric
+
+
+def _one_by_one(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    src: dict[str, Tensor],
+    kind: GridKind,
+    metric: Metric,
+) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
+    """`patched_cells` for any architecture: one forward for the cells of a layer, of as many copies of the prompts."""
+    (prompts, length), out = ids.shape, []
+    cells = next(iter(src.values())).shape[2] if kind == "heads" else length
+    copies = repeat(ids, "prompt position -> (cell prompt) position", cell=cells)
+    for site, values in src.items():
+
+        def put(stream: Tensor, values: Tensor = values) -> Tensor:
+            new = stream.clone()
+            own = rearrange(new, "(cell prompt) ... -> cell prompt ...", cell=cells)
+            for cell in range(cells):
+                at = (slice(None), slice(None), cell) if kind == "heads" else (slice(None), cell)
+                own[cell][at] = values[at]
+            return new
+
+        if kind == "heads":
+            held = heads_shown(model, {layer_of_heads(model, site): put})
+        else:
+            held = attached(model, {site: put})
+        with held:
+            each = metric(logits_of(model, copies)).float().cpu()
+        out.append(rearrange(each, "(cell prompt) -> prompt cell", cell=cells))
+    return torch.stack(out, 1), metric(logits_of(model, ids)).float().cpu()
 
 
 _WORTH = 300_000_000
