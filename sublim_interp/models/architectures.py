@@ -172,7 +172,7 @@ def architecture_of(model: torch.nn.Module) -> Architecture | None:
     if config.model_type not in ARCHITECTURES:
         return None
     row = ARCHITECTURES[config.model_type]
-    return row if all(getattr(config, name, None) == value for name, value in row.only.items()) else None
+    return row if all(getattr(config, name, value) == value for name, value in row.only.items()) else None
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:

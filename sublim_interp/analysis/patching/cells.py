@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim_interp.analysis.patching.heads import heads_shown, heads_site, is_heads, layer_of_heads
-from sublim_interp.analysis.probes import Metric, frozen, logits_of
+from sublim_interp.analysis.probes import TOKENS, Metric, frozen, logits_of
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import architecture_of, decoder_layers
 from sublim_interp.models.forward import in_single
@@ -153,27 +153,28 @@ def _one_by_one(
     metric: Metric,
 ) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
     """`patched_cells` for any architecture: one forward for the cells of a layer, of as many copies of the prompts."""
-    (prompts, length), out = ids.shape, []
+    (prompts, length), depth = ids.shape, len(src)
     cells = next(iter(src.values())).shape[2] if kind == "heads" else length
-    copies = repeat(ids, "prompt position -> (cell prompt) position", cell=cells)
-    for site, values in src.items():
+    out = torch.empty(prompts, depth, cells)
+    for some in torch.arange(cells).split(max(1, TOKENS // (prompts * length))):
+        copies = repeat(ids, "prompt position -> (cell prompt) position", cell=len(some))
+        for layer, (site, values) in enumerate(src.items()):
 
-        def put(stream: Tensor, values: Tensor = values) -> Tensor:
-            new = stream.clone()
-            own = rearrange(new, "(cell prompt) ... -> cell prompt ...", cell=cells)
-            for cell in range(cells):
-                at = (slice(None), slice(None), cell) if kind == "heads" else (slice(None), cell)
-                own[cell][at] = values[at]
-            return new
+            def put(stream: Tensor, values: Tensor = values, some: Tensor = some) -> Tensor:
+                new = stream.clone()
+                for own, cell in zip(new.chunk(len(some)), some.tolist(), strict=True):
+                    at = (slice(None), slice(None), cell) if kind == "heads" else (slice(None), cell)
+                    own[at] = values[at].to(own)
+                return new
 
-        if kind == "heads":
-            held = heads_shown(model, {layer_of_heads(model, site): put})
-        else:
-            held = attached(model, {site: put})
-        with held:
-            each = metric(logits_of(model, copies)).float().cpu()
-        out.append(rearrange(each, "(cell prompt) -> prompt cell", cell=cells))
-    return torch.stack(out, 1), metric(logits_of(model, ids)).float().cpu()
+            if kind == "heads":
+                held = heads_shown(model, {layer_of_heads(model, site): put})
+            else:
+                held = attached(model, {site: put})
+            with held:
+                each = metric(logits_of(model, copies)).float().cpu()
+            out[:, layer, some] = rearrange(each, "(cell prompt) -> prompt cell", cell=len(some))
+    return out, metric(logits_of(model, ids)).float().cpu()
 
 
 _WORTH = 300_000_000
