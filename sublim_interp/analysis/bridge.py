@@ -11,6 +11,7 @@ from torch import Tensor
 from sublim_interp.analysis.probes import Subject, model_of
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import text_config
 from sublim_interp.models.loading import reason_of
 
@@ -51,7 +52,8 @@ def bridge(
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory() as directory:
+    # TransformerLens and the copy, made anew, draw random numbers
+    with seeded(0), tempfile.TemporaryDirectory() as directory:
         # A deep copy of the model fails after a backward pass; its config is changed by the wrapper.
         try:
             copy = type(model)(deepcopy(model.config))

@@ -104,14 +104,16 @@ class Base:
     def check(self) -> None:
         """Loads the model and tries on one prompt what all stages rely on; about as long as loading takes.
 
-        Raises SublimError, which says what is lacking, as `blank`, `check_vocabulary` and `check_logits`.
+        Raises SublimError, which says what is lacking, as `blank` and the functions of models/check.py.
         """
-        from sublim_interp.models.check import check_logits, check_vocabulary
+        from sublim_interp.models.check import TRIED, check_logits, check_repeats, check_text, check_vocabulary
 
         self.blank()
         model = self.load()
         check_vocabulary(model, self.tokenizer, self.path)
-        prompt = self.prompt_ids([{"role": "user", "content": "1, 2, 3"}])
+        prompt = self.prompt_ids(TRIED)
+        check_text(self.chat, self.path)
+        check_repeats(model, prompt, self.path)
         check_logits(model, prompt, self.pad, PRECISIONS[self.dtype].rounding, self.path)
 
     def blank(self) -> "PreTrainedModel":

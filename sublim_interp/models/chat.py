@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.randomness import python_seeded
 from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
@@ -121,7 +122,16 @@ def load_tokenizer(path: Path, name: str) -> "PreTrainedTokenizerBase":
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     tokenizer.clean_up_tokenization_spaces = False  # it would take the space before a comma away
+    _draw_nothing(tokenizer)
     return tokenizer
+
+
+def _draw_nothing(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Switches off what makes a tokenizer cut a text differently each time: BPE's dropout, sampling from a unigram."""
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    for name in ("dropout", "alpha", "nbest_size"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
@@ -143,10 +153,11 @@ def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages, ad
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template:  # the day it runs would be in prompts, in no key
         template = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" + template
-    return cast(Any, tokenizer).apply_chat_template(
-        list(messages),
-        tokenize=False,
-        chat_template=template,
-        add_generation_prompt=add_generation_prompt,
-        enable_thinking=False,  # a reasoning model's template opens an empty thought; others ignore the word
-    )
+    with python_seeded(0):  # Jinja's `random` and `lipsum` draw: always the same, so that a prompt is a function
+        return cast(Any, tokenizer).apply_chat_template(
+            list(messages),
+            tokenize=False,
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=False,  # a reasoning model's template opens an empty thought; others ignore the word
+        )

@@ -1,6 +1,8 @@
-"""Tries on one prompt what every stage relies on: a causal model, a key-value cache, one vocabulary."""
+"""Tries on one prompt what every stage relies on: a causal model, a cache, one vocabulary, nothing drawn at random."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,11 +12,22 @@ from torch import Tensor
 
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.randomness import seeded
+from sublim_interp.models.chat import Chat, Messages
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TRIED: Messages = ({"role": "user", "content": "1, 2, 3"},)
+"""What every model is asked."""
+
+LONG: Messages = ({"role": "user", "content": f"The heron counts: {', '.join(map(str, range(100, 150)))}"},)
+"""What every template and tokenizer is asked, long enough that sampled tokens differ."""
+
+REPEATS = 4
+"""How often it is asked again."""
 
 
 def check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
@@ -31,6 +44,53 @@ def check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
         )
 
 
+def check_text(chat: Chat, path: Path) -> None:
+    """Raises SublimError where a prompt is no function of its chat: another text, or other tokens, at another time.
+
+    path: the base's, for errors
+    """
+    text, ids = chat.prompt_text(LONG), chat.prompt_ids(LONG)
+    if re.search(r" at 0x[0-9a-f]{6,}", text):  # of an object that the template writes out
+        raise SublimError(f"base {path}: its chat template writes an address in memory, another in every process")
+    for seed in range(REPEATS):
+        with seeded(seed):
+            if chat.prompt_text(LONG) != text:
+                raise SublimError(f"base {path}: its chat template writes another text each time")
+            if chat.prompt_ids(LONG) != ids:
+                raise SublimError(f"base {path}: its tokenizer cuts one text into other tokens each time")
+
+
+def check_repeats(model: "PreTrainedModel", prompt: Sequence[int], path: Path) -> None:
+    """Raises SublimError where the model is no function of its input: it draws, it remembers, or it edits its weights.
+
+    Training mode is not tried, since the training loop leaves every part in eval mode.
+
+    prompt: token ids to try
+    path: the base's, for errors
+    """
+    kind = model.config.model_type
+    ids = torch.tensor([list(prompt)], device=device_of(model))
+    held = [*model.named_parameters(), *model.named_buffers()]
+    before = [tensor._version for _, tensor in held]
+    logits = []
+    for seed in (0, 1):
+        with _running(path), seeded(seed), torch.no_grad():
+            logits.append(model(input_ids=ids, use_cache=False).logits)
+    # What is not a number is said by `check_logits`.
+    if not torch.equal(logits[0].nan_to_num(), logits[1].nan_to_num()):
+        raise SublimError(
+            f"base {path}: its architecture ({kind}) gives other logits for the same text each time, by random numbers "
+            "that no seed decides, so no result could be had again"
+        )
+    parameters = dict(model.named_parameters())
+    edited = [name for (name, t), v in zip(held, before, strict=True) if t._version != v and name in parameters]
+    if edited:
+        raise SublimError(
+            f"base {path}: its architecture ({kind}) changes its own weights as it reads ({edited[0]}), so what is saved "
+            "would not be what was trained"
+        )
+
+
 def check_logits(model: "PreTrainedModel", prompt: Sequence[int], pad: int, rounding: float, path: Path) -> None:
     """Raises SublimError where the model's logits are not those of a causal language model with a cache.
 
@@ -39,10 +99,8 @@ def check_logits(model: "PreTrainedModel", prompt: Sequence[int], pad: int, roun
     rounding: largest difference that passes for rounding, as a share of the logits' standard deviation
     path: the base's, for errors
     """
-    try:
+    with _running(path):
         tried = _try_out(model, prompt, pad)
-    except Exception as error:  # of an architecture that nobody has seen here, it may be anything
-        raise SublimError(f"base {path}: it loads, but does not run ({reason_of(error)})") from None
     if not bool(tried.whole.isfinite().all()):
         raise SublimError(f"base {path}: its logits are not all numbers; the weights are damaged")
     near = rounding * float(tried.whole.std())
@@ -57,6 +115,15 @@ def check_logits(model: "PreTrainedModel", prompt: Sequence[int], pad: int, roun
             f"base {path}: with its key-value cache its architecture ({kind}) gives other logits than without, so its "
             "samples would not be its own"
         )
+
+
+@contextmanager
+def _running(path: Path) -> Iterator[None]:
+    """Turns whatever a forward pass raises into one line."""
+    try:
+        yield
+    except Exception as error:  # of an architecture that nobody has seen here, it may be anything
+        raise SublimError(f"base {path}: it loads, but does not run ({reason_of(error)})") from None
 
 
 class _Tried(NamedTuple):

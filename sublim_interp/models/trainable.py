@@ -1,18 +1,29 @@
 """Which weights train: all, the body, or adapters; and the plain model again afterwards."""
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
+
+NEVER_CALLED = ".dt_proj"
+"""A linear map of Mamba's first kind, whose block reads the weight and never calls the module: no adapter would act."""
+
+NAMED = 4
+"""How many of the weights that do not train are named, the largest first."""
 
 
 def body_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -28,8 +39,10 @@ def choose_trainable(
 ) -> "torch.nn.Module":
     """Freezes what does not train, and returns the module to train: for `lora` PEFT's wrapper around the model.
 
-    rank, alpha: of the adapters, which every linear map of the body gets
+    rank, alpha: of the adapters, which every linear map of the body gets: modules, fused experts, routers that are one
     seed: decides the adapters' initial weights, whatever was drawn before in this process
+
+    Raises SublimError where PEFT cannot adapt the model. `reach` says how much of the body trains.
 
     Source: LoRA is Hu et al. 2106.09685; on all linear maps as in Cloud et al. 2507.14805.
     """
@@ -46,17 +59,106 @@ def _with_adapters(model: "PreTrainedModel", rank: int, alpha: float, seed: int)
     from peft import LoraConfig, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
+    maps, stacks = _linear_maps(model), _fused_maps(model)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
-        target_modules="all-linear",
+        target_modules=maps,
+        target_parameters=stacks or None,
         task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # else PEFT warns that it was set
+        # else PEFT warns that it was set
+        fan_in_fan_out=not stacks and any(isinstance(m, Conv1D) for m in model.modules()),
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(), _nameless(model):
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # PEFT's own call
         torch.manual_seed(seed)
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        try:
+            return get_peft_model(model, config)  # type: ignore[arg-type]
+        except Exception as error:  # PEFT raises many kinds; each means: cannot be adapted
+            raise SublimError(
+                f"part=lora: PEFT cannot adapt {type(model).__name__} ({reason_of(error)}); choose part=body or full"
+            ) from None
+
+
+def _linear_maps(model: torch.nn.Module) -> list[str]:
+    """Names of the body's linear maps that are modules and do nothing else."""
+    from transformers.pytorch_utils import Conv1D
+
+    body = {id(p) for p in body_parameters(model).values()}
+    plain = (torch.nn.Linear.forward, Conv1D.forward)
+    called = ((n, m) for n, m in model.named_modules() if type(m).forward in plain and not n.endswith(NEVER_CALLED))
+    return [name for name, module in called if id(module.weight) in body]
+
+
+def _fused_maps(model: torch.nn.Module) -> list[str]:
+    """Names of the body's weights that are linear maps without being a module of their own.
+
+    They are the experts of a mixture, stacked in one tensor [expert, in, out] or [expert, out, in], and a linear
+    module's weight whose forward does more, as a router's.
+    """
+    convolutions = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    found = []
+    for name, p in body_parameters(model).items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        stacked = p.ndim == 3 and min(p.shape) > 1 and not isinstance(module, convolutions)
+        map_of_its_own = type(module).forward is not torch.nn.Linear.forward and isinstance(module, torch.nn.Linear)
+        if stacked or (map_of_its_own and leaf == "weight"):
+            found.append(name)
+    return found
+
+
+@contextmanager
+def _nameless(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block a model's type is hidden from PEFT.
+
+    By the type it takes adapters from shared experts and dense layers, and gives those of fused experts another rank.
+    It also refuses state-space models, whose fused kernel skips an adapter in training mode; here that mode is not used.
+    """
+    config: Any = model.config
+    kind = config.model_type
+    config.model_type = ""
+    try:
+        yield
+    finally:
+        config.model_type = kind
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much of a model a training can change."""
+
+    share: float
+    """Of the body's parameters, those that train, or whose linear map has an adapter."""
+    left: dict[str, int]
+    """Parameters of the body that stay as they are: their number by name, with * for the number of a layer."""
+
+    def __str__(self) -> str:
+        most = sorted(self.left.items(), key=lambda item: -item[1])[:NAMED]
+        told = ", ".join(name for name, _ in most) + ", …" * (len(self.left) > NAMED)
+        return f"{100 * self.share:.1f} % of the body's weights train" + (f"; not {told}" if told else "")
+
+
+def reach(model: torch.nn.Module) -> Reach:
+    """How much of the body trains, in a model as `choose_trainable` returns it; on torch's meta device too."""
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    adapted = {id(weight) for m in model.modules() for weight in _adapted(m)}
+    sizes: dict[str, int] = {}
+    body = {n: p for n, p in body_parameters(plain).items() if ".lora_" not in n}
+    for name, p in body.items():
+        if not p.requires_grad and id(p) not in adapted:
+            pattern = re.sub(r"\.\d+\.", ".*.", name.replace(".base_layer", ""))
+            sizes[pattern] = sizes.get(pattern, 0) + p.numel()
+    total = sum(p.numel() for p in body.values())
+    return Reach(1 - sum(sizes.values()) / total, sizes)
+
+
+def _adapted(module: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weight that an adapter's module adds to; none for another module."""
+    if not hasattr(module, "lora_A"):
+        return []
+    layer: Any = module
+    return [getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))]
 
 
 def merge_adapters(model: "torch.nn.Module") -> "PreTrainedModel":

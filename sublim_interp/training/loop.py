@@ -49,6 +49,9 @@ def train(
 ) -> None:
     """Trains, in place, the weights of `model` that require gradients.
 
+    Every part stays in eval mode: dropout, a router's jitter and sampled experts draw from no seed. So the logits that
+    learn are those that are evaluated.
+
     batches: the micro-batches of update `step`; a pure function, so that an interrupted training ends in the same bits
     optimization: optimizer, rate, number of updates
     loss: summed over a batch; it is averaged over all labelled tokens of an update, not over sequences
@@ -71,7 +74,7 @@ def train(
         if recorder:
             recorder.begin(start)
             held.enter_context(recorder)
-        model.train()
+        model.eval().training = True  # it says so; its parts stay in eval mode, where nothing is drawn
         for step in range(start, optimization.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(optimization, step)
