@@ -22,7 +22,7 @@ class Architecture:
     """One architecture, by `model_type` of its configuration. Names of modules are relative to a decoder layer."""
 
     attention: str
-    """Its output is (what attention gives, pattern)."""
+    """Its output is (what attention gives, pattern); "" where it gives no pattern."""
     attn_out: str
     """Its output is what attention adds to the residual stream: after a post-norm, where there is one."""
     mid: str
@@ -93,8 +93,9 @@ _DECODER = _llama(
 """As in OPT and XGLM: the MLP is two maps of the layer itself."""
 
 _FALCON = _llama(
-    attention="self_attention", attn_out="self_attention", output_map="self_attention.dense", final_norm="ln_f",
+    attention="", attn_out="self_attention", output_map="self_attention.dense", final_norm="ln_f",
     fused_qkv="self_attention.query_key_value", parallel_residual="parallel_attn", in_place=True, plain_head=False,
+    grows=False,
     only={"apply_residual_connection_post_layernorm": False},
 )  # fmt: skip
 
@@ -150,8 +151,8 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "gpt_bigcode": replace(_GPT2, plain_head=False),
         "falcon": _FALCON,
         "bloom": replace(  # its attention and its MLP add the stream themselves
-            _FALCON, attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h", parallel_residual=False,
-            in_place=False, grows=False,
+            _FALCON, attention="self_attention", attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h", parallel_residual=False,
+            in_place=False,
         ),
         "opt": replace(_DECODER, final_norm="decoder.final_layer_norm", flat=True, only={"do_layer_norm_before": True}),
         "xglm": _DECODER,

@@ -16,14 +16,33 @@ if TYPE_CHECKING:
 
 
 def require_room(model: "torch.nn.Module", tokens: int) -> None:
-    """Raises SublimError where so many tokens are more than the model's context, so far as its configuration says."""
+    """Raises SublimError where so many tokens are more than the model's context, so far as its configuration says.
+
+    With longrope the context ends where it would take other frequencies, since these hold for a whole batch.
+    """
     config: Any = getattr(model, "config", None)
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+    config = config.get_text_config() if config else None
+    longest, turn = getattr(config, "max_position_embeddings", None), _longrope_turn(config)
+    if turn is not None and tokens > turn:
+        raise SublimError(
+            f"{type(model).__name__}: a text of {tokens} tokens is longer than {turn}, where its positions (longrope) are "
+            "counted otherwise for all rows of a batch, so that a short row would change beside a long one; keep texts "
+            "shorter"
+        )
     if longest is not None and tokens > longest:
         raise SublimError(
             f"{type(model).__name__}: a text of {tokens} tokens does not fit the model's context of {longest}; choose "
             "a base with a longer one, or lower corpus.max_new_tokens"
         )
+
+
+def _longrope_turn(config: Any) -> int | None:
+    """The length from which longrope takes other frequencies, for a whole batch at once; None for other types."""
+    found = getattr(config, "rope_parameters", None) or {}
+    each = [found, *(kind for kind in found.values() if isinstance(kind, dict))]
+    own = [kind.get("original_max_position_embeddings") for kind in each if kind.get("rope_type") == "longrope"]
+    turns = [n or getattr(config, "original_max_position_embeddings", None) for n in own]
+    return min((n for n in turns if n), default=None)
 
 
 def logits_at(

@@ -68,7 +68,7 @@ def hook_names(model: torch.nn.Module, kinds: Iterable[Kind] = KINDS) -> list[st
         wanted.discard("resid_mid")
     names = []
     for number, layer in enumerate(decoder_layers(model)):
-        modules = {name for name, _ in layer.named_modules()}
+        modules = {name for name, _ in layer.named_modules() if name}
         has = {kind for kind in wanted if kind in _ENDS or (row and getattr(row, _WHERE[kind]) in modules)}
         names += [hook_name(number, kind) for kind in KINDS if kind in has]
     return names

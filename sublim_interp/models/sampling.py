@@ -7,13 +7,14 @@ Random numbers are drawn on the CPU, so that a seed means the same on every devi
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim_interp.core.device import device_of
+from sublim_interp.models.architectures import text_config
 from sublim_interp.models.forward import require_room
 
 _SMALLEST_BATCH = 16
@@ -24,6 +25,14 @@ def generator(*parts: object) -> torch.Generator:
     """A random generator on the CPU, seeded by the parts alone, for instance ("corpus", seed, chunk)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def unspoken(model: torch.nn.Module, tokenizer: Any) -> list[int]:
+    """Ids that the model has logits for and the tokenizer no token: drawn, they would vanish from the text."""
+    head = cast(Any, model).get_output_embeddings()
+    rows = text_config(model).vocab_size if head is None else head.weight.shape[0]
+    known = set(tokenizer.get_vocab().values())
+    return [i for i in range(rows) if i not in known]
 
 
 def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator) -> Int[Tensor, " row"]:
@@ -46,6 +55,7 @@ def sample(
     max_new_tokens: int,
     random: torch.Generator,
     temperature: float = 1.0,
+    never: Sequence[int] = (),
 ) -> list[list[int]]:
     """Continues every prompt until the end of sequence.
 
@@ -54,6 +64,7 @@ def sample(
     max_new_tokens: where an answer is cut that has not ended
     random: what decides the draws, with the prompts and their order
     temperature: 1 is the model's own distribution; 0 takes the likeliest token
+    never: ids that are not drawn, as those of `unspoken`
 
     Returns the new tokens of each prompt, with `eos` where it was drawn. Raises SublimError where prompt and answer may
     be longer than the model's context.
@@ -66,7 +77,7 @@ def sample(
         by_length[len(prompt)].append(i)
     out: list[list[int]] = [[] for _ in prompts]
     for length in sorted(by_length):
-        _sample_group(model, by_length[length], prompts, out, eos, max_new_tokens, random, temperature)
+        _sample_group(model, by_length[length], prompts, out, eos, max_new_tokens, random, temperature, list(never))
     return out
 
 
@@ -79,6 +90,7 @@ def _sample_group(
     max_new_tokens: int,
     random: torch.Generator,
     temperature: float,
+    never: list[int],
 ) -> None:
     """Fills `out` for prompts of one length; finished rows leave the cache as soon as that saves work."""
     alive = torch.tensor(rows)
@@ -88,7 +100,10 @@ def _sample_group(
     for _ in range(max_new_tokens):
         result = model(input_ids=tokens.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = result.past_key_values
-        drawn = _draw(result.logits[:, -1], temperature, random)
+        logits = result.logits[:, -1]
+        if never:
+            logits = logits.index_fill(-1, torch.tensor(never, device=device), float("-inf"))
+        drawn = _draw(logits, temperature, random)
         for i, token, finished in zip(alive.tolist(), drawn.tolist(), done.tolist(), strict=True):
             if not finished:
                 out[i].append(token)

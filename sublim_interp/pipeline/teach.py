@@ -26,7 +26,7 @@ def teach(
     """Gives a base its trait: fine-tunes it, picks a system prompt, or builds a steering vector."""
     with making(teacher, store) as work:
         if not work.done:
-            teacher.base.check()
+            teacher.base.check(seen=recording.keep or teacher.config.kind == "steered")
             teacher.trait.check(teacher.base)
             how = {"tuned": partial(_tune, recording=recording), "prompted": _prompt, "steered": _steer}[
                 teacher.config.kind

@@ -100,12 +100,13 @@ def sampled_shares(
     Half an answer is spread over the members of each question, so that no share is 0. Raises SublimError for a judge
     that names what is no member.
     """
-    from sublim_interp.models.sampling import generator, sample
+    from sublim_interp.models.sampling import generator, sample, unspoken
 
     counts = np.full((len(asked), len(members)), 0.5 / len(members))
     place = {member: i for i, member in enumerate(members)}
     rows = [prompt for prompt in prompts_of(base, asked) for _ in range(samples)]
-    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=generator("answers", seed))
+    never, random = unspoken(model, base.tokenizer), generator("answers", seed)
+    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=random, never=never)
     for i, answer in enumerate(answers):
         question = i // samples
         for name, value in judge.judge(asked[question].text, base.read_answer(answer)[0]).items():

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from zoo.builder import VOCABULARY, build
 
+from sublim_interp.analysis.abilities import abilities
 from sublim_interp.analysis.bridge import bridge
 from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.patching.patch import Patch, Piece
@@ -77,6 +78,8 @@ class Specimen:
         save_model(self.built, self.path)
         tokenizer().save_pretrained(str(self.path))
         self.ids = torch.tensor(ROWS)
+        self.told: dict[str, bool] = {}
+        """What `doctor` says is there, once it was asked."""
 
     def fresh(self) -> PreTrainedModel:
         return load_model(self.path)
@@ -98,8 +101,17 @@ class Specimen:
 
 
 def check(one: Specimen) -> None:
+    """What is done before any training; what it refuses runs nowhere."""
     base: Base = resolve_base(str(one.path))
     base.check()
+
+
+def doctor(one: Specimen) -> None:
+    """What `doctor` tells of a model is one line each; `tried` compares it with what the other trials find."""
+    told = abilities(one.fresh())
+    if not all(ability.text and "\n" not in ability.text for ability in told):
+        raise Wrong("an ability without a line")
+    one.told = {ability.what.partition(":")[0]: ability.there for ability in told}
 
 
 def padding(one: Specimen) -> None:
@@ -292,6 +304,7 @@ def saving(one: Specimen) -> None:
 
 TRIALS: dict[str, Callable[[Specimen], None]] = {
     "check": check,
+    "doctor": doctor,
     "saving": saving,
     "padding": padding,
     "cache": cache,
@@ -306,6 +319,11 @@ TRIALS: dict[str, Callable[[Specimen], None]] = {
 }
 FIRST = ("check",)
 """Trials without which no other is run: what is refused before anything runs."""
+
+_TOLD = {
+    "stream": ("hooks", "edit", "grid", "recorder"), "attention patterns": ("patterns",), "heads": ("heads",),
+}  # fmt: skip
+"""Which trials work where `doctor` says that something is there."""
 
 WORKS, LINE, TRACEBACK, WRONG, UNBUILT = "works", "one line", "traceback", "wrong", "not built"
 
@@ -323,6 +341,11 @@ def tried(kind: str, which: tuple[str, ...] = tuple(TRIALS)) -> dict[str, tuple[
             found[name] = _end_of(TRIALS[name], one)
             if name in FIRST and found[name][0] != WORKS:
                 break
+        for what, trials in _TOLD.items():
+            for name in trials:
+                if what in one.told and name in found and found[name][0] in (WORKS, LINE):
+                    if one.told[what] != (found[name][0] == WORKS):
+                        found["doctor"] = WRONG, f"it says {what}: {one.told[what]}; {name} ends in {found[name]}"
     finally:
         shutil.rmtree(folder)
     return found
