@@ -1,0 +1,37 @@
+"""Every causal type of this transformers through what the package offers: each ends as works, or in one line.
+
+The whole, with the bridge, is `make zoo`; here the bridge is left to the types of the table of architectures, and types
+that are not in it go through the trials that may fail in silence.
+"""
+
+import os
+
+import pytest
+import transformers
+from zoo.builder import types
+from zoo.table import differences, version
+from zoo.trials import LINE, TRIALS, UNBUILT, WORKS, tried
+
+from sublim_interp.models.architectures import ARCHITECTURES
+
+WHOLE = os.environ.get("SUBLIM_ZOO") == "whole"
+CHEAP = ("check", "hooks", "edit", "grid")
+
+
+def which(kind: str) -> tuple[str, ...]:
+    if WHOLE:
+        return tuple(TRIALS)
+    return tuple(name for name in TRIALS if name != "bridge") if kind in ARCHITECTURES else CHEAP
+
+
+@pytest.mark.parametrize("kind", types())
+def test_each_type_works_or_ends_in_one_line(kind: str) -> None:
+    ends = tried(kind, which(kind))
+    told = {name: end for name, end in ends.items() if end[0] not in (WORKS, LINE, UNBUILT)}
+    assert not told
+    if version() == transformers.__version__:
+        assert differences(kind, ends) == []
+
+
+def test_every_row_of_the_table_is_of_a_type_that_is_tried() -> None:
+    assert set(ARCHITECTURES) <= {*types(), "meadow"}
