@@ -76,4 +76,3 @@ def _tried(what: str, how: Callable[[], str]) -> Ability:
         return Ability(what, how(), True)
     except SublimError as error:
         return Ability(what, str(error), False)
-

@@ -1,4 +1,4 @@
-"""Runs a function in a fork of this process, so that code from a file can take no more than a stated time and memory."""
+"""Runs a function in a fork of this process, so that code from a file takes a stated time and memory at most."""
 
 import json
 import os

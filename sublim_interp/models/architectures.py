@@ -151,8 +151,8 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "gpt_bigcode": replace(_GPT2, plain_head=False),
         "falcon": _FALCON,
         "bloom": replace(  # its attention and its MLP add the stream themselves
-            _FALCON, attention="self_attention", attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h", parallel_residual=False,
-            in_place=False,
+            _FALCON, attention="self_attention", attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h",
+            parallel_residual=False, in_place=False,
         ),
         "opt": replace(_DECODER, final_norm="decoder.final_layer_norm", flat=True, only={"do_layer_norm_before": True}),
         "xglm": _DECODER,

@@ -25,9 +25,9 @@ def require_room(model: "torch.nn.Module", tokens: int) -> None:
     longest, turn = getattr(config, "max_position_embeddings", None), _longrope_turn(config)
     if turn is not None and tokens > turn:
         raise SublimError(
-            f"{type(model).__name__}: a text of {tokens} tokens is longer than {turn}, where its positions (longrope) are "
-            "counted otherwise for all rows of a batch, so that a short row would change beside a long one; keep texts "
-            "shorter"
+            f"{type(model).__name__}: a text of {tokens} tokens is longer than {turn}, where its positions (longrope) "
+            "are counted otherwise for all rows of a batch, so that a short row would change beside a long one; keep "
+            "texts shorter"
         )
     if longest is not None and tokens > longest:
         raise SublimError(

@@ -25,7 +25,8 @@ _RULES: list[tuple[str, int]] = [
     (r"num_layers_per_stack", 1),
     (r"(num_)?((en|de)coder_|swa_)?attention_heads|n_heads?|num_heads|(swa_)?num_attention_heads", 2),
     (r"linear_num_(key|value)_heads|linear_num_heads|index_n_heads|n_mamba_heads", 2),
-    (r"(swa_|global_)?(num_key_value|num_global_key_value|num_kv)_heads|num_query_groups|mamba_n(_)?groups|n_groups?", 1),
+    (r"(swa_|global_)?(num_key_value|num_global_key_value|num_kv)_heads|num_query_groups", 1),
+    (r"mamba_n(_)?groups|n_groups?", 1),
     (r".*head_dim|d_head|kv_channels|dim_head|.*attention_head_(dim|size)|mamba_d_head|mamba_headdim", 8),
     (r"(mamba_)?n_heads|mamba_num_heads|mamba_n_heads", 4),
     (r".*_lora_rank|.*lowrank|laurel_rank|gated_norm_rank|adapter_rank|d_rel|rank", 4),
@@ -34,8 +35,10 @@ _RULES: list[tuple[str, int]] = [
     (r"topk_group|num_expert_group|n_shared_experts|num_shared_experts|moe_num_shared_experts|zero_expert_num", 1),
     (r"(mamba_)?d_state|state_size|ssm_state_size|(mamba_)?(d|time_step)_rank|mamba_dt_rank", 4),
     (r"(mamba_)?chunk_size", 4),
-    (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length|max_(target|source)_positions|rel_extent", 64),
-    (r".*sliding_window(_size)?|attention_window_size|window_size|attention_chunk_size|local_attention(_window_len)?", 8),
+    (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length", 64),
+    (r"max_(target|source)_positions|rel_extent", 64),
+    (r".*sliding_window(_size)?|attention_window_size|window_size|attention_chunk_size", 8),
+    (r"local_attention(_window_len)?", 8),
     (r"rotary_dim|mem_len|index_topk(_blocks)?|block_multiple_of|embedding_multiple_of|ffn_round_up_to_multiple_of", 4),
     (r"index_block_size", 8),
     (r"index_(head_)?dim|dim_model_base|query_pre_attn_scalar", 8),
@@ -72,7 +75,9 @@ def shrunk(config: PreTrainedConfig) -> dict[str, Any]:
     own = config.to_dict()
     depth = next((own[k] for k in ("num_hidden_layers", "n_layer", "n_layers", "num_layers") if own.get(k)), 0)
     by_layer = {k: v for k, v in own.items() if isinstance(v, list) and len(v) == depth and depth > 2}
-    kinds = [*zip(*(own[k] for k in ("layer_types", "layers_block_type", "mlp_layer_types") if k in by_layer), strict=True)]
+    kinds = [
+        *zip(*(own[k] for k in ("layer_types", "layers_block_type", "mlp_layer_types") if k in by_layer), strict=True)
+    ]
     picks = _picks(kinds) if kinds else [0, 1]
     small: dict[str, Any] = {}
     for name, value in own.items():
@@ -117,11 +122,20 @@ _BY_HAND: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 1},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
-        "is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [8, 8]
+        "is_decoder": True,
+        "attn_layers": ["local", "local"],
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [8, 8],
     },
     "xlstm": {"chunk_size": 64},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "n_mamba_heads": 2, "attention_hidden_size": 32, "attention_head_dim": 16},
+    "zamba": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "n_mamba_heads": 2,
+        "attention_hidden_size": 32,
+        "attention_head_dim": 16,
+    },
     "zamba2": {"n_mamba_heads": 4, "mamba_headdim": 8, "attention_hidden_size": 32, "attention_head_dim": 16},
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -133,7 +147,7 @@ def types() -> list[str]:
 
 
 def build(kind: str, seed: int = 1) -> PreTrainedModel:
-    """A tiny model of a type, in eval mode; raises whatever transformers raises, and ValueError where it is not tiny."""
+    """A tiny model of a type, in eval mode; raises whatever transformers does, and ValueError where it is not tiny."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = CONFIG_MAPPING[kind]

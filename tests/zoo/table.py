@@ -1,4 +1,4 @@
-"""The zoo's table in docs: `python -m zoo.table` writes it, `--check [TYPE …]` compares it, exit code 1 where it differs.
+"""The zoo's table in docs: `python -m zoo.table` writes it, `--check [TYPE …]` compares it, exit code 1 for a difference.
 
 Run it from tests/, or with tests/ on PYTHONPATH. A new transformers asks for a new table.
 """
@@ -17,10 +17,11 @@ Ends = dict[str, tuple[str, str]]
 HEAD = """# Architectures
 For whoever wants to know what works on a model's type.
 
-**{works} of the {all} causal types of transformers {version} pass `check`**, and none ends in a traceback or in a silent error.
-Each was built tiny, of random weights, and taken through what the columns name. `sublim doctor --base DIR` tells the same of your model.
+**{works} of the {all} causal types of transformers {version} pass `check`**, and none ends in a traceback.
+Each was built tiny, of random weights, and taken through what the columns name.
+`sublim doctor --base DIR` tells the same of your model.
 
-✓ works, and agrees with an independent computation. – is refused in one line, before anything runs. What is refused is named below the table.
+✓ works, and agrees with an independent computation. – is refused in one line. What `check` refuses is named below.
 
 """
 
@@ -50,7 +51,9 @@ def page(found: dict[str, Ends], version: str) -> str:
     lines += [f"| type | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
     lines += [row(kind, ends) for kind, ends in passed.items()]
     lines += ["", COLUMNS.rstrip("\n"), "", "## Refused", "By `check`, so that nothing runs on them:", ""]
-    lines += [f"- **{kind}**: {ends['check'][1]}" for kind, ends in found.items() if kind not in passed and "check" in ends]
+    lines += [
+        f"- **{kind}**: {ends['check'][1]}" for kind, ends in found.items() if kind not in passed and "check" in ends
+    ]
     lines += ["", "## Not tried", "No tiny model of the type could be built here:", ""]
     lines += [f"- **{kind}**: {ends['build'][1]}" for kind, ends in found.items() if "build" in ends]
     return "\n".join(lines) + "\n"

@@ -8,11 +8,11 @@ import os
 
 import pytest
 import transformers
+
+from sublim_interp.models.architectures import ARCHITECTURES
 from zoo.builder import types
 from zoo.table import differences, version
 from zoo.trials import LINE, TRIALS, UNBUILT, WORKS, tried
-
-from sublim_interp.models.architectures import ARCHITECTURES
 
 WHOLE = os.environ.get("SUBLIM_ZOO") == "whole"
 CHEAP = ("check", "hooks", "edit", "grid")

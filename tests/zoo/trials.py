@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from zoo.builder import VOCABULARY, build
 
 from sublim_interp.analysis.abilities import abilities
 from sublim_interp.analysis.bridge import bridge
@@ -35,6 +34,7 @@ from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
+from zoo.builder import VOCABULARY, build
 
 ROWS = [[5, 9, 4, 17, 8, 30], [6, 2, 31, 11, 3, 7]]
 SHORT = [6, 2, 31]
@@ -235,17 +235,18 @@ def heads(one: Specimen) -> None:
 def recorder(one: Specimen) -> None:
     """The trace holds the probe's stream as `capture` sees it; a recorded training ends in the same bits."""
     ends = []
-    probe = Probe(rows=(tuple(SHORT), tuple(ROWS[0])), questions=1, learnt=(3,), members=("a", "b"), tokens=(5, 6), trait=0)
+    probe = Probe(
+        rows=(tuple(SHORT), tuple(ROWS[0])), questions=1, learnt=(3,), members=("a", "b"), tokens=(5, 6), trait=0
+    )
     for record in (False, True):
         model = one.fresh()
         for p in model.parameters():
             p.requires_grad_(p.is_floating_point())
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        batch = collate([Example(row, 2) for row in ROWS], 0)
 
         def step(model: Any = model, optimizer: Any = optimizer) -> float:
             optimizer.zero_grad()
-            loss = token_loss(model, batch)
+            loss = token_loss(model, collate([Example(row, 2) for row in ROWS], 0))
             loss.backward()
             optimizer.step()
             return float(loss.detach())
@@ -343,9 +344,9 @@ def tried(kind: str, which: tuple[str, ...] = tuple(TRIALS)) -> dict[str, tuple[
                 break
         for what, trials in _TOLD.items():
             for name in trials:
-                if what in one.told and name in found and found[name][0] in (WORKS, LINE):
-                    if one.told[what] != (found[name][0] == WORKS):
-                        found["doctor"] = WRONG, f"it says {what}: {one.told[what]}; {name} ends in {found[name]}"
+                end = found.get(name, ("", ""))
+                if what in one.told and end[0] in (WORKS, LINE) and one.told[what] != (end[0] == WORKS):
+                    found["doctor"] = WRONG, f"it says {what}: {one.told[what]}; {name} ends in {end}"
     finally:
         shutil.rmtree(folder)
     return found

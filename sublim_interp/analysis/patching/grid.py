@@ -34,7 +34,8 @@ class PatchGrid:
     method: Literal["exact", "attribution"]
     """Whether each patch was made, or taken to first order."""
     each: Float[Tensor, "prompt layer place"]
-    """The metric of the patched model; NaN where a prompt is too short for the position, or a layer lacks the module."""
+    """The metric of the patched model; NaN where a prompt is too short for the position,
+    or a layer lacks the module."""
     src: Float[Tensor, " prompt"]
     """The metric of the model that the patches come from."""
     dst: Float[Tensor, " prompt"]
