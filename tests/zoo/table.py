@@ -1,4 +1,4 @@
-"""The zoo's table in docs: `python -m zoo.table` writes it, `--check [TYPE …]` compares it, exit code 1 for a difference.
+"""The zoo's table in docs: `python -m zoo.table` writes it, `--check [TYPE …]` compares it, exit code 1 if it differs.
 
 Run it from tests/, or with tests/ on PYTHONPATH. A new transformers asks for a new table.
 """
