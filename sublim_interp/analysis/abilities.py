@@ -8,8 +8,8 @@ import torch
 from sublim_interp.analysis.patching.cells import see, sites_of
 from sublim_interp.analysis.patching.heads import heads_site
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import architecture_of, final_norm, text_config
-from sublim_interp.models.hooks import STREAM, capture, hook_names, kind_of, require_stream
+from sublim_interp.models.architectures import architecture_of, text_config
+from sublim_interp.models.hooks import STREAM, capture, hook_names, kind_of, lens_of, require_stream
 
 
 class Ability(NamedTuple):
@@ -52,7 +52,8 @@ def abilities(model: torch.nn.Module) -> list[Ability]:
         return f"{found[heads_site(0)].shape[2]} in each of {len(sites)} layers"
 
     def lens() -> str:
-        return f"by {type(final_norm(model)).__name__}"
+        norm, _ = lens_of(model)
+        return f"by {type(norm).__name__}"
 
     def bridge() -> str:
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES

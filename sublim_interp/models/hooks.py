@@ -17,7 +17,14 @@ from torch.utils.hooks import RemovableHandle
 
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import Architecture, architecture_of, decoder_layers, has_middle, text_config
+from sublim_interp.models.architectures import (
+    Architecture,
+    architecture_of,
+    decoder_layers,
+    final_norm,
+    has_middle,
+    text_config,
+)
 from sublim_interp.models.forward import resting
 from sublim_interp.models.loading import reason_of
 
@@ -209,7 +216,7 @@ def require_stream(model: torch.nn.Module) -> None:
         return
     layers, width = decoder_layers(model), text_config(model).hidden_size
     kind, seen = text_config(model).model_type, []
-    ids = torch.tensor([[1, 2, 3], [3, 1, 2]], device=device_of(model)) % text_config(model).vocab_size
+    ids = _tried_ids(model)
     with ExitStack() as held, torch.no_grad(), torch.random.fork_rng():
         held.enter_context(resting(model))
         for number, layer in enumerate(layers):
@@ -230,6 +237,36 @@ def require_stream(model: torch.nn.Module) -> None:
     if any(not torch.equal(seen[i][2], seen[i + 1][2]) for i in range(1, len(seen) - 1, 2)):
         raise SublimError(f"{fail}: a layer's input is not the output of the one before")
     _SEEN.add(model)
+
+
+def lens_of(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(final norm, head): the head of the normed stream orders the vocabulary as the logits do.
+
+    A type without a row is tried out on two short rows. Raises SublimError where there is no such norm or head.
+    """
+    norm, head = final_norm(model), cast(Any, model).get_output_embeddings()
+    kind = text_config(model).model_type
+    if head is None:
+        raise SublimError(f"{kind}: it names no head")
+    if architecture_of(model):
+        return norm, head
+    require_stream(model)
+    seen: dict[str, Tensor] = {}
+    places = {"left": (decoder_layers(model)[-1], "output"), "read": (norm, "input"), "normed": (norm, "output")}
+    with ExitStack() as held, torch.no_grad(), torch.random.fork_rng():
+        held.enter_context(resting(model))
+        for name, (module, side) in {**places, "given": (head, "input")}.items():
+            held.callback(_attach(_Point(module, side), partial(seen.__setitem__, name)).remove)
+        cast(Any, model)(input_ids=_tried_ids(model), use_cache=False)
+    same = len(seen) == 4 and torch.equal(seen["left"], seen["read"]) and torch.equal(seen["normed"], seen["given"])
+    if not same:
+        raise SublimError(f"{kind}: its logits are not head(final norm(stream)) alone, which a logit lens needs")
+    return norm, head
+
+
+def _tried_ids(model: torch.nn.Module) -> Tensor:
+    """Two short rows on which a type without a row is tried out."""
+    return torch.tensor([[1, 2, 3], [3, 1, 2]], device=device_of(model)) % text_config(model).vocab_size
 
 
 def _attach(point: _Point, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:

@@ -34,6 +34,7 @@ COLUMNS = """| column | what is compared |
 | hooks | the captured stream with transformers' hidden states; `resid_pre + attn_out + mlp_out` with `resid_post` |
 | patterns | attention patterns with causal distributions |
 | edit | an edit that changes nothing, and one that reaches the logits from its position on |
+| lens | the order of the vocabulary by head and final norm with that of the logits |
 | grid | cells of each patching grid with single patches |
 | heads | cells of the heads' grid with single patches |
 | recorder | a trace with `capture`; the weights of a recorded training with those of an unobserved one |

@@ -24,7 +24,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of, decoder_layers, has_middle
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.forward import logits_at
-from sublim_interp.models.hooks import STREAM, capture, edit, hook_names
+from sublim_interp.models.hooks import STREAM, capture, edit, hook_names, lens_of
 from sublim_interp.models.loading import load_model, save_model
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.models.trainable import choose_trainable, merge_adapters
@@ -175,6 +175,20 @@ def patterns(one: Specimen) -> None:
             raise Wrong("a pattern that is no causal distribution")
 
 
+def lens(one: Specimen) -> None:
+    """The head of the normed last stream orders the vocabulary as the logits do."""
+    model = one.fresh()
+    norm, head = lens_of(model)
+    last = hook_names(model, ("resid_post",))[-1]
+    with torch.no_grad(), capture(model, [last]) as seen:
+        logits = one.logits(model)
+    with torch.no_grad():
+        order = head(norm(seen[last])).argsort(-1)
+    ordered = logits.gather(-1, order)
+    if ordered.diff(dim=-1).min() < -NEAR * logits.std():
+        raise Wrong("the logit lens of the last layer orders the vocabulary otherwise than the logits")
+
+
 def edits(one: Specimen) -> None:
     """An edit of each kind reaches the logits from its position on; one that changes nothing changes nothing."""
     model = one.fresh()
@@ -312,6 +326,7 @@ TRIALS: dict[str, Callable[[Specimen], None]] = {
     "hooks": hooks,
     "patterns": patterns,
     "edit": edits,
+    "lens": lens,
     "grid": grids,
     "heads": heads,
     "recorder": recorder,
@@ -323,6 +338,7 @@ FIRST = ("check",)
 
 _TOLD = {
     "stream": ("hooks", "edit", "grid", "recorder"), "attention patterns": ("patterns",), "heads": ("heads",),
+    "logit lens": ("lens",),
 }  # fmt: skip
 """Which trials work where `doctor` says that something is there."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -10,7 +10,6 @@ from einops import rearrange
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, measure, model_of, part_of, residuals
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import final_norm
 from sublim_interp.models.hooks import edit, names_of, unit_vector, without
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def logit_lens(
     import pandas as pd
 
     ours = model_of(model)
-    norm, head = final_norm(ours), cast(Any, ours).get_output_embeddings()
+    norm, head = lens_of(ours)
     like = next(ours.parameters())
     at = rearrange(residuals(ours, names_of(ours, "resid_post")[-1:], prompts), "prompt 1 d_model -> prompt d_model")
     at = at.mean(0).to(like)
