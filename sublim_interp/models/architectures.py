@@ -84,19 +84,18 @@ _GPT2 = Architecture(
     final_norm="ln_f", fused_qkv="attn.c_attn", plain_head=True,
 )  # fmt: skip
 
-_GPTJ = replace(_GPT2, mid="mlp", output_map="attn.out_proj", fused_qkv="", parallel_residual=True, plain_head=False)
+_GPTJ = replace(_GPT2, mid="mlp", output_map="attn.out_proj", fused_qkv="", parallel_residual=True)
 
 _DECODER = _llama(
     mid="final_layer_norm", mlp="fc1", mlp_out="fc2", output_map="self_attn.out_proj", final_norm="layer_norm",
-    plain_head=False, grows=False,
+    grows=False,
 )  # fmt: skip
 """As in OPT and XGLM: the MLP is two maps of the layer itself."""
 
 _FALCON = _llama(
     attention="", attn_out="self_attention", output_map="self_attention.dense", final_norm="ln_f",
-    fused_qkv="self_attention.query_key_value", parallel_residual="parallel_attn", in_place=True, plain_head=False,
-    grows=False,
-    only={"apply_residual_connection_post_layernorm": False},
+    fused_qkv="self_attention.query_key_value", parallel_residual="parallel_attn", in_place=True,
+    grows=False, only={"apply_residual_connection_post_layernorm": False},
 )  # fmt: skip
 
 ARCHITECTURES: Registry[Architecture] = Registry(
@@ -122,33 +121,33 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         **dict.fromkeys(
             ("arcee", "bitnet", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5", "exaone_moe", "gemma",
              "glm", "glm4_moe", "gpt_oss", "helium", "hunyuan_v1_dense", "ministral", "ministral3", "mixtral",
-             "nemotron", "olmo", "olmoe", "persimmon", "phimoe", "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3",
+             "nemotron", "olmo", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3",
              "solar_open", "starcoder2"),
-            _llama(plain_head=False),
+            _llama(),
         ),
-        "apertus": _llama(mid="feedforward_layernorm", plain_head=False),
-        "olmo3": _llama(**_POST, plain_head=False),
-        "flex_olmo": _llama(**_POST, plain_head=False),
-        "exaone4": _llama(**_POST, plain_head=False),
-        "glm4": _llama(
-            attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm", fused_qkv="", plain_head=False
-        ),
+        "apertus": _llama(mid="feedforward_layernorm"),
+        "olmo3": _llama(**_POST),
+        "flex_olmo": _llama(**_POST),
+        "exaone4": _llama(**_POST),
+        "glm4": _llama(attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm"),
         "granite": _llama(residual_scale="residual_multiplier", plain_head=False),
         "granitemoe": _llama(
             mlp="block_sparse_moe", mlp_out="block_sparse_moe", residual_scale="residual_multiplier", plain_head=False
         ),
-        "stablelm": _llama(parallel_residual="use_parallel_residual", plain_head=False),
+        "persimmon": _llama(
+            output_map="self_attn.dense", final_norm="final_layernorm", fused_qkv="self_attn.query_key_value"
+        ),
+        "stablelm": _llama(parallel_residual="use_parallel_residual"),
         "cohere": _PARALLEL,
         "cohere2": _PARALLEL,
         "phi": replace(
-            _PARALLEL, attn_out="self_attn", mlp_out="mlp", output_map="self_attn.dense", final_norm="final_layernorm"
+            _PARALLEL, attn_out="self_attn", mlp_out="mlp", output_map="self_attn.dense", final_norm="final_layernorm",
+            plain_head=True,
         ),
         "gptj": _GPTJ,
         "codegen": _GPTJ,
-        "gpt_neo": replace(
-            _GPT2, attention="attn.attention", output_map="attn.attention.out_proj", fused_qkv="", plain_head=False
-        ),
-        "gpt_bigcode": replace(_GPT2, plain_head=False),
+        "gpt_neo": replace(_GPT2, attention="attn.attention", output_map="attn.attention.out_proj", fused_qkv=""),
+        "gpt_bigcode": _GPT2,
         "falcon": _FALCON,
         "bloom": replace(  # its attention and its MLP add the stream themselves
             _FALCON, attention="self_attention", attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h",

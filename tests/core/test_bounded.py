@@ -46,7 +46,7 @@ def test_more_memory_than_is_allowed_is_told() -> None:
 
 
 def test_an_exception_comes_back_by_its_words_and_a_crash_as_a_crash() -> None:
-    with pytest.raises(RuntimeError, match="division by zero"):
+    with pytest.raises(RuntimeError, match="by zero"):
         bounded(lambda: str(1 // 0))
     with pytest.raises(ChildProcessError):
-        bounded(lambda: str(os.abort()))
+        bounded(lambda: str(os.kill(os.getpid(), 9)))
