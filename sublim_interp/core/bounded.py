@@ -42,7 +42,7 @@ def bounded(work: Callable[[], str]) -> str:
     word, text = json.loads(told)
     if word == "done":
         return text
-    raise (MemoryError if word == "MemoryError" else RuntimeError)(text)
+    raise {"memory": MemoryError, "crash": ChildProcessError}.get(word, RuntimeError)(text)
 
 
 def _answer(work: Callable[[], str], outlet: int) -> None:
@@ -52,6 +52,7 @@ def _answer(work: Callable[[], str], outlet: int) -> None:
     told: list[str] = []
     try:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else the library warns of the fork
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what is to be said comes back through the pipe
         signal.signal(signal.SIGXCPU, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS * _PATIENCE)
@@ -61,9 +62,10 @@ def _answer(work: Callable[[], str], outlet: int) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, resource.RLIM_INFINITY))
         told = ["done", work()]
     except MemoryError:
-        told = ["MemoryError", f"it takes more than {BYTES >> 30} GiB of memory"]
-    except BaseException as error:  # it must not go on as a second copy of the caller
-        told = ["RuntimeError", next(iter(str(error).splitlines()), "") or type(error).__name__]
+        told = ["memory", f"it takes more than {BYTES >> 30} GiB of memory"]
+    except BaseException as error:  # it must not go on as a second copy of the caller; Rust's panics are no Exception
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        told = ["raised" if isinstance(error, Exception) else "crash", reason]
     finally:
         try:
             with os.fdopen(outlet, "w") as pipe:

@@ -102,7 +102,9 @@ class Chat:
     def _ids(self, text: str, special: bool = False) -> list[int]:
         try:
             return cast(list[int], self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        except Exception as error:  # the tokenizers library raises bare ones
+        except BaseException as error:  # the tokenizers library raises bare ones, and Rust's panics are no Exception
+            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
             raise SublimError(f"base {self._path}: its tokenizer cannot read text ({reason_of(error)})") from None
 
 
