@@ -80,7 +80,7 @@ def without_a_row() -> PreTrainedModel:
     torch.manual_seed(1)
     shape: dict[str, Any] = {
         "vocab_size": 53, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "initializer_range": 0.5, "bos_token_id": None, "eos_token_id": 2,
+        "num_key_value_heads": 1, "initializer_range": 0.5, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     config = AutoConfig.for_model("cwm", **shape)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
