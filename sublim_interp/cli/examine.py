@@ -11,8 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from sublim_interp.models.base import Base
 
 GIB = 1 << 30
 FULL = 20
@@ -201,6 +205,7 @@ def _base(name: str) -> Iterator[Finding]:
     yield Finding(f"base {name}", text)
     for ability in abilities(base.load()):
         yield Finding(f"base {name}", f"{ability.what}: {'' if ability.there else 'none: '}{ability.text}")
+    yield Finding(f"base {name}", f"part=lora: {_adapted(base)}")
     free, head = _free_memory(), WORD * len(base.tokenizer)
     if parameters > fits(free - head, 1, FULL):
         lora = parameters <= fits(free - head, 1, READ)
@@ -208,6 +213,19 @@ def _base(name: str) -> Iterator[Finding]:
         needed = (FULL * parameters + PROCESS + head) / GIB
         text = f"training all of it takes about {needed:.1f} GiB, {free / GIB:.1f} are free"
         yield Finding(f"base {name}", text, False, advice)
+
+
+def _adapted(base: "Base") -> str:
+    """What adapters can change, or why there can be none."""
+    import torch
+
+    from sublim_interp.models.trainable import choose_trainable, reach
+
+    try:
+        with torch.device("meta"):
+            return str(reach(choose_trainable(base.blank(), "lora")))
+    except SublimError as error:
+        return f"cannot be used ({error})"
 
 
 def _store(root: Path | None) -> Iterator[Finding]:

@@ -88,7 +88,9 @@ def _run_grid(p: "SweepPlan", store: "Store", processes: int) -> None:
 
 def print_plan(p: "Plan | SweepPlan", store: "Store") -> None:
     """What is still to be done and recorded, as tables."""
-    print_(work_table(p, store), trace_table(p, store))
+    from sublim_interp.experiments.cost import planned_reach
+
+    print_(work_table(p, store), *planned_reach(p.records), trace_table(p, store))
 
 
 def print_grid_plan(p: "SweepPlan", store: "Store") -> None:

@@ -63,6 +63,22 @@ def planned_traces(
     return whole.groupby(["stage", "what", "when", "times"], sort=False, as_index=False).agg("sum")
 
 
+def planned_reach(records: Sequence[Record]) -> list[str]:
+    """One line for each part of a base's body that does not train whole: which share does, and what is left."""
+    from sublim_interp.models.trainable import reach
+
+    alike: dict[tuple[Any, ...], Teacher | Student] = {}
+    for record in (r for r in records if isinstance(r, Teacher | Student)):
+        if isinstance(record, Student) or record.config.kind == "tuned":
+            alike.setdefault((record.STAGE, record.config.part, record.base.digest), record)
+    names: dict[str, list[str]] = {}
+    for (stage, part, _), record in alike.items():
+        found = reach(blank_model(record.base, record.config))
+        if found.left:
+            names.setdefault(f"{stage}.part={part}: {found}", []).append(record.base.name)
+    return [f"{text} (base {', '.join(bases)})" for text, bases in names.items()]
+
+
 def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.nn.Module":
     """What trains of a base, on torch's meta device: every shape, no weights."""
     import torch

@@ -13,7 +13,7 @@ from sublim_interp.core.device import DEFAULT, PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_directory, stage_key
 from sublim_interp.models.chat import Chat, Messages, load_tokenizer
-from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of
+from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -109,11 +109,19 @@ class Base:
         Raises SublimError, which says what is lacking, as `blank`, the functions of models/check.py and, where the
         stream will be seen, `require_stream`.
         """
-        from sublim_interp.models.check import TRIED, check_logits, check_repeats, check_text, check_vocabulary
+        from sublim_interp.models.check import (
+            TRIED,
+            check_logits,
+            check_repeats,
+            check_saving,
+            check_text,
+            check_vocabulary,
+        )
 
         self.blank()
         model = self.load()
         check_vocabulary(model, self.tokenizer, self.path)
+        check_saving(model, self.path)
         prompt = self.prompt_ids(TRIED)
         check_text(self.chat, self.path)
         check_repeats(model, prompt, self.path)
@@ -216,6 +224,11 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict) or not all(isinstance(f, str) and f in files for f in shards.values()):
         raise SublimError(f"base {path}: {INDEX} names weights that do not lie beside it")
+    weight_files(path)
+    if hidden := sorted(p.name for p in (path / "additional_chat_templates").glob(".*")):  # has no part in the digest
+        raise SublimError(
+            f"base {path}: additional_chat_templates holds {hidden[0]}; give it a name without a dot before"
+        )
     if not isinstance(card, dict):
         raise SublimError(f"base {path}: {CARD} is no JSON object")
     losses = card.get("held_out_loss", {})

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,20 @@ from sublim_interp.core.errors import SublimError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-INDEX = "model.safetensors.index.json"
-"""The file that names the weights where they lie in several."""
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The file of the weights, which comes first; and the one that names them where they lie in several."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of numbers that weights are read from; others need scales that lie beside them."""
+
+ADAPTER = "adapter_config.json"
+"""What transformers takes for an adapter on top of the model beside it."""
+
+_REDIRECTED = {
+    "config.json": ("transformers_weights", "configuration_files"),
+    "tokenizer_config.json": ("fast_tokenizer_files",),
+}
+"""Fields by which one file sends transformers to another, which may lie anywhere."""
 
 
 def reason_of(error: Exception) -> str:
@@ -30,18 +42,22 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
     dtype: a name of `PRECISIONS`
     device: torch's name of one, else the one that `compute_device` chooses
 
-    Raises SublimError for files that cannot be read, or that lack some of the weights: those would be random.
+    Raises SublimError for files that cannot be read, that lack some of the weights (those would be random), or that hold
+    some which the model does not use.
     """
     from transformers import AutoModelForCausalLM
 
+    files = weight_files(path)
     logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
     with _quiet():
         try:
-            config = _config(path)
+            config = load_config(path)
             text = config.get_text_config()
             for name, value in text.to_dict().items():
                 if "drop" in name and isinstance(value, float):
                     setattr(text, name, 0.0)
+            text.output_attentions = text.output_hidden_states = False  # a configuration with them cannot be saved
+            config.return_dict = text.return_dict = True
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path),
                 config=config,
@@ -55,9 +71,15 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
         except Exception as error:  # transformers raises whatever its parsers raise; each means: cannot be read
             raise SublimError(f"model {path}: transformers cannot load it ({reason_of(error)})") from None
     model, info = loaded
+    _check_used(model, files, info["unexpected_keys"], path)
     lacking = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if lacking:
         raise SublimError(f"model {path}: {len(lacking)} tensors are missing or of another shape, first {lacking[0]}")
+    if untied := sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys):
+        raise SublimError(
+            f"model {path}: config.json ties {untied[0]} to the embeddings, but the files hold another tensor for it; set "
+            "tie_word_embeddings to false, or leave the tensor out"
+        )
     return model.eval().to(compute_device(device))
 
 
@@ -74,10 +96,10 @@ def shape_of(path: Path) -> dict[str, int]:
     """
     from safetensors import safe_open
 
-    parameters = 0
+    parameters, files = 0, weight_files(path)
     try:
-        text = _config(path).get_text_config()
-        for weights in _weight_files(path):
+        text = load_config(path).get_text_config()
+        for weights in files:
             with safe_open(str(weights), "pt") as file:
                 names = list(file.keys())
                 parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
@@ -104,7 +126,7 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
         raise SublimError(f"base {path}: config.json says {layers:,} layers, the weights hold {held:,} parameters")
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(_config(path), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(load_config(path), trust_remote_code=False)
         told = sum(p.numel() for p in model.parameters())
     except Exception as error:  # as in load_model
         raise SublimError(f"base {path}: config.json describes no model ({reason_of(error)})") from None
@@ -113,19 +135,115 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
     return model
 
 
-def _config(path: Path) -> "PreTrainedConfig":
+def load_config(path: Path) -> "PreTrainedConfig":
     """The configuration in a directory; raises whatever transformers does."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The files that `transformers` reads the weights from; other formats of the same weights may lie beside them."""
-    if (path / INDEX).is_file():
-        named = set(json.loads((path / INDEX).read_text())["weight_map"].values())
-        return [path / name for name in sorted(named)]
-    return [path / "model.safetensors"]
+def weight_files(path: Path) -> list[Path]:
+    """The files that `transformers` reads the weights from; other formats of the same weights may lie beside them.
+
+    Raises SublimError where another file than these would be read, or one that is no part of a directory's digest.
+    """
+    if (path / ADAPTER).exists():
+        raise SublimError(
+            f"model {path}: {ADAPTER} lies there, so an adapter would change the weights; merge it into the model "
+            "(merge_and_unload in PEFT) and save that, or take the adapter's files away"
+        )
+    if shards := sorted(p.name for p in path.glob("shard-*.safetensors")):
+        raise SublimError(f"model {path}: {shards[0]} is of a distributed checkpoint; save it with save_pretrained")
+    for name, fields in _REDIRECTED.items():
+        try:
+            told = json.loads((path / name).read_text()) if (path / name).is_file() else {}
+        except (ValueError, RecursionError, OSError) as error:
+            raise SublimError(f"model {path}: {name} is broken ({reason_of(error)})") from None
+        if found := [field for field in fields if isinstance(told, dict) and told.get(field)]:
+            raise SublimError(
+                f"model {path}: {found[0]} in {name} sends the reader to another file; give that file its usual name, and "
+                "take the field away"
+            )
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    try:
+        named = sorted({*json.loads((path / INDEX).read_text())["weight_map"].values()})
+    except Exception as error:  # no such file, no JSON, or JSON of another shape
+        raise SublimError(f"model {path}: no weights ({SINGLE}, or {INDEX}: {reason_of(error)})") from None
+    for name in named:
+        # A hidden file has no part in the digest, nor has the README; a file elsewhere has none either.
+        if not str(name).endswith(".safetensors") or str(name).startswith(".") or Path(name).name != name:
+            raise SublimError(f"model {path}: {INDEX} names {name}, which is no safetensors file beside it")
+    return [path / name for name in named]
+
+
+def _check_used(model: "PreTrainedModel", files: list[Path], unexpected: Collection[str], path: Path) -> None:
+    """Raises SublimError unless each tensor of the files is used once, or is none of a causal model's.
+
+    unexpected: what transformers found no place for, by the names it gives; it leaves out what a type is known to hold
+        besides, such as masks, a vision tower, a head for more tokens at once
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    state = model.state_dict()
+    sources: dict[str, list[str]] = {}
+    unused: list[str] = []
+    for name, numbers in _tensors(files, path).items():
+        place, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if place not in state and name in state:
+            place = name
+        if place in unexpected:
+            unused.append(name)
+        elif place not in state:
+            _check_buffer(model, files, name, path)
+        elif state[place].is_floating_point() and numbers not in FLOATS:
+            raise SublimError(
+                f"model {path}: {name} holds {numbers} numbers, quantised; take a version in {', '.join(FLOATS)}"
+            )
+        elif not converter:  # a converter makes one weight of many on purpose
+            sources.setdefault(place, []).append(name)
+    if unused or unexpected:
+        raise SublimError(
+            f"model {path}: {max(len(unused), 1)} tensors of its files have no place in the {model.config.model_type} that "
+            f"config.json describes, first {min(unused or unexpected)}; correct config.json, or take them out"
+        )
+    if twice := [names for names in sources.values() if len(names) > 1]:
+        raise SublimError(f"model {path}: its files hold {' and '.join(twice[0])}, two tensors for one weight")
+
+
+def _tensors(files: list[Path], path: Path) -> dict[str, str]:
+    """The tensors in all files, and the type of their numbers. Raises SublimError for a name that lies in two files."""
+    from safetensors import safe_open
+
+    found: dict[str, Path] = {}
+    types: dict[str, str] = {}
+    for file in files:
+        with safe_open(str(file), "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  # it is no mapping
+                if name in found:
+                    raise SublimError(f"model {path}: {name} lies in {found[name].name} and in {file.name}")
+                found[name], types[name] = file, opened.get_slice(name).get_dtype()
+    return types
+
+
+def _check_buffer(model: "PreTrainedModel", files: list[Path], name: str, path: Path) -> None:
+    """Raises SublimError where old files keep frequencies of rotary positions that config.json does not give."""
+    from safetensors import safe_open
+
+    if not name.endswith("inv_freq"):
+        return
+    own = [b.float().cpu() for n, b in model.named_buffers() if n.endswith("inv_freq")]
+    for file in files:
+        with safe_open(str(file), "pt") as opened:
+            if name in opened.keys():  # noqa: SIM118
+                kept = opened.get_tensor(name).float()
+                # Old files keep them in half precision at times.
+                if not any(b.shape == kept.shape and b.allclose(kept, rtol=1e-2, atol=1e-6) for b in own):
+                    raise SublimError(f"model {path}: {name} in its files is not what config.json gives (rope_theta)")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -43,6 +43,8 @@ def learn(
             start = None if isinstance(student.start, Base) else student.start.made(store) / "model"
             lists = read_rows(student.data.made(store) / "kept.jsonl")
             pad = base.pad
+            if start is None and base.key != student.data.corpus.teacher.base.key:  # the teacher's is tried already
+                base.check()
             rows = tokenize(base, lists)
             order = Order(len(rows), config.optimization.batch, student.seed)
             soft = student.data.corpus.config.setting == "soft"
