@@ -10,7 +10,7 @@ from einops import rearrange
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.probes import Metric, Prompts, Subject, measure, model_of, part_of, residuals
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import edit, names_of, unit_vector, without
+from sublim_interp.models.hooks import edit, lens_of, names_of, unit_vector, without
 
 if TYPE_CHECKING:
     import pandas as pd
