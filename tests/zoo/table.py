@@ -17,7 +17,7 @@ Ends = dict[str, tuple[str, str]]
 HEAD = """# Architectures
 For whoever wants to know what works on a model's type.
 
-**{works} of {tried} causal types of transformers {version} pass `check`**; {left} of its types are not in this table yet.
+**{works} of {tried} causal types of transformers {version} pass `check`**; {left} of its types are not tried yet.
 Each was built tiny, of random weights, and taken through what the columns name.
 `sublim doctor --base DIR` tells the same of your model.
 
