@@ -3,6 +3,7 @@
 import tempfile
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
+from unittest.mock import patch
 
 import torch
 from jaxtyping import Int
@@ -61,7 +62,10 @@ def bridge(
             copy.eval().config.save_pretrained(directory)
             tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
             tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-            wrapped = TransformerBridge.boot_transformers(directory, hf_model=copy, tokenizer=tokenizer, device="cpu")
+            with patch("subprocess.check_call", _install_nothing):
+                wrapped = TransformerBridge.boot_transformers(
+                    directory, hf_model=copy, tokenizer=tokenizer, device="cpu"
+                )
             if processed:
                 wrapped.enable_compatibility_mode()
         except Exception as error:  # the adapters raise many kinds; each means: cannot be wrapped
@@ -78,6 +82,14 @@ def bridge(
             f"bridge: log-probabilities differ from the plain model's by up to {found:.2g}, more than {tolerance:g}"
         )
     return wrapped
+
+
+def _install_nothing(*_: object, **__: object) -> None:
+    """TransformerLens runs pip for models that see or hear, which can put another torch in place of the one that runs.
+
+    It goes on without what it wanted, a processor of images that no text needs.
+    """
+    raise OSError("the bridge installs nothing")
 
 
 def _numbered(vocabulary: int) -> Any:

@@ -147,7 +147,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "gptj": _GPTJ,
         "codegen": _GPTJ,
         "gpt_neo": replace(_GPT2, attention="attn.attention", output_map="attn.attention.out_proj", fused_qkv=""),
-        "gpt_bigcode": _GPT2,
+        "gpt_bigcode": replace(_GPT2, grows=False),
         "falcon": _FALCON,
         "bloom": replace(  # its attention and its MLP add the stream themselves
             _FALCON, attention="self_attention", attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h",

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch as patched
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -304,7 +305,13 @@ def bridges(one: Specimen) -> None:
     """The bridge checks its own logits; a copy is wrapped, the model stays."""
     model = one.fresh()
     plain = one.logits(model)
-    bridge(model)
+    started: list[object] = []
+    with patched("subprocess.Popen", lambda *args, **_: started.append(args)):
+        try:
+            bridge(model)
+        finally:
+            if started:
+                raise Wrong(f"the bridge starts another program: {started[0]}")
     if not torch.equal(one.logits(model), plain):
         raise Wrong("the bridge changed the model")
 

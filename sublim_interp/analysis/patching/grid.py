@@ -231,7 +231,8 @@ class Patching:
                 if module not in own:  # a first layer may be dense, others mixtures of experts
                     continue
                 source = theirs[layer].get_submodule(module).named_parameters(recurse=False)
-                pieces = (Piece(f"{prefix}.{layer}.{module}.{name}", p.detach()) for name, p in source)
+                at = ".".join(filter(None, (prefix, str(layer), module)))
+                pieces = (Piece(f"{at}.{name}", p.detach()) for name, p in source)
                 with Patch(tuple(pieces)).on(self.dst):
                     each[:, layer, i] = measure(self.dst, self.prompts, self.metric)
         before = measure(self.dst, self.prompts, self.metric)
