@@ -372,7 +372,7 @@ def tried(kind: str, which: tuple[str, ...] = tuple(TRIALS)) -> dict[str, tuple[
                     found["doctor"] = WRONG, f"it says {what}: {one.told[what]}; {name} ends in {end}"
     finally:
         shutil.rmtree(folder)
-    return found
+    return {name: (word, reason.replace(f"{folder}/", "")) for name, (word, reason) in found.items()}
 
 
 def _end_of(trial: Callable[[Specimen], None], one: Specimen) -> tuple[str, str]:
