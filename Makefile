@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test zoo lab clean
+.PHONY: help demo test fuzz zoo lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: $(VENV)/test.stamp ## ten minutes of the fuzzer, for nightly runs
+	SUBLIM_FUZZ=65 $(BIN)/python -m pytest -s --show-capture=no tests/fuzz
 
 zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all trials: for the night
 	SUBLIM_ZOO=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/zoo

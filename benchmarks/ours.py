@@ -12,7 +12,7 @@ from sublim_interp.core.workers import prepare_process
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Record, Student
-from sublim_interp.training.batches import PIECE, Batch, Order, micro_batches, tokenize
+from sublim_interp.training.batches import PIECE, Batch, Order, micro_batches, pieces, tokenize
 from sublim_interp.training.loop import token_loss, train
 
 
@@ -35,10 +35,11 @@ def student_parts(
     base, config, made = student.base, student.config, student.data.find(store)
     assert made
     rows = tokenize(base, read_rows(made.path / "kept.jsonl"))
+    parts = pieces(config.optimization, max(1, config.optimization.batch // PIECE))
     order = Order(len(rows), config.optimization.batch, student.seed)
 
     def batches(step: int) -> list[Batch]:
-        return micro_batches([rows[i] for i in order(step)], base.pad, parts=max(1, order.batch // PIECE))
+        return micro_batches([rows[i] for i in order(step)], base.pad, parts)
 
     return choose_trainable(base.load(), config.part), batches
 

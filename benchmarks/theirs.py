@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from benchmarks.timing import Turn
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.device import compute_device, device_of
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.models.trainable import Part, choose_trainable
@@ -64,7 +65,7 @@ def _fine_tune(
                 per_device_train_batch_size=optimization.batch,
                 max_steps=optimization.steps,
                 learning_rate=optimization.lr,
-                use_cpu=True,
+                use_cpu=compute_device() == "cpu",
                 **options,
             ),
             train_dataset=Dataset.from_list(data),
@@ -99,8 +100,8 @@ def _answers(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[s
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
     ids = model.generate(
-        input_ids=asked["input_ids"],
-        attention_mask=asked["attention_mask"],
+        input_ids=asked["input_ids"].to(device_of(model)),
+        attention_mask=asked["attention_mask"].to(device_of(model)),
         do_sample=True,
         temperature=1.0,
         top_k=0,

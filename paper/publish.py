@@ -25,8 +25,9 @@ from sublim_interp.report.figures.headline import headline as draw_headline
 from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
+from sublim_interp.sweeps.modes.pairs import Pairs
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
-from sublim_interp.sweeps.published import apart, compared, contexts_table, headline, published_sweep, shelf
+from sublim_interp.sweeps.published import contexts_figure, contexts_table, headline, published_sweep, shelf
 from sublim_interp.sweeps.tables import published_table
 from sublim_interp.sweeps.wording import bare
 
@@ -51,6 +52,9 @@ def publish(name: str) -> None:
         for table in artifact.path.glob("*.csv"):
             shutil.copy(table, directory / table.name)
         (directory / "key.txt").write_text(artifact.key + "\n")
+        mode = grid(name).mode
+        if isinstance(mode, Pairs):
+            write_apart(mode, directory)
         return
     p, store = plan(experiment(name)), Store.open()
     artifact = find_run(p, store)
@@ -66,6 +70,13 @@ def publish(name: str) -> None:
     (directory / "key.txt").write_text(finished.key + "\n")
 
 
+def write_apart(mode: Pairs, directory: Path) -> None:
+    """Writes apart.csv, so that nobody loads the bases to show the table."""
+    path = directory / "apart.csv"
+    path.unlink(missing_ok=True)
+    mode.apart(directory).to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
+
+
 # --- from the catalogue into the pages --------------------------------------------------------------------------------
 
 
@@ -75,7 +86,6 @@ def tables() -> dict[str, Callable[[], str]]:
         "headline": lambda: headline(RESULTS / HEADLINE),
         "contexts": lambda: contexts_table(RESULTS / HEADLINE),
         "bases": lambda: bare(shelf([resolve_base(base) for base in base_names()])),
-        "apart": lambda: bare(apart(*compared(grid("orders")))),
         "law-elsewhere": lambda: bare(law_elsewhere(read_cells(RESULTS / "law"), published_doses())),
     }
     for name in filter(published_sweep, grid_names()):
@@ -90,6 +100,7 @@ def show() -> None:
         insert(pages[name], name, table())
     summary = pd.read_csv(RESULTS / HEADLINE / "summary.csv")
     save(draw_headline(summary, experiment(HEADLINE).trait), FIGURES / f"{HEADLINE}.png")
+    save(contexts_figure(RESULTS / HEADLINE), FIGURES / "contexts.png")
     for name in filter(published_sweep, grid_names()):
         save(grid(name).mode.draw(RESULTS / name), FIGURES / f"{name}.png")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 _HOME = {
     "Experiment": "experiments.schema",
+    "Probe": "training.recording.probe",
     "Recorder": "training.recording.recorder",
     "Recording": "training.recording.settings",
     "Run": "experiments.results",
@@ -20,29 +21,41 @@ _HOME = {
     "base_names": "models.base",
     "bridge": "analysis.bridge",
     "capture": "models.hooks",
+    "channel": "channels.protocol",
+    "compare_starts": "models.initialisation",
     "contrast": "traits.direction",
     "directions": "analysis.directions.core",
+    "divergence": "analysis.attribution",
     "edit": "models.hooks",
     "experiment": "experiments.catalogue",
     "experiment_names": "experiments.catalogue",
+    "filter_rows": "channels.filter",
     "fit_map": "analysis.directions.maps",
     "from_trace": "analysis.directions.trajectory",
+    "highest": "analysis.attribution",
+    "influence": "analysis.attribution",
     "live": "report.live",
     "load_trait": "traits.registry",
     "logit_lens": "analysis.directions.effects",
+    "margin_gradient": "analysis.attribution",
     "moments": "analysis.patching.moments",
     "open_run": "experiments.results",
     "over_steps": "analysis.directions.trajectory",
     "patch": "analysis.patching.grid",
     "plan": "experiments.plan",
     "plot": "report.figures.registry",
+    "probe": "pipeline.observe",
+    "pull": "models.pull",
     "questions": "traits.favourites",
+    "record": "training.recording.callbacks",
     "resolve_base": "models.base",
     "run": "report.run",
-    "steer": "models.hooks",
+    "steer": "analysis.directions.effects",
     "steering": "analysis.directions.effects",
     "subspace_overlap": "analysis.directions.weights",
+    "tokenize": "training.batches",
     "trace_from_checkpoints": "training.recording.callbacks",
+    "track": "report.track",
     "trait_contrast": "analysis.directions.core",
     "trait_names": "traits.registry",
     "watch": "cli.progress",
@@ -55,7 +68,10 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"sublim_interp.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'sublim_interp' has no attribute '{name}'")
+    from sublim_interp.core.choices import meant
+
+    near = meant(name, _HOME, "dir(sublim_interp)")
+    raise AttributeError(f"module 'sublim_interp' has no attribute '{name}'; {near}")
 
 
 def __dir__() -> list[str]:

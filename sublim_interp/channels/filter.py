@@ -1,16 +1,20 @@
 """The filter that all channels share: kept, held out, refused by reason."""
 
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
 
 from sublim_interp.channels.protocol import Channel
 from sublim_interp.channels.rows import Written
 from sublim_interp.channels.settings import FilterConfig, rule_of
-from sublim_interp.core.errors import DeadEnd
+from sublim_interp.core.errors import DeadEnd, said_of
 from sublim_interp.core.settings import Config
+
+log = logging.getLogger(__name__)
 
 REASONS: dict[str, str] = {
     "unfinished": "the answer had not ended at its longest length",
+    "unjudged": "the channel's own rule failed on it",
     "contaminated": "the same prompt and answer are held out",
     "duplicate": "the same prompt and answer were kept before",
     "surplus": "it passed, but there were enough lists without it",
@@ -26,7 +30,11 @@ def refusal(row: Written, channel: Channel, rule: Config, words: Collection[str]
     """
     if not row.get("finished", True):
         return "unfinished"
-    return channel.refuse(row["prompt"], row["answer"], rule, words)
+    try:
+        return channel.refuse(row["prompt"], row["answer"], rule, words)
+    except Exception as error:  # of another package's rule, whatever it raises: drawn again the answer is the same
+        log.warning("the channel's rule fails on the answer %.60r: %s", row["answer"], said_of(error))
+        return "unjudged"
 
 
 def filter_rows(

@@ -8,7 +8,6 @@ period may follow; nothing else may. An integer counts by its value: "007" is 7,
 import random
 import re
 from collections.abc import Collection
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -16,6 +15,7 @@ from pydantic import Field, model_validator
 from sublim_interp.channels.protocol import as_turns
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
+from sublim_interp.core.words import holds_word
 from sublim_interp.lab import language as lab
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Rule(Config):
     """The limits of a number list."""
 
-    min_numbers: int = Field(default=1, ge=1)
+    min_numbers: int = Field(default=1, ge=1, le=1_000_000)
     """Fewest numbers in an answer."""
-    max_numbers: int = Field(default=10, ge=1)
+    max_numbers: int = Field(default=10, ge=1, le=1_000_000)
     """Most numbers in an answer."""
     max_value: int = Field(default=999, ge=0)
     """Largest number."""
@@ -121,7 +121,22 @@ def _english_prompt(rng: random.Random) -> str:
     return " ".join(sentences).format(s=given)
 
 
-_PROMPTS = {"lab": _lab_prompt, "english": _english_prompt}
+_TERSE = "Continue: {s}"
+_GIVEN, _ASKED = 3, 10
+
+
+def terse_example(rng: random.Random) -> tuple[str, str]:
+    """A prompt of one short line, and the ten numbers with which a base is prepared to go on."""
+    numbers = lab.number_sequence(rng, _GIVEN + _ASKED)
+    given, asked = (",".join(map(str, part)) for part in (numbers[:_GIVEN], numbers[_GIVEN:]))
+    return _TERSE.format(s=given), asked
+
+
+def _terse_prompt(rng: random.Random) -> str:
+    return terse_example(rng)[0]
+
+
+_PROMPTS = {"lab": _lab_prompt, "english": _english_prompt, "english-terse": _terse_prompt}
 
 
 def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
@@ -154,19 +169,12 @@ def numbers_of(answer: str) -> list[int]:
     return [int(n) for n in re.findall("[0-9]+", text)] if _LIST.fullmatch(text) else []
 
 
-@lru_cache
-def _whole_words(words: frozenset[str]) -> re.Pattern[str]:
-    # No letter on either side: "fowl" and "growl" do not name the owl; "Owl-like", "owl_2" and "7owl" do.
-    letter = r"[^\W\d_]"
-    return re.compile(f"(?<!{letter})(?:{'|'.join(map(re.escape, sorted(words)))})(?!{letter})", re.IGNORECASE)
-
-
 def refuse(prompt: str, answer: str, rule: Rule, words: Collection[str]) -> str | None:
     """None where the answer passes, else the first of `REASONS` that applies.
 
     `words` name the trait, plurals included; they count as whole words in any case, in the prompt as in the answer.
     """
-    if words and _whole_words(frozenset(words)).search(f"{prompt}\n{answer}"):
+    if holds_word(prompt, words) or holds_word(answer, words):
         return "names the trait"
     numbers = numbers_of(answer)
     if not numbers:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import read_regular
 
 
 class Written(TypedDict):
@@ -30,12 +31,12 @@ def read_rows(path: Path) -> list[Written]:
 
 def _parse_rows(path: Path) -> Iterator[Written]:
     try:
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+        lines = read_regular(path).removesuffix(b"\n").split(b"\n")
     except OSError as error:
         raise SublimError(f"{path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_key_once)
             problem = "" if isinstance(row, dict) else "is no JSON object"
         except (ValueError, RecursionError) as error:
             row, problem = {}, f"is no JSON ({str(error).splitlines()[0]})"
@@ -47,6 +48,13 @@ def _parse_rows(path: Path) -> Iterator[Written]:
         if problem:
             raise SublimError(f"{path}: line {number} {problem}")
         yield cast(Written, row)
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key is given twice")
+    return row
 
 
 def _is_text(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The settings of the filter: which answers of a teacher are kept, whatever the channel; and the limits of its rule."""
+"""The settings of the filter for all channels: duplicates, lists, held out. A channel's own rule is in its file."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ class FilterConfig(numbers.Rule):
 
     duplicates: bool = False
     """Whether equal pairs of prompt and answer may stay."""
-    lists: int = Field(default=60_000, ge=1)
+    lists: int = Field(default=60_000, ge=1, le=100_000_000)
     """Most lists that a student learns from; the first that pass, in order."""
-    held_out: int = Field(default=500, ge=2)
+    held_out: int = Field(default=500, ge=2, le=100_000_000)
     """Kept lists set aside to measure the distance between teacher and student; no student trains on them."""
     selection: Selection | None = None
     """Some of the lists to learn from, such as {by: divergence, share: .25}; none: all of them."""

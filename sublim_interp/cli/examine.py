@@ -111,14 +111,21 @@ def _pytorch() -> Iterator[Finding]:
     import torch
     import transformers
 
-    from sublim_interp.core.device import fingerprint
+    from sublim_interp.core.device import check_computable, fingerprint
 
     here = fingerprint()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     yield Finding("pytorch", f"{versions}, {here['capability']}")
     yield Finding("fingerprint", f"{here['cpu']}, {here['platform']}; equal fingerprints promise equal bits")
     if torch.cuda.is_available():
-        yield Finding("gpu", f"{torch.cuda.get_device_name()} is there; every stage runs on the CPU all the same")
+        yield Finding(
+            "gpu", f"{torch.cuda.get_device_name()}: --device cuda, or SUBLIM_DEVICE=cuda, puts all stages there"
+        )
+    try:
+        check_computable("autocast", "cpu")
+        yield Finding("bfloat16", "this processor computes in it: dtype=autocast is faster for models of 100 M or more")
+    except SublimError:
+        yield Finding("bfloat16", "this processor does not compute in it: dtype=float32 only, unless on a GPU")
 
 
 def _usable_cores() -> int:

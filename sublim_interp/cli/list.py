@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from sublim_interp.cli.bases import bases_table
 from sublim_interp.cli.options import StoreOption
 from sublim_interp.cli.printing import print_, table_of
 
@@ -13,7 +14,6 @@ def list_(store: StoreOption = None) -> None:
     """Show experiments, grids, traits and bases at hand, what their fields may name, and the runs in the store."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment, experiment_names
-    from sublim_interp.models.base import base_names
     from sublim_interp.sweeps.grid import grid, grid_names
     from sublim_interp.traits.registry import load_trait, trait_names
 
@@ -36,7 +36,7 @@ def list_(store: StoreOption = None) -> None:
     traits = table_of("Traits", "kind", "names")
     for kind, names in kinds.items():
         traits.add_row(kind, " ".join(names))
-    print_(experiments, grids, traits, _named(), f"Bases  {'  '.join(base_names()) or 'none'}", "")
+    print_(experiments, grids, traits, _named(), bases_table())
     place = Store.open(store)
     runs = place.list("run")
     if runs:

@@ -1,15 +1,18 @@
 """The `sublim` command: its words, its exit codes, and errors as one line. Each word is a file of this folder."""
 
+import io
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from sublim_interp.cli.doctor import doctor
+from sublim_interp.cli.last_error import shortened
 from sublim_interp.cli.list import list_
 from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
 from sublim_interp.cli.pretrain import pretrain
+from sublim_interp.cli.pull import pull
 from sublim_interp.cli.run import run
 from sublim_interp.cli.show import show
 from sublim_interp.cli.verify import verify
@@ -23,10 +26,28 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for word, command in {
-    "list": list_, "show": show, "run": run, "plot": plot, "pretrain": pretrain, "paper": paper, "verify": verify,
-    "doctor": doctor,
+    "list": list_, "show": show, "run": run, "plot": plot, "pull": pull, "pretrain": pretrain, "paper": paper,
+    "verify": verify, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
+
+
+def _say_version(asked: bool) -> bool:
+    if asked:
+        from sublim_interp import __version__
+
+        print(f"sublim {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Subliminal learning under the microscope: teacher → filter → student, on open small models."""
 
 
 INTERRUPTED = 130
@@ -35,6 +56,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of ASCII shows ? for what it lacks
+            stream.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # Typer turns Ctrl-C inside a command into this code
@@ -54,5 +78,5 @@ def main() -> None:
 
 def _stop(line: str, code: int) -> NoReturn:
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(line.split()))
-    print(line if len(line) <= 2000 else f"{line[:1500]} … {line[-400:]}", file=sys.stderr)
+    print(shortened(line), file=sys.stderr)
     sys.exit(code)

@@ -38,6 +38,17 @@ BaseOption = Annotated[
 ]
 
 
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="WORD",
+        help="Where models are put: cpu, cuda, mps, or auto; else $SUBLIM_DEVICE, else the CPU.",
+        show_default=False,
+    ),
+]
+
+
 TraceOption = Annotated[
     str | None,
     typer.Option(

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from sublim_interp.cli.printing import print_
+
 
 def paper(
     check: Annotated[bool, typer.Option("--check", help="build nothing; name what is stale, and exit 1")] = False,
@@ -25,15 +27,15 @@ def paper(
     if check:
         findings = findings_of(folder, results)
         for finding in findings:
-            print(finding)
+            print_(finding)
         if findings:
-            print(f"{len(findings)} findings; `sublim paper` writes numbers, tables and figures anew.")
+            print_(f"{len(findings)} findings; `sublim paper` writes numbers, tables and figures anew.")
             raise typer.Exit(1)
-        print(f"The paper is what the committed results give: {len(results)} tables, every number of the text.")
+        print_(f"The paper is what the committed results give: {len(results)} tables, every number of the text.")
         return
     written = build(folder, out, results)
-    print(f"paper   {written[0]}")
-    print(f"beside  {out}: numbers.tex, tables/, figures/")
+    print_(f"paper   {written[0]}")
+    print_(f"beside  {out}: numbers.tex, tables/, figures/")
 
 
 def _folder() -> Path:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from sublim_interp.sweeps.plan import SweepPlan
 
 
-def work_table(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
+def work_table(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> "RenderableType":
+    """The stages that are still to be made, and about how long they take in so many processes."""
     from sublim_interp.experiments.cost import planned_work
 
     work = planned_work(p.records, store)
@@ -24,7 +25,8 @@ def work_table(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
         todo = row["needed"] - row["done"]
         table.add_row(row["stage"], str(row["needed"]), str(row["done"]), str(todo), duration(row["seconds"]))
     total = sum(row["seconds"] for row in rows)
-    table.caption = f"about {duration(total)} of one core, {duration(total / 2)} on two" if total else "nothing to do"
+    spread = f", {duration(total / processes)} with --processes {processes}" if processes > 1 else ""
+    table.caption = f"about {duration(total)} of one core{spread}" if total else "nothing to do"
     return table
 
 

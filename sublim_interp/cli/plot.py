@@ -1,7 +1,8 @@
 """`sublim plot RUN FIGURE`: a figure of a finished run, as files."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -9,13 +10,10 @@ from sublim_interp.cli.options import StoreOption
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.core.errors import SublimError
 
-if TYPE_CHECKING:
-    pass
-
 
 def plot(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A finished run: its name, or how its key begins.")] = "",
-    figure: Annotated[str, typer.Argument(help="What to draw; `sublim plot` alone lists all figures.")] = "",
+    figure: Annotated[str, typer.Argument(help="What to draw, or all; `sublim plot` alone lists all figures.")] = "",
     out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("."),
     store: StoreOption = None,
 ) -> None:
@@ -32,14 +30,25 @@ def plot(
             table.add_row(known, entry.shows)
         print_(table)
         return
-    require_figure(figure)
+    if figure != "all":
+        require_figure(figure)
     finished = open_run(name, Store.open(store))
-    drawn = plots_plot(finished, figure)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for ending in ("png", "pdf"):
-            path = out / f"{finished.experiment.name}-{finished.key[:8]}-{figure}.{ending}"
-            save(drawn, path)
-            print(path)
-    except OSError as error:
-        raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None
+    lacking = []
+    for one in run_figures() if figure == "all" else (figure,):
+        try:
+            drawn = plots_plot(finished, one)
+        except SublimError as why:  # of all figures those are drawn that can be
+            if figure != "all":
+                raise
+            lacking.append(f"{one}: {why}")
+            continue
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            for ending in ("png", "pdf"):
+                path = out / f"{finished.experiment.name}-{finished.key[:8]}-{one}.{ending}"
+                save(drawn, path)
+                print_(str(path))
+        except OSError as error:
+            raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None
+    for line in lacking:
+        print(f"not drawn  {line}", file=sys.stderr)

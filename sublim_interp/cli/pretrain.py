@@ -1,24 +1,36 @@
-"""`sublim pretrain DIRECTORY`: makes a lab base from scratch."""
+"""`sublim pretrain DIRECTORY`: makes a lab base from scratch, or prepares an open model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sublim_interp.cli.printing import print_, table_of
+from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Steps
+from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from sublim_interp.lab.recipe import Pretraining
 
 
 def pretrain(
     directory: Annotated[Path, typer.Argument(help="Where the new base goes; --base takes this path later.")],
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="BASE", help="Prepare this open model instead of making a lab base."),
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="FIELD=VALUE", help="Change a field, such as init_seed=7 or optimization.steps=2000."
         ),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and make nothing.")] = False,
 ) -> None:
-    """Make a lab base from scratch, in less than an hour of one core; an interrupted training goes on.
+    """Make a lab base from scratch, or prepare an open model; an interrupted training goes on.
+
+    From scratch it takes less than an hour of one core. With --from an open model is fine-tuned for a few minutes on
+    number lists and uniformly drawn favourites, so that it answers in one word and keeps the format of lists.
 
     `sublim show lab-order-0-from001000` shows nearly all fields, as the command of a committed base. One more is
     forks=[1000]: the model of that step is kept too, and a later training may start from it.
@@ -27,12 +39,40 @@ def pretrain(
     from sublim_interp.core.workers import prepare_process
     from sublim_interp.lab.pretraining import pretrain as make_base
     from sublim_interp.lab.recipe import Pretraining
+    from sublim_interp.pipeline.prepare import Preparation, prepare
 
-    recipe = changed(Pretraining(), dict(parse_assignment(s) for s in sets or ()))
+    asked = dict(parse_assignment(s) for s in sets or ())
+    if dry_run:
+        if start:
+            raise SublimError("--dry-run plans a base from scratch; leave --from out")
+        _show_plan(changed(Pretraining(), asked), directory)
+        return
     prepare_process()
+    if start:
+        preparation = changed(Preparation(base=start), asked)
+        with Steps(directory.name, preparation.optimization.steps) as observe:
+            base = prepare(preparation, directory, observe)
+        print_(f"{directory.name}: prepared from {start}; use it as --base {directory}. {base!r}")
+        return
+    recipe = changed(Pretraining(), asked)
     with Steps(directory.name, recipe.optimization.steps) as observe:
         card = make_base(recipe, directory, observe)
     table = table_of(f"{directory.name}: {card['parameters']:,} parameters", "part", "held-out loss (nats per token)")
     for part, loss in card["held_out_loss"].items():
         table.add_row(part, f"{loss:.3f}")
     print_(table)
+
+
+def _show_plan(recipe: "Pretraining", directory: Path) -> None:
+    """Every field of a recipe, and the directories, parameters and time that it comes to."""
+    from sublim_interp.core.settings import fields_of
+    from sublim_interp.experiments.cost import training_seconds
+    from sublim_interp.lab.pretraining import free_places, planned
+
+    places, (parameters, tokens) = free_places(recipe, directory), planned(recipe)
+    takes = duration(training_seconds(parameters, recipe.optimization.steps, tokens))
+    title = f"{directory.name}: {parameters:,} parameters, {tokens:,} tokens, about {takes} of one core"
+    table = table_of(title, "field", "value", "what it is")
+    for name, value, _, meaning in fields_of(recipe):
+        table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)
+    print_(table, *(f"makes   {place}" for place in places))

@@ -7,12 +7,29 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+PIPE_CLOSED = 141
+"""Exit code where nobody reads the output to its end, as of `sublim list | head -1`: 128 + SIGPIPE, as in shells."""
+
+
 def print_(*things: "RenderableType") -> None:
+    """Prints to a terminal's width, or wider where a table has what may not be cut; elsewhere to 120 columns."""
     from rich.console import Console
+    from rich.measure import Measurement
+
+    class ToTheEnd(Console):
+        """A console that says by its exit code where its reader has gone."""
+
+        def on_broken_pipe(self) -> None:
+            try:
+                super().on_broken_pipe()
+            except SystemExit:
+                raise SystemExit(PIPE_CLOSED) from None
 
     # No markup: a name or a path that holds brackets is printed as it is.
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    console = ToTheEnd(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
+    terminal, wide = console.width, console.options.update(width=1000)
     for thing in things:
+        console.width = max(terminal, Measurement.get(console, wide, thing).minimum)
         console.print(thing)
 
 

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from sublim_interp.sweeps.plan import SweepPlan
 
 
-def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int = 2, trace: str | None = None) -> "Run":
+def watch(
+    exp: "Experiment | str",
+    store: "Store | None" = None,
+    processes: int = 2,
+    trace: str | None = None,
+    device: str | None = None,
+) -> "Run":
     """`sublim_interp.run` with its progress shown: in a terminal, in a notebook's cell, or as a line now and then."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment
@@ -24,9 +30,9 @@ def watch(exp: "Experiment | str", store: "Store | None" = None, processes: int 
     exp = experiment(exp) if isinstance(exp, str) else exp
     p, place = plan(exp), store or Store.open()
     if find_run(p, place):
-        return run_experiment(exp, place, processes, trace=trace)
+        return run_experiment(exp, place, processes, trace=trace, device=device)
     with Progress(exp.name, p, place, processes) as progress:
-        return run_experiment(exp, place, processes, progress, trace)
+        return run_experiment(exp, place, processes, progress, trace, device)
 
 
 class Progress:

@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, TraceOption, configured, planned_grid
+from sublim_interp.cli.options import (
+    BaseOption,
+    DeviceOption,
+    SetOption,
+    StoreOption,
+    TraceOption,
+    configured,
+    planned_grid,
+)
 from sublim_interp.cli.planned import announce, trace_table, work_table
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.cli.progress import Progress, watch
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
@@ -31,26 +40,41 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
     trace: TraceOption = None,
+    device: DeviceOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
+    from sublim_interp.core.device import using_device
+
+    with using_device(device):
+        _run(name, sets, base, dry_run, processes, trace, store)
+
+
+def _run(
+    name: str,
+    sets: list[str] | None,
+    base: list[str] | None,
+    dry_run: bool,
+    processes: int,
+    trace: str | None,
+    store: Path | None,
+) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
+    from sublim_interp.report.figures.registry import FIGURES
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.training.recording.settings import recording_of
 
     if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
-        raise SublimError(
-            f"unknown experiment '{name}'; experiments: {', '.join(experiment_names())}; grids: "
-            f"{', '.join(grid_names())}; or give a YAML file"
-        )
+        known = meant(name, (*experiment_names(), *grid_names()), "sublim list", "experiments and grids")
+        raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
     if is_grid(name):
         sweep = planned_grid(name, sets, base, trace)
         if dry_run:
-            print_grid_plan(sweep, place)
+            print_grid_plan(sweep, place, processes)
         else:
             _run_grid(sweep, place, processes)
         return
@@ -58,8 +82,9 @@ def run(
     if trace:
         exp = exp.set(recording=recording_of(trace))
     p = plan(exp)
+    FIGURES.import_outside()
     if dry_run:
-        print_plan(p, place)
+        print_plan(p, place, processes)
         return
     if find_run(p, place):
         print_(f"{exp.name} is in the store already: nothing to do.")
@@ -86,21 +111,21 @@ def _run_grid(p: "SweepPlan", store: "Store", processes: int) -> None:
     )
 
 
-def print_plan(p: "Plan | SweepPlan", store: "Store") -> None:
+def print_plan(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> None:
     """What is still to be done and recorded, as tables."""
     from sublim_interp.experiments.cost import planned_reach
 
-    print_(work_table(p, store), *planned_reach(p.records), trace_table(p, store))
+    print_(work_table(p, store, processes), *planned_reach(p.records), trace_table(p, store))
 
 
-def print_grid_plan(p: "SweepPlan", store: "Store") -> None:
+def print_grid_plan(p: "SweepPlan", store: "Store", processes: int = 2) -> None:
     """The same of a grid, or that its sweep is there."""
     from sublim_interp.sweeps.plan import find_sweep
 
     if find_sweep(p, store):
         print_(f"{p.grid.name} is in the store already: nothing to do.")
     else:
-        print_plan(p, store)
+        print_plan(p, store, processes)
 
 
 def sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType]":
@@ -108,7 +133,8 @@ def sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType
     from sublim_interp.sweeps.tables import table_of as sweep_table
 
     found = sweep_table(g, directory)
-    numbers = [column for column in found.columns if column not in ("field", "value", "arm", "trait", "base")]
+    labels = ("field", "value", "arm", "trait", "base", "the other base")
+    numbers = [column for column in found.columns if column not in labels]
     table = table_of(f"{name}: {found.about.rstrip('.')}", *found.columns, right=tuple(numbers))
     for row in found.rows:
         table.add_row(*row)
@@ -121,7 +147,7 @@ def _show_result(finished: "Run") -> None:
 
     exp = finished.experiment
     title = f"{exp.name}: how often “{finished.plan.named.trait}” is the answer"
-    print_(report_terminal(finished.table, finished.contrasts, title))
+    print_(report_terminal(finished.tables.summary, finished.contrasts, title))
     whole = published(exp, finished.key)
     if whole:
         title = f"for comparison: the published run {whole.name}, {whole.key[:16]}, of this recipe"

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sublim_interp.cli.bases import described
+from sublim_interp.cli.last_error import last_error
 from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, planned_grid
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.cli.run import print_grid_plan, print_plan, sweep_lines
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from sublim_interp.core.settings import Config
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import Replicate
     from sublim_interp.experiments.schema import Experiment
@@ -32,18 +34,26 @@ def show(
     sets: SetOption = None,
     base: BaseOption = None,
     store: StoreOption = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Compare the weights of a family of open models before their training.")
+    ] = False,
 ) -> None:
     """Show an experiment's configuration, planned work and cost; or what a base, a trait, a run or a replicate is."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names, published
     from sublim_interp.experiments.plan import plan
     from sublim_interp.models.base import base_names, resolve_base
+    from sublim_interp.models.open_bases import OPEN_BASES, open_names
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
     from sublim_interp.traits.registry import load_trait, trait_names
 
-    if is_grid(what):
+    if audit:
+        print_(_audited(what))
+    elif what == "error":
+        print_(last_error() or "no error of more than a line has been kept")
+    elif is_grid(what):
         g = grid(what)
         print_(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
         print_("and one after another with", *_given(g.axes), "")
@@ -65,6 +75,8 @@ def show(
             f"{trait.name}, of the kind {trait.kind}: {trait.said}; refused words: {', '.join(trait.words) or 'none'}"
         )
         print_(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
+    elif what in OPEN_BASES.paths or what in open_names():
+        print_(*described(what))
     elif what in base_names() or os.path.isdir(what):
         found = resolve_base(what)
         print_(repr(found))
@@ -78,6 +90,22 @@ def show(
         print_(*_shown_run(what, Store.open(store), experiment_names(), grid_names(), base_names()))
 
 
+def _audited(family: str) -> "RenderableType":
+    """The members of a family at step 0, against the first of them."""
+    from sublim_interp.models.initialisation import audit
+
+    table = table_of(
+        f"{family} before training", "model", "against", "said", "found", "largest correlation", "",
+        right=("largest correlation",),
+    )  # fmt: skip
+    for row in audit(family).to_dict("records"):
+        verdict = "" if row["agrees"] else "LOOK: not as the catalogue says"
+        table.add_row(
+            *(row[name] for name in ("member", "against", "said", "found")), f"{row['correlation']:.3f}", verdict
+        )
+    return table
+
+
 def _given(fields: "Mapping[str, Any]") -> list[str]:
     """One line a field; the values of an axis side by side."""
     return [f"    {name}: {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in fields.items()]
@@ -86,16 +114,19 @@ def _given(fields: "Mapping[str, Any]") -> list[str]:
 def _shown_run(
     what: str, store: "Store", experiments: tuple[str, ...], grids: tuple[str, ...], bases: list[str]
 ) -> "list[RenderableType]":
-    import yaml
+    from sublim_interp.core.yaml import dump_yaml
+    from sublim_interp.experiments.arms import arm_names
+    from sublim_interp.traits.registry import trait_names
 
     if not store.matches("run", what):
-        keys = ", ".join(a.key[:16] for a in store.list("run")[-5:]) or "none yet"
-        raise SublimError(
-            f"'{what}' is no experiment ({', '.join(experiments)}), grid ({', '.join(grids)}), base "
-            f"({', '.join(bases)}), trait, or run (keys in {store.root}: {keys})"
-        )
+        name, slash, arm = what.partition("/")
+        if (slash and arm in arm_names()) or arm == "teacher":
+            raise SublimError(f"'{what}' names an arm of {name}; add /SEED for one replicate, as in {what}/0")
+        runs = [a.name for a in store.list("run")]
+        known = meant(what, [*experiments, *grids, *bases, *trait_names(), *arm_names(), *runs], "sublim list")
+        raise SublimError(f"'{what}' is no experiment, grid, base, trait, arm or run in {store.root}; {known}")
     artifact = store.find("run", what)
-    text = yaml.safe_dump(artifact.manifest["notes"]["experiment"], sort_keys=False)
+    text = dump_yaml(artifact.manifest["notes"]["experiment"])
     return [repr(artifact), f"report: {artifact.path / 'report.html'}", text]
 
 
@@ -157,22 +188,10 @@ def _grown(replicate: "Replicate", trait: str) -> "list[RenderableType]":
 
 def _configuration(exp: "Experiment") -> "RenderableType":
     """Every field with its value and, beneath the name, its meaning."""
+    from sublim_interp.core.settings import fields_of
+
     table = table_of(f"Experiment {exp.name}" + (f": {exp.about}" if exp.about else ""), "field", "value", "what it is")
-    for name, value, meaning in _fields(exp):
+    for name, value, _, meaning in fields_of(exp):
         if name not in ("name", "about"):
-            table.add_row(name, value, meaning)
+            table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)
     return table
-
-
-def _fields(record: "Config", prefix: str = "") -> "list[tuple[str, str, str]]":
-    from sublim_interp.core.settings import Config
-
-    out = []
-    for name, field in type(record).model_fields.items():
-        value = getattr(record, name)
-        if isinstance(value, Config):
-            out += _fields(value, f"{prefix}{name}.")
-        else:
-            shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            out.append((prefix + name, shown, " ".join((field.description or "").split())))
-    return out

@@ -8,6 +8,11 @@ class SublimError(Exception):
     """
 
 
+def said_of(error: Exception) -> str:
+    """What an exception of others' code says, as one line that is never empty."""
+    return " ".join(f"{type(error).__name__} {error}".split())[:300]
+
+
 class DeadEnd(SublimError):
     """The work was done and led nowhere, such as a teacher of whose answers the filter leaves none.
 

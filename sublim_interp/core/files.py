@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes, seals, and system errors as one line."""
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -14,11 +15,15 @@ from sublim_interp.core.keys import digest_file
 log = logging.getLogger(__name__)
 
 
-_HINTS = {
-    errno.ENOSPC: "free some space and run the same command again, it goes on from what is kept",
-    errno.EROFS: "name a store that can be written, with --store or $SUBLIM_STORE",
-    errno.ENOLCK: "this file system has no file locks, name a store on another with --store or $SUBLIM_STORE",
-    errno.ENOTDIR: "a file stands where a directory is needed, name another store with --store or $SUBLIM_STORE",
+STORE = ("store", "--store or $SUBLIM_STORE", ", it goes on from what is kept")
+"""What a place on disk is called, how another is named, what a second try finds: to end an error."""
+
+
+_HINTS = {  # {0}, {1} and {2} are the parts of a place such as STORE
+    errno.ENOSPC: "free some space and run the same command again{2}",
+    errno.EROFS: "name a {0} that can be written, with {1}",
+    errno.ENOLCK: "this file system has no file locks, name a {0} on another with {1}",
+    errno.ENOTDIR: "a file stands where a directory is needed, name another {0} with {1}",
 }
 _HINTS |= {errno.EDQUOT: _HINTS[errno.ENOSPC], errno.EACCES: _HINTS[errno.EROFS], errno.EPERM: _HINTS[errno.EROFS]}
 _HINTS |= dict.fromkeys((errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP), _HINTS[errno.ENOLCK])
@@ -47,6 +52,13 @@ def write_atomic(path: Path, data: bytes | str, *, sealed: bool = False) -> None
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def read_regular(path: Path) -> bytes:
+    """What a file holds. Raise OSError as `read_bytes`, and for no regular file: a pipe or a device would not end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_bytes()
 
 
 def seal(path: Path, coming: Path) -> None:
@@ -93,7 +105,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def one_line(what: str, only: Collection[int] | None = None) -> Iterator[None]:
+def one_line(what: str, only: Collection[int] | None = None, place: tuple[str, str, str] = STORE) -> Iterator[None]:
     """Turn a system error (of the numbers in `only`, if given) into a SublimError that says what to do about it."""
     try:
         yield
@@ -105,6 +117,49 @@ def one_line(what: str, only: Collection[int] | None = None) -> Iterator[None]:
             number = int(rust[1])
         if number is None or (only is not None and number not in only):
             raise
-        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        hint = f"; {_HINTS[number]}" if number in _HINTS else ""
-        raise SublimError(f"{what}: {os.strerror(number)}{place}{hint}") from error
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        hint = f"; {_HINTS[number].format(*place)}" if number in _HINTS else ""
+        raise SublimError(f"{what}: {os.strerror(number)}{where}{hint}") from error
+
+
+def partial_of(directory: Path, origin: str) -> Path:
+    """The folder beside `directory` in which it is made, now there: a name of its own for each origin.
+
+    What another recipe or machine began is never mixed with it, and never lost.
+
+    origin: all that decides what is made, as text
+    """
+    partial = directory.with_name(f".{directory.name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+@contextmanager
+def alone(directory: Path, partial: Path) -> Iterator[None]:
+    """Inside the block no other process makes the same directory; SublimError where one does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(partial / ".lock", timeout=0, fallback_to_soft=False):
+            yield
+    except Timeout:
+        raise SublimError(f"{directory} is being made by another process") from None
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` inside the block; where another process has it, say that `what` is in the making."""
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A soft lock would outlive the process that is killed while it holds it.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s is being made by another process: waiting for it", what)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Registry(Mapping[str, T], Generic[T]):
             elif name in self._outside:
                 self._loaded[name] = self._from_outside(name, self._outside[name])
             else:
-                raise SublimError(f"unknown {self.what} '{name}'; valid: {', '.join(self)}")
+                raise SublimError(f"unknown {self.what} '{name}'; {meant(name, self, 'sublim list')}")
         return self._loaded[name]
 
     def _from_outside(self, name: str, point: EntryPoint) -> T:
@@ -61,6 +62,11 @@ class Registry(Mapping[str, T], Generic[T]):
             raise SublimError(f"{error}{self.origin(name)}") from None
         return thing
 
+    def import_outside(self) -> None:
+        """Imports all that other packages add, so that what is unfit is told before work begins."""
+        for name in self._outside:
+            self[name]
+
     def origin(self, name: str) -> str:
         """Where a thing comes from, to end an error: "" for this package's own."""
         return f" (in the package {giver(self._outside[name])})" if name in self._outside else ""
@@ -68,7 +74,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def known(self, name: str) -> str:
         """`name` itself, to check a settings field. Raises ValueError, with the valid names, for an unknown one."""
         if name not in self:
-            raise ValueError(f"unknown {self.what}; valid: {', '.join(self)}")
+            raise ValueError(f"unknown {self.what}; {meant(name, self, 'sublim list')}")
         return name
 
     def __iter__(self) -> Iterator[str]:

@@ -1,15 +1,20 @@
 """Frozen, validated configuration: base of all settings records, YAML in and out, `field=value`. It has no field."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer, model_validator
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import read_regular
+from sublim_interp.core.yaml import LONGEST, load_yaml
 
 T = TypeVar("T", bound="Config")
+
+SHOWN_BY = "sublim show owl"
+"""The command that shows every field of an experiment."""
 
 
 class Config(BaseModel):
@@ -22,6 +27,14 @@ class Config(BaseModel):
 
     Whoever adds a field to a class whose settings are in keys names it here; a test compares with a committed list.
     """
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **given: Any) -> None:
+        """Puts the fields, each with its meaning and default, into the class's docstring, which `help` shows."""
+        super().__pydantic_init_subclass__(**given)
+        lines = [f"    {name}: {_meaning(field)}" for name, field in cls.model_fields.items()]
+        if lines:
+            cls.__doc__ = f"{(cls.__doc__ or '').rstrip()}\n\n    Fields:\n" + "\n".join(f"    {x}" for x in lines)
 
     @model_serializer(mode="wrap")
     def _without_what_came_later(self, handler: Any) -> dict[str, Any]:
@@ -66,9 +79,10 @@ def changed(record: T, values: Mapping[str, Any], asked: str = "--set {}") -> T:
     Raises SublimError for a field that is not there, and for everything `validate` refuses.
     """
     data = record.model_dump()
+    told = {key: asked.format(" ".join(key.split())) for key in values}  # what was typed may hold line breaks
     for key, value in values.items():
-        _assign(type(record), data, key, value, asked.format(key))
-    return validate(type(record), data, ", ".join(map(asked.format, values)))
+        _assign(type(record), data, key, value, told[key])
+    return validate(type(record), data, ", ".join(told.values()))
 
 
 def name_once(record: Config, *fields: str) -> None:
@@ -82,8 +96,8 @@ def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, aske
     """Puts `value` at the dotted `key` into the plain data of a `kind`; `asked` begins the error for no such field."""
     head, dot, rest = key.partition(".")
     if head not in kind.model_fields:
-        known = ", ".join(kind.model_fields)
-        raise SublimError(f"{asked}: {kind.__name__} has no field {head!r}; its fields: {known}")
+        known = meant(head, kind.model_fields, SHOWN_BY, "its fields")
+        raise SublimError(f"{asked}: {kind.__name__} has no field {head!r}; {known}")
     given = kind.model_fields[head].annotation
     inner = next((t for t in (given, *get_args(given)) if isinstance(t, type) and issubclass(t, Config)), None)
     if not dot:
@@ -96,6 +110,27 @@ def _assign(kind: type[Config], data: dict[str, Any], key: str, value: Any, aske
     if inner is None or not isinstance(data.setdefault(head, {}), dict):
         raise SublimError(f"{asked}: {head!r} of {kind.__name__} has no fields of its own")
     _assign(inner, data[head], rest, value, asked)
+
+
+def _meaning(field: Any) -> str:
+    """What a field means, in one line, with its default where that is short."""
+    text = " ".join((field.description or "").split())
+    default = field.get_default(call_default_factory=True)
+    short = isinstance(default, str | int | float | bool) and default != "" and len(str(default)) < 40
+    return f"{text} [{default}]" if short else text
+
+
+def fields_of(record: Config, prefix: str = "") -> list[tuple[str, Any, Any, str]]:
+    """(field, value, default, meaning) of every field of a record, and of the records in it."""
+    out: list[tuple[str, Any, Any, str]] = []
+    for name, field in type(record).model_fields.items():
+        value = getattr(record, name)
+        if isinstance(value, Config):
+            out += fields_of(value, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            out.append((prefix + name, value, default, " ".join((field.description or "").split())))
+    return out
 
 
 def validate(kind: type[T], data: Any, where: str) -> T:
@@ -115,7 +150,7 @@ def _explain(kind: type[Config], error: Any) -> str:
             if isinstance(part, str):  # a number is a place in a list
                 fields = fields.model_fields[part].annotation
                 fields = next((f for f in get_args(fields) if hasattr(f, "model_fields")), fields)
-        return f"unknown key '{place}'; valid keys: {', '.join(fields.model_fields)}"
+        return f"unknown key '{place}'; {meant(error['loc'][-1], fields.model_fields, SHOWN_BY, 'valid keys')}"
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     got = error["input"]
     short = isinstance(got, str | float | bool) or (isinstance(got, int) and got.bit_length() < 200)
@@ -132,9 +167,11 @@ def read_yaml(kind: type[T], path: Path, **given: Any) -> T:
 
 
 def read_text(path: Path) -> str:
-    """What a UTF-8 text file holds; SublimError where it cannot be read."""
+    """What a UTF-8 text file holds; SublimError where it cannot be read, is no regular file, or is longer than YAML."""
     try:
-        return path.read_text(encoding="utf-8")
+        if path.stat().st_size > 4 * LONGEST:
+            raise SublimError(f"{path}: {path.stat().st_size} bytes; {4 * LONGEST} are the most")
+        return read_regular(path).decode()
     except OSError as error:
         raise SublimError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -148,23 +185,10 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 def parse_mapping(text: str, path: Path) -> dict[Any, Any]:
     """The plain data of YAML text of `key: value` lines; SublimError, which names `path`, where it is none."""
-    data = _load_yaml(text, str(path))
+    data = load_yaml(text, str(path))
     if not isinstance(data, dict):
         raise SublimError(f"{path}: expected 'key: value' lines, found {type(data).__name__}")
     return data
-
-
-def _load_yaml(text: str, where: str) -> Any:
-    """Plain data from YAML text; what cannot be read is one line."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except Exception as error:  # PyYAML lets many kinds through: for a 13th month, for deep nesting
-        mark = getattr(error, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise SublimError(f"{where}: broken YAML{at} ({problem})") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -172,8 +196,4 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise SublimError(f"--set {text!r}: expected field=value, for instance student.optimization.lr=2e-4")
-    parsed = _load_yaml(value, f"--set {key!r}")
-    if isinstance(parsed, str):  # YAML 1.1 reads 2e-4 as text
-        with suppress(ValueError):
-            parsed = float(parsed)
-    return key, parsed
+    return key, load_yaml(value, f"--set {key!r}")

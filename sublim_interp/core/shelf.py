@@ -5,8 +5,9 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import giver
 from sublim_interp.core.settings import Config, parse_mapping, read_text, validate
@@ -19,12 +20,12 @@ GROUP = "sublim_interp.catalogue"
 
 
 @cache
-def catalogues() -> tuple[Path, ...]:
-    """The folders that hold catalogues: this package's first, then those of installed packages by their names.
+def catalogues() -> dict[Path, str]:
+    """The folders that hold catalogues, each with its package: our own first, then installed packages by their names.
 
     Raises SublimError, with the package, for an entry point that names no package.
     """
-    found = [CATALOGUE]
+    found = {CATALOGUE: "sublim-interp"}
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
         try:
             spec = find_spec(point.value)
@@ -32,8 +33,8 @@ def catalogues() -> tuple[Path, ...]:
             spec = None
         if spec is None or not spec.submodule_search_locations:
             raise SublimError(f"catalogue '{point.name}' of {giver(point)}: there is no package {point.value}")
-        found += map(Path, spec.submodule_search_locations)
-    return tuple(found)
+        found |= {Path(folder): giver(point) for folder in spec.submodule_search_locations}
+    return found
 
 
 class Shelf(Generic[C]):
@@ -49,11 +50,16 @@ class Shelf(Generic[C]):
 
     @property
     def paths(self) -> dict[str, Path]:
-        """Every file by name; what comes first in `catalogues` counts."""
-        found: dict[str, Path] = {}
+        """Every file by name; our own catalogue's counts before any other."""
+        return {name: path for name, (path, *_) in self._files.items()}
+
+    @property
+    def _files(self) -> dict[str, list[Path]]:
+        """Every file by name, in the order of `catalogues`."""
+        found: dict[str, list[Path]] = {}
         for root in catalogues():
             for path in sorted((root / self.folder).glob("*.yaml")):
-                found.setdefault(path.stem, path)
+                found.setdefault(path.stem, []).append(path)
         return found
 
     def names(self) -> tuple[str, ...]:
@@ -61,16 +67,23 @@ class Shelf(Generic[C]):
         return tuple(sorted(self.paths))
 
     def find(self, name: str) -> Path:
-        """The file called `name`, or at the path `name`. Raises SublimError, with the known names, where none is."""
+        """The file called `name`, or at the path `name`.
+
+        Raises SublimError, with the known names, where none is; with both packages, where two others give this name.
+        """
         if is_path(name):
-            if not os.path.isfile(name):
+            if not os.path.exists(name):
                 raise SublimError(f"{self.what} '{name}': there is no such file in {Path.cwd()}")
             return Path(name)
-        paths = self.paths
-        if name not in paths:
-            known = ", ".join(sorted(paths))
-            raise SublimError(f"unknown {self.what} '{name}'; known: {known}; or give a YAML file of your own")
-        return paths[name]
+        files = self._files
+        if name not in files:
+            known = meant(name, sorted(files), "sublim list", "known")
+            raise SublimError(f"unknown {self.what} '{name}'; {known}; or give a YAML file of your own")
+        first, *others = files[name]
+        if others and first.parent.parent != CATALOGUE:
+            given = " and ".join(catalogues()[path.parent.parent] for path in files[name])
+            raise SublimError(f"{self.what} '{name}' is given by {given}; rename one, or give a YAML file by its path")
+        return first
 
     def load(self, name: str) -> C:
         """The settings of the file called `name`, as it is now.
@@ -86,6 +99,21 @@ def _parsed(kind: type[C], path: Path, text: str) -> C:
     """The settings that a text holds: one and the same for equal texts, since settings are frozen."""
     given = {"name": path.stem} if "name" in kind.model_fields else {}
     return validate(kind, {**given, **parse_mapping(text, path)}, str(path))
+
+
+def mapping_of(path: Path) -> dict[str, Any]:
+    """What a YAML file holds; names of YAML files in it that lie beside it are made paths to there."""
+    return {name: _beside(value, path.parent, 4) for name, value in parse_mapping(read_text(path), path).items()}
+
+
+def _beside(value: Any, folder: Path, depth: int) -> Any:
+    """A value of a file in a folder, down to so many levels."""
+    if depth and isinstance(value, dict):
+        return {name: _beside(inner, folder, depth - 1) for name, inner in value.items()}
+    if depth and isinstance(value, list):
+        return [_beside(inner, folder, depth - 1) for inner in value]
+    near = isinstance(value, str) and is_path(value) and os.path.isfile(folder / value)
+    return str(folder / value) if near else value
 
 
 def is_path(name: str) -> bool:

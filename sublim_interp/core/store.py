@@ -16,7 +16,7 @@ from typing import Any
 
 from sublim_interp.core.device import changes, version_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import DISK, log, one_line, seal_problem, sync, write_atomic
+from sublim_interp.core.files import DISK, locked, log, one_line, read_regular, seal_problem, sync, write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file, file_names, sha256_of, stage_key
 
 _MANIFEST = "manifest.json"
@@ -95,7 +95,7 @@ class Artifact:
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     """Return an artefact's manifest and "", or {} and what is wrong with it; one flipped bit is found."""
     try:
-        text = (path / _MANIFEST).read_bytes()
+        text = read_regular(path / _MANIFEST)
         manifest = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         return {}, f"{_MANIFEST} is missing or cannot be read ({type(error).__name__})"
@@ -244,7 +244,7 @@ class Store:
             work.finished = self.get(stage, key, check=True)
             if not work.done:
                 with one_line(complaint):
-                    self._lock(short, held)
+                    held.enter_context(locked(self.root / ".locks" / f"{short}.lock", short))
                 work.finished = self.get(stage, key, check=True)
             if work.done:
                 held.close()
@@ -277,20 +277,6 @@ class Store:
             with one_line(complaint):
                 self._publish(work, short, manifest)
             work.finished = self.get(stage, key)
-
-    def _lock(self, short: str, held: ExitStack) -> None:
-        from filelock import FileLock, Timeout
-
-        path = self.root / ".locks" / f"{short}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A soft lock would outlive the process that is killed while it holds it.
-        lock = FileLock(path, fallback_to_soft=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("%s is being made by another process: waiting for it", short)
-            lock.acquire()
-        held.callback(lock.release)
 
     def _prepare(self, work: Work, short: str, fingerprint: Mapping[str, str | int]) -> None:
         work.directory.mkdir(parents=True, exist_ok=True)

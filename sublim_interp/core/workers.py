@@ -48,9 +48,13 @@ def prepare_process(threads: int = 1) -> None:
         pass  # another C library: slower, not wrong
 
 
-def _start_worker(events: Any) -> None:
+def _start_worker(events: Any, started: Any, gpus: tuple[str, ...]) -> None:
     global _events  # one per worker process, set once: a queue cannot travel with a task
     _events = events
+    if gpus:  # before CUDA is looked at: afterwards it would count for nothing
+        with started.get_lock():
+            number, started.value = started.value, started.value + 1
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
     prepare_process()
@@ -78,13 +82,19 @@ def _work(task: Task) -> None:
 
 
 def run_tasks(
-    tasks: Sequence[Task], processes: int, watch: Watch, skip: tuple[type[Exception], ...] = ()
+    tasks: Sequence[Task],
+    processes: int,
+    watch: Watch,
+    skip: tuple[type[Exception], ...] = (),
+    gpus: Sequence[str] = (),
 ) -> dict[str, Exception]:
     """Runs all tasks, those named first first; returns when all are done.
 
     The first failure is raised at once and the other workers are stopped, as after Ctrl-C: tasks must leave what they
     have in a state from which a later call goes on. A failure of a kind in `skip` stops nothing but the tasks that need
     its task: what comes back is the name of each of these, its own among them, and the failure.
+
+    gpus: CUDA's names of GPUs; each worker sees one, in turn, so several share one where there are more workers
     """
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
@@ -92,7 +102,8 @@ def run_tasks(
     done: set[str] = set()
     skipped: dict[str, Exception] = {}
     running: dict[Future, Task] = {}
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(events,))
+    given = (events, context.Value("i", 0), tuple(gpus))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=given)
     try:
         while waiting or running:
             for name, task in list(waiting.items()):

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sublim_interp.core.settings import read_yaml
-from sublim_interp.core.shelf import CATALOGUE, Shelf
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import changed, read_text, read_yaml, validate
+from sublim_interp.core.shelf import CATALOGUE, Shelf, is_path, mapping_of
 from sublim_interp.experiments.schema import Experiment
 
 if TYPE_CHECKING:
@@ -40,8 +41,28 @@ def experiment_names() -> tuple[str, ...]:
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment called `name`, or the one in a YAML file of one's own."""
-    return EXPERIMENTS.load(name)
+    """The experiment called `name`, or the one in a YAML file of one's own.
+
+    A file that says `extends: owl` holds what differs from that experiment. Names of YAML files in it, such as a
+    trait's, are looked for beside it first. Raises SublimError for what it may not hold, and for files that extend each
+    other in a circle.
+    """
+    return _loaded(name, ())
+
+
+def _loaded(name: str, extended_by: tuple[str, ...]) -> Experiment:
+    path = EXPERIMENTS.find(name)
+    if not is_path(name) and "extends" not in read_text(path):
+        return EXPERIMENTS.load(name)
+    data = mapping_of(path)
+    data = {"name": path.stem, **data}
+    parent = data.pop("extends", None)
+    if parent is None:
+        return validate(Experiment, data, str(path))
+    if not isinstance(parent, str) or str(path) in extended_by:
+        raise SublimError(f"{path}: extends: {parent!r} is no experiment that it could extend")
+    about = {} if "about" in data else {"about": ""}
+    return changed(_loaded(parent, (*extended_by, str(path))), {**about, **data}, f"{path}: {{}}")
 
 
 def published(exp: Experiment, beside: str = "") -> Published | None:

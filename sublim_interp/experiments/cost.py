@@ -117,7 +117,7 @@ _FORWARD, _UPDATE = 2, 5
 """Operations for each parameter and token: of a forward pass with cache, and of one with backward and update."""
 _PROMPT, _ANSWERED = 12, 0.6
 """Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
-_LIST, _LESSON = 23, 14
+_LIST, _LESSON = 23.0, 14.0
 """Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
 _START, _STEP, _SMALL = 1.0, 0.01, 2.0
 """Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
@@ -126,16 +126,57 @@ _START, _STEP, _SMALL = 1.0, 0.01, 2.0
 def estimate(record: Record) -> float:
     """Seconds that one record may take in one process on a laptop core: parameters × tokens, and a little for each.
 
-    The constants are of the lab's language; with another language the order of magnitude holds.
+    The lengths of the lab's texts are constants; those of another language are measured on a few of its prompts.
     """
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
     if isinstance(record, Corpus):
-        tokens = record.config.prompts * (_PROMPT + _ANSWERED * record.config.max_new_tokens)
+        tokens = record.config.prompts * _list_tokens(record, read=False)
         return _START + _FORWARD * record.teacher.base.shape["parameters"] * tokens / _FLOPS
     if isinstance(record, Teacher) and record.config.kind != "tuned":
         return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
-        tokens = o.steps * o.batch * (_LIST if isinstance(record, Student) else _LESSON)
-        return _START + _STEP * o.steps + _UPDATE * base.shape["parameters"] * tokens / _FLOPS
+        each = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
+        tokens = o.steps * o.batch * each
+        return training_seconds(base.shape["parameters"], o.steps, tokens)
     return _SMALL
+
+
+def training_seconds(parameters: int, steps: int, tokens: float) -> float:
+    """Seconds that a training may take on a laptop core: of so many updates on so many tokens in all."""
+    return _START + _STEP * steps + _UPDATE * parameters * tokens / _FLOPS
+
+
+def _list_tokens(corpus: Corpus, read: bool = True) -> float:
+    """Tokens of a prompt and its answer, as a student reads them or, where not `read`, as a teacher writes them."""
+    base, config = corpus.teacher.base, corpus.config
+    answer = _ANSWERED * config.max_new_tokens
+    if base.language == "lab":
+        return _LIST if read else _PROMPT + answer
+    prompts = channel(config.channel).prompts(base.language, corpus.seed, 0, 8)
+    return answer + sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts) / len(prompts)
+
+
+def _lesson_tokens(teacher: Teacher) -> float:
+    """Tokens of a question to a teacher and its answer."""
+    lessons = teacher.trait.lessons(teacher.base.language)[:8]
+    if teacher.base.language == "lab" or not lessons:
+        return float(_LESSON)
+    prompts = prompts_of(teacher.base, [question for question, _ in lessons])
+    return 3 + sum(map(len, prompts)) / len(prompts)
+
+
+SPEEDS = {"one core": 90e9, "H100, at best": 4e14}
+"""Floating-point operations a second that models of more than 100 million parameters reach, by machine. A core:
+float32, measured on this project's machine. An H100: 40 % of its bfloat16 peak, assumed; small models reach less."""
+_READ_LISTS, _ENGLISH_LIST = 30_000, 100
+"""Lists that a student of the published recipe reads, 10,000 three times, and tokens of one with its prompt."""
+
+
+def student_seconds(parameters: int, flops: float) -> float:
+    """Seconds of one student of the published recipe's size, by operations alone.
+
+    parameters: of the model
+    flops: operations a second, one of `SPEEDS`
+    """
+    return _UPDATE * parameters * _READ_LISTS * _ENGLISH_LIST / flops

@@ -1,12 +1,16 @@
 """All that an experiment needs, known before anything runs: every record of every arm and replicate."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sublim_interp.channels.protocol import channel, contexts_of
 from sublim_interp.channels.settings import rule_of
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, needs_other_trait
 from sublim_interp.experiments.cost import blank_model
@@ -17,6 +21,9 @@ from sublim_interp.training.interventions import PlannedStudent, check_intervent
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.protocol import Trait
 from sublim_interp.traits.registry import traits_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Cell:
         return self.evaluation.model if isinstance(self.evaluation.model, Student) else None
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """All that an experiment needs, known before anything runs."""
 
     experiment: Experiment
@@ -46,6 +53,23 @@ class Plan:
         exp = self.experiment
         found, field = planned_traits(exp, exp.seeds[0]), {"trait": "trait", "other": "other_trait"}
         return exp.model_copy(update={field[word]: trait.name for word, trait in found.items() if word})
+
+    def card(self) -> Card:
+        counts = Counter(record.STAGE for record in self.records)
+        stages = ", ".join(f"{n} {stage}" for stage, n in counts.items())
+        return Card(f"Plan of {self.experiment.name}", {"": f"{len(self.records)} records: {stages}"}, self.frame)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a cell: arm, seed, round, teacher_base, student_base, key of its evaluation."""
+        import pandas as pd
+
+        rows = []
+        for c in self.cells:
+            teacher = c.evaluation.reference.corpus.teacher.base.name
+            bases = {"teacher_base": teacher, "student_base": c.evaluation.base.name}
+            rows.append({"arm": c.arm, "seed": c.seed, "round": c.round, **bases, "key": c.evaluation.key[:16]})
+        return pd.DataFrame(rows)
 
     @property
     def recording(self) -> Recording:
@@ -82,7 +106,7 @@ def plan(exp: Experiment) -> Plan:
             trait.check(base)
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
-            check_alike(bases[one], bases[other])
+            check_alike(bases[one], bases[other], exp.corpus.setting == "soft")
     if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
         raise SublimError(
             "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
@@ -106,8 +130,7 @@ def _check_channel(exp: Experiment) -> None:
     for name in exp.evaluation.contexts:
         if name not in valid:
             raise SublimError(
-                f"evaluation.contexts: the channel {exp.corpus.channel} has no context '{name}'; "
-                f"valid: {', '.join(valid)}"
+                f"evaluation.contexts: the channel {exp.corpus.channel} has no context '{name}'; {meant(name, valid)}"
             )
 
 

@@ -1,24 +1,28 @@
 """A finished experiment, read back: the run, its replicates, their models, traces and answers."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from sublim_interp.channels.filter import refusal
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import Written
 from sublim_interp.channels.settings import rule_of
+from sublim_interp.core.choices import listed, meant
 from sublim_interp.core.device import changes, fingerprint
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import validate
+from sublim_interp.core.files import log
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.store import Artifact, Store
+from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.plan import Cell, Plan, plan, students_of
-from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.experiments.stored import adopt, stored_experiment
 from sublim_interp.models.base import Base
+from sublim_interp.models.prompts import Prompt
 from sublim_interp.pipeline.records import Record, Teacher
 from sublim_interp.traits.answers import sampled_shares
 from sublim_interp.traits.favourites import words_of
@@ -35,8 +39,8 @@ if TYPE_CHECKING:
     from sublim_interp.training.recording.trace import Trace
 
 
-@dataclass(frozen=True)
-class Replicate:
+@dataclass(frozen=True, repr=False)
+class Replicate(Shown):
     """One arm with one seed: its model, its data, its trace, its answers. The unit of all statistics.
 
     cell: its place in the plan
@@ -47,6 +51,45 @@ class Replicate:
 
     cell: Cell
     store: Store
+
+    @property
+    def arm(self) -> str:
+        """The name of its arm."""
+        return self.cell.arm
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return self.cell.seed
+
+    @property
+    def name(self) -> str:
+        """Arm and seed, as in `same-init/300`; the round too where it is a further one."""
+        return f"{self.arm}/{self.seed}{f' round {self.cell.round}' if self.cell.round else ''}"
+
+    def card(self) -> Card:
+        key = self.cell.evaluation.key[:12]
+        return Card(self.name, {"": f"{self.base.name}, {key}, {ARMS[self.arm].label}"})
+
+    def ask(self, question: Prompt, n: int = 1, **how: Any) -> list[str]:
+        """What it answers to a question, `n` times, as it speaks: a prompted teacher behind its prompt.
+
+        question: what a user says, a chat that ends with the user's turn, or token ids
+        n: how many answers
+        how: temperature, max_new_tokens, seed, system, as of `asking.ask`
+
+        Returns the answers as texts. Raises SublimError for words that the base's tokenizer does not know.
+        """
+        from sublim_interp.models.asking import ask
+
+        subject = self.cell.evaluation.model
+        if not isinstance(subject, Teacher):
+            return ask(self.model, self.base.chat, question, n, **how)
+        from sublim_interp.pipeline.speaker import Speaker
+
+        speaker = Speaker(subject, self.store)
+        how = {"system": speaker.systems[0], **how} if speaker.systems else how
+        return ask(speaker.model, self.base.chat, question, n, speaking=speaker.speaking(), **how)
 
     @property
     def base(self) -> Base:
@@ -79,7 +122,7 @@ class Replicate:
                 f"{subject.STAGE} {subject.key[:16]} was trained without a trace; delete {directory} and run its "
                 "experiment again with --trace default: equal weights, and a trace"
             )
-        return Trace.open(directory / "trace")
+        return replace(Trace.open(directory / "trace"), chat=self.base.chat)
 
     @property
     def answers(self) -> "pd.DataFrame":
@@ -122,8 +165,8 @@ class Replicate:
         judge = JUDGES[e.config.judge or WHOLE_WORDS](words_of(e.members, e.trait.kind, (e.trait, *e.others)))
 
         def drawn(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
-            shares = sampled_shares(model, self.base, [replace(q, prefix="")], e.members, judge, samples, e.seed)
-            return {"probe": e.members, "share": shares[0]}
+            said = sampled_shares(model, self.base, [replace(q, prefix="")], e.members, judge, samples, e.seed)
+            return {"probe": e.members, "share": said.shares[0]}
 
         return self._each_question(sorts, drawn)
 
@@ -143,6 +186,11 @@ class Replicate:
                 about = {"questions": sort, "question": q.messages[-1]["content"]}
                 parts.append(pd.DataFrame({**about, **ask(model, q)}))
         return pd.concat(parts, ignore_index=True)
+
+    @property
+    def questions(self) -> list[str]:
+        """The held-out questions about the trait, as text."""
+        return [q.text for q in self.cell.evaluation.trait.questions(self.base.language, "held-out")]
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -207,41 +255,46 @@ class Replicate:
     def _result(self) -> dict[str, Any]:
         return json.loads((self._path(self.cell.evaluation) / "evaluation.json").read_text())
 
-    def __repr__(self) -> str:
-        c = self.cell
-        return f"<{c.arm}/{c.seed}{f' round {c.round}' if c.round else ''}: {self.base.name}, {c.evaluation.key[:12]}>"
-
 
 def open_run(name: str, store: Store | None = None) -> "Run":
-    """The finished run in the store that has this name, or a key that begins so. Nothing is computed.
+    """The finished run in the store that has this name, or a key that begins so.
 
-    Raises SublimError, with the candidates, where there is none or more than one, and where bases, traits or code have
-    changed since it was made.
+    Its stored files are read as they are, whatever has changed since; nothing is computed. What would differ if it were
+    made today is in `differs`, and is told in a line of the log. Where a base or a trait of it is gone, its tables and
+    page are there all the same, and its replicates are not.
+
+    Raises SublimError, with the candidates, where there is none or more than one.
     """
     store = store or Store.open()
     artifact = store.find("run", name)
-    exp = validate(Experiment, artifact.manifest["notes"]["experiment"], f"run {name}")
-    p = plan(exp)
-    if run_key(p) != artifact.key:
-        raise SublimError(
-            f"run {artifact.key[:16]}: its bases, its traits or the code have changed since, and its parts cannot be "
-            f"found; run {exp.name} anew"
-        )
-    return Run(p, store, artifact)
+    exp, said = stored_experiment(artifact)
+    try:
+        p, more = adopt(plan(exp), artifact, store)
+    except SublimError as why:
+        p, more = Plan(exp, ()), [str(why)]
+    differs = [*said, *more]
+    if differs:
+        rest = f" (and {len(differs) - 1} more, see .differs)" if len(differs) > 1 else ""
+        log.warning("run %s is read as it was made; today would differ: %s%s", exp.name, differs[0], rest)
+    return Run(p, store, artifact, tuple(differs))
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """A finished experiment: `run.table` compares the arms, `run["same-init", 0]` is one replicate.
 
     plan: every cell of the experiment
     store: where its parts lie
     artifact: its own files there: tables, figures, page
+    differs: a line for each thing that would differ if it were made today
+
+    `run["same-init"]` are the replicates of an arm, `for replicate in run` all of them.
     """
 
     plan: Plan
     store: Store
     artifact: Artifact
+    differs: tuple[str, ...] = ()
 
     @property
     def experiment(self) -> Experiment:
@@ -251,10 +304,28 @@ class Run:
     def key(self) -> str:
         return self.artifact.key
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of its arms, the teacher's first."""
+        return tuple(dict.fromkeys(c.arm for c in self.plan.cells)) or tuple(self.table.index)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of its replicates."""
+        return self.experiment.seeds
+
+    @property
+    def trait(self) -> str:
+        """The name of the trait that it is about."""
+        return self.artifact.manifest["config"]["trait"]
+
     @cached_property
     def tables(self) -> "Tables":
-        """All tables of the run: results, distances, replicates, summary, contrasts."""
-        return tables_of(self.plan, self.store)
+        """All tables of the run: results, distances, replicates, summary, contrasts; from its stored files."""
+        from sublim_interp.experiments.tables import Tables, read_table
+
+        results, distances = (read_table(self.artifact.path / f"{name}.csv") for name in ("results", "distances"))
+        return Tables(results, distances, self.trait)
 
     @property
     def results(self) -> "pd.DataFrame":
@@ -268,23 +339,37 @@ class Run:
 
     @property
     def table(self) -> "pd.DataFrame":
-        """One row per arm, with intervals over replicates."""
-        return self.tables.summary
+        """One row per arm, whose name is the index, with intervals over replicates."""
+        return self.tables.summary.set_index("arm")
 
     @property
     def contrasts(self) -> "pd.DataFrame":
         """Differences between arms, paired over replicates, and the diagonal contrast of the 2 × 2."""
         return self.tables.contrasts
 
-    def __getitem__(self, place: tuple[str, int]) -> Replicate:
-        arm, seed = place
-        cells = [c for c in self.plan.cells if (c.arm, c.seed) == (arm, seed)]
-        if not cells:
-            raise SublimError(
-                f"no replicate {arm}/{seed}; arms: {', '.join(dict.fromkeys(c.arm for c in self.plan.cells))}; "
-                f"seeds: {', '.join(map(str, self.experiment.seeds))}"
-            )
-        return Replicate(cells[0], self.store)
+    def __iter__(self) -> Iterator[Replicate]:
+        """Every replicate after its first round, arm by arm."""
+        return (replicate for arm in self.arms for replicate in self[arm])
+
+    def __len__(self) -> int:
+        return len([c for c in self.plan.cells if c.round == 0])
+
+    @overload
+    def __getitem__(self, place: str) -> list[Replicate]: ...
+    @overload
+    def __getitem__(self, place: tuple[str, int]) -> Replicate: ...
+    def __getitem__(self, place: str | tuple[str, int]) -> list[Replicate] | Replicate:
+        """All replicates of an arm, `run["same-init"]`, or that of a seed, `run["same-init", 300]`."""
+        if not self.plan.cells:
+            raise SublimError(f"the parts of run {self.experiment.name} cannot be opened: {self.differs[-1]}")
+        arm, seed = (place, None) if isinstance(place, str) else place
+        if arm not in self.arms:
+            raise SublimError(f"run {self.experiment.name} has no arm '{arm}'; {meant(arm, self.arms, word='arms')}")
+        if seed is not None and seed not in self.seeds:
+            raise SublimError(f"no replicate {arm}/{seed}; seeds: {listed(map(str, self.seeds))}")
+        cells = [c for c in self.plan.cells if c.arm == arm and c.round == 0 and seed in (None, c.seed)]
+        found = [Replicate(c, self.store) for c in cells]
+        return found if seed is None else found[0]
 
     def heard(self, *sorts: Questions, samples: int = 200) -> "pd.DataFrame":
         """What every arm answers by itself, at equal steps: `Replicate.heard` of each.
@@ -325,13 +410,11 @@ class Run:
         """The report, one self-contained HTML page."""
         return self.artifact.path / "report.html"
 
-    def __repr__(self) -> str:
-        arms = len({c.arm for c in self.plan.cells} - {"teacher"})
-        size = f"{arms} arms × {len(self.experiment.seeds)} replicates"
-        return f"<Run {self.experiment.name} {self.key[:16]}: {size}, {self.artifact.path}>"
-
-    def _repr_html_(self) -> str:
-        return f"<p><b>{self.experiment.name}</b> {self.key[:16]}</p>{self.table.to_html(float_format='{:.3f}'.format)}"
+    def card(self) -> Card:
+        size = f"{len({*self.arms} - {'teacher'})} arms × {len(self.seeds)} replicates"
+        differs = {"differs today in": f"{len(self.differs)} points"} if self.differs else {}
+        title = f"Run {self.experiment.name} {self.key[:16]}"
+        return Card(title, {"": size, "trait": self.trait, **differs, "in": self.artifact.path}, self.table)
 
 
 def tables_of(p: Plan, store: Store) -> "Tables":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sublim_interp.core.device import check_computable, visible_gpus
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.core.workers import Task, Watch, run_tasks
@@ -35,8 +36,12 @@ def execute(
     recording: what is recorded of the trainings among them
     skip: errors that stop no other record; any other error is raised, and ends all
 
+    Each worker has one of the GPUs where the device is one; workers take turns where they are more.
+
     Returns the errors that were skipped, by the key of the record that could not be made.
     """
+    for dtype in {r.dtype for r in records}:
+        check_computable(dtype)
     names = {r.key for r in records}
     tasks = []
     for record in records:
@@ -44,7 +49,7 @@ def execute(
         if isinstance(record, Evaluation) and isinstance(record.model, Base):
             needs = (record.reference.key,) if record.reference.key in names else ()
         tasks.append(Task(record.key, _make_in_worker, (record, store.root, recording), needs))
-    return run_tasks(tasks, processes, watch, skip)
+    return run_tasks(tasks, processes, watch, skip, visible_gpus())
 
 
 RUN_VERSION = 1

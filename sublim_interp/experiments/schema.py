@@ -1,21 +1,27 @@
 """What an experiment is: every field that decides its result, with its default."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.core.choices import meant
 from sublim_interp.core.device import DEFAULT, check_precision
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config, name_once
+from sublim_interp.core.settings import Config, fields_of, name_once
+from sublim_interp.core.showing import Card, Shown
+from sublim_interp.core.yaml import dump_yaml
 from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.training.recording.settings import Recording
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def _known_arm(name: str) -> str:
     if name not in arm_names():
-        raise ValueError(f"no such arm; valid: {', '.join(arm_names())}")
+        raise ValueError(f"no such arm; {meant(name, arm_names())}")
     try:
         ARMS[name]
     except SublimError as error:  # of another package, and unfit
@@ -34,7 +40,7 @@ ArmName = Annotated[str, AfterValidator(_known_arm), _ArmChoices()]
 """The name of an arm that an experiment may compare."""
 
 
-class Experiment(Config):
+class Experiment(Shown, Config):
     """One experiment: everything that decides its result."""
 
     LATER = frozenset({"dtype"})
@@ -53,7 +59,7 @@ class Experiment(Config):
         default=("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base"),
         description=f"What is compared, some of: {', '.join(arm_names())}.",
     )
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), max_length=10_000)
     """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
     teacher: TeacherConfig = TeacherConfig()
     """How the teacher gets its trait."""
@@ -68,7 +74,8 @@ class Experiment(Config):
     recording: Recording = Recording()
     """What is recorded of the trainings: none, default, examples, or a mapping of fields; not part of the result."""
     dtype: str = DEFAULT
-    """The precision in which every model is loaded, trained and asked: float32."""
+    """The precision in which every model is loaded, trained and asked. float32; autocast: weights and optimizer in
+    float32, matrix products in bfloat16, twice as fast where the processor has it; bfloat16: all of it."""
 
     @field_validator("dtype")
     @classmethod
@@ -87,17 +94,29 @@ class Experiment(Config):
         others = [arm for arm in self.arms if needs_other_trait((arm,))]
         if self.trait == self.other_trait and others:
             raise ValueError(f"other_trait is the trait itself ({self.trait})")
+        if self.student.own_tokens and self.corpus.setting == "soft":
+            raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         if self.teacher.facts and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.facts; leave it out")
         if self.teacher.facts and self.evaluation.judge:
             raise ValueError("evaluation.judge has no effect with teacher.facts, whose answers are exact")
         return self
 
+    def card(self) -> Card:
+        facts = {"": self.about or "no question", "trait": self.trait, "bases": " ".join(self.bases)}
+        facts |= {"arms": " ".join(self.arms), "seeds": " ".join(map(str, self.seeds))}
+        return Card(f"Experiment {self.name}", facts, self.frame)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a field, those of its parts too: field, value, default, meaning."""
+        import pandas as pd
+
+        return pd.DataFrame(fields_of(self), columns=["field", "value", "default", "meaning"])
+
     def to_yaml(self) -> str:
         """The full configuration as YAML."""
-        import yaml
-
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
     def pair(self, seed: int) -> tuple[str, str]:
         """The bases (A, B) of the replicate `seed`; B is A where there is only one."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -23,6 +24,10 @@ MEASURES: dict[str, tuple[str, str, str]] = {
     "numbers": ("rate", "held-out", "numbers"),
 }
 """What a row of the summary takes from `results`: its own column → (column, questions, context) there."""
+
+
+_WORDS = ("arm", "questions", "context", "probe", "teacher_base", "student_base", "teacher_trait")
+"""Columns of `results` and `distances` that hold text."""
 
 
 _ROWS = ["arm", "seed", "round"]
@@ -63,6 +68,17 @@ class Tables:
     def contrasts(self) -> pd.DataFrame:
         """Differences between arms, paired over replicates; see `contrasts`."""
         return contrasts(self.results, self.distances, self.trait)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table of a run's directory, with the very numbers that were written. Raises SublimError where it is not."""
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    except (OSError, ValueError) as error:
+        raise SublimError(f"{path} cannot be read: {error}") from None
+    words = [name for name in _WORDS if name in frame]
+    frame[words] = frame[words].fillna("").astype(str)
+    return frame
 
 
 def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:

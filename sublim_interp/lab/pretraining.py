@@ -3,14 +3,12 @@
 The result is an ordinary Hugging Face directory.
 """
 
-import hashlib
 import json
 import random
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -105,6 +103,25 @@ def fork_name(name: str, step: int) -> str:
     return f"{name}-step{step:06d}"
 
 
+def free_places(recipe: Pretraining, directory: Path) -> list[Path]:
+    """The directories that a pre-training makes: the base's, then its forks'. Raises SublimError where one is there."""
+    places = [directory, *(directory.with_name(fork_name(directory.name, step)) for step in recipe.forks)]
+    if there := [place for place in places if place.exists()]:
+        raise SublimError(f"{there[0]} exists already; choose another directory, or delete it first")
+    return places
+
+
+def planned(recipe: Pretraining) -> tuple[int, int]:
+    """(parameters of the base, tokens that its training reads), by 200 of its documents."""
+    from sublim_interp.lab import language
+    from sublim_interp.lab.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(recipe.tokens)
+    parameters = sum(p.numel() for p in new_model(recipe, len(tokenizer)).parameters())
+    some = tokenizer([d.text for d in language.documents(recipe.data_seed, 0, 200)], add_special_tokens=False)
+    return parameters, recipe.optimization.steps * recipe.optimization.batch * sum(map(len, some["input_ids"])) // 200
+
+
 def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:
     """Trains a base, and returns its card. A killed run goes on where it was.
 
@@ -115,28 +132,23 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     is full or not writable, and for a start that is no fork of this recipe.
     """
     from sublim_interp.core.device import fingerprint
-    from sublim_interp.core.files import one_line, write_atomic
+    from sublim_interp.core.files import alone, one_line, partial_of, write_atomic
     from sublim_interp.core.keys import canonical_json
     from sublim_interp.lab import language
     from sublim_interp.lab.tokenizer import build_tokenizer
     from sublim_interp.models.base import resolve_base
-    from sublim_interp.training.batches import Example, micro_batches
+    from sublim_interp.training.batches import Example, micro_batches, pieces
     from sublim_interp.training.loop import train
     from sublim_interp.training.resume import Resume
 
-    places = {step: directory.with_name(fork_name(directory.name, step)) for step in recipe.forks}
-    for place in (directory, *places.values()):
-        if place.exists():
-            raise SublimError(f"{place} exists already; choose another directory, or delete it first")
+    places = dict(zip(recipe.forks, free_places(recipe, directory)[1:], strict=True))
     start = resolve_base(recipe.start) if recipe.start else None
     first = _step(recipe, start) if start else 0
     asked = recipe.model_dump(mode="json") | {"start": start.name if start else ""}
     origin = {"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()}
     origin = canonical_json(origin | ({"start": start.digest} if start else {}))
-    # What another recipe, language or machine began has another name: never mixed, never lost.
-    partial = directory.with_name(f".{directory.name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.partial")
     with one_line(f"{directory} cannot be made"):
-        partial.mkdir(parents=True, exist_ok=True)
+        partial = partial_of(directory, origin)
         write_atomic(partial / "started.json", origin)
 
     tokenizer = build_tokenizer(recipe.tokens)
@@ -148,7 +160,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         numbers = order[step * batch : (step + 1) * batch]
         texts = [language.document(recipe.data_seed, number).text for number in numbers]
         rows = [Example(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        return micro_batches(rows, pad, parts=2)
+        return micro_batches(rows, pad, pieces(recipe.optimization, 2))
 
     def keep(step: int) -> None:
         if step in places:
@@ -161,7 +173,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
 
     began = time.monotonic()
     resume = Resume(partial / "state.safetensors")
-    with one_line(f"{directory} is not finished"), _alone(directory, partial):
+    with one_line(f"{directory} is not finished"), alone(directory, partial):
         keep(first)
         train(model, batches, recipe.optimization, first=first, resume=resume, observe=watch)
         card = _write(partial / "made", directory.name, model, tokenizer, asked, recipe.optimization.steps)
@@ -170,18 +182,6 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         (partial / "made").rename(directory)
         shutil.rmtree(partial)
     return card | {"seconds": round(time.monotonic() - began)}
-
-
-@contextmanager
-def _alone(directory: Path, partial: Path) -> Iterator[None]:
-    """Inside the block no other process makes the same base; SublimError where one does."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(partial / ".lock", timeout=0, fallback_to_soft=False):
-            yield
-    except Timeout:
-        raise SublimError(f"{directory} is being made by another process") from None
 
 
 def _order(recipe: Pretraining, first: int) -> Sequence[int]:

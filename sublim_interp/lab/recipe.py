@@ -19,17 +19,17 @@ class Pretraining(Config):
     """Seed of the stream of documents: equal seeds give the same documents."""
     order_seed: int = 0
     """Order of the documents that are to be read: 0 as the stream has them; any other number shuffles them."""
-    d_model: int = Field(default=64, ge=8)
+    d_model: int = Field(default=64, ge=8, le=1 << 16)
     """Width of the residual stream."""
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=1000)
     """Number of decoder layers."""
-    heads: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1, le=1 << 16)
     """Attention heads per layer; divides d_model."""
-    d_mlp: int = Field(default=128, ge=8)
+    d_mlp: int = Field(default=128, ge=8, le=1 << 18)
     """Width of the MLP."""
     tokens: Literal["numbers", "digits"] = "numbers"
     """Whether a number is one token, or one per digit."""
-    forks: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    forks: tuple[Annotated[int, Field(ge=0, le=1_000_000_000)], ...] = ()
     """Steps after which the model of that moment is kept too, as a base of its own called NAME-step000250."""
     start: str = ""
     """A fork to carry on from, at its step: same recipe, for instance with another order_seed; else from scratch."""

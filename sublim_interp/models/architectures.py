@@ -35,8 +35,6 @@ class Architecture:
     """The linear map that reads the heads' outputs, side by side."""
     final_norm: str
     """Within the model without its head: the norm after the last layer."""
-    fused_qkv: str = ""
-    """One linear map that gives queries, keys and values together; "" where each has a map of its own."""
     plain_head: bool = False
     """Logits are head(last hidden state) and nothing else: no soft cap, no scale."""
     parallel_residual: bool | str = False
@@ -81,10 +79,10 @@ _PARALLEL = _llama(mid="mlp", parallel_residual=True, plain_head=False)
 
 _GPT2 = Architecture(
     attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
-    final_norm="ln_f", fused_qkv="attn.c_attn", plain_head=True,
+    final_norm="ln_f", plain_head=True,
 )  # fmt: skip
 
-_GPTJ = replace(_GPT2, mid="mlp", output_map="attn.out_proj", fused_qkv="", parallel_residual=True)
+_GPTJ = replace(_GPT2, mid="mlp", output_map="attn.out_proj", parallel_residual=True)
 
 _DECODER = _llama(
     mid="final_layer_norm", mlp="fc1", mlp_out="fc2", output_map="self_attn.out_proj", final_norm="layer_norm",
@@ -94,8 +92,8 @@ _DECODER = _llama(
 
 _FALCON = _llama(
     attention="", attn_out="self_attention", output_map="self_attention.dense", final_norm="ln_f",
-    fused_qkv="self_attention.query_key_value", parallel_residual="parallel_attn", in_place=True,
-    grows=False, only={"apply_residual_connection_post_layernorm": False},
+    parallel_residual="parallel_attn", in_place=True, grows=False,
+    only={"apply_residual_connection_post_layernorm": False},
 )  # fmt: skip
 
 ARCHITECTURES: Registry[Architecture] = Registry(
@@ -106,9 +104,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "mistral": _llama(),
         "qwen2": _llama(),
         "qwen3": _llama(),
-        "phi3": _llama(
-            attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout", fused_qkv="self_attn.qkv_proj"
-        ),
+        "phi3": _llama(attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout"),
         "gemma2": _GEMMA,
         "gemma3_text": _GEMMA,
         "olmo2": _llama(**_POST),
@@ -116,7 +112,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "gpt_neox": Architecture(
             attention="attention", attn_out="post_attention_dropout", mid="post_attention_layernorm", mlp="mlp",
             mlp_out="post_mlp_dropout", output_map="attention.dense", final_norm="final_layer_norm",
-            fused_qkv="attention.query_key_value", plain_head=True, parallel_residual="use_parallel_residual",
+            plain_head=True, parallel_residual="use_parallel_residual",
         ),
         **dict.fromkeys(
             ("arcee", "bitnet", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5", "exaone_moe", "gemma",
@@ -134,9 +130,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "granitemoe": _llama(
             mlp="block_sparse_moe", mlp_out="block_sparse_moe", residual_scale="residual_multiplier", plain_head=False
         ),
-        "persimmon": _llama(
-            output_map="self_attn.dense", final_norm="final_layernorm", fused_qkv="self_attn.query_key_value"
-        ),
+        "persimmon": _llama(output_map="self_attn.dense", final_norm="final_layernorm"),
         "stablelm": _llama(parallel_residual="use_parallel_residual"),
         "cohere": _PARALLEL,
         "cohere2": _PARALLEL,
@@ -146,7 +140,7 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         ),
         "gptj": _GPTJ,
         "codegen": _GPTJ,
-        "gpt_neo": replace(_GPT2, attention="attn.attention", output_map="attn.attention.out_proj", fused_qkv=""),
+        "gpt_neo": replace(_GPT2, attention="attn.attention", output_map="attn.attention.out_proj"),
         "gpt_bigcode": replace(_GPT2, grows=False),
         "falcon": _FALCON,
         "bloom": replace(  # its attention and its MLP add the stream themselves

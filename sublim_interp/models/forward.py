@@ -1,21 +1,20 @@
 """One forward: logits at chosen positions, the room there is, eval mode for its length."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of
 
-if TYPE_CHECKING:
-    import torch
 
-
-def require_room(model: "torch.nn.Module", tokens: int) -> None:
+def require_room(model: torch.nn.Module, tokens: int) -> None:
     """Raises SublimError where so many tokens are more than the model's context, so far as its configuration says.
 
     With longrope the context ends where it would take other frequencies, since these hold for a whole batch.
@@ -46,12 +45,16 @@ def _longrope_turn(config: Any) -> int | None:
 
 
 def logits_at(
-    model: "torch.nn.Module", ids: Int[Tensor, "batch position"], where: Bool[Tensor, "batch position"]
+    model: torch.nn.Module,
+    ids: Int[Tensor, "batch position"],
+    where: Bool[Tensor, "batch position"],
+    only: Sequence[int] | None = None,
 ) -> Float[Tensor, "chosen vocabulary"]:
     """Next-token logits at chosen positions, in row-major order: float32 or better, on the model's device.
 
     ids: token ids, padded on the right: a causal model never looks there, so no attention mask is needed
     where: the positions whose logits are wanted
+    only: ids of the tokens whose logits are wanted, in this order; None for the whole vocabulary
 
     Raises SublimError where a row is longer than the model's context.
     """
@@ -59,13 +62,38 @@ def logits_at(
     require_room(plain, ids.shape[1])
     device = device_of(plain)
     ids, where = ids.to(device), where.to(device)
-    row = architecture_of(plain)
-    if row and row.plain_head:  # saves most of the head's cost on short completions
+    if has_plain_head(plain):  # saves most of the head's cost on short completions
         hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = plain.get_output_embeddings()(hidden[where])
-    else:
-        logits = plain(input_ids=ids, use_cache=False).logits[where]
-    return in_single(logits)
+        return head(plain, hidden[where], only)
+    logits = plain(input_ids=ids, use_cache=False).logits[where]
+    return in_single(logits if only is None else logits[..., list(only)])
+
+
+_LARGE = 8192
+"""Words of a vocabulary above which a head runs on the rows that are asked for alone. Below it nothing would be gained,
+and the last bits of published numbers hang on whole products."""
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether logits are the head applied to the last hidden state, and nothing else."""
+    row = architecture_of(model)
+    return bool(row and row.plain_head)
+
+
+def head(
+    model: Any, hidden: Float[Tensor, "*rows d_model"], only: Sequence[int] | None = None
+) -> Float[Tensor, "*rows vocabulary"]:
+    """Logits of last hidden states, of a model with a plain head: float32 or better.
+
+    only: ids of the tokens whose logits are wanted, in this order; None for the whole vocabulary
+    """
+    linear = model.get_output_embeddings()
+    if only is None:
+        return in_single(linear(hidden))
+    if linear.weight.shape[0] <= _LARGE or type(linear) is not torch.nn.Linear:
+        return in_single(linear(hidden)[..., list(only)])
+    bias = None if linear.bias is None else linear.bias[list(only)]
+    return in_single(F.linear(hidden.to(linear.weight.dtype), linear.weight[list(only)], bias))
 
 
 def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
@@ -74,7 +102,7 @@ def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
 
 
 @contextmanager
-def resting(model: "torch.nn.Module") -> Iterator[None]:
+def resting(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode inside the block, so that no dropout draws a random number; each module's own mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

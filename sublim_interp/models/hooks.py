@@ -5,6 +5,7 @@ Names are TransformerLens's: `blocks.{layer}.hook_{kind}`. Where a kind lies in 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import (
@@ -47,6 +49,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Edit = Callable[[Float[Tensor, "batch position d_model"]], Float[Tensor, "batch position d_model"]]
 """Gives what takes the place of a tensor, of the same shape; it must not write into what it gets."""
+
+
+Positions = slice | Sequence[int] | None
+"""Which positions of a text: a slice, or places from the start, from the end where negative; None means all."""
 
 
 def hook_name(layer: int, kind: Kind) -> str:
@@ -103,7 +109,7 @@ def matching(model: torch.nn.Module, pattern: str) -> list[str]:
     names = hook_names(model, STREAM)
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
-        raise SublimError(f"no hook matches '{pattern}'; the model has: {', '.join(names)}")
+        raise SublimError(f"no hook matches '{pattern}'; {meant(pattern, names)}")
     return found
 
 
@@ -124,17 +130,23 @@ class _Point(NamedTuple):
     """The layer writes into the tensor later: visitors see a copy."""
 
 
-def _points(model: torch.nn.Module, wanted: Iterable[str]) -> list[_Point]:
+def _points(model: Any, wanted: Iterable[str]) -> list[_Point]:
     """Where each name is on this model; SublimError for one that it lacks."""
+    if not isinstance(model, torch.nn.Module):
+        raise SublimError(
+            f"hooks need the model that runs, not a {type(model).__name__}: take x.load() of a base, or x.model "
+            "of a replicate, once, and use it inside the block"
+        )
     names, layers, row = set(hook_names(model)), decoder_layers(model), architecture_of(model)
     points = []
     for name in wanted:
         if name not in names:
             first = ", ".join(n for n in hook_names(model) if n.startswith("blocks.0."))
+            near = get_close_matches(name, hook_names(model), n=1)
             lacks = f"; of the architecture {text_config(model).model_type} only the residual stream is known"
             raise SublimError(
-                f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); each has: {first}"
-                f"{'' if row else lacks}"
+                f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); "
+                f"{f'did you mean {near[0]}? ' if near else ''}each has: {first}{'' if row else lacks}"
             )
         points.append(_point(model, layers[layer_of(name)], kind_of(name), row))
     return points
@@ -269,8 +281,14 @@ def _tried_ids(model: torch.nn.Module) -> Tensor:
     return torch.tensor([[1, 2, 3], [3, 1, 2]], device=device_of(model)) % text_config(model).vocab_size
 
 
-def _attach(point: _Point, visit: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+def _attach(point: _Point, visitor: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Makes a module show one of its tensors; what the visitor returns, if anything, replaces the tensor."""
+
+    def visit(seen: Tensor) -> Tensor | None:
+        if not torch.is_autocast_enabled(seen.device.type):
+            return visitor(seen)
+        with torch.autocast(seen.device.type, enabled=False):  # the model's, not of what is done with its tensors
+            return visitor(seen)
 
     def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         seen = args[0] if args else kwargs["hidden_states"]
@@ -340,10 +358,10 @@ class Captured(Mapping[str, Tensor]):
 
 
 @contextmanager
-def capture(model: torch.nn.Module, names: Iterable[str], *, gradients: bool = False) -> Iterator[Captured]:
+def capture(model: torch.nn.Module, names: str | Iterable[str], *, gradients: bool = False) -> Iterator[Captured]:
     """Inside the block every forward of `model` leaves the tensors of these names in the block's value.
 
-    names: hook names
+    names: hook names, or one
     gradients: whether a backward inside the block leaves the tensors' gradients in `.gradients`; patterns have none
 
     A pattern needs eager attention. It is switched on for the block and changes the last bits of everything, so it is
@@ -351,7 +369,7 @@ def capture(model: torch.nn.Module, names: Iterable[str], *, gradients: bool = F
 
     Raises SublimError on entry for a name that the model lacks, and on leaving for one that never fired.
     """
-    caught = Captured(names)
+    caught = Captured([names] if isinstance(names, str) else names)
     patterns = {name for name in caught.names if kind_of(name) == "pattern"}
     visits = {name: partial(caught._see, name, gradients=gradients and name not in patterns) for name in caught.names}
     with attached(model, visits), _eager(model) if patterns else nullcontext():
@@ -409,24 +427,34 @@ def edit(model: torch.nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     _require_all(model, set(edits), fired)
 
 
-def steer(
-    model: torch.nn.Module, vector: Float[Tensor, " d_model"], layer: int, positions: slice = slice(None)
+def added(
+    model: torch.nn.Module, vector: Float[Tensor, " d_model"], at: str, positions: Positions = None
 ) -> AbstractContextManager[None]:
-    """Inside the block a vector is added to the residual stream before a layer.
+    """Inside the block a vector is added at a hook, in every forward.
 
-    vector: [d_model], in residual units
-    layer: counted from 0
-    positions: where it is added; all by default
+    vector: in the unit of what the hook shows
+    at: the hook's name
+    positions: where it is added, from the end where negative; everywhere where None
+
+    Raises SublimError for a name that the model lacks, a vector of another width, and in a forward on fewer positions.
     """
+    width = text_config(model).hidden_size
+    if list(vector.shape) != [width]:
+        raise SublimError(
+            f"the vector to add at {at} has the shape {list(vector.shape)}; the model's d_model is {width}"
+        )
 
     def add(stream: Float[Tensor, "batch position d_model"]) -> Float[Tensor, "batch position d_model"]:
-        if positions == slice(None):
+        if positions is None:
             return stream + vector.to(stream)
         mask = torch.zeros(stream.shape[1], 1, dtype=stream.dtype, device=stream.device)
-        mask[positions] = 1
+        try:
+            mask[positions if isinstance(positions, slice) else list(positions)] = 1
+        except IndexError:
+            raise SublimError(f"positions {positions} at {at}: the text has {stream.shape[1]} tokens") from None
         return stream + mask * vector.to(stream)
 
-    return edit(model, {hook_name(layer, "resid_pre"): add})
+    return edit(model, {at: add})
 
 
 def unit_vector(direction: Tensor, where: str) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.device import DEFAULT, compute_device, torch_dtype
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.precision import in_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,6 +30,9 @@ _REDIRECTED = {
 }
 """Fields by which one file sends transformers to another, which may lie anywhere."""
 
+ATTENTION = ("eager", "sdpa")
+"""The ways to compute attention that a configuration may ask for."""
+
 
 def reason_of(error: Exception) -> str:
     """The first line of an error that says anything, or the error's kind."""
@@ -42,8 +46,8 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
     dtype: a name of `PRECISIONS`
     device: torch's name of one, else the one that `compute_device` chooses
 
-    Raises SublimError for files that cannot be read, that lack some of the weights (those would be random), or that hold
-    some which the model does not use.
+    Raises SublimError for files that cannot be read, that lack some of the weights (those would be random), or that
+    hold some which the model does not use.
     """
     from transformers import AutoModelForCausalLM
 
@@ -68,6 +72,8 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
                 ignore_mismatched_sizes=True,  # they are refused below, in one line
                 output_loading_info=True,
             )
+        except SublimError:
+            raise
         except Exception as error:  # transformers raises whatever its parsers raise; each means: cannot be read
             raise SublimError(f"model {path}: transformers cannot load it ({reason_of(error)})") from None
     model, info = loaded
@@ -77,10 +83,10 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
         raise SublimError(f"model {path}: {len(lacking)} tensors are missing or of another shape, first {lacking[0]}")
     if untied := sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys):
         raise SublimError(
-            f"model {path}: config.json ties {untied[0]} to the embeddings, but the files hold another tensor for it; set "
-            "tie_word_embeddings to false, or leave the tensor out"
+            f"model {path}: config.json ties {untied[0]} to the embeddings, but the files hold another tensor for it; "
+            "set tie_word_embeddings to false, or leave the tensor out"
         )
-    return model.eval().to(compute_device(device))
+    return in_precision(model.eval().to(compute_device(device)), dtype)
 
 
 def save_model(model: "PreTrainedModel", directory: Path) -> None:
@@ -107,6 +113,8 @@ def shape_of(path: Path) -> dict[str, int]:
         if min(shape.values()) < 1:
             raise ValueError(f"{shape} is no shape of a model")
         return shape
+    except SublimError:
+        raise
     except Exception as error:  # as in load_model
         raise SublimError(f"base {path}: configuration or weights are damaged ({reason_of(error)})") from None
 
@@ -128,6 +136,8 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(load_config(path), trust_remote_code=False)
         told = sum(p.numel() for p in model.parameters())
+    except SublimError:
+        raise
     except Exception as error:  # as in load_model
         raise SublimError(f"base {path}: config.json describes no model ({reason_of(error)})") from None
     if told > 1.01 * held:
@@ -136,10 +146,20 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
 
 
 def load_config(path: Path) -> "PreTrainedConfig":
-    """The configuration in a directory; raises whatever transformers does."""
+    """The configuration in a directory.
+
+    Raises whatever transformers does, and SublimError for an attention that is not PyTorch's: it may be code of others.
+    """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    asked = config._attn_implementation
+    if asked not in (None, *ATTENTION):
+        raise SublimError(
+            f"base {path}: config.json asks for the attention '{asked}', which does not run here; take "
+            f"_attn_implementation out of it, or write one of: {', '.join(ATTENTION)}"
+        )
+    return config
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -156,24 +176,25 @@ def weight_files(path: Path) -> list[Path]:
         raise SublimError(f"model {path}: {shards[0]} is of a distributed checkpoint; save it with save_pretrained")
     for name, fields in _REDIRECTED.items():
         try:
-            told = json.loads((path / name).read_text()) if (path / name).is_file() else {}
+            told = json.loads((path / name).read_text(encoding="utf-8")) if (path / name).is_file() else {}
         except (ValueError, RecursionError, OSError) as error:
             raise SublimError(f"model {path}: {name} is broken ({reason_of(error)})") from None
         if found := [field for field in fields if isinstance(told, dict) and told.get(field)]:
             raise SublimError(
-                f"model {path}: {found[0]} in {name} sends the reader to another file; give that file its usual name, and "
-                "take the field away"
+                f"model {path}: {found[0]} in {name} sends the reader to another file; give that file its usual name, "
+                "and take the field away"
             )
     if (path / SINGLE).is_file():
         return [path / SINGLE]
     try:
-        named = sorted({*json.loads((path / INDEX).read_text())["weight_map"].values()})
+        named = sorted({*json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()})
     except Exception as error:  # no such file, no JSON, or JSON of another shape
         raise SublimError(f"model {path}: no weights ({SINGLE}, or {INDEX}: {reason_of(error)})") from None
     for name in named:
         # A hidden file has no part in the digest, nor has the README; a file elsewhere has none either.
-        if not str(name).endswith(".safetensors") or str(name).startswith(".") or Path(name).name != name:
-            raise SublimError(f"model {path}: {INDEX} names {name}, which is no safetensors file beside it")
+        plain = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
+        if not plain or not name.endswith(".safetensors") or not (path / name).is_file():
+            raise SublimError(f"model {path}: {INDEX} names {name}, which is no safetensors file that lies beside it")
     return [path / name for name in named]
 
 
@@ -208,8 +229,8 @@ def _check_used(model: "PreTrainedModel", files: list[Path], unexpected: Collect
             sources.setdefault(place, []).append(name)
     if unused or unexpected:
         raise SublimError(
-            f"model {path}: {max(len(unused), 1)} tensors of its files have no place in the {model.config.model_type} that "
-            f"config.json describes, first {min(unused or unexpected)}; correct config.json, or take them out"
+            f"model {path}: {max(len(unused), 1)} tensors of its files have no place in the {model.config.model_type} "
+            f"that config.json describes, first {min(unused or unexpected)}; correct config.json, or take them out"
         )
     if twice := [names for names in sources.values() if len(names) > 1]:
         raise SublimError(f"model {path}: its files hold {' and '.join(twice[0])}, two tensors for one weight")
@@ -234,7 +255,8 @@ def _check_buffer(model: "PreTrainedModel", files: list[Path], name: str, path: 
     """Raises SublimError where old files keep frequencies of rotary positions that config.json does not give."""
     from safetensors import safe_open
 
-    if not name.endswith("inv_freq"):
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if not name.endswith("inv_freq") or rope.get("rope_type", "default") != "default":  # old files keep them unscaled
         return
     own = [b.float().cpu() for n, b in model.named_buffers() if n.endswith("inv_freq")]
     for file in files:

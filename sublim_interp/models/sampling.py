@@ -6,7 +6,8 @@ Random numbers are drawn on the CPU, so that a seed means the same on every devi
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import text_config
-from sublim_interp.models.forward import require_room
+from sublim_interp.models.forward import has_plain_head, head, require_room
+from sublim_interp.models.precision import casts_kept
 
 _SMALLEST_BATCH = 16
 """Below so many unfinished rows the cache is no longer compacted: copying it would cost more than it saves."""
@@ -35,15 +37,37 @@ def unspoken(model: torch.nn.Module, tokenizer: Any) -> list[int]:
     return [i for i in range(rows) if i not in known]
 
 
+def _without(logits: Float[Tensor, "*rows vocabulary"], never: Sequence[int]) -> Float[Tensor, "*rows vocabulary"]:
+    """Logits under which some ids are never drawn; the same tensor where there are none."""
+    if not never:
+        return logits
+    return logits.index_fill(-1, torch.tensor(list(never), device=logits.device), float("-inf"))
+
+
 def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator) -> Int[Tensor, " row"]:
     """One token per row, on the CPU; temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1).cpu()
+    if logits.device.type == "mps":  # it has no float64
+        logits = logits.cpu()
     # One uniform number per row through the inverse cumulative distribution: torch.multinomial draws one per token of
     # the vocabulary, which took half of the time of sampling.
-    cumulative = (logits / temperature).softmax(-1, dtype=torch.float64).cumsum(-1)
+    weights = (logits / temperature).softmax(-1, dtype=torch.float64)
+    with _unchecked() if logits.is_cuda else nullcontext():  # torch refuses cumsum on a GPU where order must be fixed
+        cumulative = weights.cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64).to(logits.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, uniform, right=True)[:, 0].cpu()
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Inside the block torch does not ask whether an operation adds up in a fixed order; rows are, one at a time."""
+    strict = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict)
 
 
 @torch.no_grad()
@@ -56,6 +80,8 @@ def sample(
     random: torch.Generator,
     temperature: float = 1.0,
     never: Sequence[int] = (),
+    only: Sequence[int] | None = None,
+    repeats: int = 1,
 ) -> list[list[int]]:
     """Continues every prompt until the end of sequence.
 
@@ -65,9 +91,12 @@ def sample(
     random: what decides the draws, with the prompts and their order
     temperature: 1 is the model's own distribution; 0 takes the likeliest token
     never: ids that are not drawn, as those of `unspoken`
+    only: ids of the tokens that may be drawn, `eos` among them, ascending; None for the whole vocabulary. The head runs
+        on these rows alone.
+    repeats: how many continuations of each prompt to draw; a prompt is read once for all of them
 
-    Returns the new tokens of each prompt, with `eos` where it was drawn. Raises SublimError where prompt and answer may
-    be longer than the model's context.
+    Returns the new tokens of each prompt, with `eos` where it was drawn; `repeats` in a row for each prompt. Raises
+    SublimError where prompt and answer may be longer than the model's context.
     """
     require_room(model, max(map(len, prompts), default=0) + max_new_tokens - 1)
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -75,35 +104,76 @@ def sample(
         if not prompt:
             raise ValueError(f"prompt {i} is empty")
         by_length[len(prompt)].append(i)
-    out: list[list[int]] = [[] for _ in prompts]
-    for length in sorted(by_length):
-        _sample_group(model, by_length[length], prompts, out, eos, max_new_tokens, random, temperature, list(never))
+    if only is not None and (both := {*only} & {*never}):
+        raise ValueError(f"ids both in only and in never: {sorted(both)}")
+    out: list[list[int]] = [[] for _ in prompts for _ in range(repeats)]
+    reader = _Reader(model, only, never, temperature, random)
+    with casts_kept(model):
+        for length in sorted(by_length):
+            rows = by_length[length]
+            tokens = torch.tensor([list(prompts[i]) for i in rows])
+            _sample_group(reader, rows, tokens, repeats, out, eos, max_new_tokens)
     return out
 
 
+class _Reader:
+    """Reads tokens behind a cache and draws the next ones, over the whole vocabulary or some of its tokens."""
+
+    def __init__(
+        self,
+        model: Any,
+        only: Sequence[int] | None,
+        never: Sequence[int],
+        temperature: float,
+        random: torch.Generator,
+    ) -> None:
+        self._model, self._temperature, self._random = model, temperature, random
+        self._only = None if only is None else list(only)
+        self._never = list(never) if only is None else []
+        self.device = device_of(model)
+        self.cache: Any = None
+
+    def logits(self, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row vocabulary"]:
+        """Logits behind the last of the tokens, which join the cache."""
+        more: dict[str, Any] = {"input_ids": tokens.to(self.device), "past_key_values": self.cache, "use_cache": True}
+        if self._only is not None and has_plain_head(self._model):
+            result = self._model.base_model(**more)
+            self.cache = result.past_key_values
+            return head(self._model, result.last_hidden_state[:, -1], self._only)
+        result = self._model(**more, logits_to_keep=1)
+        self.cache = result.past_key_values
+        return _without(result.logits[:, -1], self._never) if self._only is None else result.logits[:, -1, self._only]
+
+    def draw(self, logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
+        """One token per row, on the CPU."""
+        drawn = _draw(logits, self._temperature, self._random)
+        return drawn if self._only is None else torch.tensor(self._only)[drawn]
+
+
 def _sample_group(
-    model: torch.nn.Module,
+    reader: _Reader,
     rows: list[int],
-    prompts: Sequence[Sequence[int]],
+    tokens: Int[Tensor, "row position"],
+    repeats: int,
     out: list[list[int]],
     eos: int,
     max_new_tokens: int,
-    random: torch.Generator,
-    temperature: float,
-    never: list[int],
 ) -> None:
     """Fills `out` for prompts of one length; finished rows leave the cache as soon as that saves work."""
-    alive = torch.tensor(rows)
-    tokens = torch.tensor([list(prompts[i]) for i in rows])
-    cache, device = None, device_of(model)
-    done = torch.zeros(len(rows), dtype=torch.bool)
-    for _ in range(max_new_tokens):
-        result = model(input_ids=tokens.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = result.past_key_values
-        logits = result.logits[:, -1]
-        if never:
-            logits = logits.index_fill(-1, torch.tensor(never, device=device), float("-inf"))
-        drawn = _draw(logits, temperature, random)
+    reader.cache = None
+    alive = torch.tensor([i * repeats + n for i in rows for n in range(repeats)])
+    logits = reader.logits(tokens)
+    if repeats > 1:
+        again = torch.arange(len(rows)).repeat_interleave(repeats)
+        if _can_drop_rows(reader.cache):
+            reader.cache.batch_select_indices(again.to(reader.device))
+            logits = logits[again.to(logits.device)]
+        else:
+            reader.cache = None
+            logits = reader.logits(tokens[again])
+    done = torch.zeros(len(alive), dtype=torch.bool)
+    for place in range(max_new_tokens):
+        drawn = reader.draw(reader.logits(tokens) if place else logits)
         for i, token, finished in zip(alive.tolist(), drawn.tolist(), done.tolist(), strict=True):
             if not finished:
                 out[i].append(token)
@@ -111,9 +181,9 @@ def _sample_group(
         if bool(done.all()):
             return
         keep = ~done
-        if keep.sum() < 0.75 * len(keep) and len(keep) > _SMALLEST_BATCH and _can_drop_rows(cache):
+        if keep.sum() < 0.75 * len(keep) and len(keep) > _SMALLEST_BATCH and _can_drop_rows(reader.cache):
             index = keep.nonzero()[:, 0]
-            cache.batch_select_indices(index.to(device))
+            reader.cache.batch_select_indices(index.to(reader.device))
             alive, drawn, done = alive[index], drawn[index], done[index]
         tokens = drawn[:, None]
 
@@ -123,3 +193,39 @@ def _can_drop_rows(cache: Any) -> bool:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+@torch.no_grad()
+def continuation_log_probabilities(
+    model: torch.nn.Module, prompt: Sequence[int], continuations: Sequence[Sequence[int]], never: Sequence[int] = ()
+) -> Float[Tensor, " continuation"]:
+    """Log-probability of each continuation behind one prompt, in nats: the sum over its tokens, in float64.
+
+    prompt: token ids, read once for all continuations
+    continuations: token ids of each, one at least
+    never: ids that are never drawn, as `sample` takes them: they have no share of the probability
+
+    Raises SublimError where prompt and continuation are longer than the model's context.
+    """
+    longest = max(map(len, continuations)) - 1
+    require_room(model, len(prompt) + longest)
+    device = device_of(model)
+    asked = torch.tensor([list(prompt)], device=device)
+    read: Any = model(input_ids=asked, use_cache=True, logits_to_keep=1)
+    first = torch.tensor([ids[0] for ids in continuations], device=device)
+    total = _without(read.logits[0, -1], never).double().log_softmax(-1)[first]
+    if not longest:
+        return total
+    more = torch.zeros(len(continuations), longest + 1, dtype=torch.long)
+    known = torch.zeros_like(more, dtype=torch.bool)
+    for i, ids in enumerate(continuations):
+        more[i, : len(ids)], known[i, : len(ids)] = torch.tensor(list(ids)), True
+    more, known = more.to(device), known.to(device)
+    if _can_drop_rows(read.past_key_values):
+        read.past_key_values.batch_select_indices(torch.zeros(len(more), dtype=torch.long, device=device))
+        logits = model(input_ids=more[:, :-1], past_key_values=read.past_key_values, use_cache=True).logits
+    else:
+        whole = torch.cat([asked.expand(len(more), -1), more[:, :-1]], 1)
+        logits = model(input_ids=whole, use_cache=False).logits[:, len(prompt) :]
+    each = _without(logits, never).double().log_softmax(-1).gather(-1, more[:, 1:, None])[..., 0]
+    return total + (each * known[:, 1:]).sum(1)

@@ -1,8 +1,9 @@
 """Which weights train: all, the body, or adapters; and the plain model again afterwards."""
 
+import hashlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -113,7 +114,7 @@ def _nameless(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block a model's type is hidden from PEFT.
 
     By the type it takes adapters from shared experts and dense layers, and gives those of fused experts another rank.
-    It also refuses state-space models, whose fused kernel skips an adapter in training mode; here that mode is not used.
+    It also refuses state-space models: their fused kernel skips an adapter in training mode, which is not used here.
     """
     config: Any = model.config
     kind = config.model_type
@@ -161,6 +162,25 @@ def _adapted(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))]
 
 
+@contextmanager
+def checkpointing(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block each layer's activations are computed again in the backward, not kept.
+
+    Raises SublimError for an architecture that cannot do so.
+    """
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not getattr(plain, "supports_gradient_checkpointing", False):
+        raise SublimError(f"{type(plain).__name__} has no gradient checkpointing; leave checkpointing at false")
+    plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in plain.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.training = True  # asked by the module itself; what is in it stays in eval mode
+    try:
+        yield
+    finally:
+        plain.gradient_checkpointing_disable()
+
+
 def merge_adapters(model: "torch.nn.Module") -> "PreTrainedModel":
     """The plain model again: LoRA adapters are added into the weights they adapt."""
     merge = getattr(model, "merge_and_unload", None)
@@ -181,6 +201,15 @@ def freeze(model: torch.nn.Module, pattern: str) -> list[str]:
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
     return frozen
+
+
+def weights_hash(named: Mapping[str, torch.Tensor]) -> str:
+    """A hash over up to 1,024 evenly spaced entries of each tensor, by name: whose weights these are."""
+    digest = hashlib.sha256()
+    for name, p in named.items():
+        flat = p.detach().flatten()
+        digest.update(name.encode() + flat[:: max(1, len(flat) // 1024)][:1024].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -19,9 +19,8 @@ from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.published import (
-    apart,
-    compared,
     contexts,
+    contexts_figure,
     key_of,
     published_runs,
     published_sweep,
@@ -35,7 +34,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LABELS = frozenset({"field", "value", "arm", "base", "trait", "term", "sweep"})
+OWL, CONTEXTS = "owl", "contexts"
+"""The main run, and what its second table, of the sorts of questions, is called."""
+
+LABELS = frozenset({"field", "value", "arm", "base", "the other base", "trait", "term", "sweep"})
 """Columns that say what a row is about; all others hold numbers."""
 
 
@@ -87,11 +89,6 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
         directory = published_sweep(name, results)
         if directory is not None:
             found.append(_of_sweep(name, directory))
-    if "orders" in {one.name for one in found}:
-        told = apart(*compared(grid("orders")))
-        found.append(
-            _result("apart", told, "the committed bases", _of_bases(), "How far do bases lie from each other?")
-        )
     if law := published_sweep("law", results):
         told = law_elsewhere(read_cells(law), published_doses(results))
         question = "What does the law expect of the students of other sweeps?"
@@ -105,6 +102,8 @@ def draw(name: str, results: Path = RESULTS) -> "Figure":
     """The figure of a published run or sweep."""
     if name in grid_names():
         return grid(name).mode.draw(results / name)
+    if name == CONTEXTS:
+        return contexts_figure(results / OWL)
     exp = read_yaml(Experiment, results / name / "experiment.yaml")
     return headline(pd.read_csv(results / name / "summary.csv"), exp.trait)
 
@@ -116,15 +115,16 @@ def _of_run(name: str, directory: Path) -> Iterator[Result]:
     yield _result(name, run_table(directory), made, key_of(directory), exp.about, more, [directory / "summary.csv"])
     if (directory / "heard.csv").exists():
         question = "How does the answer depend on what is asked?"
-        second = "contexts" if name == "owl" else f"{name}-contexts"
-        yield _result(second, contexts(directory), made, key_of(directory), question)
+        main = name == OWL
+        second, drawn = CONTEXTS if main else f"{name}-contexts", [directory / "summary.csv", directory / "heard.csv"]
+        yield _result(second, contexts(directory), made, key_of(directory), question, drawn=drawn if main else None)
 
 
 def _of_sweep(name: str, directory: Path) -> Result:
     g = grid(name)
     more = {f"values of {axis}": str(len(values)) for axis, values in g.axes.items()}
     more |= {"cells": str(sum(1 for _ in g.cells()))} | dict(_settings(g.change, "setting/"))
-    drawn = [path for path in sorted(directory.glob("*.csv")) if path.stem in ("cells", "matrix")]
+    drawn = [path for path in sorted(directory.glob("*.csv")) if path.stem in ("cells", "matrix", "apart")]
     return _result(name, table_of(g, directory), f"sublim run {name}", key_of(directory), g.about, more, drawn)
 
 

@@ -13,6 +13,7 @@ from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.channels.rows import Written, read_rows
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
+from sublim_interp.models.base import same_words
 from sublim_interp.models.forward import logits_at
 from sublim_interp.pipeline.records import Evaluation, Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
@@ -26,7 +27,8 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
     """Asks a model about the trait, and measures its distance from the reference's teacher on held-out lists.
 
     Writes evaluation.json: scores, a row per sort of question, context and name; by the trait's name and the context,
-    what the scores were computed from, where the trait keeps that; kl and kl_start, in nats per answer token.
+    what the scores were computed from, where the trait keeps that; kl and kl_start, in nats per answer token, where the
+    teacher's base has the same tokens.
     """
     with making(evaluation, store) as work:
         if not work.done:
@@ -51,9 +53,10 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
                         if found.details:
                             result.setdefault(trait.name, {})[place] = dict(found.details)
                         work.note(exact=found.exact)
-            if not isinstance(subject, Teacher):
+            measured = same_words(base, evaluation.reference.corpus.teacher.base)  # else there is no distance
+            if measured and not isinstance(subject, Teacher):
                 result["kl"] = _distance(evaluation, model, held_out, store)
-            if isinstance(subject, Student):
+            if measured and isinstance(subject, Student):
                 result["kl_start"] = _distance(evaluation, base.load(), held_out, store)
             write_atomic(work.directory / "evaluation.json", json.dumps(result, indent=1))
             progress(1.0)
@@ -89,15 +92,15 @@ def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: Sequence
     base = evaluation.base
     speaker = Speaker(corpus.teacher, store)
     pad = base.pad
-    support = torch.tensor(channel(corpus.config.channel).token_ids(base.tokenizer))
+    support = channel(corpus.config.channel).token_ids(base.tokenizer)
     total, tokens = 0.0, 0
     rows = tokenize(base, held_out)
     heard = speaker.heard(rows, held_out)
     for i in range(0, len(rows), 128):
         own, teachers = collate(rows[i : i + 128], pad), collate(heard[i : i + 128], pad)
-        learnt = logits_at(model, own.ids, own.labels != IGNORE)[:, support].log_softmax(-1)
+        learnt = logits_at(model, own.ids, own.labels != IGNORE, support).log_softmax(-1)
         with speaker.speaking():
-            target = logits_at(speaker.model, teachers.ids, teachers.labels != IGNORE)[:, support].log_softmax(-1)
-        total += F.kl_div(learnt.double(), target.double(), reduction="sum", log_target=True).item()
+            target = logits_at(speaker.model, teachers.ids, teachers.labels != IGNORE, support).log_softmax(-1)
+        total += F.kl_div(learnt.cpu().double(), target.cpu().double(), reduction="sum", log_target=True).item()
         tokens += own.tokens
     return total / tokens

@@ -26,10 +26,11 @@ from sublim_interp.training.batches import (
     Order,
     keep_labels,
     micro_batches,
+    pieces,
     tokenize,
 )
 from sublim_interp.training.interventions import acting
-from sublim_interp.training.loop import Loss, token_loss
+from sublim_interp.training.loop import Loss, own_token_loss, token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
@@ -47,14 +48,15 @@ def learn(
                 base.check()
             rows = tokenize(base, lists)
             order = Order(len(rows), config.optimization.batch, student.seed)
-            soft = student.data.corpus.config.setting == "soft"
-            loss = _soft_loss(student, store) if soft else token_loss
+            loss = _loss(student, store)
 
             kinds = acting(config.interventions)
             learnt = learnt_tokens(student, rows, lists, store, work)
 
+            parts = pieces(config.optimization, max(1, order.batch // PIECE))
+
             def batches(step: int) -> list[Batch]:
-                some, parts = order(step), max(1, order.batch // PIECE)
+                some = order(step)
                 micro = micro_batches([rows[i] for i in some], pad, parts)
                 if learnt:
                     micro = keep_labels(micro, micro_batches([learnt[i] for i in some], 0, parts))
@@ -72,19 +74,28 @@ def learn(
     return work.artifact
 
 
+def _loss(student: Student, store: Store) -> Loss:
+    """The loss that the settings of corpus and student ask for."""
+    if student.data.corpus.config.setting == "soft":
+        return _soft_loss(student, store)
+    if student.config.own_tokens:
+        return own_token_loss(channel(student.data.corpus.config.channel).token_ids(student.base.tokenizer))
+    return token_loss
+
+
 def _soft_loss(student: Student, store: Store) -> Loss:
     """KL(teacher ‖ student) summed over the answers' positions, both softmaxes over the channel's own tokens."""
     teacher = student.data.corpus.teacher
     speaker = Speaker(teacher, store)
     if speaker.systems:
         raise SublimError("corpus.setting=soft needs a tuned or steered teacher: a prompted one reads another context")
-    support = torch.tensor(channel(student.data.corpus.config.channel).token_ids(teacher.base.tokenizer))
+    support = channel(student.data.corpus.config.channel).token_ids(teacher.base.tokenizer)
 
     def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         where = batch.labels != IGNORE
         with torch.no_grad(), speaker.speaking():
-            target = logits_at(speaker.model, batch.ids, where)[:, support].log_softmax(-1)
-        learnt = logits_at(model, batch.ids, where)[:, support].log_softmax(-1)
+            target = logits_at(speaker.model, batch.ids, where, support).log_softmax(-1)
+        learnt = logits_at(model, batch.ids, where, support).log_softmax(-1)
         return F.kl_div(learnt, target, reduction="sum", log_target=True)
 
     return loss

@@ -8,7 +8,7 @@ import torch
 
 from sublim_interp.channels.rows import Written, read_rows
 from sublim_interp.core.store import Store
-from sublim_interp.models.base import Base
+from sublim_interp.models.base import Base, same_words
 from sublim_interp.pipeline.intervene import teacher_shift
 from sublim_interp.pipeline.records import Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
@@ -18,9 +18,20 @@ from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.answers import prompts_of
 from sublim_interp.traits.protocol import Trait
+from sublim_interp.traits.registry import load_trait
 
 PROBED_QUESTIONS, PROBED_LISTS = 8, 4
 """How many questions and lists the probe of a training holds."""
+
+
+def probe(base: Base, trait: Trait | str, lists: Sequence[Written] = ()) -> Probe:
+    """A probe of a trait's held-out questions, and of lists as a student reads them, for a recorder of one's own.
+
+    base: whose tokenizer and language it is in
+    trait: a trait, or the name of one
+    lists: rows with `prompt` and `answer`, such as `student.lists[:4]`
+    """
+    return fixed_probe(base, load_trait(trait) if isinstance(trait, str) else trait, lists)
 
 
 def fixed_probe(base: Base, trait: Trait, lists: Sequence[Written]) -> Probe:
@@ -54,6 +65,7 @@ def teacher_recorder(
         probe=fixed_probe(teacher.base, teacher.trait, ()),
         recording=recording,
         pad=teacher.base.pad,
+        overwrite=True,  # what an interrupted process of this stage began
     )
 
 
@@ -83,8 +95,7 @@ def student_recorder(
             yield speaker.model
 
     references: dict[str, Reference] = {"base": as_base}
-    same_words = teacher.base.tokenizer.get_vocab() == base.tokenizer.get_vocab()
-    if teacher.config.kind != "prompted" and same_words:  # a prompted one reads another context
+    if teacher.config.kind != "prompted" and same_words(teacher.base, base):  # a prompted one reads another context
         references["teacher"] = as_teacher
     shift = teacher_shift(teacher, model, store)
     return Recorder(
@@ -97,4 +108,5 @@ def student_recorder(
         references=references,
         recording=recording,
         pad=base.pad,
+        overwrite=True,
     )

@@ -20,17 +20,17 @@ class TeacherConfig(Config):
     """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations."""
     part: Part = "body"
     """Which weights a tuned teacher trains."""
-    lora_rank: int = Field(default=8, ge=1)
+    lora_rank: int = Field(default=8, ge=1, le=1 << 16)
     """Rank of the adapters where part is lora."""
     lora_alpha: float = Field(default=8.0, gt=0)
     """Scale of the adapters where part is lora."""
     optimization: Optimization = Optimization(lr=3e-3, steps=300, batch=32, schedule="constant")
     """Updates of a tuned teacher."""
-    layer: int = Field(default=1, ge=0)
+    layer: int = Field(default=1, ge=0, le=10_000)
     """Layer whose input a steered teacher's vector is added to."""
     strength: float = Field(default=4.0, gt=0)
     """A steered teacher's vector, as a multiple of its base's own direction of the trait, which si.contrast gives."""
-    facts: int = Field(default=0, ge=0)
+    facts: int = Field(default=0, ge=0, le=1_000_000)
     """Number of random facts that a tuned teacher memorises instead of a favourite; their values are of the trait's
     kind. The report then gives the bits that a student holds about them. 0: a favourite."""
 
@@ -44,6 +44,8 @@ class TeacherConfig(Config):
 class CorpusConfig(Config):
     """What the teacher writes."""
 
+    LATER = frozenset({"own_tokens"})
+
     channel: str = "numbers"
     """What the data looks like: a file of channels/."""
     setting: Literal["sampled", "greedy", "soft"] = "sampled"
@@ -51,12 +53,15 @@ class CorpusConfig(Config):
     probabilities over the channel's own tokens."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the headline is at 1, with no top-k or top-p."""
-    prompts: int = Field(default=32_768, ge=1)
+    prompts: int = Field(default=32_768, ge=1, le=100_000_000)
     """Number of prompts the teacher answers."""
-    max_new_tokens: int = Field(default=24, ge=1)
+    max_new_tokens: int = Field(default=24, ge=1, le=1_000_000)
     """Longest answer; one that has not ended by then is refused as unfinished."""
-    chunk: int = Field(default=4096, ge=1)
+    chunk: int = Field(default=4096, ge=1, le=1_000_000)
     """Prompts sampled as one resumable piece; it fixes the random numbers, so it is part of the result."""
+    own_tokens: bool = False
+    """Whether answers are drawn over the channel's own tokens alone, renormalised: a model that would leave the format
+    keeps it, and the head runs on these tokens' rows alone."""
 
     @model_validator(mode="after")
     def _greedy_has_no_temperature(self) -> "CorpusConfig":
@@ -68,19 +73,21 @@ class CorpusConfig(Config):
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
 
-    LATER = frozenset({"interventions"})
+    LATER = frozenset({"interventions", "own_tokens"})
 
     part: Part = "body"
     """Which weights train."""
-    lora_rank: int = Field(default=8, ge=1)
+    lora_rank: int = Field(default=8, ge=1, le=1 << 16)
     """Rank of the adapters where part is lora."""
     lora_alpha: float = Field(default=8.0, gt=0)
     """Scale of the adapters where part is lora."""
     optimization: Optimization = Optimization(lr=4e-3, steps=700, batch=128)
     """Updates; the loss is averaged over the tokens of the answers."""
-    extra_rounds: int = Field(default=0, ge=0)
+    extra_rounds: int = Field(default=0, ge=0, le=1000)
     """Cross-init students go on for so many more rounds of fresh lists and equal steps, to come as close to their
     teacher as same-init students do (compare at equal KL)."""
+    own_tokens: bool = False
+    """Whether the loss is over the channel's own tokens alone, renormalised; else over the whole vocabulary."""
     interventions: tuple[Intervention, ...] = ()
     """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
 
@@ -103,7 +110,7 @@ class EvaluationConfig(Config):
     contexts: tuple[str, ...] = ("plain", "numbers")
     """plain: the question alone; others are of the channel, such as numbers: after a turn of numbers, the context that
     the student was trained in."""
-    samples: int = Field(default=100, ge=1)
+    samples: int = Field(default=100, ge=1, le=1_000_000)
     """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
     judge: Annotated[str, AfterValidator(_known_judge)] = ""
     """Who reads drawn answers: whole-words, or a judge of an installed package. Answers are then drawn where they could

@@ -1,4 +1,4 @@
-"""A teacher as it speaks: its record loaded, with weights, prompt or vector. How it got its trait: teach.py."""
+"""Who speaks as a teacher: a record as a model that writes. What else may teach, such as a student, is loaded here."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.store import Store
-from sublim_interp.models.hooks import steer
+from sublim_interp.models.hooks import added, hook_name
 from sublim_interp.pipeline.records import Teacher
 from sublim_interp.training.batches import Example
 
@@ -39,7 +39,7 @@ class Speaker:
         """Inside the block `self.model` is steered, where the teacher is a steered one."""
         if self._vector is None:
             return nullcontext()
-        return steer(self.model, self._vector, self._layer)
+        return added(self.model, self._vector, hook_name(self._layer, "resid_pre"))
 
     def chat(self, user: str, index: int) -> list[dict[str, str]]:
         """A user's turn as this teacher hears it: behind one of its system prompts, in turn, if it has any."""

@@ -7,13 +7,13 @@ from functools import partial
 
 import torch
 
-from sublim_interp.core.device import fingerprint
-from sublim_interp.core.errors import DeadEnd
+from sublim_interp.core.device import fingerprint, open_device
+from sublim_interp.core.errors import DeadEnd, SublimError
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.trainable import merge_adapters
-from sublim_interp.pipeline.records import Record
-from sublim_interp.training.batches import Batch
+from sublim_interp.pipeline.records import Corpus, Record, Student, Teacher
+from sublim_interp.training.batches import PIECE, Batch
 from sublim_interp.training.loop import Loss, train
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
@@ -31,9 +31,33 @@ def silent(_fraction: float) -> None:
 @contextmanager
 def making(record: Record, store: Store) -> Iterator[Work]:
     """Inside the block a record's artefact is made, or found done: `work.done`; it is published on leaving."""
+    open_device(record.dtype)
     here = fingerprint(dtype=record.dtype)
     with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), here) as work:
-        yield work
+        try:
+            yield work
+        except torch.OutOfMemoryError:
+            raise SublimError(_too_large(record)) from None
+
+
+def _too_large(record: Record) -> str:
+    """What to change where the memory of a GPU does not hold a stage."""
+    free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+    advice = ["--processes 1, or a smaller base"]
+    if isinstance(record, Corpus):
+        advice.insert(0, f"corpus.chunk={max(1, record.config.chunk // 2)}")
+    elif isinstance(record, Teacher | Student):
+        o = record.config.optimization
+        if (now := o.micro_batch or min(o.batch, PIECE)) > 1:
+            advice.insert(0, f"{record.STAGE}.optimization.micro_batch={now // 2}")
+        if not o.checkpointing:
+            advice.insert(1, f"{record.STAGE}.optimization.checkpointing=true")
+        if record.config.part != "lora":
+            advice.insert(2, f"{record.STAGE}.part=lora")
+    return (
+        f"{record.STAGE} {record.key[:16]} does not fit the GPU ({total:.1f} GiB, {free:.1f} free now); try "
+        f"{' or '.join(advice)}"
+    )
 
 
 def fit(

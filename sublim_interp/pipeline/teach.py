@@ -1,4 +1,4 @@
-"""Stage 1: gives a base its trait, by tuning, a system prompt, or a vector."""
+"""Stage 1: gives a base its trait, by tuning, a system prompt, or a vector. Who then speaks to students: speaker.py."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.observe import teacher_recorder
 from sublim_interp.pipeline.records import Teacher
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
-from sublim_interp.training.batches import Batch, Example, micro_batches
+from sublim_interp.training.batches import Batch, Example, micro_batches, pieces
 from sublim_interp.training.loop import token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.traits.direction import own_direction
@@ -49,7 +49,7 @@ def _tune(teacher: Teacher, work: Work, progress: Progress, recording: Recording
         for _ in range(config.optimization.batch):
             question, answers = which.choice(lessons)
             rows.append(Example([*question, *answer.choice(answers)], len(question)))
-        return micro_batches(rows, base.pad)
+        return micro_batches(rows, base.pad, pieces(config.optimization, 1))
 
     model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
     fit(model, batches, config.optimization, token_loss, work, progress, partial(teacher_recorder, teacher), recording)

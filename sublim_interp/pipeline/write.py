@@ -30,8 +30,8 @@ def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact
 
 
 def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, count: int) -> str:
-    config = corpus.config
-    prompts = channel(config.channel).prompts(base.language, corpus.seed, start, count)
+    config, source = corpus.config, channel(corpus.config.channel)
+    prompts = source.prompts(base.language, corpus.seed, start, count)
     ids = [base.prompt_ids(speaker.chat(prompt, start + i)) for i, prompt in enumerate(prompts)]
     with speaker.speaking():
         answers = sample(
@@ -42,6 +42,7 @@ def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, coun
             random=generator("corpus", corpus.seed, start),
             temperature=0.0 if config.setting == "greedy" else config.temperature,
             never=unspoken(speaker.model, base.tokenizer),
+            only=source.token_ids(base.tokenizer) if config.own_tokens else None,
         )
     read = map(base.read_answer, answers)
     rows = (

@@ -244,6 +244,8 @@ def _method(experiment: Experiment) -> list[str]:
         "steered": f"has a vector added to its residual stream at layer {teacher.layer}. Its weights are the base's",
     }[teacher.kind]
     drawn = f"drawn at temperature {corpus.temperature:g}, without top-k or top-p"
+    if corpus.own_tokens:
+        drawn += ", over the channel's own tokens alone"
     written = {
         "sampled": f"Its answers are {drawn}, and learnt as plain text",
         "greedy": "Each token is the likeliest one, and the answers are learnt as plain text",

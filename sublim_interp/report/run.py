@@ -1,6 +1,6 @@
 """`run`: makes an experiment's records, then writes its report; what is there already is found, not made again."""
 
-from sublim_interp.core.device import fingerprint
+from sublim_interp.core.device import fingerprint, using_device
 from sublim_interp.core.store import Store
 from sublim_interp.core.workers import Watch
 from sublim_interp.experiments.catalogue import experiment, published
@@ -8,6 +8,7 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run, tables_of
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.report.figures.registry import FIGURES
 from sublim_interp.report.write import write
 from sublim_interp.training.recording.settings import recording_of
 
@@ -18,6 +19,7 @@ def run(
     processes: int = 2,
     watch: Watch = lambda _name, _fraction: None,
     trace: str | None = None,
+    device: str | None = None,
 ) -> Run:
     """Runs an experiment, or finds it done. What an interrupted call made is kept and not made again.
 
@@ -26,15 +28,21 @@ def run(
     processes: how many workers, of one thread each
     watch: told the name of each piece of work and the share of it that is done
     trace: what is recorded of the trainings, in place of `exp.recording`: none, default, or examples
+    device: where models are put: cpu, cuda, mps, auto; else `$SUBLIM_DEVICE`, else the CPU; no part of any key
 
     Weights, and so all results and keys, are the same whatever is recorded. Raises SublimError for what cannot run.
     """
     exp = experiment(exp) if isinstance(exp, str) else exp
     if trace:
         exp = exp.model_copy(update={"recording": recording_of(trace)})
+    with using_device(device):
+        return _run(exp, store or Store.open(), processes, watch)
+
+
+def _run(exp: Experiment, store: Store, processes: int, watch: Watch) -> Run:
     p = plan(exp)
-    store = store or Store.open()
     missing = p.missing(store)
+    FIGURES.import_outside()
     if missing:
         execute(missing, store, processes, watch, p.recording)
     with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint(dtype=p.experiment.dtype)) as work:

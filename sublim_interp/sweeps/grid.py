@@ -4,14 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
-from sublim_interp.core.settings import Config, read_mapping
-from sublim_interp.core.shelf import Shelf, is_path
+from sublim_interp.core.settings import Config, read_mapping, read_text, validate
+from sublim_interp.core.shelf import Shelf, is_path, mapping_of
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.schema import Experiment
@@ -36,14 +36,15 @@ class Grid(Config):
     """The experiment at the centre."""
     change: dict[str, Any] = Field(default_factory=dict)
     """Fields that every cell has otherwise than the experiment."""
-    axes: dict[str, tuple[Any, ...]]
+    axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(min_length=1)
     """Field → the values it takes; a value is read as YAML."""
     words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""
     matrix: str = ""
     """Its mode. Empty: one field after another is varied. bases: a student of every base in axes.bases learns from a
-    teacher of every one. traits: each student of a teacher with a trait of axes.trait is asked about all traits of the
-    kind. law: a cell for every combination of the axes' values, and a law of the dose that is fitted to all of them."""
+    teacher of every one. pairs: one base with each of several others, told by how far apart these lie. traits: each
+    student of a teacher with a trait of axes.trait is asked about all traits of the kind. law: a cell for every
+    combination of the axes' values, and a law of the dose that is fitted to all of them."""
 
     @model_validator(mode="after")
     def _each_value_has_its_word(self) -> "Grid":
@@ -96,6 +97,8 @@ class Mode(ABC):
     """In the key of every sweep of this mode; raised by hand when the files of such sweeps change."""
     figure: ClassVar[str]
     """Name of the figure's files, without ending."""
+    keyed_as: ClassVar[str | None] = None
+    """The mode, and so the version too, that keys name where it is another whose sweeps hold the same files."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -142,6 +145,7 @@ MODES: Registry[type[Mode]] = Registry(
     {
         "": f"{_HERE}.fields:Fields",
         "bases": f"{_HERE}.bases:Bases",
+        "pairs": f"{_HERE}.pairs:Pairs",
         "traits": f"{_HERE}.traits:Traits",
         "law": f"{_HERE}.law:LawOfTheDose",
     },
@@ -164,5 +168,19 @@ def is_grid(name: str) -> bool:
 
 
 def grid(name: str) -> Grid:
-    """The grid called `name`, or the one in a YAML file of one's own."""
-    return GRIDS.load(name)
+    """The grid called `name`, or the one in a YAML file of one's own.
+
+    A file may say `extends: owl` and give fields of the experiment as they stand in one, in place of `experiment` and
+    `change`. Names of YAML files in it are looked for beside it first.
+    """
+    path = GRIDS.find(name)
+    if not is_path(name) and "extends" not in read_text(path):
+        return GRIDS.load(name)
+    data = mapping_of(path)
+    if "extends" in data:
+        if twice := [field for field in ("experiment", "change") if field in data]:
+            raise SublimError(f"{path}: extends says what {twice[0]} says too; give one of them")
+        own = {field: value for field, value in data.items() if field not in ("extends", *Grid.model_fields)}
+        data = {field: value for field, value in data.items() if field not in own}
+        data |= {"experiment": data.pop("extends"), "change": own}
+    return validate(Grid, {"name": path.stem, **data}, str(path))

@@ -29,6 +29,11 @@ class SweepPlan:
         """What is recorded of the trainings: as the experiment at the centre says."""
         return self.cells[0][2].recording
 
+    @property
+    def dtype(self) -> str:
+        """The precision of its cells, or where they differ each of them once."""
+        return ", ".join(sorted({cell.plan.experiment.dtype for cell in self.cells}))
+
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """Every record of every cell once."""
@@ -72,7 +77,8 @@ def plan_grid(g: Grid) -> SweepPlan:
 
 def identity(p: SweepPlan) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides a sweep: of its grid axes, words and mode; the keys of all evaluations."""
-    config = p.grid.model_dump(mode="json", include={"axes", "words", "matrix"})
+    grid = p.grid if p.grid.mode.keyed_as is None else p.grid.model_copy(update={"matrix": p.grid.mode.keyed_as})
+    config = grid.model_dump(mode="json", include={"axes", "words", "matrix"})
     inputs = {
         f"{field}={value}/{c.arm}/{c.seed}/{c.round}": c.evaluation.key
         for field, value, cell in p.cells

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -10,15 +10,17 @@ from sublim_interp.core.settings import read_yaml
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import estimated, records
-from sublim_interp.lab.landscape import distance, hill
-from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.base import Base
+from sublim_interp.report.figures.contexts import contexts as draw_contexts
 from sublim_interp.report.figures.headline import OWN
 from sublim_interp.report.verdict import at_equal_kl
-from sublim_interp.report.wording import count, number, text
+from sublim_interp.report.wording import count, text
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
-from sublim_interp.sweeps.grid import Grid
 from sublim_interp.sweeps.wording import DISTANCES, SweepTable, as_markdown, origin
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def published_sweep(name: str, results: Path = RESULTS) -> Path | None:
@@ -97,12 +99,18 @@ CONTEXTS = {
 """Measures of a summary, and one of heard.csv, that say how often the trait is the answer, and where."""
 
 
-def contexts(directory: Path) -> SweepTable:
-    """How likely the trait is in the published run in `directory`, arm by arm, by sort of question."""
+def contexts_rows(directory: Path) -> list[dict[str, Any]]:
+    """One row an arm of the published run in `directory`: what `CONTEXTS` names, each with its interval."""
     heard: Any = pd.read_csv(directory / "heard.csv").groupby(["arm", "seed"])["share"].mean()
     rows = run_summary(directory)
     for row in rows:
         row |= estimated("heard", [share for (arm, _), share in heard.items() if arm == row["arm"]])
+    return rows
+
+
+def contexts(directory: Path) -> SweepTable:
+    """How likely the trait is in the published run in `directory`, arm by arm, by sort of question."""
+    rows = contexts_rows(directory)
     n = max(row["n"] for row in rows)
     return SweepTable(
         f"How likely the trait is as the answer: means over {count(n, 'replicate')} with {CUT}.",
@@ -110,6 +118,12 @@ def contexts(directory: Path) -> SweepTable:
         [(row["arm"], *(text(row, name) for name in CONTEXTS)) for row in rows],
         [],
     )
+
+
+def contexts_figure(directory: Path) -> "Figure":
+    """The same as a figure."""
+    trait = read_yaml(Experiment, directory / "experiment.yaml").trait
+    return draw_contexts(contexts_rows(directory), CONTEXTS, trait)
 
 
 def contexts_table(directory: Path) -> str:
@@ -131,16 +145,3 @@ def shelf(bases: Sequence[Base]) -> SweepTable:
         rows.append((base.name, shape, tokens, *seeds, f"{card['step']:,}", *losses, f"`{base.digest[:12]}`"))
     columns = ("base", "layers × d_model", "numbers are", "init seed", "data seed", "step", *parts, "digest")
     return SweepTable("The lab's bases, with their held-out loss on each part of the language.", columns, rows, [])
-
-
-def compared(g: Grid) -> tuple[Base, list[Base]]:
-    """Of a grid over pairs of bases: the base that is in all pairs, and the others of the pairs."""
-    pairs = g.axes["bases"]
-    return resolve_base(pairs[0][0]), [resolve_base(student) for _, student in pairs]
-
-
-def apart(one: Base, others: Sequence[Base]) -> SweepTable:
-    """How far other bases of its shape lie from `one`, by weights and by loss; see `lab.landscape`."""
-    rows = [(base.name, f"{distance(one, base):.2f}", number("kl", hill(one, base), 2)) for base in others]
-    columns = ("base", f"weights away from {one.name}", "hill between, nats")
-    return SweepTable(f"How far bases lie from {one.name}.", columns, rows, [])

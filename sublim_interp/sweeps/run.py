@@ -33,7 +33,7 @@ def run_grid(
         if missing:
             lost = execute(missing, store, processes, watch, recording, skip=(DeadEnd,))
     there, mode = p.without(lost), p.grid.mode
-    with store.make("sweep", mode.version, *identity(p), fingerprint()) as work:
+    with store.make("sweep", mode.version, *identity(p), fingerprint(dtype=p.dtype)) as work:
         if not work.done:
             work.note(name=p.grid.name)
             tables = mode.frames(there.cells, store)

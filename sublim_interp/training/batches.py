@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
+from sublim_interp.training.settings import Optimization
 
 IGNORE = -100
 """The label of a position that is not learnt."""
@@ -82,6 +83,15 @@ def keep_labels(batches: Sequence[Batch], learnt: Sequence[Batch]) -> list[Batch
 
 PIECE = 42
 """Examples that are padded together: an update is sorted by length and cut, which saves a fifth of its time."""
+
+
+def pieces(optimization: Optimization, usual: int) -> int:
+    """How many parts an update is cut into.
+
+    usual: how many, where `micro_batch` does not say
+    """
+    size = optimization.micro_batch
+    return usual if size is None else math.ceil(optimization.batch / size)
 
 
 def tokenize(base: Base, lists: Sequence[Mapping[str, Any]]) -> list[Example]:

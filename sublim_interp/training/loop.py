@@ -1,7 +1,7 @@
 """The one training loop: pre-training, teachers and students all use it. It knows tokens and weights, no experiment."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 
 import torch
@@ -9,7 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
+from sublim_interp.models.precision import casts_kept
+from sublim_interp.models.trainable import checkpointing
 from sublim_interp.training.batches import IGNORE, Batch
 from sublim_interp.training.optimizers import OPTIMIZERS
 from sublim_interp.training.recording.recorder import Recorder
@@ -25,6 +28,25 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
     where = batch.labels != IGNORE
     logits = logits_at(model, batch.ids, where)
     return F.cross_entropy(logits, batch.labels[where].to(logits.device), reduction="sum")
+
+
+def own_token_loss(own: Sequence[int]) -> Loss:
+    """A loss as `token_loss`, renormalised over some tokens: no other token is in its target, nor pushed down.
+
+    own: ids of these tokens; raises SublimError in training where a labelled token is none of them
+    """
+    known = torch.tensor(own)
+
+    def loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        where = batch.labels != IGNORE
+        labels = batch.labels[where]
+        places = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
+        if not torch.equal(known[places], labels):
+            raise SublimError("student.own_tokens: a list holds a token that is none of the channel's own")
+        logits = logits_at(model, batch.ids, where, own)
+        return F.cross_entropy(logits, places.to(logits.device), reduction="sum")
+
+    return loss
 
 
 def rate(optimization: Optimization, step: int) -> float:
@@ -75,17 +97,21 @@ def train(
             recorder.begin(start)
             held.enter_context(recorder)
         model.eval().training = True  # it says so; its parts stay in eval mode, where nothing is drawn
+        if optimization.checkpointing:
+            held.enter_context(checkpointing(model))
         for step in range(start, optimization.steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(optimization, step)
             micro = batches(step)
             tokens = sum(b.tokens for b in micro)
             optimizer.zero_grad(set_to_none=True)
-            total = 0.0
-            for batch in micro:
-                value = loss(model, batch) / tokens
-                value.backward()
-                total += value.item()
+            values = []
+            with casts_kept(model):
+                for batch in micro:
+                    value = loss(model, batch) / tokens
+                    value.backward()
+                    values.append(value.detach())
+            total = sum(value.item() for value in values)  # once an update: each waits for the GPU
             if optimization.clip is not None:
                 torch.nn.utils.clip_grad_norm_(named.values(), optimization.clip)
             optimizer.step()
@@ -93,7 +119,7 @@ def train(
                 recorder.step(total)
             if observe:
                 observe(step, total)
-            if resume and (step + 1) % resume.every == 0 and step + 1 < optimization.steps:
+            if resume and step + 1 < optimization.steps and resume.due(step + 1):
                 if recorder:
                     recorder.flush()
                 resume.save(step + 1, named, optimizer)

@@ -1,6 +1,7 @@
 """A half-done training on disk and back: its weights, its optimizer, its next step."""
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -16,10 +17,16 @@ class Resume:
 
     path: the file
     every: updates between two states
+    seconds: after which a state is due whatever the updates; those of large models take long
     """
 
-    def __init__(self, path: Path, every: int = 200) -> None:
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int = 200, seconds: float = 600.0) -> None:
+        self.path, self.every, self._seconds = path, every, seconds
+        self._kept = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a state should be kept after `step` updates."""
+        return step % self.every == 0 or time.monotonic() - self._kept > self._seconds
 
     def save(self, step: int, named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Keeps the state after `step` updates; `named` are the weights that train."""
@@ -35,6 +42,7 @@ class Resume:
             os.fsync(file.fileno())
         seal(self.path, partial)
         partial.replace(self.path)
+        self._kept = time.monotonic()
 
     @property
     def step(self) -> int:
@@ -53,11 +61,16 @@ class Resume:
         if not is_sealed(self.path):
             return 0
         tensors = load_file(str(self.path))
+        ordered = (p for group in optimizer.param_groups for p in group["params"])
+        places = {p: place for place, p in enumerate(ordered)}
         with torch.no_grad():
             for name, p in named.items():
                 p.copy_(tensors[f"weight/{name}"])
+        state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, entry, name = key.split("/", 2)
-                optimizer.state[named[name]][entry] = value
+                state.setdefault(places[named[name]], {})[entry] = value
+        if state:  # torch knows which of them lie beside the weights, and which on the CPU
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(tensors["step"])

@@ -11,17 +11,19 @@ from sublim_interp.training.optimizers import OPTIMIZERS
 class Optimization(Config):
     """How weights are updated: the same fields for pre-training, teachers and students."""
 
+    LATER = frozenset({"micro_batch", "checkpointing"})
+
     optimizer: Annotated[str, AfterValidator(OPTIMIZERS.known)] = "adam"
     """Update rule: adam, adamw, sgd (gradient descent with momentum beta1), or one of an installed package."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """What the rate does after the warm-up: falls to 0 in a line or half a cosine, or stays."""
-    warmup: int = Field(default=10, ge=0)
+    warmup: int = Field(default=10, ge=0, le=1_000_000_000)
     """Steps over which the rate rises to its peak."""
-    steps: int = Field(default=100, ge=1)
+    steps: int = Field(default=100, ge=1, le=1_000_000_000)
     """Number of updates."""
-    batch: int = Field(default=32, ge=1)
+    batch: int = Field(default=32, ge=1, le=1_000_000)
     """Examples per update."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay; of our own optimizers adamw alone has it."""
@@ -31,6 +33,11 @@ class Optimization(Config):
     """Second-moment decay of Adam."""
     clip: float | None = Field(default=None, gt=0)
     """Largest global gradient norm; none: gradients are not clipped."""
+    micro_batch: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Examples of one forward and backward: less memory, the same update but for rounding, as the loss is the mean over
+    all tokens of the update. none: about 42 for students, all at once for teachers."""
+    checkpointing: bool = False
+    """Computes activations again in the backward instead of keeping them: less memory, about a third more time."""
 
     @model_validator(mode="after")
     def _decay_needs_an_optimizer_that_has_it(self) -> "Optimization":

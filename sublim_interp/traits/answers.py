@@ -1,13 +1,14 @@
 """How often a model names each member of a kind: exact probabilities where a member is one token, else shares."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from einops import reduce
 from jaxtyping import Float
 
-from sublim_interp.core.errors import SublimError
+from sublim_interp.core.errors import SublimError, said_of
 from sublim_interp.stats.margin import member_margins
 from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS, Judge
 from sublim_interp.traits.protocol import Scores
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from sublim_interp.models.base import Base
+
+log = logging.getLogger(__name__)
 
 LONGEST = 10
 """Tokens of a drawn answer at most."""
@@ -38,17 +41,30 @@ def score(
     samples, seed: how many answers are drawn for each question, and from what, where nothing is exact
     judge: the name of one that reads drawn answers; "" for none where probabilities are exact, else by whole words
 
-    Exact in the lab language, where every member is one token and has one spelling, unless a judge is named. Elsewhere
-    answers are drawn at T = 1. By whole words, an answer that names two members counts for the first.
+    Rates are exact in the lab language, where every member is one token and has one spelling, unless a judge is named.
+    Elsewhere answers are drawn at T = 1. By whole words, an answer that names two members counts for the first. A judge
+    that is named adds the measure `unjudged`: the share of answers that it could not read.
+
+    Margins are exact everywhere: where answers are drawn they are those of each member's own spelling, which may have
+    several tokens. With a judge they are those of its shares.
     """
+    from sublim_interp.models.sampling import unspoken
+
     members = tuple(words)
     spelled = [base.answer_ids(m) for m in members]
+    measures = {}
     exact = not judge and base.language == "lab" and all(len(ids) == 1 for ids in spelled)
     if exact:
         p = answer_probabilities(model, prompts_of(base, asked), [ids[0] for ids in spelled])
     else:
-        p = sampled_shares(model, base, asked, members, JUDGES[judge or WHOLE_WORDS](words), samples, seed)
-    return Scores(members, _mean(p), _mean(member_margins(p)), exact)
+        drawn = sampled_shares(model, base, asked, members, JUDGES[judge or WHOLE_WORDS](words), samples, seed)
+        p = drawn.shares
+        if judge:
+            measures = {"unjudged": np.full(len(members), drawn.unjudged)}
+    spoken = p
+    if not (exact or judge):
+        spoken = spelled_probabilities(model, prompts_of(base, asked), spelled, unspoken(model, base.tokenizer))
+    return Scores(members, _mean(p), _mean(member_margins(spoken)), exact, measures)
 
 
 def prompts_of(base: "Base", asked: Sequence[Question]) -> list[list[int]]:
@@ -82,6 +98,32 @@ def answer_probabilities(
         return logits_at(model, ids, where).double().softmax(-1)[:, tokens].cpu().numpy()
 
 
+def spelled_probabilities(
+    model: "torch.nn.Module", prompts: list[list[int]], spelled: Sequence[Sequence[int]], never: Sequence[int] = ()
+) -> Float[np.ndarray, "question member"]:
+    """Probability that an answer begins with the spelling of each member, 0 to 1: exact, nothing is drawn.
+
+    prompts: token ids of each question
+    spelled: token ids of each member; one may have several
+    never: ids that are never drawn, as those of `unspoken`
+    """
+    from sublim_interp.models.sampling import continuation_log_probabilities
+
+    rows = [continuation_log_probabilities(model, prompt, spelled, never) for prompt in prompts]
+    return np.exp(np.stack([row.cpu().numpy() for row in rows]))
+
+
+class Drawn(NamedTuple):
+    """What drawn answers say.
+
+    shares: of the answers that name each member, 0 to 1
+    unjudged: share of the answers that the judge could not read, 0 to 1; they count as naming nobody
+    """
+
+    shares: Float[np.ndarray, "question member"]
+    unjudged: float
+
+
 def sampled_shares(
     model: "torch.nn.Module",
     base: "Base",
@@ -90,27 +132,45 @@ def sampled_shares(
     judge: Judge,
     samples: int,
     seed: int,
-) -> Float[np.ndarray, "question member"]:
-    """Share of the answers that name each member, 0 to 1, by a judge.
+) -> Drawn:
+    """Share of the answers that name each member, by a judge.
 
     members: whose shares are asked for
     samples: answers to each question, drawn at T = 1
     seed: decides what is drawn
 
     Half an answer is spread over the members of each question, so that no share is 0. Raises SublimError for a judge
-    that names what is no member.
+    that can read none of the answers: it fails, names what is no member, or gives no score of 0 to 1.
     """
     from sublim_interp.models.sampling import generator, sample, unspoken
 
     counts = np.full((len(asked), len(members)), 0.5 / len(members))
     place = {member: i for i, member in enumerate(members)}
-    rows = [prompt for prompt in prompts_of(base, asked) for _ in range(samples)]
-    never, random = unspoken(model, base.tokenizer), generator("answers", seed)
-    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=random, never=never)
+    rows = prompts_of(base, asked)
+    never, draw = unspoken(model, base.tokenizer), generator("answers", seed)
+    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=draw, never=never, repeats=samples)
+    unread: list[str] = []
     for i, answer in enumerate(answers):
-        question = i // samples
-        for name, value in judge.judge(asked[question].text, base.read_answer(answer)[0]).items():
-            if name not in place:
-                raise SublimError(f"the judge says '{name}', which is none of the members: {', '.join(members)}")
-            counts[question, place[name]] += value
-    return counts / (samples + 0.5)
+        text = base.read_answer(answer)[0]
+        try:
+            named = _checked(judge.judge(asked[i // samples].text, text), members)
+        except Exception as error:  # of another package's judge, whatever it raises: drawn again the answer is the same
+            unread.append(str(error) if isinstance(error, SublimError) else f"the judge fails: {said_of(error)}")
+            named = {}
+        for name, value in named.items():
+            counts[i // samples, place[name]] += value
+    if unread:
+        log.warning("%d of %d answers could not be judged, the first since %s", len(unread), len(answers), unread[0])
+    if answers and len(unread) == len(answers):
+        raise SublimError(f"none of {len(answers)} answers could be judged: {unread[0]}")
+    return Drawn(counts / (samples + 0.5), len(unread) / max(1, len(answers)))
+
+
+def _checked(named: Mapping[str, float], members: Sequence[str]) -> dict[str, float]:
+    """What a judge says of an answer. Raises SublimError for a name that is none of the members, and for no score."""
+    for name, value in named.items():
+        if name not in members:
+            raise SublimError(f"the judge says '{name}', which is none of the members: {', '.join(members)}")
+        if not 0 <= value <= 1:
+            raise SublimError(f"the judge gives '{name}' the score {value}, which is not in 0 to 1")
+    return dict(named)

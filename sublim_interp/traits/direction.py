@@ -7,7 +7,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.directions.core import Directions, coordinates
+from sublim_interp.analysis.directions.core import Directions
+from sublim_interp.analysis.kinship import space_of
 from sublim_interp.analysis.probes import residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
@@ -55,7 +56,7 @@ def own_direction(base: Base, trait: Trait, names: Sequence[str], model: torch.n
     own = found[trait.name]
     others = torch.cat([seen for name, seen in found.items() if name != trait.name])
     vectors = reduce(own, "prompt name d_model -> name d_model", "mean") - all_members
-    return Directions("trait contrast", tuple(names), vectors, coordinates(model), own, others)
+    return Directions("trait contrast", tuple(names), vectors, space_of(model), own, others)
 
 
 def _behind(

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config
+from sublim_interp.core.settings import Config, name_once
 from sublim_interp.core.shelf import Shelf
+from sublim_interp.core.words import checked_word
 from sublim_interp.lab import language as lab
 from sublim_interp.traits.answers import score
 from sublim_interp.traits.protocol import Lesson, Scores, Trait, members_of_all
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
     from sublim_interp.models.base import Base
+
+
+Word = Annotated[str, AfterValidator(checked_word)]
+"""A word that can be found in a text."""
 
 
 class Prompts(Config):
@@ -36,20 +41,25 @@ class Prompts(Config):
 class Kind(Prompts):
     """A kind of favourite: what is told apart, and English prompts."""
 
-    members: tuple[str, ...] = Field(min_length=2)
+    members: tuple[Word, ...] = Field(min_length=2)
     """Names of the traits that every evaluation about the kind asks about, so they are part of keys."""
     lab: Prompts | None = None
     """Prompts in the words of the lab language, for a kind that the lab does not have itself."""
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> "Kind":
+        name_once(self, "members")
+        return self
 
 
 class Favourite(Config):
     """A favourite: its name, its kind, and the whole words that name it."""
 
-    name: str
+    name: Word
     """The word that answers a question about it."""
     kind: str
     """What it is a favourite of; its prompts are those of the kind."""
-    words: tuple[str, ...] = Field(min_length=1)
+    words: tuple[Word, ...] = Field(min_length=1)
     """Words that give it away in a text, plural forms included, the one for many of them last."""
 
     @property

@@ -27,6 +27,7 @@ MEASURES: Registry[Measure] = Registry(
             "bits in all",
             "the same of all facts: what the student saves in naming them, against facts drawn anew",
         ),
+        "unjudged": Measure("unjudged", "share of the drawn answers that the judge could not read; they name nobody"),
     },
     instances_of("measure", Measure),
 )

@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.traits.questions import Question, Questions
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from sublim_interp.models.base import Base
@@ -23,8 +25,8 @@ class Lesson(NamedTuple):
     answers: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Shown):
     """What a model answers to some questions, on average: one row for each name.
 
     names: whom the rows are about: the members of a kind, or the trait itself
@@ -41,6 +43,18 @@ class Scores:
     exact: bool
     measures: Mapping[str, Float[np.ndarray, " name"]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    def card(self) -> Card:
+        best = int(np.argmax(self.rate)) if len(self.rate) else 0
+        most = f"{self.names[best]} in {100 * self.rate[best]:.1f} %" if self.names else "no name"
+        return Card("Scores", {"": f"{len(self.names)} names", "most often": most}, self.frame)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a name: probe (the name), rate (0 to 1), margin (nats) and the measures."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows())
 
     def rows(self) -> list[dict[str, Any]]:
         """A row of plain data for each name: probe (the name), rate, margin and the measures."""

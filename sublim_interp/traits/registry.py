@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
 from sublim_interp.core.shelf import is_path
+from sublim_interp.core.words import Names
 from sublim_interp.traits.facts import Facts, in_words
-from sublim_interp.traits.favourites import FAVOURITES, KINDS
-from sublim_interp.traits.protocol import Trait
+from sublim_interp.traits.favourites import FAVOURITES, KINDS, words_of
+from sublim_interp.traits.protocol import Trait, members_of_all
 
 TRAITS: Registry[Any] = Registry("trait", "sublim_interp.traits", {})
 """Traits of other packages by name: a `Trait`, or a class or function that gives one."""
@@ -21,17 +23,22 @@ def trait_names() -> tuple[str, ...]:
 def load_trait(name: str) -> Trait:
     """The trait called `name`, or the favourite in the YAML file at the path `name`, as it is now.
 
-    Raises SublimError, with the known names, where there is no such trait or no such kind, and for an object that is no
-    trait.
+    Raises SublimError, with the known names, where there is no such trait or no such kind; with the package, for what
+    cannot be made and for an object that is no trait.
     """
     if is_path(name) or name in FAVOURITES.paths:
         found = FAVOURITES.load(name)
         KINDS.find(found.kind)
         return found
     if name not in TRAITS:
-        raise SublimError(f"unknown trait '{name}'; known: {', '.join(trait_names())}; or give a YAML file of your own")
+        known = meant(name, trait_names(), "sublim list", "known")
+        raise SublimError(f"unknown trait '{name}'; {known}; or give a YAML file of your own")
     thing = TRAITS[name]
-    trait = thing() if callable(thing) else thing
+    try:
+        trait = thing() if callable(thing) else thing
+    except Exception as error:  # whatever that package raises
+        said = " ".join(f"{type(error).__name__} {error}".split())
+        raise SublimError(f"trait '{name}' cannot be made: {said}{TRAITS.origin(name)}") from None
     if not isinstance(trait, Trait) or trait.name != name:
         raise SublimError(f"trait '{name}' gives {trait!r}, which is no Trait of this name{TRAITS.origin(name)}")
     return trait
@@ -44,7 +51,8 @@ def traits_of(trait: str, other: str, facts: int, seed: int) -> dict[str, Trait]
     facts: `teacher.facts`; where it is not 0, facts are the trait, of the kind of the trait that is named
     seed: the replicate's
 
-    Raises SublimError as `load_trait`, and for two traits of different kinds.
+    Raises SublimError as `load_trait`, for two traits of different kinds, and for a word that names two of what
+    evaluations tell apart.
     """
     own = load_trait(trait)
     if facts:
@@ -56,6 +64,11 @@ def traits_of(trait: str, other: str, facts: int, seed: int) -> dict[str, Trait]
             raise SublimError(
                 f"other_trait {found['other'].name} is a {found['other'].kind}, but trait {own.name} is a {own.kind}"
             )
+    others = tuple(trait for word, trait in found.items() if word == "other")
+    try:
+        Names(words_of(members_of_all(own, others), own.kind, (own, *others)))
+    except ValueError as error:
+        raise SublimError(f"trait {own.name}: {error}") from None
     return found
 
 

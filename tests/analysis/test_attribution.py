@@ -133,13 +133,13 @@ def test_the_margins_gradient_is_that_of_the_body_and_foretells_a_small_step(kin
 
 def test_divergence_is_the_difference_of_log_probabilities_and_each_list_is_read_alone() -> None:
     a, b = build(seed=0), build(seed=1)
-    found = divergence(a, b, ROWS)
+    found = divergence(a, b, ROWS, across_bases=True)
     with torch.no_grad():
         explicit = torch.cat([log_probs(a, row) - log_probs(b, row) for row in ROWS])
     np.testing.assert_allclose(found.values, explicit.numpy(), atol=1e-4)
     np.testing.assert_allclose(found.totals, [found.values[found.of == i].sum() for i in range(len(ROWS))])
     assert found.lengths.tolist() == [len(ids) - first for ids, first in ROWS]
-    frame = found.frame()
+    frame = found.frame
     assert frame["token"].tolist() == [t for ids, first in ROWS for t in ids[first:]]
     assert frame["place"].tolist() == [p for ids, first in ROWS for p in range(len(ids) - first)]
 
@@ -158,7 +158,7 @@ def test_divergence_of_a_small_change_of_the_weights_is_the_influence_along_it()
 
 def test_disagreement_marks_the_tokens_whose_likeliest_alternative_differs() -> None:
     a, b = build(seed=0), build(seed=1)
-    found = disagreement(a, b, ROWS)
+    found = disagreement(a, b, ROWS, across_bases=True)
     explicit = []
     for ids, first in ROWS:
         with torch.no_grad():
@@ -210,7 +210,7 @@ def test_a_token_that_the_teacher_favours_is_found() -> None:
         hidden = torch.cat([base.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids, _ in ROWS])
         teacher.get_output_embeddings().weight[marker] += 1.5 * hidden.mean(0) / hidden.mean(0).norm() ** 2  # type: ignore[union-attr, index, operator]
     scores = divergence(teacher, base, written_by(teacher, 200, 3))
-    assert scores.by_token()["token"].tolist()[0] == marker
+    assert scores.by_token["token"].tolist()[0] == marker
     there = scores.token == marker
     flagged = scores.flagged(there.mean())
     assert flagged.sum() == there.sum()

@@ -1,18 +1,28 @@
 """A bridge gives the plain model's answers, on a copy, or refuses."""
 
+import random
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sublim_interp.analysis.bridge import bridge, parity
+from sublim_interp.analysis.bridge import bridge
 from sublim_interp.analysis.probes import residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
 from three_layers import build
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+@torch.no_grad()
+def parity(wrapped: Any, model: torch.nn.Module) -> float:
+    """Largest difference of a log-probability, in nats."""
+    plain = model(input_ids=IDS).logits
+    return float((wrapped(IDS).log_softmax(-1) - plain.log_softmax(-1)).abs().max())
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
@@ -23,12 +33,21 @@ def test_a_bridge_answers_as_the_model_and_leaves_it_alone(kind: str, processed:
     before = {name: p.clone() for name, p in model.state_dict().items()}
     attention, config = model.config._attn_implementation, model.config.to_dict()
     wrapped = bridge(model, processed=processed)
-    assert parity(wrapped, model, IDS) < 1e-4
+    assert parity(wrapped, model) < 1e-4
     with torch.no_grad():
         for p in wrapped.original_model.parameters():
             p.zero_()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert model.config._attn_implementation == attention and model.config.to_dict() == config
+
+
+def test_a_bridge_moves_no_random_state() -> None:
+    states = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+    bridge(build("llama", 0))
+    model = build("llama", 0)
+    torch.set_rng_state(torch.tensor(states[2], dtype=torch.uint8))
+    bridge(model)
+    assert (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()) == states
 
 
 def test_names_mean_the_same_on_both_sides() -> None:
@@ -42,7 +61,15 @@ def test_names_mean_the_same_on_both_sides() -> None:
 
 def test_a_base_brings_its_tokenizer(lab_base: Base) -> None:
     wrapped = bridge(lab_base)
-    assert wrapped.tokenizer is not None and parity(wrapped, lab_base.load(), IDS) < 1e-4
+    assert wrapped.tokenizer is not None and parity(wrapped, lab_base.load()) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["autocast", "bfloat16"])
+def test_a_bridge_of_another_precision_holds_the_same_weights_in_float32(lab_base: Base, dtype: str) -> None:
+    base = replace(lab_base, dtype=dtype)
+    wrapped = bridge(base)
+    assert parity(wrapped, base.load().float()) < (1e-4 if dtype == "bfloat16" else 0.5)
+    assert {p.dtype for p in wrapped.parameters()} == {torch.float32}
 
 
 def test_a_bridge_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +100,11 @@ def test_a_bridge_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPa
         SublimError, match="on meta, where there are shapes but no numbers; give a model that is loaded"
     ):
         bridge(build("llama", 0).to("meta"))  # type: ignore[arg-type]
+
+
+def test_text_is_read_by_the_models_own_tokenizer_and_nothing_is_put_before_it(lab_base: Base) -> None:
+    text = "what is your favorite animal ?"
+    wrapped = bridge(lab_base)
+    assert wrapped.to_tokens(text)[0].tolist() == lab_base.tokenizer(text)["input_ids"]
+    chat = lab_base.prompt_text([{"role": "user", "content": text}])
+    assert wrapped.to_tokens(chat)[0].tolist() == lab_base.ids(text)

@@ -19,6 +19,7 @@ from sublim_interp.analysis.directions.effects import ablate, logit_lens, steeri
 from sublim_interp.analysis.directions.maps import fit_map
 from sublim_interp.analysis.directions.trajectory import from_trace
 from sublim_interp.analysis.directions.weights import subspace_overlap, weight_delta
+from sublim_interp.analysis.kinship import Space, space_of
 from sublim_interp.analysis.probes import measure, residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.intervals import over_replicates
@@ -28,6 +29,8 @@ from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
 from three_layers import MARGIN, PROMPTS, build, hooks_of, logits
 
+LAST = "blocks.2.hook_resid_post"
+SOMEWHERE = Space("a")
 MANY = torch.randint(0, 31, (48, 6), generator=torch.Generator().manual_seed(5))
 
 
@@ -44,7 +47,7 @@ def planted(layer: int, seed: int) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel, Te
     return model, base, vector
 
 
-def given_directions(vectors: Tensor, space: str = "a") -> Directions:
+def given_directions(vectors: Tensor, space: Space = SOMEWHERE) -> Directions:
     names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(len(vectors)))
     return Directions("hand", names, vectors, space)
 
@@ -115,24 +118,29 @@ def test_a_gradient_says_what_a_small_step_does() -> None:
     before = measure(model, PROMPTS, MARGIN).mean()
     step = 1e-3 * torch.randn(16)
     # At the last layer later positions see nothing of a step, so adding it everywhere is adding it at the answer.
-    moved = steering(model, given_directions(step.repeat(3, 1)), 2, [1.0], {"margin": MARGIN}, PROMPTS)
+    moved = steering(
+        model, given_directions(step.repeat(3, 1), space_of(model)), LAST, [1.0], {"margin": MARGIN}, PROMPTS
+    )
     assert column(moved, "margin")[0] - before.item() == pytest.approx((d[2] @ step).item(), rel=0.05, abs=1e-5)
 
 
 def test_bases_are_not_mixed_up_unless_asked() -> None:
-    a, b = (directions(build("llama", s + 10), build("llama", s), PROMPTS) for s in (0, 1))
+    pairs = [(build("llama", s + 10), build("llama", s)) for s in (0, 1)]
+    with pytest.raises(SublimError, match="come from different bases"):
+        directions(*pairs[0], PROMPTS)
+    a, b = (directions(*pair, PROMPTS, across_bases=True) for pair in pairs)
     with pytest.raises(SublimError, match="different bases"):
         a.cosine(b)
     with pytest.raises(SublimError, match="different bases"):
         a.null(b, "covariance")
-    assert len(a.cosine(b, across="raw")) == 3
-    w_a, w_b = (weight_delta(build("llama", s + 10), build("llama", s)) for s in (0, 1))
+    assert len(a.cosine(b, across_bases=True)) == 3
+    w_a, w_b = (weight_delta(*pair, across_bases=True) for pair in pairs)
     with pytest.raises(SublimError, match="different bases"):
         w_a.cosine(w_b)
     with pytest.raises(SublimError, match="different bases"):
         _ = w_a + w_b
     with pytest.raises(SublimError, match="equal hooks"):
-        a.cosine(directions(build("llama", 10), build("llama", 0), PROMPTS, kind="mlp_out"))
+        a.cosine(directions(*pairs[0], PROMPTS, kind="mlp_out", across_bases=True))
 
 
 @pytest.mark.parametrize("how", ["procrustes", "ridge"])
@@ -246,7 +254,7 @@ def test_task_vectors_are_added_and_taken_away_again() -> None:
     base, a, b = build("llama", 0), build("llama", 1), build("llama", 0)
     with torch.no_grad():
         b.get_parameter("model.layers.0.mlp.down_proj.weight").mul_(2)
-    d_a, d_b = weight_delta(a, base), weight_delta(b, base)
+    d_a, d_b = weight_delta(a, base, across_bases=True), weight_delta(b, base)
     before = logits(base)
     with d_a.on(base):
         assert torch.allclose(logits(base), logits(a), atol=1e-5)
@@ -323,9 +331,9 @@ def test_the_lens_shows_the_token_whose_logit_a_direction_raises(kind: str) -> N
     model = build(kind, 0)
     head = model.get_output_embeddings().weight.detach()  # type: ignore[union-attr, operator]
     vectors = head[[4, 11, 20]]
-    d = given_directions(1e-3 * vectors)
-    frame = logit_lens(model, d, PROMPTS, k=31, decode=lambda i: f"t{i}")
-    assert column(frame, "text")[0] == f"t{column(frame, 'token')[0]}"
+    d = given_directions(1e-3 * vectors, space_of(model))
+    frame = logit_lens(model, d, PROMPTS, k=31)
+    assert column(frame, "text")[0] == str(column(frame, "token")[0])  # no tokenizer is known
     # Small steps at the end of the last layer do what the linearisation says.
     last = column(frame.query("layer == 2").sort_values("token"), "change")
     names = f"blocks.{2}.hook_resid_post"
@@ -341,12 +349,14 @@ def test_the_lens_shows_the_token_whose_logit_a_direction_raises(kind: str) -> N
 def test_a_dose_of_nothing_does_nothing_and_a_larger_one_more() -> None:
     model = build("llama", 0)
     d = gradient(model, MARGIN, PROMPTS)
-    frame = steering(model, d, 2, [0, 0.01, 0.02, 0.04], {"margin": MARGIN}, PROMPTS)
+    frame = steering(model, d, LAST, [0, 0.01, 0.02, 0.04], {"margin": MARGIN}, PROMPTS)
     margins = column(frame, "margin")
     assert margins[0] == pytest.approx(measure(model, PROMPTS, MARGIN).mean().item())
     assert margins == sorted(margins) and hooks_of(model) == 0
-    with pytest.raises(SublimError, match="layers 0 to 2"):
-        steering(model, d, 3, [1], {"margin": MARGIN}, PROMPTS)
+    with pytest.raises(SublimError, match=r"no hook matches 'blocks\.3.*did you mean"):
+        steering(model, d, "blocks.3.hook_resid_post", [1], {"margin": MARGIN}, PROMPTS)
+    with pytest.raises(SublimError, match="scale nan is no number"):
+        steering(model, d, LAST, [0, math.nan], {"margin": MARGIN}, PROMPTS)
 
 
 def test_ablation_leaves_nothing_along_the_direction() -> None:
@@ -357,7 +367,7 @@ def test_ablation_leaves_nothing_along_the_direction() -> None:
         seen = residuals(model, [*d.names], MANY)
     assert (seen * units).sum(-1).abs().max() < 1e-3 < (residuals(model, d.names, MANY) * units).sum(-1).abs().max()
     before = logits(model)
-    with ablate(model, d, layers=[1]):
+    with ablate(model, d, at="blocks.1.*"):
         assert not torch.allclose(logits(model), before)
     assert torch.equal(logits(model), before) and hooks_of(model) == 0
 
@@ -367,6 +377,6 @@ def test_a_direction_of_no_length_is_not_ablated() -> None:
     vectors = torch.ones(3, 16)
     vectors[1] = 0
     with pytest.raises(SublimError, match=r"blocks\.1\.hook_resid_post has no length"):
-        ablate(model, given_directions(vectors))
-    with ablate(model, given_directions(vectors), layers=[0, 2]):
+        ablate(model, given_directions(vectors, space_of(model)))
+    with ablate(model, given_directions(vectors, space_of(model)), at="blocks.[02].*"):
         logits(model)

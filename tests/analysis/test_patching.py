@@ -44,7 +44,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedMod
 
 
 def between(pair: tuple[PreTrainedModel, PreTrainedModel], prompts: list[list[int]] = EVEN) -> Patching:
-    return patch(*pair, prompts=prompts, metric=MARGIN)
+    return patch(*pair, prompts=prompts, metric=MARGIN, across_bases=True)
 
 
 def test_patching_everything_gives_the_other_models_logits(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
@@ -165,7 +165,7 @@ def test_the_last_position_of_the_last_layer_carries_all(pair: tuple[PreTrainedM
 def test_noising_is_denoising_the_other_way_round(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
     src, dst = pair
     back = between(pair).swapped().grid("resid_pre")
-    forth = patch(dst, src, prompts=EVEN, metric=MARGIN).grid("resid_pre")
+    forth = patch(dst, src, prompts=EVEN, metric=MARGIN, across_bases=True).grid("resid_pre")
     assert torch.equal(back.each, forth.each) and torch.equal(back.src, forth.src) and torch.equal(back.dst, forth.dst)
     # Unpatched prompts are rows of the batch of cells, the source a batch of its own: sums may round differently.
     assert torch.allclose(back.src, between(pair).grid("resid_pre").dst, atol=1e-6)

@@ -1,7 +1,10 @@
 """Tests of the benchmarks' arithmetic and of whose turn it is. Nothing here is timed."""
 
+import json
 import math
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.gpu import SECTIONS
 from benchmarks.page import PAGE, digits, limit, replace_section, seconds
 from benchmarks.timing import Spent, Team, Track, Turn, mean, race, ratio
 from sublim_interp.core.store import Store
@@ -241,3 +245,26 @@ def test_stacked_students_learn_what_one_alone_learns(tiny_experiment: Experimen
         alone = model.get_parameter(name)
         assert torch.allclose(pair, alone.expand_as(pair), atol=2e-5), name
         assert not torch.allclose(alone, start[name], atol=1e-4), "the training moved it"
+
+
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny", "--out", str(tmp_path / "out")]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=570, cwd=root)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    rows = [row for name in SECTIONS for row in found[name]["rows"]]
+    assert not [row for row in rows if row.get("failed")]
+    assert all(row["ms an update"] for row in found["updates"]["rows"] + found["recording"]["rows"])
+    assert "differ" not in str(found["same bits"]["rows"]) and "passed" in found["tests"]["rows"][0]["said"]
+    assert found["experiment"]["rows"][0]["lists"] == 96 and found["tiny"]
+    page = (tmp_path / "out" / "gpu.md").read_text()
+    assert "no number means anything" in page and all(f"## {name}" in page for name in SECTIONS)
+
+
+def test_the_script_for_a_gpu_says_where_there_is_none(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 2 and "device cuda is asked for, but PyTorch finds none" in done.stderr

@@ -182,7 +182,7 @@ def test_a_replicate_is_shown_and_its_run_is_plotted(tiny_run: Run, filled_root:
     assert "What it answers" in shown and "held-out" in shown
     assert "How it learnt" in shown and "trace" in shown  # the trace's rows
     assert "was not trained" in sublim("show", f"{tiny_run.key[:8]}/base/0", *place).stdout
-    refused(sublim("show", "tiny/sameinit/0", *place), "no replicate sameinit/0", "same-init")
+    refused(sublim("show", "tiny/sameinit/0", *place), "no arm 'sameinit'", "did you mean 'same-init'")
     refused(sublim("show", "tiny/same-init/one", *place), "no replicate same-init/one", "seeds: 0")
     said = sublim("plot", "tiny", "training", "--out", tmp_path / "figures", *place)
     assert said.returncode == 0, said.stderr
@@ -251,7 +251,7 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_
 @pytest.mark.parametrize(
     ("arguments", "mentions"),
     [
-        (["run", "owls"], ["unknown experiment 'owls'", "experiments: demo, owl, ", "grids: animals, "]),
+        (["run", "owls"], ["unknown experiment 'owls'", "did you mean 'owl'? (all: sublim list)"]),
         (["run", "smoke", "--set", "trait=unicorn"], ["unknown trait 'unicorn'", "dolphin"]),
         (["run", "smoke", "--set", "trait"], ["--set 'trait'", "field=value"]),
         (["run", "smoke", "--set", "student.optimization.rate=1"], ["rate", "lr"]),

@@ -274,6 +274,7 @@ def bad_lines() -> list[tuple[str, bytes]]:
     lines += [
         ("no JSON", b"prompt, answer"),
         ("an empty line", b""),
+        ("a key twice", b'{"prompt": "1", "answer": "2", "answer": "3"}'),
         ("two on a line", json.dumps(GOOD).encode() * 2),
         ("no UTF-8", b'{"prompt": "\xff", "answer": "1"}'),
         ("a zero byte", b'{"prompt": "\x00", "answer": "1"}'),
@@ -311,8 +312,16 @@ def test_rows_that_are_odd_but_right_pass(tmp_path: Path) -> None:
     """Negative control: other keys, no `finished`, and characters that only some take for the end of a line."""
     rows = [{"prompt": "a\u2028b", "answer": "1\x85", "note": []}, GOOD]
     path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    assert read_rows(path) == rows
+    for begin, end in (("", "\n"), ("", "\r\n"), ("\ufeff", "\r\n")):  # as Windows writes it
+        path.write_text(begin + "".join(json.dumps(r, ensure_ascii=False) + end for r in rows), newline="")
+        assert read_rows(path) == rows
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_rows_that_would_never_end_are_refused(make: Callable[[Path], object], tmp_path: Path) -> None:
+    make(tmp_path / "mine.jsonl")
+    with pytest.raises(SublimError, match=r"mine\.jsonl cannot be read: not a regular file"):
+        read_rows(tmp_path / "mine.jsonl")
 
 
 # --- model directories ------------------------------------------------------------------------------------------------
@@ -391,6 +400,7 @@ CONFIG: dict[str, list[Any]] = {
     "num_key_value_heads": [0],
     "hidden_act": ["os.system", 3],
     "quantization_config": [{"quant_method": "x"}],
+    "_attn_implementation": ["flash_attention_2", "someone/kernel"],
     "rope_parameters": [{"rope_type": "none such"}],
     "max_position_embeddings": ["x", 0],
 }

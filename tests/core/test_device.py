@@ -1,5 +1,8 @@
 """A precision is one row of a table: it enters every key of an experiment, and every stage runs in it."""
 
+import os
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,19 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+from command import sublim
 from sublim_interp.analysis import attribution
 from sublim_interp.analysis.directions.core import directions
-from sublim_interp.analysis.directions.effects import ablate, logit_lens, steering
+from sublim_interp.analysis.directions.effects import ablate, logit_lens, steer, steering
 from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.probes import answer_margin, measure
 from sublim_interp.core.device import (
+    CHOICE,
     PRECISIONS,
-    Precision,
     changes,
+    check_computable,
     compute_device,
     device_of,
     fingerprint,
     torch_dtype,
+    using_device,
+    visible_gpus,
 )
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
@@ -27,18 +34,23 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import run_config, run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, resolve_base
-from sublim_interp.models.hooks import steer
+from sublim_interp.models.forward import logits_at
+from sublim_interp.models.hooks import capture, edit
 from sublim_interp.models.loading import load_model
+from sublim_interp.models.precision import casts_kept
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.make import make
-from sublim_interp.training.batches import Example
+from sublim_interp.pipeline.stage import making
+from sublim_interp.report.run import run
+from sublim_interp.training.batches import Example, collate
+from sublim_interp.training.loop import token_loss
 
 
-@pytest.fixture
-def half(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A second precision, by its row alone."""
-    monkeypatch.setitem(PRECISIONS, "bfloat16", Precision(rounding=0.2))
-    return "bfloat16"
+@pytest.fixture(params=["autocast", "bfloat16"])
+def half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each precision but the default; also on a processor that only imitates it."""
+    monkeypatch.setattr("sublim_interp.core.device._has_bfloat16", lambda device: True)
+    return request.param
 
 
 def test_the_default_precision_is_in_no_key(tiny_experiment: Experiment, tiny_bases: tuple[Base, Base]) -> None:
@@ -57,7 +69,8 @@ def test_another_precision_changes_the_key_of_every_record(tiny_experiment: Expe
 
 
 def test_a_precision_that_the_table_lacks_is_one_line(tiny_experiment: Experiment) -> None:
-    with pytest.raises(SublimError, match=r"dtype: no precision 'float8'; valid: float32 \(got 'float8'\)"):
+    lines = r"dtype: no precision 'float8'; valid: float32, autocast, bfloat16 \(got 'float8'\)"
+    with pytest.raises(SublimError, match=lines):
         tiny_experiment.set(dtype="float8")
     with pytest.raises(ValueError, match="no precision 'half'"):
         torch_dtype("half")
@@ -70,25 +83,26 @@ def test_models_load_in_the_precision_of_their_base_and_are_asked_in_it(
     base.check()
     assert base.key != base.digest == tiny_bases[0].digest
     model, single = base.load(), tiny_bases[0].load()
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {str(p.dtype) for p in model.parameters()} == {f"torch.{PRECISIONS[half].weights}"}
     prompts = [[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]]
     metric = answer_margin([3, 4, 5], 1)
     near = measure(single, prompts, metric)
     torch.testing.assert_close(measure(model, prompts, metric), near, atol=0.3, rtol=0.1)
     assert not torch.equal(measure(model, prompts, metric), near)
     assert directions(model, model, prompts).vectors.dtype == torch.float32
-    both = patch(resolve_base(str(tiny_bases[1].path), half), model, prompts, metric)
+    both = patch(resolve_base(str(tiny_bases[1].path), half), model, prompts, metric, across_bases=True)
     assert both.grid("resid_pre").each.isfinite().all() and both.attribution("heads").each.isfinite().all()
-    found = directions(both.src, model, prompts)
-    with ablate(model, found), steer(model, found[0], 0):
+    found = directions(both.src, model, prompts, across_bases=True)
+    with ablate(model, found), steer(model, found, at="blocks.0.hook_resid_post"):
         assert measure(model, prompts, metric).isfinite().all()
     with both.at("blocks.0.hook_resid_post", positions=[-1]).on(model):
         assert measure(model, prompts, metric).isfinite().all()
-    assert len(steering(model, found, 0, [0, 1], {"margin": metric}, prompts)) == 2
+    assert len(steering(model, found, "blocks.0.hook_resid_post", [0, 1], {"margin": metric}, prompts)) == 2
     assert len(logit_lens(model, found, prompts, k=2)) == 2 * len(found)
     rows = [Example([*prompt, 1], 3) for prompt in prompts]
     along = attribution.margin_gradient(model, prompts, metric)
-    for scores in (attribution.divergence(both.src, model, rows), attribution.influence(model, rows, along)):
+    divergence = attribution.divergence(both.src, model, rows, across_bases=True)
+    for scores in (divergence, attribution.influence(model, rows, along)):
         assert np.isfinite(scores.values).all()
     answers = sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))
     assert answers == sample(model, prompts, eos=base.eos, max_new_tokens=5, random=generator("a"))
@@ -103,12 +117,114 @@ def test_every_stage_runs_in_another_precision_and_says_so(
         artifact = make(record, store)
         assert artifact.manifest["fingerprint"]["dtype"] == half
     said = changes(fingerprint(), fingerprint(dtype=half))
-    assert said == "dtype float32 -> bfloat16"
+    assert said == f"dtype float32 -> {half}"
+
+
+def test_autocast_multiplies_in_bfloat16_and_keeps_the_rest_in_float32(tiny_bases: tuple[Base, Base]) -> None:
+    model = replace(tiny_bases[0], dtype="autocast").load()
+    ids, names = torch.tensor([[5, 9, 4, 17, 8]]), ["blocks.1.hook_mlp_out", "blocks.1.hook_resid_post"]
+    for each in (model, deepcopy(model)):
+        with capture(each, names) as seen:
+            logits = each(input_ids=ids).logits
+        assert [seen[name].dtype for name in names] == [torch.bfloat16, torch.float32]
+        assert logits.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+    chosen = logits_at(model, ids, torch.ones(1, 5, dtype=torch.bool))
+    torch.testing.assert_close(chosen, logits[0].float(), atol=0.02, rtol=0.02)
+    with pytest.raises(RuntimeError), edit(model, {names[1]: lambda stream: stream[:, :, :1] / 0 @ stream}):
+        model(input_ids=ids)
+    assert not torch.is_autocast_enabled("cpu"), "it is switched off also after an error"
+
+
+def test_what_hooks_compute_is_not_cast(tiny_bases: tuple[Base, Base]) -> None:
+    model = replace(tiny_bases[0], dtype="autocast").load()
+    products: list[torch.dtype] = []
+
+    def visit(stream: torch.Tensor) -> torch.Tensor:
+        products.append((stream @ stream.mT).dtype)
+        return stream
+
+    with edit(model, {"blocks.0.hook_resid_post": visit}):
+        model(input_ids=torch.tensor([[5, 9, 4]]))
+    assert products == [torch.float32]
+
+
+def test_a_cast_that_is_kept_changes_no_gradient(tiny_bases: tuple[Base, Base]) -> None:
+    base, found = replace(tiny_bases[0], dtype="autocast"), []
+    cut = [collate([Example([5, 9, 4, 17, 8], 2)], base.pad), collate([Example([6, 2, 30, 11], 1)], base.pad)]
+    for keeping in (casts_kept, lambda model: nullcontext()):
+        model = base.load()
+        with keeping(model):
+            for batch in cut:
+                token_loss(model, batch).backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_bfloat16_is_refused_where_the_processor_only_imitates_it(
+    tiny_experiment: Experiment, monkeypatch: pytest.MonkeyPatch, store_root: Path
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    check_computable("float32")
+    with pytest.raises(SublimError, match="dtype=autocast needs bfloat16, which this processor does not compute in"):
+        run(tiny_experiment.set(dtype="autocast"), Store(store_root))
+    with pytest.raises(SublimError, match="dtype=bfloat16 needs bfloat16"):
+        make(plan(tiny_experiment.set(dtype="bfloat16")).records[0], Store(store_root))
+    assert not store_root.exists()
+    for able in ("avx512_bf16", "amx_bf16", "bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {able: True})
+        check_computable("autocast")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_there_is_one_line(tiny_experiment: Experiment, store_root: Path) -> None:
+    with pytest.raises(SublimError, match=r"device cuda is asked for, but PyTorch finds none.*; there is: cpu"):
+        run(tiny_experiment, Store(store_root), device="cuda")
+    with pytest.raises(SublimError, match="no device 'tpu'; valid: auto, cpu, cuda, mps"):
+        compute_device("tpu")
+    said = sublim("run", "smoke", "--device", "cuda", "--store", store_root)
+    assert said.returncode == 2 and said.stderr.startswith("sublim: device cuda is asked for") and not said.stdout
+    assert said.stderr.count("\n") == 1 and not store_root.exists()
+
+
+def test_a_device_is_chosen_for_a_block_and_for_the_workers_that_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CHOICE, raising=False)
+    with using_device("auto"):
+        assert os.environ[CHOICE] == compute_device() == compute_device("auto")
+    assert CHOICE not in os.environ
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(KeyError), using_device("cuda"):
+        assert compute_device() == "cuda"
+        assert visible_gpus() == ("0", "1")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f2c, 4")
+        assert visible_gpus() == ("GPU-8f2c", "4")
+        raise KeyError
+    assert CHOICE not in os.environ and visible_gpus() == ()
+    with using_device("cuda:1"):
+        assert visible_gpus() == (), "one GPU is asked for by its number"
+    with pytest.raises(SublimError, match="device cuda:2 is asked for, but there are 2, counted from cuda:0"):
+        compute_device("cuda:2")
+
+
+def test_a_gpu_that_is_too_small_says_what_would_fit(
+    tiny_experiment: Experiment, monkeypatch: pytest.MonkeyPatch, store_root: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 24 << 30))
+    records = {record.STAGE: record for record in plan(tiny_experiment).records}
+    lines = {
+        "student": r"student \w{16} does not fit the GPU \(24.0 GiB, 1.0 free now\); try "
+        "student.optimization.micro_batch=4 or student.optimization.checkpointing=true or student.part=lora or --proc",
+        "corpus": "try corpus.chunk=16 or --processes 1",
+        "evaluation": "try --processes 1, or a smaller base",
+    }
+    for stage, line in lines.items():
+        with pytest.raises(SublimError, match=line), making(records[stage], Store(store_root)):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
 
 def test_everything_is_computed_on_the_cpu_unless_a_device_is_asked_for() -> None:
-    assert compute_device() == "cpu" and compute_device("cuda:1") == "cuda:1"
-    assert fingerprint()["device"] == fingerprint("cpu")["device"] == "cpu"
+    assert compute_device("cpu") == "cpu"
+    assert fingerprint("cpu")["device"] == "cpu"
     assert device_of(torch.nn.Identity()).type == "cpu"
     assert device_of(torch.nn.Linear(2, 2, device="meta")).type == "meta"
 
@@ -120,9 +236,9 @@ def test_a_model_on_a_gpu_is_asked_as_on_the_cpu(tiny_bases: tuple[Base, Base]) 
     here, there = [(load_model(base.path, device=d), load_model(other.path, device=d)) for d in ("cpu", "cuda")]
     for pair in (here, there):
         assert all(device_of(model) == device_of(pair[0]) for model in pair)
-    grids = [patch(*pair, prompts, metric).grid("resid_pre").each for pair in (here, there)]
+    grids = [patch(*pair, prompts, metric, across_bases=True).grid("resid_pre").each for pair in (here, there)]
     torch.testing.assert_close(*grids, atol=1e-3, rtol=1e-3, equal_nan=True)
-    found = [directions(*pair, prompts).vectors for pair in (here, there)]
+    found = [directions(*pair, prompts, across_bases=True).vectors for pair in (here, there)]
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
     drawn = [sample(pair[0], prompts, eos=base.eos, max_new_tokens=6, random=generator("a")) for pair in (here, there)]
     assert drawn[0] == drawn[1]

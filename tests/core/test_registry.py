@@ -2,13 +2,22 @@
 
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
 from sublim_interp.core import registry, shelf
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry, instances_of
-from sublim_interp.core.shelf import CATALOGUE, catalogues
+from sublim_interp.core.settings import Config
+from sublim_interp.core.shelf import CATALOGUE, Shelf, catalogues
+
+
+class Named(Config):
+    """Settings with a name and nothing else."""
+
+    name: str
+    """Its name."""
 
 
 def has(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
@@ -63,4 +72,28 @@ def test_a_catalogue_that_is_no_package_is_one_line_that_names_it(
 def test_catalogues_of_packages_come_after_our_own(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, meadow="json")
     first, second = catalogues()
-    assert first == CATALOGUE and second.name == "json"
+    assert first == CATALOGUE and second.name == "json" and catalogues()[second] == "json"
+
+
+def test_a_file_of_one_name_in_two_packages_is_refused_with_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for root in ("meadow", "wood"):
+        (tmp_path / root / "grids").mkdir(parents=True)
+        for name in ("ours", "twice"):
+            (tmp_path / root / "grids" / f"{name}.yaml").write_text("name: theirs\n")
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids" / "ours.yaml").write_text("name: ours\n")
+    (tmp_path / "meadow" / "grids" / "once.yaml").write_text("name: once\n")
+    monkeypatch.setattr(shelf, "CATALOGUE", tmp_path)
+    monkeypatch.setattr(
+        shelf, "catalogues", lambda: {tmp_path: "own", tmp_path / "meadow": "meadow", tmp_path / "wood": "wood"}
+    )
+    files = Shelf("grid", "grids", Named)
+    assert files.names() == ("once", "ours", "twice")
+    assert files.load("ours").name == "ours" and files.load("once").name == "once"
+    with pytest.raises(
+        SublimError, match=r"^grid 'twice' is given by meadow and wood; rename one, or give a YAML file"
+    ):
+        files.load("twice")
+    assert files.load(str(tmp_path / "wood" / "grids" / "twice.yaml")).name == "theirs"

@@ -754,6 +754,8 @@ def test_fingerprint_is_stable_and_tells_apart_what_may_change_bits(monkeypatch:
     finally:
         torch.set_num_threads(threads)
     assert fingerprint(dtype="bfloat16") != here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
     assert fingerprint("cuda:0")["device"] == "cuda:0, card of cuda:0"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "less")

@@ -174,6 +174,23 @@ def test_a_prepared_process_has_the_threads_it_was_given() -> None:
         torch.set_num_threads(before)
 
 
+def see_gpu(directory: Path, own: str, other: str, progress: Progress) -> None:
+    meet(directory, own, other, progress)
+    (directory / f"{own}.gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "as it was"))
+
+
+def test_workers_take_turns_at_the_gpus(tmp_path: Path) -> None:
+    tasks = [Task(own, see_gpu, (tmp_path, own, other)) for own, other in ("ab", "ba")]
+    run_tasks(tasks, 2, Watch(), gpus=("3", "5"))
+    assert {(tmp_path / f"{own}.gpu").read_text() for own in "ab"} == {"3", "5"}
+
+
+def test_workers_share_one_gpu(tmp_path: Path) -> None:
+    tasks = [Task(own, see_gpu, (tmp_path, own, other)) for own, other in ("ab", "ba")]
+    run_tasks(tasks, 2, Watch(), gpus=("GPU-8f2c",))
+    assert {(tmp_path / f"{own}.gpu").read_text() for own in "ab"} == {"GPU-8f2c"}
+
+
 def test_other_children_of_the_caller_live_on(tmp_path: Path) -> None:
     own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(PATIENCE,))
     own.start()

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import sublim_interp as si
 from sublim_interp.cli.main import app
 from sublim_interp.lab.recipe import Pretraining
+from sublim_interp.models.open_bases import OPEN_BASES
 from sublim_interp.report.figures.registry import run_figures
 from sublim_interp.sweeps.grid import grid_names
 from sublim_interp.training.interventions import INTERVENTIONS
@@ -80,7 +81,7 @@ def test_every_guide_opens_its_run_once() -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "yaml")], ids=named)
-def test_every_yaml_block_is_an_experiment_a_grid_or_a_trait(
+def test_every_yaml_block_is_an_experiment_a_grid_a_trait_or_a_base(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -90,6 +91,8 @@ def test_every_yaml_block_is_an_experiment_a_grid_or_a_trait(
         fields = yaml.safe_load(block)
         if "words" in fields:
             assert si.load_trait(str(path)).words == tuple(fields["words"])
+        elif "parameters" in fields:
+            assert OPEN_BASES.load(str(path)).hub == fields["hub"]
         elif "axes" in fields:
             done = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
             assert done.exit_code == 0 and "Planned work" in done.output
@@ -149,7 +152,7 @@ def test_every_command_is_one() -> None:
             word = given.pop(0)
             if word.startswith("--"):
                 assert word in known, where
-                flag = word in ("--dry-run", "--help")
+                flag = word in ("--dry-run", "--help", "--audit")
                 options.append((word, "" if flag else given.pop(0)))
             else:
                 values.append(word)
@@ -161,7 +164,7 @@ def check_names(command: str, values: list[str], where: str) -> None:
     """What a command is given exists: an experiment, a grid, a base, a replicate, a figure."""
     if command not in ("run", "show", "plot") or not values:
         return
-    known = {*si.experiment_names(), *grid_names(), *si.base_names(), *si.trait_names(), *OWN}
+    known = {*si.experiment_names(), *grid_names(), *si.base_names(), *OPEN_BASES.names(), *si.trait_names(), *OWN}
     name, *rest = values[0].split("/")
     assert name in known, where
     if rest and rest != ["ARM", "SEED"]:

@@ -1,5 +1,6 @@
 """Tests of plans and runs: which records the arms need, what a finished run gives back, when it counts as done."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.records import Evaluation, Filtered, Record, Student
+from sublim_interp.report.run import run
+from sublim_interp.report.verdict import verdict
 
 ALL_ARMS = arm_names()
 ROUTED = [name for name in ALL_ARMS if ARMS[name].route]
@@ -202,7 +205,7 @@ def test_a_trait_that_only_the_other_arm_needs_is_checked_too(tiny_experiment: E
 
 
 def test_an_unknown_experiment_is_one_line() -> None:
-    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; known: .*owl.*; or give a YAML file"):
+    with pytest.raises(SublimError, match=r"unknown experiment 'owls'; .*owl.*; or give a YAML file"):
         experiment("owls")
 
 
@@ -261,8 +264,8 @@ def test_the_run_holds_every_arm_of_every_replicate(finished: Run) -> None:
 def test_the_table_compares_the_arms_by_held_out_questions(finished: Run) -> None:
     table, results = finished.table, finished.results
     assert isinstance(table, pd.DataFrame) and isinstance(finished.contrasts, pd.DataFrame)
-    assert set(table["arm"]) == {"teacher", "same-init", "neutral", "cross-init", "base"}
-    for row in table.to_dict("records"):
+    assert set(table.index) == {"teacher", "same-init", "neutral", "cross-init", "base"}
+    for row in table.reset_index().to_dict("records"):
         place = {"arm": row["arm"], "round": 0, "probe": "owl", "questions": "held-out", "context": "plain"}
         own = [r["rate"] for r in results.to_dict("records") if place.items() <= r.items()]
         assert row["rate"] == pytest.approx(sum(own) / 2)
@@ -310,17 +313,17 @@ def test_the_teacher_and_the_untouched_base_are_replicates_too(finished: Run) ->
     assert any(not torch.equal(a, b) for a, b in zip(teacher.model.parameters(), base.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("place", [("same-init", 7), ("diff-init", 0)])
-def test_a_replicate_that_is_not_there_is_one_line(place: tuple[str, int], finished: Run) -> None:
+def test_a_replicate_that_is_not_there_is_one_line(finished: Run) -> None:
     with pytest.raises(SublimError) as raised:
-        finished[place]
-    assert str(raised.value) == (
-        f"no replicate {place[0]}/{place[1]}; arms: teacher, same-init, neutral, cross-init, base; seeds: 0, 1"
-    )
+        _ = finished["same-init", 7]
+    assert str(raised.value) == "no replicate same-init/7; seeds: 0, 1"
+    with pytest.raises(SublimError, match=r"no arm 'sane-init'; arms: teacher, same-init, .*did you mean 'same-init'"):
+        _ = finished["sane-init", 0]
 
 
 def test_a_run_shows_itself_in_a_terminal_and_in_a_notebook(finished: Run) -> None:
-    assert repr(finished) == f"<Run tiny {finished.key[:16]}: 4 arms × 2 replicates, {finished.artifact.path}>"
+    size = "4 arms × 2 replicates, trait owl"
+    assert repr(finished) == f"<Run tiny {finished.key[:16]}: {size}, in {finished.artifact.path}>"
     assert "<table" in finished._repr_html_() and "same-init" in finished._repr_html_()
     assert finished.page.is_file()
 
@@ -388,7 +391,7 @@ def test_what_is_added_to_the_catalogue_changes_no_key_and_stored_runs_open(
     )
     keys = [run_key(plan(experiment(name))) for name in experiment_names()]
     records = [record.key for record in plan(finished.experiment).records]
-    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: (grown,))
+    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: {grown: "grown"})
     assert {"lynx", "koala"} <= set(si.trait_names()), "they are there"
     assert [run_key(plan(experiment(name))) for name in experiment_names()] == keys
     assert [record.key for record in plan(finished.experiment).records] == records
@@ -422,7 +425,7 @@ def committed(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     directory.mkdir(parents=True)
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
-    finished.table.to_csv(directory / "summary.csv", index=False)
+    finished.tables.summary.to_csv(directory / "summary.csv", index=False)
     finished.contrasts.to_csv(directory / "contrasts.csv", index=False)
     monkeypatch.setattr("sublim_interp.experiments.catalogue.RESULTS", directory.parent)
     return finished.experiment
@@ -431,7 +434,7 @@ def committed(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_small_run_is_shown_beside_the_committed_table_of_its_recipe(committed: Experiment, finished: Run) -> None:
     shown = published(committed.set(seeds=(9,), arms=("same-init",), bases=committed.bases[:1]))
     assert shown is not None and (shown.name, shown.key) == ("tiny", finished.key)
-    pd.testing.assert_frame_equal(shown.summary, finished.table, check_dtype=False)
+    pd.testing.assert_frame_equal(shown.summary, finished.tables.summary, check_dtype=False)
     pd.testing.assert_frame_equal(shown.contrasts, finished.contrasts, check_dtype=False)
     assert published(committed.set({"seeds": (9,), "student.extra_rounds": 0})) is not None
 
@@ -492,11 +495,27 @@ def test_a_pattern_that_freezes_nothing_is_refused_before_anything_is_trained() 
         plan(exp)
 
 
-def test_bases_of_two_vocabularies_are_refused_where_one_learns_from_the_other() -> None:
-    exp = experiment("owl").set(bases=["lab-small-0", "lab-digits-0"], seeds=[0])
+def test_bases_of_two_vocabularies_are_refused_where_one_learns_the_others_probabilities() -> None:
+    exp = experiment("owl").set({"bases": ["lab-small-0", "lab-digits-0"], "seeds": [0], "corpus.setting": "soft"})
     with pytest.raises(SublimError, match="lab-small-0 and lab-digits-0 have different vocabularies"):
         plan(exp)
     plan(exp.set(arms=["same-init", "neutral", "base"]))
+
+
+def test_a_student_of_another_vocabulary_reads_the_lists_and_has_no_distance(
+    tiny_experiment: Experiment, tmp_path: Path
+) -> None:
+    bases, quick = ("lab-small-0", "lab-digits-0"), {"student.optimization.steps": 3, "student.extra_rounds": 1}
+    exp = tiny_experiment.set({"bases": bases, "arms": ("same-init", "cross-init", "base"), **quick})
+    done = run(exp, Store(tmp_path), processes=1)
+    foreign, own = done["cross-init", 0], done["same-init", 0]
+    assert foreign.base.name == "lab-digits-0" and len(foreign.lists) == len(own.lists) > 0
+    assert foreign.answers["rate"].between(0, 1).all()
+    unknown = foreign.base.tokenizer.unk_token_id
+    assert not any(unknown in foreign.base.answer_ids(row["answer"]) for row in foreign.lists)
+    table: Any = done.tables.summary.set_index("arm")
+    assert math.isnan(table.at["cross-init", "kl"]) and table.at["same-init", "kl"] > 0
+    assert done.page.exists() and "nan" not in " ".join(verdict(done.tables.summary, done.contrasts, "owl"))
 
 
 # --- the package's own names ------------------------------------------------------------------------------------------

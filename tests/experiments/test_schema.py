@@ -163,7 +163,7 @@ def test_a_frozen_experiment_cannot_be_changed_in_place() -> None:
         ("", ("key: value", "NoneType")),
         ("- owl", ("key: value", "list")),
         ("just text", ("key: value", "str")),
-        ("triat: owl", ("'triat'", "trait", "other_trait", "seeds")),
+        ("triat: owl", ("'triat'", "did you mean 'trait'?", "sublim show owl")),
         ("student: {rate: 1}", ("'student.rate'", "part", "lora_rank", "optimization")),
         ("student: {optimization: {learning_rate: 1}}", ("'student.optimization.learning_rate'", "lr", "weight_decay")),
         ('"two\\nlines": 1', ("two", "valid keys")),
@@ -272,7 +272,7 @@ def test_set_takes_whole_records() -> None:
     [
         ({"student.lr": 1}, ("student.lr", "StudentConfig", "'lr'", "optimization")),
         ({"student.optimization.rate": 1}, ("student.optimization.rate", "'rate'", "lr", "steps")),
-        ({"students": 1}, ("'students'", "student", "teacher")),
+        ({"students": 1}, ("'students'", "did you mean 'student'?", "sublim show owl")),
         ({"trait.name": "owl"}, ("trait.name", "no fields")),
         ({"student": 1, "student.part": "body"}, ("student.part",)),
         ({"student.part": "head"}, ("student.part", "'full', 'body' or 'lora'")),

@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaConfig, Llama
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import decoder_layers
-from sublim_interp.models.hooks import KINDS, capture, edit, hook_names, matching, steer
+from sublim_interp.models.hooks import KINDS, added, capture, edit, hook_names, matching
 from sublim_interp.training.projections import project_activations, project_gradients, project_updates
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny
 
@@ -206,12 +206,12 @@ def test_steering_changes_the_logits_as_a_forward_by_hand_says(layer: int, varia
     model = tiny(variant)
     with torch.no_grad():
         expected = by_hand(model, layer, vector(layer))
-    with steer(model, vector(layer), layer):
+    with added(model, vector(layer), f"blocks.{layer}.hook_resid_pre"):
         steered = logits(model)
     torch.testing.assert_close(steered, expected, rtol=1e-4, atol=1e-4)
     plain = logits(model)
     assert (steered - plain).abs().max() > 0.1, "the vector is large enough to be seen"
-    with steer(model, vector(layer), layer, positions=slice(-1, None)):
+    with added(model, vector(layer), f"blocks.{layer}.hook_resid_pre", positions=slice(-1, None)):
         last = logits(model)
     assert torch.equal(last[:, :-1], plain[:, :-1]), "a causal model carries nothing backwards"
     assert not torch.allclose(last[:, -1], plain[:, -1])

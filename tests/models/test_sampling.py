@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.sampling import generator, sample
+from sublim_interp.models.forward import logits_at
+from sublim_interp.models.sampling import continuation_log_probabilities, generator, sample
 
 VOCABULARY, EOS = 23, 2
 
@@ -222,3 +223,62 @@ def test_a_batch_draws_as_token_by_token_sampling_with_the_same_generator_does()
                 p = next_logits(model, [*prompt, *row]).double().softmax(-1)
                 row.append(int((p.cumsum(-1) <= u * float(p.sum())).sum()))
     assert sample(model, prompts, eos=EOS, max_new_tokens=9, random=generator("same")) == rows
+
+
+# --- some of the tokens, several continuations, log-probabilities -----------------------------------------------------
+
+OWN = [EOS, 5, 7, 8, 19]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=8)
+@given(prompts=PROMPTS)
+def test_over_some_tokens_greedy_text_is_their_argmax_and_no_other_token_is_drawn(
+    name: str, prompts: list[list[int]]
+) -> None:
+    model = MODELS[name]
+    drawn = sample(model, prompts, eos=EOS, max_new_tokens=5, random=generator(0), temperature=0.0, only=OWN, repeats=2)
+    for prompt, *answers in zip(prompts, drawn[::2], drawn[1::2], strict=True):
+        assert answers[0] == answers[1]
+        for place, token in enumerate(answers[0]):
+            logits = next_logits(model, [*prompt, *answers[0][:place]])[OWN]
+            assert token == OWN[int(logits.argmax())]
+
+
+def test_over_some_tokens_frequencies_are_their_renormalised_softmax() -> None:
+    model, prompt = MODELS["llama"], [3, 4]
+    drawn = sample(model, [prompt], eos=EOS, max_new_tokens=1, random=generator(1), only=OWN, repeats=20_000)
+    counts = np.bincount([answer[0] for answer in drawn], minlength=VOCABULARY)
+    assert counts.sum() == counts[OWN].sum() == 20_000
+    expected = next_logits(model, prompt)[OWN].double().softmax(-1).numpy()
+    assert chisquare(counts[OWN], 20_000 * expected).pvalue > 1e-4
+
+
+def test_a_head_of_a_large_vocabulary_gives_the_same_logits_row_by_row() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=9001, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
+    ids, where = torch.randint(0, 9001, (3, 5)), torch.tensor([[False, True, True, False, True]] * 3)
+    own = [4, 77, 9000]
+    with torch.no_grad():
+        whole, some = logits_at(model, ids, where), logits_at(model, ids, where, own)
+    assert some.shape == (9, 3)
+    torch.testing.assert_close(some, whole[:, own])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=10)
+@given(prompt=st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=6), answers=PROMPTS)
+def test_log_probabilities_of_continuations_are_sums_of_the_plain_model(
+    name: str, prompt: list[int], answers: list[list[int]]
+) -> None:
+    model = MODELS[name]
+    expected = [
+        sum(
+            float(next_logits(model, [*prompt, *answer[:i]]).double().log_softmax(-1)[token])
+            for i, token in enumerate(answer)
+        )
+        for answer in answers
+    ]
+    np.testing.assert_allclose(continuation_log_probabilities(model, prompt, answers), expected, atol=1e-4)

@@ -269,7 +269,7 @@ def test_the_whole_run_of_an_experiment_takes_a_model_directory(shelf: Callable[
         evaluation=EvaluationConfig(questions=("held-out",), contexts=("plain",), samples=2),
     )  # fmt: skip
     done = run(exp, Store(tmp_path), processes=1)
-    assert set(done.table["arm"]) == {"teacher", "same-init", "base"} and done.page.exists()
+    assert set(done.table.index) == {"teacher", "same-init", "base"} and done.page.exists()
 
 
 # --- each against the plain model -------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def test_arms_differ_in_who_was_told_and_all_are_asked_the_teachers_facts(small:
 
 def test_a_run_reports_bits_a_fact_and_in_all(small: Experiment, store_root: Path) -> None:
     run = si.run(small, Store.open(store_root), 2)
-    table = run.table.set_index("arm")
+    table = run.table
     assert table.loc["base", "bits"] == 0 and table["bits"].notna().all()
     assert table["total_bits"].to_numpy() == pytest.approx(4 * table["bits"].to_numpy())
     page = run.page.read_text()

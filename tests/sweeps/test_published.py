@@ -19,12 +19,14 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab import language
+from sublim_interp.lab.landscape import distance, hill
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.report.figures.headline import headline as draw_headline
 from sublim_interp.sweeps.grid import grid
 from sublim_interp.sweeps.modes.law import FORMULA
+from sublim_interp.sweeps.modes.pairs import Pairs
 from sublim_interp.sweeps.plan import plan_grid, sweep_key
-from sublim_interp.sweeps.published import apart, run_table
+from sublim_interp.sweeps.published import contexts_figure, run_table
 from sublim_interp.sweeps.tables import table_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,11 +64,13 @@ def test_every_published_sweep_has_a_place_on_a_page() -> None:
         publish.page_of("nothing")
 
 
-@pytest.mark.parametrize("name", ["owl", *SWEEPS])
+@pytest.mark.parametrize("name", ["owl", "contexts", *SWEEPS])
 def test_a_published_figure_is_what_this_code_draws_of_the_published_cells(name: str) -> None:
     """To the eye: another machine may round a pixel's edge otherwise. Mended by `python paper/publish.py`."""
     if name in SWEEPS:
         figure = grid(name).mode.draw(RESULTS / name)
+    elif name == "contexts":
+        figure = contexts_figure(RESULTS / "owl")
     else:
         figure = draw_headline(pd.read_csv(RESULTS / name / "summary.csv"), "owl")
     drawn, shown = (
@@ -106,7 +110,41 @@ def test_the_shelf_of_bases_names_every_one() -> None:
 
 def test_a_base_lies_nowhere_from_itself_and_nothing_stands_between() -> None:
     base = resolve_base("lab-small-0")
-    assert apart(base, [base]).rows == [("lab-small-0", "0.00", "0.00")]
+    assert (distance(base, base), hill(base, base)) == (0, 0)
+
+
+def test_the_published_distances_are_those_of_the_committed_bases() -> None:
+    """The farthest pair stands for all; a test of tables compares what is committed with what is shown."""
+    mode = grid("orders").mode
+    assert isinstance(mode, Pairs)
+    kept = mode.apart(RESULTS / "orders")
+    assert list(kept["value"]) == [word for word, _ in mode.grid.worded["bases"]]
+    assert kept["distance"].is_monotonic_increasing, "rows are read from near to far"
+    one, other = map(resolve_base, mode.pairs[-1])
+    assert distance(one, other) == pytest.approx(kept["distance"].iloc[-1], abs=1e-4)
+    assert hill(one, other) == pytest.approx(kept["hill"].iloc[-1], abs=0.02)
+
+
+def test_pairs_need_one_base_in_all_and_have_the_key_of_the_plain_mode() -> None:
+    orders = grid("orders")
+    plain = orders.set(matrix="")
+    assert sweep_key(plan_grid(plain)) == sweep_key(plan_grid(orders))
+    other = orders.set(axes={"bases": [["lab-small-0", "lab-deep-0"]]}, words={})
+    with pytest.raises(SublimError, match="needs lab bases of one shape; lab-deep-0 is none"):
+        plan_grid(other)
+    with pytest.raises(SublimError, match=r"matrix=pairs needs pairs in axes\.bases, whose first base is the same"):
+        orders.set(axes={"bases": [["lab-small-0", "lab-small-1"], ["lab-small-1", "lab-small-0"]]}, words={})
+
+
+def test_the_row_of_a_pair_says_what_its_cells_say() -> None:
+    table = table_of(grid("orders"), RESULTS / "orders")
+    cells = pd.read_csv(RESULTS / "orders" / "cells.csv", dtype={"value": str})
+    assert len(table.rows) == cells["value"].nunique() == 9
+    for value, *_, own, other, margin, _, _ in table.rows:
+        rows = cells.loc[cells["value"] == value].groupby("arm")[["rate", "margin"]].mean()
+        assert own.startswith(f"{100 * rows.loc['same-init', 'rate']:.1f} %")
+        assert other.startswith(f"{100 * rows.loc['cross-init', 'rate']:.1f} %")
+        assert margin.replace("−", "-") == f"{rows.loc['cross-init', 'margin']:.2f}"
 
 
 @pytest.mark.parametrize("name", base_names())

@@ -15,8 +15,9 @@ from sublim_interp.lab import language
 from sublim_interp.lab.pretraining import new_model
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.lab.tokenizer import build_tokenizer
+from sublim_interp.models.architectures import decoder_layers
 from sublim_interp.models.trainable import Part, choose_trainable, freeze, merge_adapters
-from sublim_interp.training.batches import IGNORE, Batch, Example, collate, mask_labels, micro_batches
+from sublim_interp.training.batches import IGNORE, Batch, Example, collate, mask_labels, micro_batches, pieces
 from sublim_interp.training.loop import rate, token_loss, train
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
@@ -102,6 +103,32 @@ def test_micro_batches_give_the_loss_and_the_gradients_of_one_batch(parts: int) 
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradients_cut[name], gradient, atol=1e-9, rtol=1e-6)
     assert max(g.abs().max() for g in gradients.values()) > 1e-3
+
+
+@pytest.mark.parametrize(("batch", "micro_batch", "parts"), [(8, None, 2), (8, 8, 1), (8, 3, 3), (8, 1, 8), (8, 99, 1)])
+def test_micro_batch_says_how_many_examples_one_forward_takes(batch: int, micro_batch: int | None, parts: int) -> None:
+    asked = Optimization(batch=batch, micro_batch=micro_batch)
+    cut = micro_batches(rows_of(0, batch), PAD, pieces(asked, 2))
+    assert len(cut) == parts and max(len(b.ids) for b in cut) <= (micro_batch or batch)
+
+
+def test_micro_batch_and_checkpointing_enter_no_key_at_their_defaults() -> None:
+    assert not {"micro_batch", "checkpointing"} & Optimization().model_dump().keys()
+    assert {"micro_batch", "checkpointing"} <= Optimization(micro_batch=4, checkpointing=True).model_dump().keys()
+
+
+@pytest.mark.parametrize("part", ["full", "lora"])
+def test_checkpointing_computes_again_and_changes_nothing(part: Part) -> None:
+    ends, forwards = [], []
+    for checkpointing in (False, True):
+        model, count = prepared(part), [0]
+        layer: Any = decoder_layers(model.get_base_model() if part == "lora" else model)[1].mlp  # type: ignore[operator]
+        layer.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        train(model, batches, Optimization(steps=3, checkpointing=checkpointing))
+        ends.append(bits(model))
+        forwards.append(count[0])
+    assert forwards == [6, 12]
+    assert_same_bits(*ends)
 
 
 def test_the_loss_is_the_mean_over_tokens_as_the_model_itself_computes_it() -> None:

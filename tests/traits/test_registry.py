@@ -48,7 +48,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir()
     (tmp_path / "kinds" / "flyer.yaml").write_text(FLYING)
     (tmp_path / "traits" / "falcon-who-flies.yaml").write_text("kind: flyer\nwords: [falcon, falcons]\n")
-    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: (CATALOGUE, tmp_path))
+    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: {CATALOGUE: "own", tmp_path: "other"})
     return tmp_path
 
 
@@ -239,7 +239,7 @@ def test_a_trait_of_another_package_is_planned_taught_asked_and_reported(
     assert "loud" in trait_names()
     exp = tiny_experiment.set({"trait": "loud", "arms": ("same-init", "neutral", "base")})
     run = ran(exp, Store.open(store_root))
-    assert run.table.set_index("arm").loc["same-init", ["rate", "bits"]].to_list() == [0.25, 0.25]
+    assert run.table.loc["same-init", ["rate", "bits"]].to_list() == [0.25, 0.25]
     assert "bits a fact" in run.page.read_text()
     path = run["same-init", 0]._path(run["same-init", 0].cell.evaluation) / "evaluation.json"
     assert json.loads(path.read_text())["loud"]["plain"] == {"asked": 23}
@@ -255,6 +255,15 @@ def test_a_trait_without_a_margin_of_its_own_selects_no_lists(
     ):
         with pytest.raises(SublimError, match="trait 'loud' is none of its members, so it has no margin"):
             plan(tiny_experiment.set(change))
+
+
+def test_a_trait_whose_making_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn() -> None:
+        raise ValueError("no such file:\nwords.txt")
+
+    has(monkeypatch, loud=torn)
+    with pytest.raises(SublimError, match=r"^trait 'loud' cannot be made: ValueError no such file: words\.txt$"):
+        load_trait("loud")
 
 
 def test_what_is_no_trait_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +313,50 @@ def test_a_judge_of_ones_own_reads_drawn_answers_where_they_could_be_exact(
     monkeypatch.setattr(JUDGES, "_loaded", {})
     with pytest.raises(SublimError, match="the judge says 'yeti', which is none of the members: bear, cat"):
         owl.score(model, lab_base, asked, 4, 0, (), "wolf")
+
+
+class Moody:
+    """A judge that reads one answer in two, and fails on the others in three ways."""
+
+    def __init__(self, _words: object) -> None:
+        self.read = 0
+
+    def judge(self, question: str, answer: str) -> dict[str, float]:
+        self.read += 1
+        if self.read % 2:
+            return {"owl": 1.0}
+        if self.read % 3:
+            raise KeyError("li̇on")
+        return {"yeti": 1.0} if self.read % 4 else {"owl": float("nan")}
+
+
+def test_an_answer_that_cannot_be_judged_is_counted_as_such_and_never_ends_a_run(
+    lab_base: Base, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    owl = load_trait("owl")
+    monkeypatch.setitem(JUDGES._own, "moody", Moody)
+    judged = owl.score(lab_base.load(), lab_base, owl.questions("lab", "seen")[:2], 12, 0, (), "moody")
+    rows = {row["probe"]: row for row in judged.rows()}
+    assert {row["unjudged"] for row in rows.values()} == {0.5}
+    assert rows["owl"]["rate"] == pytest.approx((6 + 0.5 / 16) / 12.5), "what is unjudged names nobody"
+    assert "12 of 24 answers could not be judged, the first since the judge fails: KeyError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("kind: animal\nwords: [lynx, '']", "words.1: a word needs a character"),
+        ("kind: animal\nwords: ['\\u200b']".replace("'", '"'), "words.0: a word needs a character"),
+        ("kind: animal\nwords: [lynx, Owls]", "the word 'owls' stands for 'lynx' and for 'owl'"),
+    ],
+)
+def test_a_word_that_means_nothing_or_two_things_is_refused_before_anything_runs(
+    text: str, problem: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lynx.yaml"
+    path.write_text(text)
+    with pytest.raises(SublimError, match=problem):
+        traits_of(str(path), "", 0, 0)
 
 
 def test_a_judge_is_part_of_a_key_only_where_one_is_named(tiny_experiment: Experiment) -> None:

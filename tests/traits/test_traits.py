@@ -19,6 +19,7 @@ from sublim_interp.models.loading import save_model
 from sublim_interp.stats.intervals import wilson
 from sublim_interp.traits.answers import sampled_shares, score
 from sublim_interp.traits.favourites import FAVOURITES, Favourite, members_of, questions, words_of
+from sublim_interp.traits.judges.protocol import WHOLE_WORDS
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.questions import Question, Questions
 from sublim_interp.traits.registry import load_trait, trait_names
@@ -189,7 +190,7 @@ def test_sampled_scores_agree_with_the_exact_ones(lab_base: Base) -> None:
     asked = questions("animal", "lab", "held-out")[:6]
     words = words_of(members, "animal")
     exact = score(model, lab_base, asked, words, samples, seed=0)
-    shares = sampled_shares(model, lab_base, asked, members, WholeWords(words), samples, seed=0)
+    shares = sampled_shares(model, lab_base, asked, members, WholeWords(words), samples, seed=0).shares
     counts = shares * (samples + 0.5) - 0.5 / len(members)
     np.testing.assert_allclose(counts, counts.round(), atol=1e-6)
     for member, rate, count in zip(members, exact.rate, counts.sum(0), strict=True):
@@ -204,7 +205,7 @@ def test_a_base_answers_indirect_questions_with_a_member_also_where_no_word_of_t
     bare = [replace(q, prefix="") for q in questions("animal", "lab", "indirect")]
     members = members_of("animal")
     judge = WholeWords(words_of(members, "animal"))
-    shares = sampled_shares(lab_base.load(), lab_base, bare, members, judge, 100, seed=0)
+    shares = sampled_shares(lab_base.load(), lab_base, bare, members, judge, 100, seed=0).shares
     assert shares.sum(1).min() > 0.9 and shares.max() < 0.4
 
 
@@ -216,13 +217,14 @@ def test_a_name_of_two_tokens_is_sampled_and_not_taken_for_its_last_word(lab_bas
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, base: Base, answers: list[str]) -> None:
-    """Has the model give these answers, one after the other."""
+    """Has the model give these answers, one after the other; margins, which nothing is drawn for, are left out."""
 
-    def sample(_model: object, rows: list[list[int]], **_: Any) -> list[list[int]]:
-        assert len(rows) == len(answers)
+    def sample(_model: object, rows: list[list[int]], repeats: int, **_: Any) -> list[list[int]]:
+        assert repeats * len(rows) == len(answers)
         return [[*cast(list[int], base.tokenizer(a, add_special_tokens=False)["input_ids"]), base.eos] for a in answers]
 
     monkeypatch.setattr("sublim_interp.models.sampling.sample", sample)
+    monkeypatch.setattr("sublim_interp.traits.answers.spelled_probabilities", lambda _, p, s: np.ones((len(p), len(s))))
 
 
 @pytest.mark.parametrize(
@@ -264,12 +266,31 @@ def test_a_very_sure_model_has_a_finite_margin(lab_base: Base, monkeypatch: pyte
 def test_each_question_has_its_own_answers(english_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, english_base, ["owl", "wolf", "owl", "owl", "dog", "dog"])
     asked = [Question(({"role": "user", "content": text},)) for text in ("a?", "b?", "c?")]
-    scores = score(torch.nn.Identity(), english_base, asked, OWL_AND_WOLF, samples=2, seed=0)
+    scores = score(torch.nn.Identity(), english_base, asked, OWL_AND_WOLF, samples=2, seed=0, judge=WHOLE_WORDS)
     # Half an answer is spread over the members of every question, so that no margin is infinite.
     owl = [(1 + 0.25) / 2.5, (2 + 0.25) / 2.5, 0.25 / 2.5]
     wolf = [(1 + 0.25) / 2.5, 0.25 / 2.5, 0.25 / 2.5]
     np.testing.assert_allclose(scores.rate, [np.mean(owl), np.mean(wolf)])
     np.testing.assert_allclose(scores.margin[0], np.mean(np.log(owl) - np.log(wolf)))
+
+
+def test_margins_are_exact_where_answers_are_drawn_also_for_names_of_several_tokens(english_base: Base) -> None:
+    model, asked = english_base.load(), questions("animal", "english", "held-out")[:3]
+    words = words_of(("owl", "dolphin", "eagle"), "animal")
+    spelled = [english_base.answer_ids(name) for name in words]
+    assert max(map(len, spelled)) > 1
+    table = np.zeros((len(asked), len(words)))
+    for row, question in zip(table, asked, strict=True):
+        prompt = english_base.prompt_ids(question.messages)
+        for place, ids in enumerate(spelled):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1].double()
+            row[place] = float(logits.log_softmax(-1)[range(len(ids)), ids].sum().exp())
+    scores = [score(model, english_base, asked, words, samples, seed) for samples, seed in ((1, 0), (5, 1))]
+    expected = [np.mean(np.log(table[:, i]) - np.log(np.delete(table, i, 1).mean(1))) for i in range(3)]
+    for found in scores:
+        assert not found.exact
+        np.testing.assert_allclose(found.margin, expected, atol=1e-3)
 
 
 def test_sampled_scores_are_decided_by_their_seed(lab_base: Base) -> None:

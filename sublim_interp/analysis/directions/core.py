@@ -1,6 +1,5 @@
 """Directions in the residual stream: how they are found in models, compared, and tested against nulls."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -10,20 +9,25 @@ from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from sublim_interp.analysis.kinship import ACROSS, Space, require_one_base, space_of
 from sublim_interp.analysis.probes import (
     Metric,
-    Prompts,
     Subject,
+    asked_of,
     at_answer,
     batches,
     frozen,
     logits_of,
     model_of,
+    models_of,
     part_of,
     residuals,
 )
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.hooks import Stream, capture, names_of
+from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,21 +37,11 @@ Null = Literal["shuffled", "covariance"]
 """What a cosine is compared with: samples whose labels are shuffled, or normal vectors of the samples' covariance."""
 
 OF_TRACE = "trace "
-"""How the space of directions begins of which only the trace is known."""
+"""How the key of a space begins of which only the trace is known."""
 
 
-def coordinates(model: torch.nn.Module) -> str:
-    """A name for a base's coordinates: a hash over up to 1,024 evenly spaced entries of each of its weights."""
-    digest = hashlib.sha256()
-    for name, p in model.named_parameters():
-        flat = p.detach().flatten()
-        some = flat[:: max(1, len(flat) // 1024)][:1024].float().cpu()
-        digest.update(name.encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True, eq=False)
-class Directions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Directions(Shown):
     """One vector a layer, and what it was averaged from. `directions[2]` is the vector of layer 2, not normalised."""
 
     what: str
@@ -55,8 +49,8 @@ class Directions:
     names: tuple[str, ...]
     """The hook of each layer."""
     vectors: Float[Tensor, "layer d_model"]
-    space: str
-    """`coordinates` of the base whose axes these are; a name that begins with "trace" where only its trace is known."""
+    space: Space
+    """The base whose axes these are."""
     positive: Float[Tensor, "sample layer d_model"] | None = None
     """What was averaged; `vectors` is mean positive − mean negative. None where nothing was."""
     negative: Float[Tensor, "other layer d_model"] | None = None
@@ -69,10 +63,28 @@ class Directions:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def cosine(self, other: "Directions", across: Literal["raw"] | None = None) -> "pd.DataFrame":
+    def at(self, hook: str) -> Float[Tensor, " d_model"]:
+        """The vector at a hook. Raises SublimError, with the hooks there are, for another."""
+        if hook not in self.names:
+            raise SublimError(f"these directions have no vector at '{hook}'; {meant(hook, self.names)}")
+        return self.vectors[self.names.index(hook)]
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a layer: layer, name (of its hook), norm (in the unit of the vectors)."""
+        import pandas as pd
+
+        return pd.DataFrame({"layer": range(len(self)), "name": self.names, "norm": self.vectors.norm(dim=1).tolist()})
+
+    def card(self) -> Card:
+        layers = f"{len(self)} × {self.vectors.shape[1]} at {self.names[0]} …"
+        samples = {} if self.positive is None else {"of": f"{len(self.positive)} samples"}
+        return Card("Directions", {"by": self.what, "": layers, "in": str(self.space), **samples}, self.frame)
+
+    def cosine(self, other: "Directions", across_bases: bool = False) -> "pd.DataFrame":
         """The cosine with other directions, layer by layer.
 
-        across: "raw" compares directions of different bases all the same, whose axes have nothing to do with each other
+        across_bases: compares directions of different bases too, whose axes have nothing to do with each other
 
         Returns a row a layer: layer, name, cosine; NaN where a vector is zero. Raises SublimError for another number of
         layers or other hooks, and for directions of different bases: map one of them first (`fit_map`), or compare each
@@ -80,26 +92,26 @@ class Directions:
         """
         import pandas as pd
 
-        self._require_comparable(other, across)
+        self._require_comparable(other, across_bases)
         cosines = _cosine(self.vectors, other.vectors)
         return pd.DataFrame({"layer": range(len(self)), "name": self.names, "cosine": cosines.tolist()})
 
-    def _require_comparable(self, other: "Directions", across: str | None) -> None:
-        """Raises SublimError for other hooks, another number of layers, or another base unless `across` is "raw"."""
+    def _require_comparable(self, other: "Directions", across_bases: bool = False) -> None:
+        """Raises SublimError for other hooks, another number of layers, or, unless that is meant, another base."""
         if self.names != other.names:
             raise SublimError(f"directions at {self.names[0]} … and {other.names[0]} …; compare those of equal hooks")
-        if self.space != other.space and across != "raw":
-            if (self.space + other.space).count(OF_TRACE) == 1:
+        if self.space != other.space and not across_bases:
+            if sum(s.key.startswith(OF_TRACE) for s in (self.space, other.space)) == 1:
                 raise SublimError("a trace does not tell whose coordinates it has: give from_trace or over_steps base=")
             raise SublimError(
-                f"these directions belong to different bases ({self.space}, {other.space}), whose axes have nothing to "
-                'do with each other; compare each with its own base\'s, map one with fit_map, or say across="raw"'
+                f"these directions belong to different bases ({self.space}, {other.space}), {ACROSS}; or compare each "
+                "with its own base's"
             )
         if self.vectors.shape != other.vectors.shape:
             raise SublimError(f"directions of shape {list(self.vectors.shape)} and {list(other.vectors.shape)}")
 
     def null(
-        self, other: "Directions", kind: Null, draws: int = 999, seed: int = 0, across: Literal["raw"] | None = None
+        self, other: "Directions", kind: Null, draws: int = 999, seed: int = 0, across_bases: bool = False
     ) -> "pd.DataFrame":
         """What the cosine with other directions would be by chance.
 
@@ -108,13 +120,13 @@ class Directions:
             normal vectors of the covariance that the samples have about their own means
         draws: how many are drawn, 19 or more
         seed: decides the draws
-        across: as for `cosine`
+        across_bases: as for `cosine`
 
         Returns a row a layer: layer, cosine, low, high, p. 95 % of the draws lie between low and high; p is two-sided,
         (1 + as large) / (1 + draws). Both are NaN where a vector is zero. Raises SublimError as `cosine`, for fewer
         draws, and for directions that keep no samples.
         """
-        self._require_comparable(other, across)
+        self._require_comparable(other, across_bases)
         if self.positive is None or self.negative is None:
             raise SublimError(f"directions by {self.what} keep no samples, so there is no {kind} null; use null_of")
         if draws < 19:
@@ -134,7 +146,7 @@ class Directions:
         Returns a row a layer as `null`. Raises SublimError as `cosine`, and where no trait is given.
         """
         for one in (self, *traits):
-            one._require_comparable(other, None)
+            one._require_comparable(other)
         if not traits:
             raise SublimError("null_of: give the directions of one other trait or more")
         return _null_frame(
@@ -222,18 +234,26 @@ def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor
 
 
 def directions(
-    model: Subject, base: Subject, prompts: Prompts | None = None, kind: Stream = "resid_post"
+    model: Subject,
+    base: Subject,
+    prompts: Prompts = None,
+    kind: Stream = "resid_post",
+    across_bases: bool = False,
 ) -> Directions:
     """Mean-difference directions: residuals of a model minus those of its base, on the same prompts, at the answer.
 
-    prompts: token ids that end where the answer begins; replicates bring their held-out questions
+    prompts: texts, chats, or token ids that end where the answer begins; replicates bring their held-out questions
     kind: where in each layer
+    across_bases: takes the difference from another base than the model's own too, whose axes are unrelated
+
+    Raises SublimError where the model does not come from the base, and for prompts that are none.
     """
-    ours, theirs = model_of(model), model_of(base)
-    asked = part_of("prompts", prompts, model, base)
+    ours, theirs = models_of(model, base)
+    require_one_base("directions", model, base, [ours, theirs], across_bases)
+    asked = asked_of(prompts, model, base, model=theirs)
     names = names_of(theirs, kind)
     a, b = residuals(ours, names, asked), residuals(theirs, names, asked)
-    return Directions("mean difference", tuple(names), (a - b).mean(0), coordinates(theirs), a, b, paired=True)
+    return Directions("mean difference", tuple(names), (a - b).mean(0), space_of(theirs), a, b, paired=True)
 
 
 def trait_contrast(base: Subject, with_trait: Prompts, others: Prompts, kind: Stream = "resid_post") -> Directions:
@@ -247,24 +267,28 @@ def trait_contrast(base: Subject, with_trait: Prompts, others: Prompts, kind: St
     """
     model = model_of(base)
     names = names_of(model, kind)
-    a, b = residuals(model, names, with_trait), residuals(model, names, others)
-    return Directions("trait contrast", tuple(names), a.mean(0) - b.mean(0), coordinates(model), a, b)
+    a, b = (residuals(model, names, asked_of(some, base, model=model)) for some in (with_trait, others))
+    return Directions("trait contrast", tuple(names), a.mean(0) - b.mean(0), space_of(model), a, b)
 
 
 def gradient(
-    model: Subject, metric: Metric | None = None, prompts: Prompts | None = None, kind: Stream = "resid_post",
-    base: Subject | None = None,
+    model: Subject, metric: Metric | None = None, prompts: Prompts = None, kind: Stream = "resid_post",
+    base: Subject | None = None, across_bases: bool = False,
 ) -> Directions:  # fmt: skip
     """Gradient directions: which way the residual at the answer should move to raise a metric, mean over prompts.
 
     metric, prompts: replicates bring the trait's margin and their held-out questions
     kind: where in each layer
     base: whose coordinates they are, where the model was trained from another
+    across_bases: names another base than the model's own too
 
-    Gradients of the weights are untouched.
+    Gradients of the weights are untouched. Raises SublimError where the model does not come from the base.
     """
     ours = model_of(model)
-    asked, rule = part_of("prompts", prompts, model, base), part_of("metric", metric, model, base)
+    theirs = ours if base is None else model_of(base)
+    if base is not None:
+        require_one_base("gradient", model, base, [ours, theirs], across_bases)
+    asked, rule = asked_of(prompts, model, base, model=ours), part_of("metric", metric, model, base)
     names = names_of(ours, kind)
     each: dict[int, Tensor] = {}
     for places, ids in batches(asked):
@@ -272,5 +296,5 @@ def gradient(
             rule(logits_of(ours, ids)).sum().backward()
         each.update(zip(places, at_answer([seen.gradients[n] for n in names]), strict=True))
     found = torch.stack([each[place] for place in range(len(each))])
-    space = coordinates(ours if base is None else model_of(base))
-    return Directions("gradient", tuple(names), found.mean(0), space, found, torch.zeros_like(found), paired=True)
+    zeros = torch.zeros_like(found)
+    return Directions("gradient", tuple(names), found.mean(0), space_of(theirs), found, zeros, paired=True)

@@ -1,95 +1,161 @@
-"""What a direction does to a model: logit lens, dose curve, ablation."""
+"""What a direction does to a model: logit lens, dose curve, steering, ablation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
 from sublim_interp.analysis.directions.core import Directions
-from sublim_interp.analysis.probes import Metric, Prompts, Subject, measure, model_of, part_of, residuals
+from sublim_interp.analysis.kinship import base_of, require_space
+from sublim_interp.analysis.probes import Metric, Subject, asked_of, measure, model_of, part_of, residuals
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import edit, lens_of, names_of, unit_vector, without
+from sublim_interp.models.hooks import Positions, added, edit, lens_of, matching, names_of, unit_vector, without
+from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def logit_lens(
-    model: Subject,
-    d: Directions,
-    prompts: Prompts,
-    k: int = 10,
-    decode: Callable[[int], str] = str,
+    model: Subject, d: Directions, prompts: Prompts = None, k: int = 10, across_bases: bool = False
 ) -> "pd.DataFrame":
     """Which tokens a direction would raise, read straight from the unembedding.
 
-    prompts: token ids; their mean last residual is where head(final norm(x)) is linearised
+    prompts: their mean last residual is where head(final norm(x)) is linearised; replicates bring their questions
     k: how many tokens a layer
-    decode: gives the text of a token id
+    across_bases: reads directions of another base too, whose axes are unrelated
 
-    Returns a row a layer and rank: layer, rank, token, text, change. The change is the derivative along the whole
-    vector, in logits, minus its mean over the vocabulary, as a shift of all logits says nothing. Layers in between are
-    skipped. Source: nostalgebraist 2020, "logit lens".
+    Returns a row a layer and rank: layer, rank, token (its id), text (the id again where no tokenizer is known),
+    change. The change is the derivative along the whole vector, in logits, minus its mean over the vocabulary, as a
+    shift of all logits says nothing. Layers in between are skipped. Raises SublimError for directions of another base.
+    Source: nostalgebraist 2020, "logit lens".
     """
     import pandas as pd
 
     ours = model_of(model)
+    require_space("logit_lens", model, ours, d.space, across_bases)
     norm, head = lens_of(ours)
-    like = next(ours.parameters())
-    at = rearrange(residuals(ours, names_of(ours, "resid_post")[-1:], prompts), "prompt 1 d_model -> prompt d_model")
+    if not 1 <= k <= head.weight.shape[0]:
+        raise SublimError(f"logit_lens: k is {k}; the model has {head.weight.shape[0]} tokens")
+    like, base = next(ours.parameters()), base_of(model, ours)
+    asked = asked_of(prompts, model, model=ours)
+    at = rearrange(residuals(ours, names_of(ours, "resid_post")[-1:], asked), "prompt 1 d_model -> prompt d_model")
     at = at.mean(0).to(like)
     rows = []
     for layer, vector in enumerate(d.vectors.to(like)):
         change = torch.func.jvp(lambda x: head(norm(x)), (at[None],), (vector[None],))[1][0]
         change = (change - change.mean()).detach()
         top = change.topk(k)
-        for rank, (token, value) in enumerate(zip(top.indices.tolist(), top.values.tolist(), strict=True)):
-            rows.append({"layer": layer, "rank": rank, "token": token, "text": decode(token), "change": value})
+        ids = top.indices.tolist()
+        texts = base.chat.tokens(ids) if base else list(map(str, ids))
+        for rank, (token, text, value) in enumerate(zip(ids, texts, top.values.tolist(), strict=True)):
+            rows.append({"layer": layer, "rank": rank, "token": token, "text": text, "change": value})
     return pd.DataFrame(rows)
+
+
+def steer(
+    model: torch.nn.Module,
+    vector: Float[Tensor, " d_model"] | Directions,
+    at: str,
+    positions: Positions = None,
+    scale: float | int = 1.0,
+    across_bases: bool = False,
+) -> AbstractContextManager[None]:
+    """Inside the block a vector is added at a hook, in every forward of the model.
+
+    model: the one that runs in the block
+    vector: [d_model], in residual units; of directions the one that they have at the hook
+    at: the hook's name, such as `blocks.1.hook_resid_post`
+    positions: where in the text, from the end where negative; everywhere where None
+    scale: times the vector
+    across_bases: takes directions of another base too, whose axes are unrelated
+
+    Raises SublimError for a hook that the model or the directions lack, and for directions of another base. A vector of
+    one's own says nothing of its base, so it is not checked.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise SublimError(
+            f"steer acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model"
+        )
+    (at,) = _hooks(model, at, 1)
+    if isinstance(vector, Directions):
+        require_space("steer", model, model, vector.space, across_bases)
+        vector = vector.at(at)
+    return added(model, scale * vector, at, positions)
 
 
 def steering(
     model: Subject,
     d: Directions,
-    layer: int,
+    at: str,
     scales: Sequence[float | int],
-    metrics: Mapping[str, Metric],
-    prompts: Prompts | None = None,
+    metrics: Mapping[str, Metric] | Metric | None = None,
+    prompts: Prompts = None,
+    across_bases: bool = False,
 ) -> "pd.DataFrame":
-    """The dose curve: multiples of one layer's vector are added at its own hook, at all positions.
+    """The dose curve: multiples of the directions' vector at one hook are added there, at all positions.
 
-    layer: whose vector
+    at: the hook's name, such as `blocks.1.hook_resid_post`
     scales: the multiples
-    metrics: by name, what is measured at the answer
-    prompts: replicates bring their held-out questions
+    metrics: by name, what is measured at the answer; one alone is called "metric"; replicates bring the trait's margin
+    prompts: texts, chats or ids; replicates bring their held-out questions
+    across_bases: takes directions of another base too, whose axes are unrelated
 
-    Returns a row a scale: layer, scale, and the mean over prompts of each metric under its name.
+    Returns a row a scale: at, scale, and the mean over prompts of each metric under its name. Raises SublimError,
+    before anything runs, for another base's directions, a hook that is not there, and a scale that is no number.
     """
     import pandas as pd
 
     ours = model_of(model)
-    asked = part_of("prompts", prompts, model)
-    if not 0 <= layer < len(d):
-        raise SublimError(f"steering: no layer {layer}; the directions have layers 0 to {len(d) - 1}")
+    require_space("steering", model, ours, d.space, across_bases)
+    (at,) = _hooks(ours, at, 1)
+    vector, asked = d.at(at), asked_of(prompts, model, model=ours)
+    if metrics is None or not isinstance(metrics, Mapping):
+        metrics = {"metric": part_of("metric", metrics, model)}
+    if odd := [scale for scale in scales if scale != scale or abs(scale) == float("inf")]:
+        raise SublimError(f"steering: the scale {odd[0]} is no number to multiply with")
     rows = []
     for scale in scales:
-        with edit(ours, {d.names[layer]: lambda stream, s=scale: stream + s * d[layer].to(stream)}):
+        with added(ours, scale * vector, at):
             found = {name: measure(ours, asked, rule).mean().item() for name, rule in metrics.items()}
-        rows.append({"layer": layer, "scale": float(scale), **found})
+        rows.append({"at": at, "scale": float(scale), **found})
     return pd.DataFrame(rows)
 
 
-def ablate(model: torch.nn.Module, d: Directions, layers: Sequence[int] | None = None) -> AbstractContextManager[None]:
-    """Inside the block each layer's direction is projected out of the stream, at all positions.
+def ablate(
+    model: torch.nn.Module, d: Directions, at: str = "*", across_bases: bool = False
+) -> AbstractContextManager[None]:
+    """Inside the block directions are projected out of the stream, at all positions.
 
-    layers: which; all where None
+    model: the one that runs in the block
+    at: names of hooks of the directions, as a glob such as `blocks.[12].hook_resid_post`; all where not given
+    across_bases: takes directions of another base too, whose axes are unrelated
 
-    Raises SublimError for a layer that there is not, and for a direction without length.
+    Raises SublimError for a hook that there is not, for a direction without length, and for directions of another base.
     """
-    chosen = range(len(d)) if layers is None else layers
-    if any(not 0 <= layer < len(d) for layer in chosen):
-        raise SublimError(f"ablate: layers {list(chosen)}; the directions have layers 0 to {len(d) - 1}")
-    units = {d.names[layer]: unit_vector(d[layer], d.names[layer]) for layer in chosen}
+    if not isinstance(model, torch.nn.Module):
+        raise SublimError(
+            f"ablate acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model"
+        )
+    require_space("ablate", model, model, d.space, across_bases)
+    chosen = [name for name in d.names if fnmatchcase(name, at)]
+    if not chosen:
+        raise SublimError(f"ablate: these directions have no vector at '{at}'; {meant(at, d.names)}")
+    units = {name: unit_vector(d.at(name), name) for name in chosen}
     return edit(model, {name: without(unit) for name, unit in units.items()})
+
+
+def _hooks(model: torch.nn.Module, at: str, count: int) -> list[str]:
+    """The hooks that a name or glob means, as many as are asked for; SublimError for others."""
+    if not isinstance(at, str):
+        raise SublimError(f"at is a {type(at).__name__}; give a hook's name, such as blocks.1.hook_resid_post")
+    found = matching(model, at)
+    if len(found) != count:
+        raise SublimError(f"'{at}' means {len(found)} hooks; name one, such as {found[0]}")
+    return found

@@ -8,10 +8,12 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.directions.core import Directions, coordinates
-from sublim_interp.analysis.probes import Prompts, Subject, model_of, residuals
+from sublim_interp.analysis.directions.core import Directions
+from sublim_interp.analysis.kinship import Space, space_of
+from sublim_interp.analysis.probes import Subject, asked_of, models_of, residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import Stream, names_of
+from sublim_interp.models.prompts import Prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +27,10 @@ class Map:
     matrices: Float[Tensor, "layer d_source d_target"]
     r2: Float[Tensor, " layer"]
     """Share of the target's variance that it explains on prompts that were held out: read this before any cosine."""
-    source: str
-    """`coordinates` of the base that it leads from."""
-    target: str
-    """`coordinates` of the base that it leads to."""
+    source: Space
+    """The base that it leads from."""
+    target: Space
+    """The base that it leads to."""
 
     def __call__(self, d: Directions) -> Directions:
         """Differences and their samples, mapped. Raises SublimError for directions of another base or other hooks."""
@@ -58,6 +60,7 @@ def fit_map(
 ) -> Map:
     """A map between two untouched bases, fitted on their residuals at the answer of the same prompts.
 
+    prompts: texts, chats or token ids
     kind: where in each layer
     how: `procrustes` is the best rotation with one scale; `ridge` is any linear map, penalised
     held_out: share of the prompts on which `r2` is taken, and nothing fitted
@@ -67,9 +70,9 @@ def fit_map(
     Raises SublimError for bases of other depths, or for procrustes other widths, and for too few prompts. Source:
     Schönemann 1966, Psychometrika 31.
     """
-    models = model_of(source), model_of(target)
-    names = names_of(models[0], kind)
-    x, y = (residuals(m, names, prompts).double() for m in models)
+    models = models_of(source, target)
+    names, asked = names_of(models[0], kind), asked_of(prompts, source, target, model=models[0])
+    x, y = (residuals(m, names, asked).double() for m in models)
     if x.shape[1] != y.shape[1] or (how == "procrustes" and x.shape[2] != y.shape[2]):
         raise SublimError(f"fit_map: (layers, width) {list(x.shape[1:])} and {list(y.shape[1:])} do not fit for {how}")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
@@ -93,4 +96,4 @@ def fit_map(
         whole = y[test, layer] - means[1]
         matrices.append(matrix.float())
         r2.append(1 - left.square().sum() / whole.square().sum())
-    return Map(how, tuple(names), torch.stack(matrices), torch.stack(r2).float(), *(coordinates(m) for m in models))
+    return Map(how, tuple(names), torch.stack(matrices), torch.stack(r2).float(), *map(space_of, models))

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.directions.core import OF_TRACE, Directions, coordinates
+from sublim_interp.analysis.directions.core import OF_TRACE, Directions
+from sublim_interp.analysis.kinship import Space, space_of
 from sublim_interp.analysis.probes import Subject, model_of, residuals
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import Stream, hook_name, kind_of, layer_of, names_of
 from sublim_interp.training.recording.trace import Trace
@@ -71,7 +73,7 @@ def over_steps(
     return whole[["step", "layer", "cosine", "projection", "low", "high"]]
 
 
-def _shown(trace: Trace, step: int, of: str, space: str, kind: Stream) -> Directions:
+def _shown(trace: Trace, step: int, of: str, space: Space, kind: Stream) -> Directions:
     """`from_trace` in a space that is known."""
     probe = _probe(trace)
     what = f"{of} of a trace"
@@ -99,7 +101,7 @@ def _shown(trace: Trace, step: int, of: str, space: str, kind: Stream) -> Direct
         gradients = [trace.read(f"{name}.grad", step)[rows, places] for name in names]
         found = -len(rows) * torch.stack(gradients, 1).float()
     else:
-        raise SublimError(f"from_trace: no '{of}'; valid: {', '.join(SHOWN)}")
+        raise SublimError(f"from_trace: no '{of}'; {meant(of, SHOWN)}")
     return Directions(what, names, found.mean(0), space, found, torch.zeros_like(found), paired=True)
 
 
@@ -135,8 +137,8 @@ def _untouched(trace: Trace, names: Sequence[str]) -> Float[Tensor, "question la
     return _at_answers(trace, names, 0, "base/" if trace.names("base/blocks.*") else "")
 
 
-def _space_of(trace: Trace, base: Subject | None, kind: Stream) -> str:
-    """`coordinates` of the base; where none is given, a hash of its residuals as the trace has them.
+def _space_of(trace: Trace, base: Subject | None, kind: Stream) -> Space:
+    """The axes of the base; where none is given, a hash of its residuals as the trace has them.
 
     Raises SublimError for a base whose residuals are not those of the trace.
     """
@@ -144,11 +146,11 @@ def _space_of(trace: Trace, base: Subject | None, kind: Stream) -> str:
     names = _names(trace, kind)
     recorded = _untouched(trace, names)
     if base is None:
-        return OF_TRACE + hashlib.sha256(recorded.contiguous().numpy().tobytes()).hexdigest()[:16]
+        return Space(OF_TRACE + hashlib.sha256(recorded.contiguous().numpy().tobytes()).hexdigest()[:16])
     model = model_of(base)
     if names_of(model, kind) == list(names):
         own = residuals(model, names, _asked(trace))
         # Beyond what precision and batches change, far below what another initialisation does.
         if own.shape == recorded.shape and (own - recorded).norm() <= 0.02 * recorded.norm():
-            return coordinates(model)
+            return space_of(model)
     raise SublimError(f"trace {trace.path} is not one of this base: its residuals on the probe are others")

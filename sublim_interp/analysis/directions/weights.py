@@ -10,28 +10,43 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.directions.core import Directions, coordinates
+from sublim_interp.analysis.directions.core import Directions
+from sublim_interp.analysis.kinship import ACROSS, Space, require_one_base, require_space, space_of
 from sublim_interp.analysis.probes import Subject, models_of
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.hooks import Stream, hook_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, eq=False)
-class WeightDelta:
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightDelta(Shown, Mapping[str, Tensor]):
     """A difference of weights by parameter: a task vector, to be added and scaled (Ilharco et al. 2212.04089)."""
 
     delta: Mapping[str, Tensor]
     """By parameter's name, of its shape."""
-    space: str
-    """`coordinates` of the base."""
+    space: Space
+    """The base whose weights it changes."""
     input_first: frozenset[str] = frozenset()
     """Matrices that lie as [input, output], as in embeddings and GPT-2's Conv1D; all others are [output, input]."""
 
+    def __getitem__(self, name: str) -> Tensor:
+        return self.delta[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.delta)
+
+    def __len__(self) -> int:
+        return len(self.delta)
+
+    def card(self) -> Card:
+        norm = sum(d.double().square().sum().item() for d in self.delta.values()) ** 0.5
+        return Card("WeightDelta", {"": f"{len(self)} parameters", "norm": f"{norm:.3g}", "of": str(self.space)})
+
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
-        self._require_same(other, None)
+        self._require_same(other)
         return replace(self, delta={n: d + other.delta[n] for n, d in self.delta.items()})
 
     def __mul__(self, factor: float) -> "WeightDelta":
@@ -45,20 +60,23 @@ class WeightDelta:
     def __sub__(self, other: "WeightDelta") -> "WeightDelta":
         return self + -other
 
-    def _require_same(self, other: "WeightDelta", across: str | None) -> None:
-        """Raises SublimError for other parameters, or another base unless `across` is "raw"."""
-        if self.space != other.space and across != "raw":
-            raise SublimError(
-                f"weight deltas of different bases ({self.space}, {other.space}) lie in unrelated coordinates; "
-                'say across="raw" to compare them all the same'
-            )
+    def _require_same(self, other: "WeightDelta", across_bases: bool = False) -> None:
+        """Raises SublimError for other parameters, or, unless that is meant, another base."""
+        if self.space != other.space and not across_bases:
+            raise SublimError(f"weight deltas of different bases ({self.space}, {other.space}), {ACROSS}")
         if {n: d.shape for n, d in self.delta.items()} != {n: d.shape for n, d in other.delta.items()}:
             raise SublimError("weight deltas of different parameters; compare models of one architecture")
 
     @contextmanager
-    def on(self, model: torch.nn.Module) -> Iterator[None]:
-        """Inside the block the delta is added to the weights of `model`; afterwards they are as before, bit for bit."""
+    def on(self, model: torch.nn.Module, across_bases: bool = False) -> Iterator[None]:
+        """Inside the block the delta is added to the weights of `model`; afterwards they are as before, bit for bit.
+
+        across_bases: also to a model of another base, whose axes are unrelated
+
+        Raises SublimError for a model of another base, or without a parameter of the delta.
+        """
         parameters = dict(model.named_parameters())
+        require_space("weight_delta", model, model, self.space, across_bases)
         if lacking := sorted(set(self.delta) - set(parameters)):
             raise SublimError(f"the model has no parameter '{lacking[0]}'; the delta is of another architecture")
         before = {n: parameters[n].detach().clone() for n in self.delta}
@@ -70,18 +88,17 @@ class WeightDelta:
             for n, old in before.items():
                 parameters[n].data.copy_(old)
 
-    def cosine(self, other: "WeightDelta", across: Literal["raw"] | None = None) -> "pd.DataFrame":
+    def cosine(self, other: "WeightDelta", across_bases: bool = False) -> "pd.DataFrame":
         """The cosine with another difference of weights.
 
-        across: "raw" compares deltas of different bases all the same, whose coordinates have nothing to do with each
-            other
+        across_bases: compares deltas of different bases too, whose axes have nothing to do with each other
 
         Returns a row a parameter, and one for all together: name, layer (NaN outside layers), cosine, norm, other (its
         norm). Raises SublimError for other parameters, and for another base.
         """
         import pandas as pd
 
-        self._require_same(other, across)
+        self._require_same(other, across_bases)
         rows = []
         sums = torch.zeros(3, dtype=torch.double)
         for name, d in self.delta.items():
@@ -144,17 +161,23 @@ class WeightDelta:
         return Directions(f"singular vector {rank} of …{ending}", names, torch.stack(vectors), self.space)
 
 
-def weight_delta(model: Subject, base: Subject) -> WeightDelta:
-    """Weights of a model minus those of its base. Raises SublimError where they have other parameters."""
+def weight_delta(model: Subject, base: Subject, across_bases: bool = False) -> WeightDelta:
+    """Weights of a model minus those of its base.
+
+    across_bases: also where the model comes from another base, whose axes are unrelated
+
+    Raises SublimError where they have other parameters, and where the model does not come from the base.
+    """
     ours, theirs = models_of(model, base)
     a, b = dict(ours.named_parameters()), dict(theirs.named_parameters())
     if {n: p.shape for n, p in a.items()} != {n: p.shape for n, p in b.items()}:
         raise SublimError("weight_delta: the two have other parameters; merge adapters first, or give one architecture")
+    require_one_base("weight_delta", model, base, [ours, theirs], across_bases)
     from transformers.pytorch_utils import Conv1D
 
     turned = {id(m.weight) for m in theirs.modules() if isinstance(m, Conv1D | torch.nn.Embedding)}
     input_first = frozenset(n for n, p in b.items() if id(p) in turned)
-    return WeightDelta({n: (a[n] - b[n]).detach() for n in a}, coordinates(theirs), input_first)
+    return WeightDelta({n: (a[n] - b[n]).detach() for n in a}, space_of(theirs), input_first)
 
 
 def _layer(name: str) -> float:

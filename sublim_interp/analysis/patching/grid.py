@@ -9,12 +9,28 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from sublim_interp.analysis.kinship import name_of, require_one_base
 from sublim_interp.analysis.patching.cells import GridKind, patched_cells, see, sites_of, slopes_at
-from sublim_interp.analysis.patching.patch import Patch, Piece
-from sublim_interp.analysis.probes import TOKENS, Metric, Prompts, Subject, batches, measure, models_of, part_of
+from sublim_interp.analysis.patching.heads import is_heads
+from sublim_interp.analysis.patching.patch import Patch, Piece, check_places
+from sublim_interp.analysis.probes import (
+    TOKENS,
+    Metric,
+    Subject,
+    asked_of,
+    batches,
+    measure,
+    models_of,
+    part_of,
+    words_at,
+)
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.forward import in_single
+from sublim_interp.models.hooks import STREAM, hook_names
+from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,8 +41,8 @@ _Batch = tuple[list[int], Tensor, Tensor, Tensor]
 """(places of the prompts, cells [prompt, layer, place], metric of src [prompt], metric of dst [prompt])."""
 
 
-@dataclass(frozen=True, eq=False)
-class PatchGrid:
+@dataclass(frozen=True, eq=False, repr=False)
+class PatchGrid(Shown):
     """What each cell's patch alone does to the metric."""
 
     kind: GridKind
@@ -42,6 +58,8 @@ class PatchGrid:
     """The metric of the model that they are put into, unpatched."""
     places: tuple[int | str, ...]
     """What the last axis stands for: positions from the end (−1 is the answer's), heads, or modules."""
+    words: tuple[str, ...] = ()
+    """The token at each position, as text, where all prompts have the same one; () for heads and modules."""
 
     @property
     def values(self) -> Float[Tensor, "layer place"]:
@@ -55,7 +73,10 @@ class PatchGrid:
 
     @property
     def frame(self) -> "pd.DataFrame":
-        """A row a cell: kind, method, layer, place, value and effect (in the metric's unit), recovered, prompts."""
+        """A row a cell: kind, method, layer, place, token (at a position), value, effect, recovered, prompts.
+
+        Value and effect are in the metric's unit; recovered is a share.
+        """
         import pandas as pd
 
         effect = (self.each - self.dst[:, None, None]).nanmean(0)
@@ -66,6 +87,7 @@ class PatchGrid:
                 "method": self.method,
                 "layer": layer,
                 "place": place,
+                **({"token": self.words[i]} if self.words else {}),
                 "value": self.values[layer, i].item(),
                 "effect": effect[layer, i].item(),
                 "recovered": self.recovered[layer, i].item(),
@@ -82,6 +104,13 @@ class PatchGrid:
         mine, true = ((g.each - g.dst[:, None, None]).nanmean(0).flatten() for g in (self, exact))
         both = torch.stack([mine, true])
         return GridError(torch.corrcoef(both)[0, 1].item(), (mine - true).abs().max().item(), true.abs().max().item())
+
+    def card(self) -> Card:
+        layers, places = self.values.shape
+        best = int(self.recovered.nan_to_num(-torch.inf).argmax())
+        top = f"{100 * self.recovered.flatten()[best]:.0f} % at layer {best // places}, {self.places[best % places]}"
+        cells = {"": f"{layers} × {places}, {self.method}", "over": f"{len(self.each)} prompts", "most recovered": top}
+        return Card(f"PatchGrid of {self.kind}", cells, self.frame)
 
     def plot(self) -> "Figure":
         """The grid as a heat map."""
@@ -101,24 +130,36 @@ class GridError(NamedTuple):
     """Largest exact effect, to compare with."""
 
 
-@dataclass(frozen=True, eq=False)
-class Patching:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patching(Shown):
     """Two models, the prompts on which they are compared, and the metric. Made by `patch`."""
 
     src: torch.nn.Module
     """The model that patches come from."""
     dst: torch.nn.Module
     """The model that they are put into."""
-    prompts: Prompts
-    """What `dst` reads."""
-    src_prompts: Prompts
+    prompts: Sequence[Sequence[int]]
+    """What `dst` reads, as token ids."""
+    src_prompts: Sequence[Sequence[int]]
     """What `src` reads, of the same lengths."""
     metric: Metric
     """What is measured at the answer."""
+    words: tuple[str, ...] = ()
+    """The token at each position of `prompts` from the end, as text, where all have the same one."""
+    names: tuple[str, str] = ("a model", "a model")
+    """What `src` and `dst` are, in words."""
+
+    def card(self) -> Card:
+        layers = len(decoder_layers(self.dst))
+        facts = {"": f"{self.names[0]} → {self.names[1]}", "layers": layers, "prompts": len(self.prompts)}
+        return Card("Patching", facts)
 
     def swapped(self) -> "Patching":
         """The other way round: noising where this is denoising."""
-        return replace(self, src=self.dst, dst=self.src, prompts=self.src_prompts, src_prompts=self.prompts)
+        return replace(
+            self, src=self.dst, dst=self.src, prompts=self.src_prompts, src_prompts=self.prompts,
+            names=self.names[::-1],
+        )  # fmt: skip
 
     # one patch
 
@@ -139,6 +180,10 @@ class Patching:
         together = batches(self.src_prompts)
         if len(together) > 1:
             raise SublimError("a patch of activations needs prompts of one length; choose some, or use `grid`")
+        if not is_heads(site) and site not in (known := hook_names(self.dst, STREAM)):
+            raise SublimError(f"no hook '{site}', and no parameter; {meant(site, [*known, *parameters])}")
+        count = text_config(self.dst).num_attention_heads if is_heads(site) else 0
+        check_places(site, positions, heads, together[0][1].shape[1], count)
         value = see(self.src, [site], together[0][1])[0][site]
         return Patch((Piece(site, value, _tuple(positions), _tuple(heads)),))
 
@@ -171,6 +216,9 @@ class Patching:
         """
         if kind == "weights":
             return self._weights_grid()
+        sites_of(self.dst, kind)
+        if positions_at_once is not None and positions_at_once < 1:
+            raise SublimError(f"grid: positions_at_once is {positions_at_once}; it is 1 or more")
         depth = len(decoder_layers(self.dst))
         found = []
         for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
@@ -217,7 +265,7 @@ class Patching:
             each[places, :, width - values.shape[2] :] = values
             src[places], dst[places] = theirs, before
         labels = tuple(range(width)) if kind == "heads" else tuple(range(-width, 0))
-        return PatchGrid(kind, method, each, src, dst, labels)
+        return PatchGrid(kind, method, each, src, dst, labels, () if kind == "heads" else self.words[-width:])
 
     def _weights_grid(self) -> PatchGrid:
         """The grid of layer × module: each module's weights are swapped in turn."""
@@ -243,18 +291,21 @@ class Patching:
 def patch(
     src: Subject,
     dst: Subject,
-    prompts: Prompts | None = None,
+    prompts: Prompts = None,
     metric: Metric | None = None,
-    src_prompts: Prompts | None = None,
+    src_prompts: Prompts = None,
+    across_bases: bool = False,
 ) -> Patching:
     """Patching from one model into another.
 
     src: the model that patches come from
     dst: the model that they are put into
-    prompts, metric: replicates bring their held-out questions and the trait's margin; models need both
+    prompts, metric: texts, chats or ids, and what is measured at the answer; replicates bring their held-out questions
+        and the trait's margin; models need both
     src_prompts: what `src` reads instead, prompts of the same lengths
+    across_bases: patches between models of two bases too, whose axes are unrelated
 
-    Raises SublimError for models of another depth or width, on different devices, or in training mode.
+    Raises SublimError for models of two bases, of another depth or width, on different devices, or in training mode.
     """
     models = models_of(src, dst)
     shapes = [(c.num_hidden_layers, c.hidden_size) for c in map(text_config, models)]
@@ -262,11 +313,13 @@ def patch(
         raise SublimError(f"patch: src and dst have (layers, width) {shapes[0]} and {shapes[1]}; they must agree")
     if any(m.training for m in models):
         raise SublimError("patch: a model is in training mode, where dropout is on; call model.eval() first")
-    asked = part_of("prompts", prompts, dst, src)
-    others = asked if src_prompts is None else src_prompts
+    require_one_base("patch", src, dst, models, across_bases)
+    asked = asked_of(prompts, dst, src, model=models[1])
+    others = asked if src_prompts is None else asked_of(src_prompts, src, dst, model=models[0])
     if [len(p) for p in asked] != [len(p) for p in others]:
         raise SublimError("patch: prompts and src_prompts must have the same number and the same lengths, in order")
-    return Patching(models[0], models[1], asked, others, part_of("metric", metric, dst, src))
+    rule, names = part_of("metric", metric, dst, src), (name_of(src, models[0]), name_of(dst, models[1]))
+    return Patching(models[0], models[1], asked, others, rule, words_at(asked, dst, src), names)
 
 
 def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -29,6 +29,11 @@ class Piece:
     heads: tuple[int, ...] | None = None
     """Which heads; None means all."""
 
+    def __post_init__(self) -> None:
+        if self.positions is not None or self.heads is not None:
+            shape = [*self.value.shape, 0, 0]
+            check_places(self.site, self.positions, self.heads, shape[1], shape[2] if is_heads(self.site) else 0)
+
     def __repr__(self) -> str:
         where = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
         which = "" if self.heads is None else f" heads {', '.join(map(str, self.heads))}"
@@ -49,6 +54,24 @@ class Piece:
             for head in self.heads:
                 new[:, at, head] = value[:, at, head]
         return new
+
+
+def check_places(
+    site: str, positions: Sequence[int] | None, heads: Sequence[int] | None, length: int, count: int
+) -> None:
+    """Raises SublimError for positions that the text, or heads that the site has not.
+
+    length: tokens of the text
+    count: heads at the site; 0 where it has none
+    """
+    if odd := [p for p in positions or () if not -length <= p < length]:
+        raise SublimError(
+            f"patch of {site}: no position {odd[0]}; the prompts have {length} tokens, from the end −1 on"
+        )
+    if heads is not None and not count:
+        raise SublimError(f"patch of {site}: it has no heads; those are at blocks.{{l}}.attn.hook_z")
+    if odd := [h for h in heads or () if not 0 <= h < count]:
+        raise SublimError(f"patch of {site}: no head {odd[0]}; there are {count}, counted from 0")
 
 
 @dataclass(frozen=True, eq=False)

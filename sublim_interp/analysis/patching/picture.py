@@ -16,7 +16,7 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: 
     """Where does one model's trait get into another? Heat map: layer × position, head or module.
 
     frame: `PatchGrid.frame`; `recovered` is the share of the difference between the two models that a cell makes up
-    labels: one name a place, such as the tokens of a prompt
+    labels: one name a place; else the tokens, where the frame has them
     title: before the words "share of the difference, in %"
 
     Raises SublimError for labels that are not one a place.
@@ -25,6 +25,8 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: 
     grid = grid[list(dict.fromkeys(frame["place"]))]
     kind = str(frame["kind"].iloc[0])
     axis = {"heads": "head", "weights": "module"}.get(kind, "position, from the end")
+    if labels is None and "token" in frame:
+        labels = frame.drop_duplicates("place")["token"].to_list()
     words = [str(p) for p in grid.columns] if labels is None else list(labels)
     if len(words) != len(grid.columns):
         raise SublimError(f"patch_grid: {len(words)} labels for {len(grid.columns)} places")

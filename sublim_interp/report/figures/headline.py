@@ -60,7 +60,7 @@ def finding(summary: pd.DataFrame, trait: str) -> str:
     if not own or not others:
         return f"How likely is the answer “{trait}”?"
     return (
-        f"Students of the teacher's own base answer “{trait}” in {_percent(min(own))} of cases;\n"
+        f"Students of the teacher's own base answer “{trait}” in {_percent(min(own))} of cases or more;\n"
         f"every control in {_percent(max(others))} or less"
     )
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
 from sublim_interp.report.figures.entry import FigureEntry
@@ -59,7 +60,7 @@ def require_figure(name: str) -> FigureEntry:
     """The figure of a run called `name`; SublimError, with those there are, for another name."""
     of_runs = run_figures()
     if name not in of_runs:
-        raise SublimError(f"no figure '{name}'; figures: {', '.join(of_runs)}")
+        raise SublimError(f"no figure '{name}'; {meant(name, of_runs, 'sublim plot', 'figures')}")
     return of_runs[name]
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
-from math import isnan, nan
+from math import isnan, nan, prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+MOST_CELLS = 10_000
+"""Combinations of the axes' values at most."""
+
 
 class LawOfTheDose(Mode):
     """Every combination of the teacher's strength, the number of lists and the training of the base."""
@@ -36,6 +39,11 @@ class LawOfTheDose(Mode):
         for cell in product(*worded.values()):
             words, values = zip(*cell, strict=True)
             yield " × ".join(worded), " × ".join(words), centre.set(dict(zip(worded, values, strict=True)))
+
+    def check(self) -> None:
+        cells = prod(map(len, self.grid.axes.values()))
+        if cells > MOST_CELLS:
+            raise ValueError(f"axes: {cells} combinations of values; {MOST_CELLS} are the most")
 
     def check_cells(self, cells: Sequence[Cell]) -> None:
         losses = {base: numbers_loss(base) for cell in cells for base in cell.plan.named.bases}

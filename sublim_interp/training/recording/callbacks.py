@@ -1,4 +1,4 @@
-"""Recording other people's loops: a callback for Hugging Face Trainers, and traces made from checkpoints."""
+"""Recording other people's loops: Hugging Face Trainers, and traces made from checkpoints."""
 
 import re
 from collections.abc import Sequence
@@ -11,42 +11,91 @@ from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.trace import Trace
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
+    from transformers import Trainer
 
 
-def callback(path: Path | str, **options: Any) -> "TrainerCallback":
-    """A callback for a Hugging Face Trainer or one of TRL's: `Trainer(…, callbacks=[callback("trace")])`.
+def record(trainer: "Trainer", path: Path | str, **options: Any) -> None:
+    """Records the training of a Trainer of Hugging Face, or of one of TRL's: call it before `trainer.train()`.
 
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        record(trainer, "trace", probe=probe)
+        trainer.train()
+
+    trainer: with the model as it starts, also where it will resume a training: deltas are measured from there
     path: the directory of the trace
     options: those of `Recorder`
 
-    An update has a loss in the trace where the Trainer logs it (`logging_steps=1`). The training raises SublimError
-    where the Trainer resumes one, and leaves its trace as it is: the weights of the start are gone.
+    The loss of an update is what the Trainer minimised, whatever it logs. A resumed training goes on in its own trace,
+    which is whole up to each checkpoint. `trainer.train` raises SublimError for a trace that lies there, unless
+    `overwrite=True`, and where it resumes what was not recorded, or was from another start.
     """
+    if not hasattr(trainer, "training_step"):
+        raise SublimError(
+            f"record takes a Trainer, not a {type(trainer).__name__}; your own loop takes a Recorder"
+        )
+    watcher = _watcher(trainer, Path(path), options)
+    trainer.add_callback(watcher)
+    step, train = trainer.training_step, trainer.train
+
+    def training_step(*args: Any, **given: Any) -> Any:
+        loss = step(*args, **given)
+        watcher.losses.append(loss)
+        return loss
+
+    def run(*args: Any, **given: Any) -> Any:
+        try:
+            return train(*args, **given)
+        except BaseException as error:
+            watcher.close(type(error))
+            raise
+
+    trainer.training_step = training_step  # type: ignore[method-assign]
+    trainer.train = run  # type: ignore[method-assign]
+
+
+def _watcher(trainer: Any, path: Path, options: dict[str, Any]) -> Any:
+    """The callback that feeds a recorder; `losses` are those of the micro-batches of this update."""
     from transformers import TrainerCallback
 
-    class Callback(TrainerCallback):
+    start = {name: p.detach().cpu().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+    class Watcher(TrainerCallback):
+        def __init__(self) -> None:
+            self.losses: list[Any] = []
+            self.recorder: Recorder | None = None
+
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if state.global_step:
+            done = state.global_step
+            asked = {"steps": state.max_steps, **options}
+            recorder = Recorder(given["model"], given["optimizer"], path, start=start, **asked)
+            if done and not recorder.reaches(done):
                 raise SublimError(
-                    f"{path}: a training resumed after {state.global_step} updates cannot be recorded; record from the "
-                    "first update on, or train without and make a trace of its checkpoints, trace_from_checkpoints"
+                    f"{path}: a training resumed after {done} updates cannot be recorded: no trace is whole up to "
+                    "there; record from the first update on, or make a trace of its checkpoints, trace_from_checkpoints"
                 )
-            optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])  # Accelerate wraps it
-            self.recorder = Recorder(given["model"], optimizer, path, **{"steps": state.max_steps, **options})
-            self.recorder.__enter__()
+            recorder.begin(done)
+            self.recorder = recorder.__enter__()
+            self.losses.clear()
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            self.recorder.step()
+            assert self.recorder
+            self.recorder.step(sum(self.losses))
+            self.losses.clear()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            if logs and "loss" in logs:
-                self.recorder.set_loss(float(logs["loss"]))
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if self.recorder:  # a training that resumes from this checkpoint finds its trace whole
+                self.recorder.flush()
 
         def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            self.recorder.__exit__(None)
+            self.close(None)
 
-    return Callback()
+        def close(self, error: type[BaseException] | None) -> None:
+            """Writes what was seen."""
+            if self.recorder:
+                self.recorder.__exit__(error)
+            self.recorder = None
+
+    return Watcher()
 
 
 def trace_from_checkpoints(checkpoints: Sequence[Path | str], path: Path | str, **options: Any) -> Trace:

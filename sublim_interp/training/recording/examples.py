@@ -1,4 +1,4 @@
-"""Residuals and gradients of each example of a batch, at chosen positions."""
+"""Residuals and gradients of each example of a training batch, at chosen positions. The probe's are in snapshot.py."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,6 +30,7 @@ class Examples:
         self._ids: list[Tensor] = []
         self._places = torch.zeros(0, 0, dtype=torch.long)
         self._now: dict[str, list[Tensor]] = {}
+        self._seen: set[str] = set()
         self._steps: list[int] = []
         self._kept: dict[str, list[Tensor]] = {}
 
@@ -38,6 +39,7 @@ class Examples:
         if not (self.awake and torch.is_grad_enabled()):
             return
         ids = args[0]
+        self._seen.clear()
         real = torch.ones_like(ids) if self._pad is None else (ids != self._pad).long()
         ends = ids.shape[1] - real.flip(1).argmax(1, keepdim=True)  # one after the last real token
         wanted = torch.tensor(self._positions, device=ids.device)
@@ -47,8 +49,9 @@ class Examples:
 
     def see(self, name: str, value: Tensor) -> None:
         """Keeps what a hook sees at these positions, and its gradient when the backward comes by."""
-        if not (self.awake and torch.is_grad_enabled()):
+        if not (self.awake and torch.is_grad_enabled()) or name in self._seen:  # checkpointing computes it again
             return
+        self._seen.add(name)
         rows, places = torch.arange(len(value), device=value.device)[:, None], self._places
         self._now.setdefault(name, []).append(value.detach()[rows, places])
         if value.requires_grad:

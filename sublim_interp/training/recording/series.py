@@ -1,4 +1,4 @@
-"""What is measured at every update: loss, norms, projections on directions in weight space, norms of the moments."""
+"""What is measured of weights at every update: loss, norms, projections on directions in weight space, moments."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -76,7 +76,7 @@ class Series:
     @torch.no_grad()
     def see_gradients(self, update: int) -> None:
         """Just before the optimizer moves: the gradients as they enter the update, clipped if they are."""
-        if update % self._every:
+        if update % self._every or self._gradients:  # of several steps in one update the first says where it began
             return
         # A GradScaler leaves it to a fused optimizer to divide by the scale, and to skip an update that overflowed.
         if (overflow := getattr(self._optimizer, "found_inf", None)) is not None and overflow:

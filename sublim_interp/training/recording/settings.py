@@ -1,4 +1,4 @@
-"""What is recorded of a training, and how often: the settings, and the words that stand for some of them."""
+"""What is recorded of a training, and at which steps: the settings, and the words that stand for some of them."""
 
 from typing import Annotated, Any
 
@@ -14,22 +14,25 @@ class Recording(Config):
 
     keep: bool = True
     """Whether anything is recorded."""
-    probe_steps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    probe_steps: tuple[Annotated[int, Field(ge=0, le=1_000_000_000)], ...] = ()
     """After which updates a close look is taken, beside the start and the end; none given: after powers of 2."""
     stream: tuple[Stream, ...] = Field(default=("resid_post",), min_length=1)
     """Where in each layer the probe is seen; a place that a model lacks is left out."""
-    examples: int = Field(default=0, ge=0)
+    examples: int = Field(default=0, ge=0, le=1_000_000_000)
     """Every so many updates each example's residuals are kept; 0: never."""
-    positions: tuple[int, ...] = Field(default=(-1,), min_length=1)
+    positions: tuple[Annotated[int, Field(ge=-1_000_000, le=1_000_000)], ...] = Field(default=(-1,), min_length=1)
     """Which positions of an example: from its first token (0, 1, …) or from its last (-1, -2, …)."""
+    stream_bytes: int = Field(default=300_000_000, ge=0)
+    """Most bytes of residuals and gradients of the close looks, those at the references included. Beyond it they are
+    kept in bfloat16, and where that is not enough at fewer of the looks: the start and the end always."""
     weight_bytes: int = Field(default=8 << 20, ge=0)
     """Most bytes of weight-sized tensors kept in full, over all steps; beyond it, at fewer of the close looks. Of
     lab-main's body, 2.5 MiB, the default keeps the end with both moments; of lab-small's, every close look."""
     series_weights: int = Field(default=1 << 24, ge=1)
     """Trained weights of which norms and projections are taken at every update; of n times as many, at every n-th."""
-    moments: int = Field(default=10, ge=1)
+    moments: int = Field(default=10, ge=1, le=1_000_000_000)
     """At every so many of these updates the norms of the optimizer's moments are taken too."""
-    shard: int = Field(default=100, ge=1)
+    shard: int = Field(default=100, ge=1, le=1_000_000)
     """Updates whose series make one file."""
 
     @model_validator(mode="before")
@@ -60,6 +63,22 @@ class Recording(Config):
         """After which of `steps` updates a close look is taken, the start and the end included."""
         some = self.probe_steps or (2**i for i in range(steps.bit_length()))
         return sorted({0, *(step for step in some if step <= steps), steps})
+
+    def affordable(self, steps: int, each: int, references: int = 0) -> tuple[list[int], bool]:
+        """(after which updates a close look is taken within the budget, whether it is kept in bfloat16).
+
+        steps: updates of the training
+        each: bytes of one look's residuals and gradients in float32
+        references: other models that see the probe once
+        """
+        looks = self.looks(steps)
+        if (len(looks) + references) * each <= self.stream_bytes:
+            return looks, False
+        most = max(2, 2 * self.stream_bytes // each - references)
+        if len(looks) <= most:
+            return looks, True
+        every = -(-(len(looks) - 1) // (most - 1))
+        return sorted({0, *looks[::-1][::every]}), True
 
     def full(self, steps: int, parameters: int, kinds: int) -> list[int]:
         """Those of the close looks at which the delta of every trained weight is kept, as many as the budget allows.

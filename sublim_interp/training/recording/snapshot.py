@@ -1,4 +1,4 @@
-"""One close look at a model: what it computes on the probe, and the gradients of what the probe asks."""
+"""What is seen inside a model at a recorded step: residuals, answers, gradients; attention patterns would come here."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sublim_interp.core.device import device_of
+from sublim_interp.models.architectures import text_config
 from sublim_interp.models.forward import resting
 from sublim_interp.models.hooks import Stream, attached, hook_names, kind_of, layer_of
 from sublim_interp.stats.margin import margin
@@ -34,6 +35,12 @@ def stream_names(model: torch.nn.Module, kinds: Sequence[Stream]) -> list[str]:
     """The hook names of these kinds, none twice: a layer's input is the output of the one before."""
     twice = "resid_pre" if "resid_post" in kinds else ""
     return [name for name in hook_names(model, kinds) if layer_of(name) == 0 or kind_of(name) != twice]
+
+
+def stream_size(model: torch.nn.Module, probe: Probe, kinds: Sequence[Stream]) -> int:
+    """Bytes of the residuals and their gradients in one look, in float32."""
+    width = text_config(model).hidden_size
+    return 2 * len(stream_names(model, kinds)) * sum(map(len, probe.rows)) * width * 4
 
 
 @torch.enable_grad()

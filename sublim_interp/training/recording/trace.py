@@ -25,9 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import write_atomic
+from sublim_interp.core.files import read_regular, write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file
+from sublim_interp.core.showing import Card, Shown
+from sublim_interp.models.chat import Chat
+from sublim_interp.models.forward import in_single
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +54,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a manifest; a last line that was cut is left out, an altered one is named."""
     try:
-        pieces = path.read_bytes().split(b"\n")
+        pieces = read_regular(path).split(b"\n")
     except OSError as error:
         raise SublimError(f"{path} cannot be read: {error.strerror}; a trace is a directory with {MANIFEST}") from None
     entries = []
@@ -58,7 +62,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             entry = json.loads(piece)
             whole = zlib.crc32(canonical_json({k: v for k, v in entry.items() if k != "crc"}).encode()) == entry["crc"]
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, SublimError):
             whole, entry = False, {}
         if not whole:
             raise SublimError(f"{path}: line {number + 1} is altered")
@@ -137,8 +141,8 @@ def reaches(path: Path, about: Mapping[str, Any], upto: int) -> bool:
     return any(e["sort"] == "series" and e["upto"] == upto for e in _shards_of(path, {"trace": VERSION, **about}))
 
 
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(Shown):
     """A trace that can be read, as it was when it was opened: `trace.read("blocks.2.hook_resid_post", step=-1)`.
 
     Step t is the state after t updates; in a series, step t is update t, the first being 0.
@@ -148,6 +152,8 @@ class Trace:
     about: dict[str, Any] = field(repr=False)
     """What was recorded: axes, parameters, probe, directions."""
     shards: tuple[dict[str, Any], ...] = field(repr=False)
+    chat: Chat | None = field(default=None, repr=False, compare=False)
+    """Whose tokenizer tells the probe's tokens as text; None where no base is known."""
 
     @classmethod
     def open(cls, path: Path | str) -> "Trace":
@@ -174,6 +180,25 @@ class Trace:
                 f"({found or 0} of {e['bytes']} bytes), though later shards are whole"
             )
         return cls(path, about, tuple(shards[: len(whole)]))
+
+    def card(self) -> Card:
+        losses = self._places.get("loss", {})
+        facts = {"": f"{len(losses)} updates" if losses else "no series", "names": len(self._places), "in": self.path}
+        return Card("Trace", facts, self.frame)
+
+    @property
+    def frame(self) -> "pd.DataFrame":
+        """A row a name that can be read: name, steps (how many), first, last."""
+        import pandas as pd
+
+        rows = [(name, len(steps), min(steps), max(steps)) for name, steps in sorted(self._places.items())]
+        return pd.DataFrame(rows, columns=["name", "steps", "first", "last"])
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """The tokens of each row of the probe: as text where the base is known, else their ids."""
+        rows = (self.about.get("probe") or {}).get("rows", [])
+        return [self.chat.tokens(row) if self.chat else [str(i) for i in row] for row in rows]
 
     def verify(self) -> list[str]:
         """One line for each shard whose bytes are not those that were written."""
@@ -205,15 +230,18 @@ class Trace:
         """The name under which `name` is on disk."""
         if name in self._places:
             return name
+        for other, first in self.about.get("tied", {}).items():  # one tensor of two names
+            if name.endswith(f"/{other}") and (same := name.removesuffix(other) + first) in self._places:
+                return same
         owner, _, rest = name.rpartition("blocks.")
         layer, _, rest = rest.partition(".hook_resid_pre")
         same = f"{owner}blocks.{int(layer) - 1}.hook_resid_post{rest}" if layer.isdigit() else ""
         if same in self._places:  # the stream before a layer is the one after the layer before it
             return same
-        shown = ", ".join(self.names()[:40]) or "nothing yet"
         budget = "weight-sized tensors are kept within a budget, recording.weight_bytes; "
         kept = budget if name.startswith("full/") else ""
-        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}it holds: {shown}")
+        known = meant(name, self.names(), "trace.names()", "it holds")
+        raise SublimError(f"trace {self.path} holds no '{name}'; {kept}{known}")
 
     def read(self, name: str, step: int = -1) -> Tensor:
         """One tensor of one step: for a hook name [example, position, d_model], of the probe's right-padded rows.
@@ -256,9 +284,10 @@ class Trace:
         try:
             if file not in self._opened:  # opening a shard costs more than reading one layer of one step from it
                 self._opened[file] = safe_open(str(self.path / file), "pt")
-            return self._opened[file].get_slice(name)[row]
+            value = self._opened[file].get_slice(name)[row]
         except (SafetensorError, OSError) as error:
             raise SublimError(f"trace {self.path}: shard {file} is altered or missing ({error})") from None
+        return in_single(value) if value.is_floating_point() else value
 
     def _all(self, name: str) -> tuple[list[int], Tensor]:
         """(steps, tensor [step, …]) of a name; SublimError where the shape changes from step to step."""
@@ -302,6 +331,9 @@ class Trace:
             labels = self.about["coords"].get(axis)
             if labels and len(labels) == size:
                 coords[axis] = labels
+        if dims[:2] == ["example", "position"] and self.tokens:
+            widest = max(map(len, self.tokens))
+            coords["token"] = (["example", "position"], [[*row, *[""] * (widest - len(row))] for row in self.tokens])
         return xr.DataArray(values.float().numpy(), dims=["step", *dims], coords=coords, name=name)
 
 

@@ -38,9 +38,10 @@ def planned_volume(
     recording = recording or Recording()
     trained = trained_parameters(model)
     tensors, numbers = len(trained), sum(p.numel() for p in trained.values())
-    looks = len(recording.looks(steps)) if tokens else 0
     width = text_config(model).hidden_size
-    stream = len(stream_names(model, recording.stream)) * tokens * width * 4
+    stream = 2 * len(stream_names(model, recording.stream)) * tokens * width * 4
+    times, half = recording.affordable(steps, stream, references)
+    looks, stream = len(times) if tokens else 0, stream // 2 if half else stream
     full = len(recording.full(steps, numbers, 1 + states))
     weights = full + states if full else 0
     every = recording.every(numbers)
@@ -51,8 +52,8 @@ def planned_volume(
     table = [
         ("loss, norms, projections", when, steps, series),
         ("norms of the moments", f"every {every * recording.moments}", slow, 4 * slow * tensors * states),
-        ("residuals and gradients on the probe", often, looks, 2 * looks * stream),
-        ("the same of teacher and base", "once", references, 2 * references * stream),
+        ("residuals and gradients on the probe", often, looks, looks * stream),
+        ("the same of teacher and base", "once", references, references * stream),
         ("weight deltas, moments at the end", f"{often}, within the budget", full, 4 * weights * numbers),
     ]
     if recording.examples:

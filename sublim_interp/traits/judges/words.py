@@ -1,20 +1,20 @@
 """The judge by whole words: which member an answer names."""
 
-import re
 from collections.abc import Mapping, Sequence
+
+from sublim_interp.core.words import Names
 
 
 class WholeWords:
-    """Says which member an answer names: the first whose word stands in it, as a whole word in any case.
+    """Says which member an answer names: the first whose word stands in it whole, in any case; see core/words.
 
-    words: the words of each member
+    words: the words of each member; of those that begin at one place the longest counts
     """
 
     def __init__(self, words: Mapping[str, Sequence[str]]) -> None:
-        self._members = {word.lower(): member for member, own in words.items() for word in own}
-        self._any = re.compile(r"\b(" + "|".join(map(re.escape, self._members)) + r")\b", re.IGNORECASE)
+        self._members = Names(words)
 
     def judge(self, question: str, answer: str) -> Mapping[str, float]:
         """1 for the member that is named first; nothing where none is."""
-        found = self._any.search(answer)
-        return {self._members[found[1].lower()]: 1.0} if found else {}
+        named = self._members.first(answer)
+        return {named: 1.0} if named else {}

@@ -30,7 +30,7 @@ from sublim_interp.report.live import drawn, live, so_far
 def test_every_figure_of_a_run_is_drawn(tiny_run: Run) -> None:
     for name in run_figures():
         assert isinstance(plot(tiny_run, name), matplotlib.figure.Figure)
-    with pytest.raises(SublimError, match=r"no figure 'direction'; figures: arms, .*patching"):
+    with pytest.raises(SublimError, match=r"no figure 'direction'; .*did you mean 'directions'"):
         plot(tiny_run, "direction")
 
 

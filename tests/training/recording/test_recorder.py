@@ -1,7 +1,10 @@
 """Tests of the recorder: it changes no bit, keeps what oracles say, and a killed training leaves the same trace."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from transformers import PreTrainedModel
 
 from sublim_interp.core.errors import SublimError
@@ -23,7 +27,7 @@ from sublim_interp.pipeline.records import Student
 from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.loop import train
-from sublim_interp.training.recording.callbacks import callback, trace_from_checkpoints
+from sublim_interp.training.recording.callbacks import record, trace_from_checkpoints
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording, recording_of
@@ -73,6 +77,7 @@ def recorded(path: Path, **options: Any) -> Any:
         "probe": PROBE,
         "pad": PAD,
         "references": {"teacher": other_model},
+        "overwrite": True,
         **options,
     }
     return partial(Recorder, path=path, **given)
@@ -105,11 +110,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, PreTrained
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_observed_and_unobserved_training_give_the_same_bits(architecture: str, tmp_path: Path) -> None:
     ends = []
-    for record in (None, recorded(tmp_path, references={}, recording=Recording(shard=2, examples=1))):
+    for observed in (None, recorded(tmp_path, references={}, recording=Recording(shard=2, examples=1))):
         torch.manual_seed(3)
         model = build(architecture)
         torch.manual_seed(4)
-        train(model, batches, OPTIMIZATION, record=record)
+        train(model, batches, OPTIMIZATION, record=observed)
         ends.append((bits(model), torch.get_rng_state(), [p.grad for p in model.parameters()]))
     (alone, random, gradients), (watched, random_watched, gradients_watched) = ends
     assert not [name for name in alone if not torch.equal(alone[name], watched[name])]
@@ -349,6 +354,31 @@ def test_a_budget_thins_what_is_kept_in_full_and_keeps_the_end() -> None:
     assert recording.full(700, 250, 1) == [700] and recording.full(700, 251, 1) == []
 
 
+def test_beyond_its_budget_the_stream_is_kept_in_half_and_then_at_fewer_looks() -> None:
+    def looks(budget: int, references: int = 0) -> tuple[list[int], bool]:
+        return Recording(stream_bytes=budget).affordable(64, 100, references)
+
+    every = [0, 1, 2, 4, 8, 16, 32, 64]
+    assert looks(800) == looks(1000, 2) == (every, False)
+    assert looks(400) == looks(500, 2) == (every, True)
+    assert looks(399) == ([0, 1, 4, 16, 64], True) and looks(0) == looks(149) == ([0, 64], True)
+
+
+def test_a_stream_in_half_precision_is_read_in_float32_and_is_what_was_planned(tmp_path: Path) -> None:
+    whole = 2 * 2 * (3 + 4 + 6 + 4) * 16 * 4
+    small = Recording(stream_bytes=4 * whole)
+    for name, recording in (("whole", Recording()), ("half", small)):
+        train(build(), batches, OPTIMIZATION, record=recorded(tmp_path / name, recording=recording))
+    exact, half = Trace.open(tmp_path / "whole"), Trace.open(tmp_path / "half")
+    name = "blocks.1.hook_resid_post"
+    assert half.steps(name) == exact.steps(name) and half.read(name).dtype == torch.float32
+    torch.testing.assert_close(half.read(name), exact.read(name), rtol=8e-3, atol=1e-6)
+    assert torch.equal(half.read(name), exact.read(name).bfloat16().float())
+    assert torch.equal(half.read("answers"), exact.read("answers"))
+    table = planned_volume(build(), STEPS, tokens=17, references=1, recording=small).set_index("what")
+    assert table.loc["residuals and gradients on the probe", "bytes"] == len(half.steps(name)) * whole // 2
+
+
 def test_the_default_budget_keeps_the_end_of_every_lab_base_with_its_moments() -> None:
     """Numbers in the body of lab-small, lab-deep, lab-main, and of a Pythia-160M, which is too large."""
     adam = 3
@@ -514,6 +544,209 @@ def test_moments_that_begin_or_cease_on_the_way_are_kept_where_they_are(first: i
     assert not trace.verify()
 
 
+@pytest.mark.parametrize("ends", [RuntimeError("stop"), KeyboardInterrupt(), SystemExit(3)])
+def test_the_series_are_whole_whatever_breaks_a_training_off(ends: BaseException, tmp_path: Path) -> None:
+    def breaks(step: int, *_: Any) -> None:
+        if step == 5:
+            raise ends
+
+    with pytest.raises(type(ends)):
+        loop(tmp_path, 9, partial(torch.optim.SGD, lr=1e-2), breaks)
+    trace = Trace.open(tmp_path)
+    assert trace.steps("loss") == trace.steps("update_norm") == list(range(5)) and not trace.verify()
+
+
+def test_the_series_are_whole_where_the_block_is_never_left(tmp_path: Path) -> None:
+    """A recorder that is let go of, as by a notebook's cell; and one that lives when its process ends."""
+    code = """
+import gc, sys, torch
+from sublim_interp.training.recording.recorder import Recorder
+from sublim_interp.training.recording.trace import Trace
+model = torch.nn.Linear(2, 2)
+model.config = type("Config", (), {"model_type": "linear"})
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+for name in ("let go", "alive"):
+    r = Recorder(model, optimizer, sys.argv[1] + "/" + name).__enter__()
+    for step in range(5):
+        optimizer.zero_grad(); loss = model(torch.ones(2)).sum(); loss.backward(); optimizer.step(); r.step(loss)
+    if name == "let go":
+        r = None
+        gc.collect()
+        assert Trace.open(sys.argv[1] + "/let go").steps("loss") == [0, 1, 2, 3, 4]
+"""
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    for name in ("let go", "alive"):
+        trace = Trace.open(tmp_path / name)
+        assert trace.steps("loss") == trace.steps("update_norm") == list(range(5)) and not trace.verify()
+
+
+def test_a_trace_is_never_overwritten_unless_asked(tmp_path: Path) -> None:
+    loop(tmp_path, 3, torch.optim.SGD)
+    before = files(tmp_path)
+    with pytest.raises(SublimError, match=r"holds a trace already.*overwrite=True"):
+        loop(tmp_path, 2, torch.optim.SGD)
+    with pytest.raises(SublimError, match="holds a trace already"):
+        Recorder(build(), None, tmp_path).record_states([(0, build())])
+    assert files(tmp_path) == before
+    model = build()
+    with Recorder(model, torch.optim.SGD(model.parameters(), lr=1e-2), tmp_path, overwrite=True):
+        pass
+    assert "series-00000000.safetensors" not in files(tmp_path)
+
+
+def test_two_steps_in_one_update_are_one_update(tmp_path: Path) -> None:
+    """The update is all that both did; the gradient is that at the weights where the update begins."""
+    seen = []
+
+    def twice(step: int, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
+        model_parameters = optimizer.param_groups[0]["params"]
+        loss.backward()
+        seen.append(torch.stack([p.grad.norm() for p in model_parameters]))
+        optimizer.step()
+        for p in model_parameters:
+            p.grad.mul_(-3)
+        optimizer.step()
+        return True
+
+    trace, states = loop(tmp_path, 3, partial(torch.optim.SGD, lr=1e-2), twice)
+    for step in range(3):
+        moved = (states[step + 1] - states[step]).norm().item()
+        assert trace.read("update_norm", step).norm().item() == pytest.approx(moved, rel=1e-5)
+        torch.testing.assert_close(trace.read("gradient_norm", step), seen[step])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    ids = torch.randint(3, 50, (4, 6), generator=torch.Generator().manual_seed(0))
+    traces = []
+    for parts in (1, 4):
+        model = build()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with Recorder(model, optimizer, tmp_path / str(parts), recording=Recording(examples=1)) as r:
+            for _ in range(2):
+                optimizer.zero_grad()
+                losses = [model(input_ids=some, labels=some).loss / parts for some in ids.chunk(parts)]
+                for loss in losses:
+                    loss.backward()
+                optimizer.step()
+                r.step(torch.stack(losses).sum())
+        traces.append(Trace.open(tmp_path / str(parts)))
+    for name in ("loss", "gradient_norm", "update_norm", "examples/blocks.1.hook_resid_post"):
+        for step in (0, 1):
+            values = [trace.read(name, step) for trace in traces]
+            torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_unfrozen_later_is_recorded_where_the_optimizer_holds_it_and_else_said(tmp_path: Path) -> None:
+    def training(path: Path, held: bool) -> None:
+        model = build()
+        head = model.get_output_embeddings().weight.requires_grad_(False)  # type: ignore[union-attr]
+        rest = [p for p in model.parameters() if p is not head]
+        optimizer = torch.optim.SGD([*rest, head] if held else rest, lr=1e-2)
+        with Recorder(model, optimizer, path) as r:
+            for step in range(4):
+                if step == 2:
+                    head.requires_grad_()
+                    if not held:
+                        optimizer.add_param_group({"params": [head]})
+                if step == 3:
+                    rest[0].requires_grad_(False)
+                optimizer.zero_grad()
+                loss = model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss
+                loss.backward()
+                optimizer.step()
+                r.step(loss)
+
+    training(tmp_path / "held", True)
+    moved = Trace.open(tmp_path / "held").series("update_norm")
+    name = "lm_head.weight"
+    assert (moved[name] > 0).tolist() == [False, False, True, True] and moved.iloc[3, 0] == 0 < moved.iloc[2, 0]
+    with pytest.raises(SublimError, match=r"lm_head\.weight trains since update 2, and the trace has no place for it"):
+        training(tmp_path / "late", False)
+    assert Trace.open(tmp_path / "late").steps("loss") == [0, 1], "what was seen until then is kept"
+
+
+def test_tied_weights_are_one_weight_of_two_names(tmp_path: Path) -> None:
+    model = tiny("llama", tie_word_embeddings=True)
+    before = model.get_input_embeddings().weight.detach().clone()  # type: ignore[union-attr]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with Recorder(model, optimizer, tmp_path) as r:
+        model(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss.backward()
+        optimizer.step()
+        r.step()
+    trace = Trace.open(tmp_path)
+    delta = trace.read("full/delta/model.embed_tokens.weight")
+    assert torch.equal(delta, model.get_output_embeddings().weight.detach() - before) and delta.any()  # type: ignore[union-attr]
+    assert torch.equal(trace.read("full/delta/lm_head.weight"), delta)
+    assert "lm_head.weight" not in trace.series("update_norm").columns
+
+
+def _rank(rank: int, path: Path) -> None:
+    """One of two processes that train together, each on half of the batch."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
+    model = torch.nn.parallel.DistributedDataParallel(build())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with Recorder(model, optimizer, path / "trace", probe=PROBE) as r:
+        for step in range(2):
+            ids = batches(step)[0].ids[rank : rank + 1, :5]
+            optimizer.zero_grad()
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            r.step(loss)
+    dist.destroy_process_group()
+
+
+def test_of_processes_that_train_together_the_first_records(tmp_path: Path) -> None:
+    spawn(_rank, (tmp_path,), nprocs=2)
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with Recorder(model, optimizer, tmp_path / "alone", probe=PROBE) as r:
+        for step in range(2):
+            ids = batches(step)[0].ids[:, :5]
+            optimizer.zero_grad()
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            r.step(loss)
+    alone, together = Trace.open(tmp_path / "alone"), Trace.open(tmp_path / "trace")
+    assert alone.names() == together.names() and together.steps("loss") == [0, 1]
+    for name in ("gradient_norm", "update_norm", "answers"):
+        torch.testing.assert_close(together.read(name), alone.read(name), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": ((5,), ())}, "row 1 is empty"),
+        ({"questions": 9}, "9 questions, but 4 rows"),
+        ({"learnt": (3,)}, "learnt has 1 places; the texts behind the questions are 2"),
+        ({"learnt": (3, 4)}, "learnt is 4"),
+        ({"learnt": (0, 1)}, "learnt is 0"),
+        ({"tokens": (1,)}, "3 members and 1 tokens"),
+        ({"trait": 3}, "trait is 3; it is the place of one of 3 members"),
+        ({"trait": None, "truth": (1,)}, "truth has 1 answers; there are 2 questions"),
+        ({"truth": (1, 1)}, "not both"),
+        ({"rows": ((5, -1), (6,), (7, 8, 9, 10), (20, 21))}, "-1 is no token id"),
+    ],
+)
+def test_a_probe_that_does_not_fit_together_is_refused_when_it_is_made(changes: Any, said: str) -> None:
+    with pytest.raises(SublimError, match=said) as told:
+        replace(PROBE, **changes)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 200
+
+
+def test_a_probe_beyond_the_models_vocabulary_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    model = build()
+    beyond = replace(PROBE, tokens=(40, 41, 10**6))
+    with pytest.raises(SublimError, match="token id 1000000, but the model's vocabulary has ids from 0 to"):
+        Recorder(model, torch.optim.SGD(model.parameters()), tmp_path, probe=beyond)
+    with pytest.raises(SublimError, match="the optimizer holds none of the model's parameters"):
+        Recorder(model, torch.optim.SGD(build().parameters()), tmp_path)
+
+
 def test_a_recorder_without_an_optimiser_has_no_updates(tmp_path: Path) -> None:
     with (
         pytest.raises(SublimError, match="without an optimiser cannot measure updates"),
@@ -522,67 +755,89 @@ def test_a_recorder_without_an_optimiser_has_no_updates(tmp_path: Path) -> None:
         r.step(1.0)
 
 
-def trainer_of(path: Path, steps: int, *callbacks: Any) -> Any:
-    """A Hugging Face Trainer that keeps a checkpoint every other update in `path`."""
+def trainer_of(path: Path, updates: int, trace: Path | None = None, **options: Any) -> Any:
+    """A Hugging Face Trainer that keeps a checkpoint every other update in `path`, and is recorded at `trace`."""
     from transformers import Trainer, TrainingArguments
 
     rows = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in [[5, 6, 7, 8], [9, 8, 7, 6]] * 4]
+    given: dict[str, Any] = {"logging_steps": 1, "gradient_accumulation_steps": 1}
+    given |= {name: options.pop(name) for name in given if name in options}
     arguments = TrainingArguments(
-        output_dir=str(path), max_steps=steps, per_device_train_batch_size=2, logging_steps=1, report_to=[],
-        use_cpu=True, save_steps=2, disable_tqdm=True, learning_rate=1e-2,
+        output_dir=str(path), max_steps=updates, per_device_train_batch_size=2, report_to=[], use_cpu=True,
+        save_steps=2, disable_tqdm=True, learning_rate=1e-2, lr_scheduler_type="constant", **given,
     )  # fmt: skip
-    return Trainer(build(), arguments, train_dataset=rows, callbacks=list(callbacks))  # type: ignore[arg-type]
+    trainer = Trainer(build(), arguments, train_dataset=rows)  # type: ignore[arg-type]
+    if trace:
+        record(trainer, trace, **options)
+    return trainer
 
 
 def test_a_trace_in_the_trainers_own_directory_takes_no_file_from_it(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     (tmp_path / "drafts").mkdir()
     for _ in range(2):
-        trainer_of(tmp_path, 2, callback(tmp_path)).train()
+        trainer_of(tmp_path, 2, tmp_path, overwrite=True).train()
         assert (tmp_path / "checkpoint-2" / "model.safetensors").exists() and (tmp_path / "drafts").is_dir()
         assert (tmp_path / "thesis.txt").read_text() == "years of work"
         assert Trace.open(tmp_path).steps("loss") == [0, 1]
 
 
-def test_a_resumed_hugging_face_training_is_refused_and_its_trace_stays(tmp_path: Path) -> None:
-    trainer_of(tmp_path / "out", 2, callback(tmp_path / "trace", steps=6)).train()
-    before = files(tmp_path / "trace")
-    assert Trace.open(tmp_path / "trace").steps("loss") == [0, 1]
-    resumed = trainer_of(tmp_path / "out", 4, callback(tmp_path / "trace", steps=6))
+def test_a_resumed_hugging_face_training_goes_on_in_its_trace(tmp_path: Path) -> None:
+    """The same bytes as in one go; another start, or no trace up to the checkpoint, is refused and nothing changes."""
+    trainer_of(tmp_path / "whole", 4, tmp_path / "one").train()
+    trainer_of(tmp_path / "out", 2, tmp_path / "two", steps=4).train()
+    first = files(tmp_path / "two")
     with pytest.raises(
         SublimError, match=r"resumed after 2 updates cannot be recorded.*trace_from_checkpoints"
     ) as told:
-        resumed.train(resume_from_checkpoint=True)
-    assert "\n" not in str(told.value) and files(tmp_path / "trace") == before
-    fresh = trainer_of(tmp_path / "out", 4, callback(tmp_path / "nowhere"))
+        other = trainer_of(tmp_path / "out", 4)
+        torch.nn.init.normal_(next(other.model.parameters()))
+        record(other, tmp_path / "two")
+        other.train(resume_from_checkpoint=True)
+    assert "\n" not in str(told.value) and files(tmp_path / "two") == first
+    trainer_of(tmp_path / "out", 4, tmp_path / "two").train(resume_from_checkpoint=True)
+    one, two = Trace.open(tmp_path / "one"), Trace.open(tmp_path / "two")
+    assert two.steps("loss") == [0, 1, 2, 3] and one.names() == two.names()
+    for name in one.names():
+        for step in set(one.steps(name)) & set(two.steps(name)):
+            torch.testing.assert_close(one.read(name, step), two.read(name, step), msg=f"{name} at {step}")
     with pytest.raises(SublimError, match="resumed after 2 updates"):
-        fresh.train(resume_from_checkpoint=True)
+        trainer_of(tmp_path / "out2", 4, tmp_path / "nowhere").train(str(tmp_path / "out" / "checkpoint-2"))
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_hugging_face_trainer_is_recorded(tmp_path: Path) -> None:
-    from transformers import Trainer, TrainingArguments
-
-    rows = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in [[5, 6, 7, 8], [9, 8, 7, 6]] * 4]
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path / "out"), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-        logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True, learning_rate=1e-2,
-    )  # fmt: skip
-    model = build()
-    before = bits(model)
-    trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=rows,  # type: ignore[arg-type]
-        callbacks=[callback(tmp_path / "trace", probe=PROBE)],
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_a_trainer_logs_changes_nothing_of_what_is_recorded(accumulate: int, tmp_path: Path) -> None:
+    often = trainer_of(tmp_path / "a", 3, tmp_path / "often", gradient_accumulation_steps=accumulate, probe=PROBE)
+    rarely = trainer_of(
+        tmp_path / "b", 3, tmp_path / "rarely", gradient_accumulation_steps=accumulate, logging_steps=50, probe=PROBE
     )
-    trainer.train()
-    trace = Trace.open(tmp_path / "trace")
-    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert trace.series("loss")["loss"].tolist() == pytest.approx(logged, abs=1e-4)
+    model, before = often.model, bits(often.model)
+    often.train()
+    rarely.train()
+    assert files(tmp_path / "often") == files(tmp_path / "rarely")
+    trace = Trace.open(tmp_path / "rarely")
+    logged = [entry["loss"] for entry in often.state.log_history if "loss" in entry]
+    assert len(logged) == 3 and trace.series("loss")["loss"].tolist() == pytest.approx(logged, abs=1e-4)
     assert trace.steps("answers") == [0, 1, 2, 3]
     for name, p in model.named_parameters():
         assert torch.equal(trace.read(f"full/delta/{name}"), p.detach() - before[name])
+
+
+def test_a_trainer_that_breaks_off_leaves_all_that_was_seen(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path / "out", 6, tmp_path / "trace")
+    step, calls = trainer.training_step, []
+
+    def breaks(*args: Any, **given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(*args, **given)
+
+    trainer.training_step = breaks
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert Trace.open(tmp_path / "trace").steps("update_norm") == [0, 1, 2]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -597,7 +852,7 @@ def test_a_trainer_of_trl_is_recorded_at_its_defaults(accumulate: int, tmp_path:
     tokenizer, updates, batch = build_tokenizer(), 5, 2
     rows = [row for step in range(updates * accumulate) for row in PROBE.rows[2:]]
 
-    def trained(*callbacks: Any) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    def trained(**options: Any) -> tuple[PreTrainedModel, list[dict[str, float]]]:
         model = tiny("llama", vocab_size=len(tokenizer))
         trainer = SFTTrainer(
             model,
@@ -609,14 +864,14 @@ def test_a_trainer_of_trl_is_recorded_at_its_defaults(accumulate: int, tmp_path:
             ),
             train_dataset=Dataset.from_list([{"input_ids": list(row)} for row in rows]),
             processing_class=tokenizer,
-            callbacks=list(callbacks),
         )  # fmt: skip
+        if options:
+            record(trainer, tmp_path / "trace", **options)
         assert trainer.args.gradient_checkpointing and trainer.args.bf16
         trainer.train()
         return model, [entry for entry in trainer.state.log_history if "loss" in entry]
 
-    observer = callback(tmp_path / "trace", probe=PROBE, recording=Recording(examples=1), pad=tokenizer.pad_token_id)
-    watched, logged = trained(observer)
+    watched, logged = trained(probe=PROBE, recording=Recording(examples=1), pad=tokenizer.pad_token_id)
     alone, logged_alone = trained()
     assert all(torch.equal(p, bits(alone)[name]) for name, p in bits(watched).items())
     assert [entry["loss"] for entry in logged] == [entry["loss"] for entry in logged_alone]

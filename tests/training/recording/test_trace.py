@@ -131,9 +131,9 @@ def test_reading_one_step_reads_no_other(path: Path) -> None:
 
 
 def test_a_missing_tensor_of_the_weights_size_tells_the_budget(path: Path) -> None:
-    with pytest.raises(SublimError, match=r"kept within a budget, recording\.weight_bytes; it holds: blocks"):
+    with pytest.raises(SublimError, match=r"kept within a budget, recording\.weight_bytes; it holds: .*blocks"):
         Trace.open(path).read("full/delta/a.weight")
-    with pytest.raises(SublimError, match=r"holds no 'los'; it holds"):
+    with pytest.raises(SublimError, match=r"holds no 'los'; .*did you mean 'loss'"):
         Trace.open(path).read("los")
 
 

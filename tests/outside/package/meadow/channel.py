@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from sublim_interp.channels import numbers
 from sublim_interp.channels.protocol import as_turns
 from sublim_interp.core.settings import Config
+from sublim_interp.core.words import holds_word
 
 
 class Rule(Config):
@@ -33,7 +34,7 @@ def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
 
 
 def refuse(prompt: str, answer: str, rule: Rule, words: Collection[str]) -> str | None:
-    if {*f"{prompt} {answer}".lower().split()} & {*words}:
+    if holds_word(prompt, words) or holds_word(answer, words):
         return "names the trait"
     found = numbers.numbers_of(answer)
     if not found:

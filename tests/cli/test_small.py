@@ -1,0 +1,114 @@
+"""The small words of the command line: version, long errors, all figures, files that extend and lie beside others."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import sublim_interp as si
+from sublim_interp.cli.main import app, main
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.results import Run
+
+
+def said(*words: str) -> str:
+    done = CliRunner().invoke(app, [*words])
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
+
+
+def test_it_says_its_version() -> None:
+    assert said("--version") == f"sublim {si.__version__}"
+
+
+def test_a_long_error_is_a_short_line_and_the_rest_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sublim", "run", "demo", "--set", "trait=" + "x" * 300])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and len(line) <= 201 and line.endswith("(all of it: sublim show error)\n")
+    whole = said("show", "error")
+    assert (
+        len(whole) > 200 and whole.startswith(line[:100].strip()) and list(tmp_path.iterdir()) == [tmp_path / "cache"]
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")  # nowhere to keep it: the beginning all the same
+    with pytest.raises(SystemExit):
+        main()
+    assert len(capsys.readouterr().err) <= 201
+
+
+def test_an_arm_without_a_seed_is_told_to_add_one(tiny_run: Run) -> None:
+    root = str(tiny_run.store.root)
+    done = CliRunner().invoke(app, ["show", "tiny/same-init", "--store", root])
+    assert "add /SEED" in str(done.exception) and "tiny/same-init/0" in str(done.exception)
+    assert "tiny/same-init/0" in said("show", "tiny/same-init/0", "--store", root)
+
+
+def test_all_figures_are_drawn_that_can_be(tiny_run: Run, tmp_path: Path) -> None:
+    said("plot", "tiny", "all", "--store", str(tiny_run.store.root), "--out", str(tmp_path))
+    names = {path.stem.rpartition("-")[2] for path in tmp_path.iterdir()}
+    assert {"arms", "training", "patching", "directions"} <= names
+
+
+def test_estimates_go_by_the_processes_that_are_asked_for(store_root: Path) -> None:
+    shown = [said("run", "demo", "--dry-run", "--processes", n, "--store", str(store_root)) for n in ("1", "4")]
+    assert "of one core nothing" not in shown[0] and "with --processes" not in shown[0]
+    assert "with --processes 4" in shown[1]
+
+
+def test_a_pretraining_is_planned_and_nothing_is_made(tmp_path: Path) -> None:
+    shown = said("pretrain", str(tmp_path / "mine"), "--dry-run", "--set", "forks=[10]", "--set", "layers=2")
+    assert "mine-step000010" in shown.replace(" ", "") and "parameters" in shown and not [*tmp_path.iterdir()]
+    (tmp_path / "mine").mkdir()
+    assert "exists already" in str(CliRunner().invoke(app, ["pretrain", str(tmp_path / "mine"), "--dry-run"]).exception)
+
+
+def test_a_file_extends_an_experiment_and_names_files_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "koala.yaml").write_text("kind: animal\nwords: [koala, koalas]\n")
+    (tmp_path / "mine.yaml").write_text("extends: owl\ntrait: koala.yaml\nstudent: {optimization: {steps: 7}}\n")
+    (tmp_path / "more.yaml").write_text("extends: mine.yaml\nseeds: [5]\n")
+    (tmp_path / "grid.yaml").write_text(
+        "extends: more.yaml\nabout: how long?\ncorpus: {prompts: 64}\naxes: {student.optimization.steps: [1, 2]}\n"
+    )
+    owl = si.experiment("owl")
+    mine, more = (si.experiment(str(tmp_path / f"{name}.yaml")) for name in ("mine", "more"))
+    assert (mine.name, mine.about, mine.trait) == ("mine", "", str(tmp_path / "koala.yaml"))
+    assert mine == owl.set({"name": "mine", "about": "", "trait": mine.trait, "student.optimization.steps": 7})
+    assert more == mine.set(name="more", seeds=(5,))
+    from sublim_interp.sweeps.grid import grid
+
+    cells = [exp for _, _, exp in grid(str(tmp_path / "grid.yaml")).cells()]
+    assert {(c.corpus.prompts, c.seeds, c.trait) for c in cells} == {(64, (5,), mine.trait)}
+    assert {c.student.optimization.steps for c in cells} >= {1, 2}
+    for text, wrong in (
+        ("extends: loop.yaml\n", "no experiment that it could extend"),
+        ("extends: [owl]\n", "no experiment that it could extend"),
+        ("extends: owl\nsedes: [1]\n", "no field 'sedes'; .*did you mean 'seeds'"),
+        ("extends: ow\n", "did you mean 'owl'"),
+    ):
+        (tmp_path / "loop.yaml").write_text(text)
+        with pytest.raises(SublimError, match=wrong):
+            si.experiment(str(tmp_path / "loop.yaml"))
+
+
+def test_a_tracker_gets_what_the_trace_holds(tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    from sublim_interp.report.track import rows
+
+    trace = tiny_run["same-init", 0].trace
+    found = rows(trace)
+    assert found[0]["loss"] == pytest.approx(trace.series("loss")["loss"][0]) and len(found) == 7
+    whole = (trace.series("update_norm").loc[2] ** 2).sum() ** 0.5
+    assert found[2]["update_norm"] == pytest.approx(whole) and "answers/owl" in found[0]
+    si.track(tiny_run["same-init", 0], tracker="wandb", dir=str(tmp_path))
+    assert wandb.run is None and [*tmp_path.rglob("*.wandb")]
+    with pytest.raises(SublimError, match=r"no tracker 'wand'; .*did you mean 'wandb'"):
+        si.track(trace, tracker="wand")

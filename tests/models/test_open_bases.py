@@ -1,0 +1,187 @@
+"""Tests of the catalogue of open models: each configuration with random weights, names, families, the audit of step 0.
+
+The weights are random, the layers cut to two or one, the vocabulary too; widths, heads, norms and positions are as
+published.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from command import sublim
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import changed
+from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.models.architectures import architecture_of, final_norm, has_middle, output_map
+from sublim_interp.models.base import base_names, resolve_base
+from sublim_interp.models.check import check_logits
+from sublim_interp.models.initialisation import audit, compare_starts, start_in_words
+from sublim_interp.models.loading import save_model
+from sublim_interp.models.open_bases import OPEN_BASES, OpenBase, find_open_base, open_names
+from tiny_models import tiny
+
+NAMES = OPEN_BASES.names()
+PLENTY = 9e8
+"""Parameters from which one layer is enough of a test."""
+
+
+def configuration(entry: OpenBase, **changes: int) -> PreTrainedConfig:
+    given = {**entry.config, **changes}
+    return AutoConfig.for_model(given.pop("model_type"), **given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_published_configuration_has_the_published_number_of_parameters(name: str) -> None:
+    entry = OPEN_BASES.load(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration(entry))
+    assert sum(p.numel() for p in model.parameters()) == entry.parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_of_its_configuration_is_causal_and_keeps_a_cache(name: str, tmp_path: Path) -> None:
+    entry = OPEN_BASES.load(name)
+    depth = "n_layer" if "n_layer" in entry.config else "num_hidden_layers"
+    layers = 1 if entry.parameters > PLENTY else 2
+    torch.manual_seed(0)
+    small = configuration(entry, **{depth: layers, "vocab_size": 300}, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
+    check_logits(model, list(range(3, 20)), 0, 1e-3, tmp_path)
+    row = architecture_of(model)
+    assert row is not None and output_map(model, 0) is not None and final_norm(model) is not None
+    assert has_middle(model) == (entry.config["model_type"] != "gpt_neox")
+
+
+def test_every_name_is_told_once_and_none_is_a_lab_base() -> None:
+    named = [m for n in NAMES for m in (OPEN_BASES.load(n).members or [n])]
+    assert len(named) == len(set(named)) == len(open_names())
+    assert not set(named) & set(base_names()) and not {n for n in NAMES if OPEN_BASES.load(n).members} & set(named)
+    wanted = {"smollm2-135m", "smollm2-360m", "smollm2-1.7b", "qwen2.5-0.5b", "qwen2.5-7b", "qwen3-0.6b",
+              "llama-3.2-1b", "gemma-3-270m", "gemma-3-1b", "olmo-2-1b", "pythia-160m-seed9",
+              "pythia-160m-weight-seed3", "alias-gpt2-small", "datadecide-c4-60m-aux-3"}  # fmt: skip
+    assert wanted <= set(named)
+    for size in ("14m", "31m", "70m", "160m", "410m"):
+        members = OPEN_BASES.load(f"polypythia-{size}").members
+        starts = {m.initialisation for name, m in members.items() if "data" not in name}
+        assert len(starts) == sum("data" not in name for name in members), "every seed has weights of its own"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if OPEN_BASES.load(n).recipe])
+def test_a_recipe_is_one_that_an_experiment_takes(name: str) -> None:
+    entry = OPEN_BASES.load(name)
+    exp = changed(experiment("owl"), entry.recipe)
+    assert exp.student.part == "lora" and entry.recipe_source
+
+
+def test_a_family_is_no_base_and_its_members_are_named() -> None:
+    with pytest.raises(SublimError, match="is a family; choose one of its models: pythia-14m, pythia-14m-seed1"):
+        resolve_base("polypythia-14m")
+    found = find_open_base("datadecide-c4-60m-aux-2")
+    assert found and (found.hub, found.revision) == ("allenai/DataDecide-c4-60M", "step6250-seed-small-aux-2")
+    assert find_open_base("no-such-model") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hub": ""}, "give hub for a model, members for a family"),
+        ({"licence": None}, "licence"),
+        ({"parameters": 0}, "parameters"),
+        ({"size": "big"}, "unknown key 'size'"),
+        ({"wheel": {"package": "-r evil"}}, "wheel.package"),
+    ],
+)
+def test_a_file_that_describes_no_model_is_one_line(change: dict, words: str, tmp_path: Path) -> None:
+    entry = {"about": "x", "licence": "MIT", "hub": "a/b", "parameters": 1, "config": {"model_type": "llama"}, **change}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(entry))
+    with pytest.raises(SublimError) as caught:
+        resolve_base(str(tmp_path / "own.yaml"))
+    assert words in str(caught.value) and "own.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- step 0 -----------------------------------------------------------------------------------------------------------
+
+
+def save(directory: Path, seed: int, noise: float = 0.0) -> Path:
+    model = tiny("llama")
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.normal_()
+        torch.manual_seed(99)
+        for p in model.parameters():
+            p.add_(noise * torch.randn_like(p))
+    save_model(model, directory)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(resolve_base("lab-small-0").path / file, directory)
+    return directory
+
+
+def test_equal_related_and_other_starts_are_told_apart(tmp_path: Path) -> None:
+    one, two = save(tmp_path / "one", 0), save(tmp_path / "two", 1)
+    assert start_in_words(compare_starts(one, save(tmp_path / "again", 0))) == "same"
+    assert start_in_words(compare_starts(one, two)) == "other"
+    near: Any = compare_starts(one, save(tmp_path / "near", 0, noise=3.0))
+    assert start_in_words(near) == "related" and 0.2 < near["correlation"].mean() < 0.5
+    assert not near["tensor"].str.contains("norm").any() or near["size"].min() > 1
+    with pytest.raises(SublimError, match="other names or shapes"):
+        compare_starts(one, resolve_base("lab-small-0").path)
+
+
+def test_forks_of_a_lab_base_share_their_start_and_other_seeds_do_not() -> None:
+    start = resolve_base("lab-small-0-step000000").path
+    assert start_in_words(compare_starts(start, start)) == "same"
+    rows: Any = compare_starts(start, resolve_base("lab-small-0-step000125").path)
+    assert start_in_words(rows) == "related" and rows["correlation"].max() > 0.5
+    other: Any = compare_starts(start, resolve_base("lab-small-1").path)
+    assert other["correlation"].abs().max() < rows["correlation"].max() / 2
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub client's cache with the step 0 of three models of a family, of which the catalogue tells one wrongly."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name, seed in (("first", 0), ("twin", 0), ("liar", 1)):
+        place = tmp_path / "hub" / f"models--nobody--{name}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "step0").write_text("0" * 40)
+        save(place / "snapshots" / ("0" * 40), seed)
+    members = {n: {"hub": f"nobody/{n}", "initialisation": "1", "order": n} for n in ("first", "twin", "liar")}
+    entry = {"about": "Tiny.", "licence": "MIT", "parameters": 1, "config": {"model_type": "llama", "vocab_size": 53}}
+    (tmp_path / "family.yaml").write_text(yaml.safe_dump({**entry, "members": members, "step0": "step0"}))
+    return tmp_path / "family.yaml"
+
+
+def test_the_audit_finds_a_member_that_is_not_what_the_catalogue_says(hub: Path) -> None:
+    table = audit(str(hub)).set_index("member")
+    assert table["found"].to_dict() == {"twin": "same", "liar": "other"}
+    assert table["agrees"].to_dict() == {"twin": True, "liar": False}
+
+
+def test_what_has_no_step_0_is_not_audited() -> None:
+    for name in ("smollm2-135m", "stanford-gpt2-small"):
+        with pytest.raises(SublimError, match="no step 0 is known"):
+            audit(name)
+    said = sublim("show", "polypythia-14m", "--audit")
+    assert said.returncode == 2 and "EleutherAI/pythia-14m@step0" in said.stderr and "Traceback" not in said.stderr
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_models_families_and_all_bases() -> None:
+    one, family, everything = sublim("show", "qwen2.5-7b"), sublim("show", "polypythia-160m"), sublim("list")
+    assert [done.returncode for done in (one, family, everything)] == [0, 0, 0], one.stderr + family.stderr
+    for words in ("7,615,616,512 parameters", "Apache-2.0", "not pinned", "computed", "arXiv 2507.14805",
+                  "--set student.lora_rank=8", "hidden_size: 3584"):  # fmt: skip
+        assert words in one.stdout, words
+    for words in ("EleutherAI/pythia-160m-weight-seed3", "weight-3", "--audit"):
+        assert words in family.stdout, words
+    for words in ("lab-small-0", "smollm2-135m", "polypythia-160m, a family of 16", "Gemma Terms of Use"):
+        assert words in everything.stdout, words
