@@ -251,7 +251,7 @@ def require_stream(model: torch.nn.Module) -> None:
     _SEEN.add(model)
 
 
-def lens_of(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
+def lens_of(model: torch.nn.Module) -> tuple[torch.nn.Module, Any]:
     """(final norm, head): the head of the normed stream orders the vocabulary as the logits do.
 
     A type without a row is tried out on two short rows. Raises SublimError where there is no such norm or head.

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase, digits
 from typing import Any
 from unittest.mock import patch as patched
 
@@ -60,13 +61,20 @@ def near(found: torch.Tensor, expected: torch.Tensor, what: str, rounding: float
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One whose words are the ids themselves, with an end of sequence."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    """One of bytes, as far as the vocabulary reaches, with an end of sequence.
 
-    words = {"<pad>": 0, "<s>": 1, "</s>": EOS, **{str(i): i for i in range(3, VOCABULARY)}}
-    made = Tokenizer(models.WordLevel(words, unk_token="3"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
+    transformers puts a type's own class of tokenizer over the vocabulary; over words, Qwen2's gave an empty prompt.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = ["Ġ", "Ċ", *digits, *",.:?!'-", *ascii_lowercase]
+    words = ["<pad>", "<s>", "</s>", *letters, *(f"<{i}>" for i in range(VOCABULARY))][:VOCABULARY]
+    made = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<pad>"
+    )
 
 
 class Specimen:
