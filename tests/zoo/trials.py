@@ -134,7 +134,7 @@ def padding(one: Specimen) -> None:
 def cache(one: Specimen) -> None:
     """Greedy sampling with the cache is greedy decoding without it."""
     model = one.fresh()
-    found = sample(model, ROWS, eos=EOS, max_new_tokens=4, random=generator("zoo"), temperature=0)
+    found = sample(model, ROWS, eos=EOS, max_new_tokens=4, random=generator("zoo"), temperature=0.0)
     for row, new in zip(ROWS, found, strict=True):
         for i, token in enumerate(new):
             last = one.logits(model, torch.tensor([row + new[:i]]))[0, -1]
