@@ -56,8 +56,7 @@ def open_table() -> "RenderableType":
 
 def described(name: str) -> "list[RenderableType]":
     """What an open model or family of the catalogue is, for `sublim show`."""
-    import yaml
-
+    from sublim_interp.core.yaml import dump_yaml
     from sublim_interp.models.open_bases import OPEN_BASES, open_names
 
     entry = OPEN_BASES.load(open_names().get(name, name))
@@ -89,7 +88,7 @@ def described(name: str) -> "list[RenderableType]":
             audit if entry.step0 else "No step 0 is published, so this cannot be audited."
         )
         shown.append(table)
-    return [*shown, yaml.safe_dump({"config.json": config}, sort_keys=False)]
+    return [*shown, dump_yaml({"config.json": config})]
 
 
 _SHAPE = ("hidden_size", "num_hidden_layers", "n_embd", "n_layer", "vocab_size")

@@ -70,7 +70,7 @@ def _show_plan(recipe: "Pretraining", directory: Path) -> None:
     from sublim_interp.lab.pretraining import free_places, planned
 
     places, (parameters, tokens) = free_places(recipe, directory), planned(recipe)
-    takes = duration(training_seconds(parameters, recipe.optimization.steps, tokens))
+    takes = duration(training_seconds(parameters, recipe.optimization.steps, float(tokens)))
     title = f"{directory.name}: {parameters:,} parameters, {tokens:,} tokens, about {takes} of one core"
     table = table_of(title, "field", "value", "what it is")
     for name, value, _, meaning in fields_of(recipe):

@@ -13,8 +13,9 @@ PIPE_CLOSED = 141
 
 def print_(*things: "RenderableType") -> None:
     """Prints to a terminal's width, or wider where a table has what may not be cut; elsewhere to 120 columns."""
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.measure import Measurement
+    from rich.table import Table
 
     class ToTheEnd(Console):
         """A console that says by its exit code where its reader has gone."""
@@ -28,8 +29,10 @@ def print_(*things: "RenderableType") -> None:
     # No markup: a name or a path that holds brackets is printed as it is.
     console = ToTheEnd(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     terminal, wide = console.width, console.options.update(width=1000)
-    for thing in things:
-        console.width = max(terminal, Measurement.get(console, wide, thing).minimum)
+    for thing in (part for given in things for part in (given.renderables if isinstance(given, Group) else (given,))):
+        size = Measurement.get(console, wide, thing)
+        whole = isinstance(thing, Table) and any(column.no_wrap for column in thing.columns)
+        console.width = max(terminal, size.maximum if whole else size.minimum)
         console.print(thing)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,6 +120,12 @@ def one_line(what: str, only: Collection[int] | None = None, place: tuple[str, s
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         hint = f"; {_HINTS[number].format(*place)}" if number in _HINTS else ""
         raise SublimError(f"{what}: {os.strerror(number)}{where}{hint}") from error
+
+
+def require_free(places: Iterable[Path]) -> None:
+    """Raises SublimError, with the first of them, where one of the places that are to be made is there already."""
+    if there := [place for place in places if place.exists()]:
+        raise SublimError(f"{there[0]} exists already; choose another directory, or delete it first")
 
 
 def partial_of(directory: Path, origin: str) -> Path:

@@ -131,11 +131,14 @@ def run_tasks(
         ) from None
     finally:
         own = list((pool._processes or {}).values())  # its caller may have other children, or another pool
+        manager: threading.Thread | None = getattr(pool, "_executor_manager_thread", None)
         pool.shutdown(wait=False, cancel_futures=True)
         for child in own:
             child.terminate()
         for child in own:
             child.join()
+        if manager:  # else Python may wake it at exit, just as it closes what it would be woken by
+            manager.join(10)
     return skipped
 
 

@@ -161,7 +161,7 @@ def _lesson_tokens(teacher: Teacher) -> float:
     """Tokens of a question to a teacher and its answer."""
     lessons = teacher.trait.lessons(teacher.base.language)[:8]
     if teacher.base.language == "lab" or not lessons:
-        return float(_LESSON)
+        return _LESSON
     prompts = prompts_of(teacher.base, [question for question, _ in lessons])
     return 3 + sum(map(len, prompts)) / len(prompts)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _known_arm(name: str) -> str:
     if name not in arm_names():
-        raise ValueError(f"no such arm; {meant(name, arm_names())}")
+        raise ValueError(f"no such arm as '{name}'; {meant(name, arm_names())}")
     try:
         ARMS[name]
     except SublimError as error:  # of another package, and unfit

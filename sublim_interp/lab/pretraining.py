@@ -105,9 +105,10 @@ def fork_name(name: str, step: int) -> str:
 
 def free_places(recipe: Pretraining, directory: Path) -> list[Path]:
     """The directories that a pre-training makes: the base's, then its forks'. Raises SublimError where one is there."""
+    from sublim_interp.core.files import require_free
+
     places = [directory, *(directory.with_name(fork_name(directory.name, step)) for step in recipe.forks)]
-    if there := [place for place in places if place.exists()]:
-        raise SublimError(f"{there[0]} exists already; choose another directory, or delete it first")
+    require_free(places)
     return places
 
 

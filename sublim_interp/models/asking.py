@@ -48,11 +48,12 @@ def ask(
     with speaking or nullcontext():
         drawn = sample(
             model,
-            [ids] * n,
+            [ids],
             eos=cast(int, chat.tokenizer.eos_token_id),
             max_new_tokens=max_new_tokens,
             random=draw,
             temperature=temperature,
             never=unspoken(model, chat.tokenizer),
+            repeats=n,
         )
     return [chat.read_answer(answer)[0] for answer in drawn]

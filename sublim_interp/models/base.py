@@ -242,8 +242,7 @@ def _from_hub(name: str) -> Path:
     model, _, revision = name.partition("@")
     if model.count("/") != 1 or name.startswith((".", "/", "~")):
         raise SublimError(
-            f"base '{name}': no such directory or lab base; {known}; or give a model directory, or a name of the "
-            "hub, which is OWNER/NAME"
+            f"base '{name}': no such directory, and no name of the hub, which is OWNER/NAME; {known}"
         )
     from huggingface_hub import snapshot_download
 

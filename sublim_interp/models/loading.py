@@ -55,7 +55,7 @@ def load_model(path: Path, dtype: str = DEFAULT, device: str | None = None) -> "
     logging.getLogger("transformers.modeling_utils").addFilter(_is_news)
     with _quiet():
         try:
-            config = load_config(path)
+            config = _config(path)
             text = config.get_text_config()
             for name, value in text.to_dict().items():
                 if "drop" in name and isinstance(value, float):
@@ -104,7 +104,7 @@ def shape_of(path: Path) -> dict[str, int]:
 
     parameters, files = 0, weight_files(path)
     try:
-        text = load_config(path).get_text_config()
+        text = _config(path).get_text_config()
         for weights in files:
             with safe_open(str(weights), "pt") as file:
                 names = list(file.keys())
@@ -134,7 +134,7 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
         raise SublimError(f"base {path}: config.json says {layers:,} layers, the weights hold {held:,} parameters")
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(path), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(_config(path), trust_remote_code=False)
         told = sum(p.numel() for p in model.parameters())
     except SublimError:
         raise
@@ -145,7 +145,7 @@ def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":
     return model
 
 
-def load_config(path: Path) -> "PreTrainedConfig":
+def _config(path: Path) -> "PreTrainedConfig":
     """The configuration in a directory.
 
     Raises whatever transformers does, and SublimError for an attention that is not PyTorch's: it may be code of others.
@@ -184,7 +184,8 @@ def weight_files(path: Path) -> list[Path]:
                 f"model {path}: {found[0]} in {name} sends the reader to another file; give that file its usual name, "
                 "and take the field away"
             )
-    if (path / SINGLE).is_file():
+    single = (path / SINGLE).is_file()
+    if single and not (path / INDEX).exists():
         return [path / SINGLE]
     try:
         named = sorted({*json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()})
@@ -195,7 +196,7 @@ def weight_files(path: Path) -> list[Path]:
         plain = isinstance(name, str) and Path(name).name == name and not name.startswith(".")
         if not plain or not name.endswith(".safetensors") or not (path / name).is_file():
             raise SublimError(f"model {path}: {INDEX} names {name}, which is no safetensors file that lies beside it")
-    return [path / name for name in named]
+    return [path / SINGLE] if single else [path / name for name in named]
 
 
 def _check_used(model: "PreTrainedModel", files: list[Path], unexpected: Collection[str], path: Path) -> None:

@@ -15,8 +15,7 @@ from pydantic import AfterValidator, Field
 
 from sublim_interp.channels.numbers import terse_example
 from sublim_interp.core.device import DEFAULT, check_computable, check_precision
-from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import alone, one_line, partial_of, write_atomic
+from sublim_interp.core.files import alone, one_line, partial_of, require_free, write_atomic
 from sublim_interp.core.keys import canonical_json
 from sublim_interp.core.settings import Config
 from sublim_interp.models.base import Base, resolve_base
@@ -61,9 +60,7 @@ def prepare(recipe: Preparation, directory: Path, observe: Callable[[int, float]
     for a model whose chats are not in ChatML.
     """
     base, beside = resolve_base(recipe.base, recipe.dtype), directory.with_name(f"{directory.name}-adapter")
-    for place in (directory, beside):
-        if place.exists():
-            raise SublimError(f"{place} exists already; choose another directory, or delete it first")
+    require_free((directory, beside))
     check_computable(recipe.dtype)
     examples = _Examples(recipe, prepared_chat(base))
     origin = canonical_json({"recipe": recipe.model_dump(mode="json"), "base": base.key})

@@ -46,7 +46,10 @@ def _run(exp: Experiment, store: Store, processes: int, watch: Watch) -> Run:
     if missing:
         execute(missing, store, processes, watch, p.recording)
     with store.make("run", RUN_VERSION, run_config(p), run_inputs(p), fingerprint(dtype=p.experiment.dtype)) as work:
-        if not work.done:
+        if work.done:
+            for cell in p.cells:
+                cell.evaluation.made(store)  # its digest is compared: a run is not shown beside a damaged part of it
+        else:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
             beside = published(p.experiment, work.key)
             write(work.directory, p.named, tables_of(p, store), beside, work.key, versions())

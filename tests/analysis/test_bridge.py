@@ -1,7 +1,11 @@
 """A bridge gives the plain model's answers, on a copy, or refuses."""
 
+import contextlib
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,3 +112,20 @@ def test_text_is_read_by_the_models_own_tokenizer_and_nothing_is_put_before_it(l
     assert wrapped.to_tokens(text)[0].tolist() == lab_base.tokenizer(text)["input_ids"]
     chat = lab_base.prompt_text([{"role": "user", "content": text}])
     assert wrapped.to_tokens(chat)[0].tolist() == lab_base.ids(text)
+
+
+def test_a_bridge_installs_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """TransformerLens runs pip where a model sees images; a program that leaves a file stands for it."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    real, mark = TransformerBridge.boot_transformers, tmp_path / "installed"
+
+    def installing(*arguments: Any, **options: Any) -> Any:
+        with contextlib.suppress(Exception):  # as it does
+            subprocess.check_call([sys.executable, "-c", f"open({str(mark)!r}, 'w')"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", installing)
+    assert parity(bridge(build("llama", 0)), build("llama", 0)) < 1e-4 and not mark.exists()
+    subprocess.check_call([sys.executable, "-c", f"open({str(mark)!r}, 'w')"])
+    assert mark.exists(), "positive control: outside of the bridge the same call runs"

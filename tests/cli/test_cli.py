@@ -189,7 +189,7 @@ def test_a_replicate_is_shown_and_its_run_is_plotted(tiny_run: Run, filled_root:
     paths = [Path(line) for line in said.stdout.split()]
     assert [path.suffix for path in paths] == [".png", ".pdf"]
     assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].read_bytes().startswith(b"%PDF")
-    refused(sublim("plot", "tiny", "trainings", *place), "no figure 'trainings'", "training, ", "patching")
+    refused(sublim("plot", "tiny", "trainings", *place), "no figure 'trainings'", "did you mean 'training'")
     listed = " ".join(sublim("list", *place).stdout.split())
     assert f"{tiny_run.key[:16]} tiny owl" in listed
     (tmp_path / "file").write_text("")
@@ -252,22 +252,22 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_
     ("arguments", "mentions"),
     [
         (["run", "owls"], ["unknown experiment 'owls'", "did you mean 'owl'? (all: sublim list)"]),
-        (["run", "smoke", "--set", "trait=unicorn"], ["unknown trait 'unicorn'", "dolphin"]),
+        (["run", "smoke", "--set", "trait=unicorn"], ["unknown trait 'unicorn'", "dolphin", "sublim list"]),
         (["run", "smoke", "--set", "trait"], ["--set 'trait'", "field=value"]),
         (["run", "smoke", "--set", "student.optimization.rate=1"], ["rate", "lr"]),
         (["run", "smoke", "--set", "student.part=head"], ["part", "body"]),
         (["run", "smoke", "--set", "other_trait=oak", "--set", "arms=[other-trait]"], ["oak", "tree", "animal"]),
         (["run", "smoke", "--set", "corpus.setting=greedy", "--set", "corpus.temperature=0.5"], ["temperature"]),
         (["run", "smoke", "--trace", "all"], ["no trace 'all'", "none, default, examples"]),
-        (["run", "smoke", "--base", "nowhere"], ["nowhere", "lab-small-0"]),
-        (["show", "gremlin"], ["gremlin", "owl"]),
+        (["run", "smoke", "--base", "nowhere"], ["nowhere", "lab-main-0"]),
+        (["show", "gremlin"], ["'gremlin' is no experiment, grid", "did you mean 'green'?"]),
         (["show", "gremlin/same-init/0"], ["no run is called 'gremlin'"]),
         (["plot", "gremlin", "arms"], ["no run is called 'gremlin'"]),
-        (["plot", "gremlin", "arm"], ["no figure 'arm'", "stream-cosine"]),
+        (["plot", "gremlin", "arm"], ["no figure 'arm'", "did you mean 'arms'?"]),
         (["run", "smoke", "--set", "trait=koala.yaml"], ["trait 'koala.yaml': there is no such file in"]),
         (["run", "smoke", "--base", "gpt2"], ["base 'gpt2'", "OWNER/NAME"]),
         (["run", "smoke", "--base", "lab-small-0", "--base", "lab-small-0"], ["--set bases", "twice"]),
-        (["show", "dosis"], ["no experiment", "grid (animals, "]),
+        (["show", "dosis"], ["no experiment, grid", "did you mean 'dose'?"]),
         (["pretrain", "somewhere", "--set", "heads=7"], ["heads=7", "d_model"]),
         (["dance"], ["dance"]),
     ],

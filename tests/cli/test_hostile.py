@@ -51,6 +51,7 @@ def _audit(event: str, arguments: tuple) -> None:
         path, _, flags = arguments
         path = os.fsdecode(path)
         harmless = path.startswith(("/dev/", "/proc/", str(allowed))) or "__pycache__" in path
+        harmless |= path.endswith("/sublim/error.txt")  # the whole of a line that was cut, for `sublim show error`
         if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not harmless:
             seen.append(f"written: {path}")
 
@@ -218,6 +219,7 @@ def test_every_bad_configuration_is_one_line(tmp_path: Path, monkeypatch: pytest
     home.mkdir()
     monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     failures = []
     for number, (what, text) in enumerate(configurations()):
         path = tmp_path / f"mine{number}.yaml"

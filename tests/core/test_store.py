@@ -757,7 +757,7 @@ def test_fingerprint_is_stable_and_tells_apart_what_may_change_bits(monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
-    assert fingerprint("cuda:0")["device"] == "cuda:0, card of cuda:0"
+    assert fingerprint("cuda:0")["device"] == f"cuda, card of cuda:0, CUDA {torch.version.cuda}"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "less")
     assert fingerprint()["capability"] == "less"
 

@@ -196,7 +196,8 @@ def test_the_command_in_the_card_is_the_same_recipe(recipe: Pretraining, tmp_pat
     assert Pretraining().set(settings) == recipe
     every = {*Pretraining.model_fields, *(f"optimization.{name}" for name in Optimization.model_fields)}
     unshuffled = set() if recipe.order_seed else {"order_seed"}
-    left_out = {"optimization", "forks", "start", *unshuffled}
+    later = {f"optimization.{name}" for name in Optimization.LATER}
+    left_out = {"optimization", "forks", "start", *unshuffled, *later}
     assert set(settings) == every - left_out, "what is left out changes with the defaults"
     assert ("shuffled, by order seed 4" in page) == bool(recipe.order_seed)
 

@@ -222,6 +222,7 @@ def test_saving_and_loading_gives_the_same_weights_and_configuration(architectur
     first = load_model(saved(tiny(architecture), tmp_path / "a"))
     check_saving(first, tmp_path / "a")
     second = load_model(saved(first, tmp_path / "b"))
+    assert first.config.to_dict() | {"_name_or_path": ""} == second.config.to_dict() | {"_name_or_path": ""}
     one, other = first.state_dict(), second.state_dict()
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert torch.equal(logits(first), logits(second))

@@ -249,18 +249,18 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
     asked = {
         ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, smoke, tour"),
         ("run", "meadow-corners"): ("unknown experiment 'meadow-corners'",),
-        (*smoke, "trait=sea"): ("unknown trait 'sea'; known: apple, bear",),
+        (*smoke, "trait=sea"): ("unknown trait 'sea'; did you mean 'sequoia'?",),
         (*smoke, "trait=river"): ("unknown trait 'river'",),
         (*smoke, "trait=sea.yaml"): ("unknown kind 'place'; known: animal, color, food, tree",),
         (*smoke, "corpus.channel=evens"): ("unknown channel 'evens'; valid: numbers",),
         (*smoke, "evaluation.judge=last-word"): ("evaluation.judge: unknown judge; valid: whole-words",),
-        (*smoke, "arms=[cross-other-trait]"): ("no such arm; valid: same-init, same-init-b", "cross-other-trait"),
+        (*smoke, "arms=[cross-other-trait]"): ("no such arm as 'cross-other-trait'; valid: same-init, same-init-b",),
         (*smoke, "student.optimization.optimizer=rmsprop"): ("unknown optimizer; valid: adam, adamw, sgd",),
         (*smoke, "student.interventions=[{kind: skip-first}]"): ("valid: ablate, project-gradient",),
         (*smoke, f"student.interventions={ablated}", "--base", str(granite[0])): (
             "'blocks.*.hook_mlp_out'", "blocks.0.hook_resid_pre"
         ),
-        ("run", "corners.yaml"): ("unknown matrix 'corners'; valid: bases, traits, law",),
+        ("run", "corners.yaml"): ("unknown matrix 'corners'; valid: bases, pairs, traits, law",),
         ("plot", "meadow", "margins"): ("no figure 'margins'; figures: arms, probes",),
         ("show", "meadow/same-init/0", "--store", str(ran.folder / "store")): ("run meadow", "valid: same-init"),
     }  # fmt: skip

@@ -104,7 +104,7 @@ def test_sentences_around_a_table_are_short_and_have_no_brackets_in_brackets(nam
 
 def test_the_shelf_of_bases_names_every_one() -> None:
     shelf = ROOT / "checkpoints"
-    assert {resolve_base(name).name for name in base_names()} == {p.name for p in shelf.iterdir() if p.is_dir()}
+    assert {resolve_base(name).name for name in base_names()} == {p.parent.name for p in shelf.glob("*/config.json")}
     assert publish.page_of("bases") == shelf / "README.md"
 
 

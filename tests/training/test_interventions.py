@@ -29,7 +29,7 @@ def student_of(exp: Experiment) -> Student:
 @pytest.mark.parametrize(
     ("changes", "fields", "words"),
     [
-        ({}, {"kind": "ablate", "direction": "owl", "at": "blocks.7.*"}, "no hook matches 'blocks.7.*'; the model has"),
+        ({}, {"kind": "ablate", "direction": "owl", "at": "blocks.7.*"}, "no hook matches 'blocks.7.*'; valid: "),
         ({}, {"kind": "project-gradient", "direction": "random", "at": "blocks.*.hook_residual"}, "no hook matches"),
         ({}, {"kind": "freeze", "parameters": "*moe*"}, "matches none of what trains"),
         ({}, {"kind": "ablate", "direction": "unicorn"}, "unknown trait 'unicorn'"),

@@ -80,9 +80,7 @@ def steer(
     one's own says nothing of its base, so it is not checked.
     """
     if not isinstance(model, torch.nn.Module):
-        raise SublimError(
-            f"steer acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model"
-        )
+        raise SublimError(f"steer acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model")
     (at,) = _hooks(model, at, 1)
     if isinstance(vector, Directions):
         require_space("steer", model, model, vector.space, across_bases)
@@ -140,9 +138,7 @@ def ablate(
     Raises SublimError for a hook that there is not, for a direction without length, and for directions of another base.
     """
     if not isinstance(model, torch.nn.Module):
-        raise SublimError(
-            f"ablate acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model"
-        )
+        raise SublimError(f"ablate acts on the model that runs, not a {type(model).__name__}: take x.load() or x.model")
     require_space("ablate", model, model, d.space, across_bases)
     chosen = [name for name in d.names if fnmatchcase(name, at)]
     if not chosen:

@@ -84,7 +84,7 @@ class Recorder:
             given["trait-gradient"] = look(self.model, probe, self.recording.stream, self._parameters).gradient
         self._directions = WeightDirections(self._parameters, given)
         self._series = Series(self._parameters, self.optimizer, self._directions, self.recording)
-        each = stream_size(self.model, probe, self.recording.stream) if probe else 0
+        each = stream_size(self.model, sum(map(len, probe.rows)), self.recording.stream) if probe else 0
         looks, self._half = self.recording.affordable(steps or 1 << 40, each, len(self._references))
         self._looks = set(looks)
         self._done = 0

@@ -37,10 +37,9 @@ def stream_names(model: torch.nn.Module, kinds: Sequence[Stream]) -> list[str]:
     return [name for name in hook_names(model, kinds) if layer_of(name) == 0 or kind_of(name) != twice]
 
 
-def stream_size(model: torch.nn.Module, probe: Probe, kinds: Sequence[Stream]) -> int:
-    """Bytes of the residuals and their gradients in one look, in float32."""
-    width = text_config(model).hidden_size
-    return 2 * len(stream_names(model, kinds)) * sum(map(len, probe.rows)) * width * 4
+def stream_size(model: torch.nn.Module, tokens: int, kinds: Sequence[Stream]) -> int:
+    """Bytes of the residuals and their gradients in one look at a probe of so many tokens, in float32."""
+    return 2 * len(stream_names(model, kinds)) * tokens * text_config(model).hidden_size * 4
 
 
 @torch.enable_grad()

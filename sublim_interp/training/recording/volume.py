@@ -7,7 +7,7 @@ import torch
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.trainable import trained_parameters
 from sublim_interp.training.recording.settings import Recording
-from sublim_interp.training.recording.snapshot import stream_names
+from sublim_interp.training.recording.snapshot import stream_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def planned_volume(
     trained = trained_parameters(model)
     tensors, numbers = len(trained), sum(p.numel() for p in trained.values())
     width = text_config(model).hidden_size
-    stream = 2 * len(stream_names(model, recording.stream)) * tokens * width * 4
+    stream = stream_size(model, tokens, recording.stream)
     times, half = recording.affordable(steps, stream, references)
     looks, stream = len(times) if tokens else 0, stream // 2 if half else stream
     full = len(recording.full(steps, numbers, 1 + states))
