@@ -11,6 +11,7 @@ from sublim_interp.analysis.probes import Subject, model_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import text_config
+from sublim_interp.models.forward import longest_text
 from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def bridge(
     """
     model = cast(Any, model_of(subject))
     config = text_config(model)
-    longest = getattr(config, "max_position_embeddings", None) or 16  # BLOOM has no limit
     if config.vocab_size == config.hidden_size:
         raise SublimError(
             f"bridge: TransformerLens corrupts models with d_vocab = d_model, here both {config.vocab_size}"
@@ -59,7 +59,7 @@ def bridge(
             copy.load_state_dict(model.state_dict())
             copy.eval().config.save_pretrained(directory)
             random = torch.Generator().manual_seed(0)
-            ids = torch.randint(config.vocab_size, (4, min(16, longest)), generator=random)
+            ids = torch.randint(config.vocab_size, (4, min(16, longest_text(config) or 16)), generator=random)
             with torch.no_grad():  # in float32, as the bridge is, whatever the model's own precision
                 plain = copy(input_ids=ids, use_cache=False).logits.log_softmax(-1)
             tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded

@@ -165,8 +165,9 @@ def _draw_nothing(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 _MOST = 100_000
 """Characters that a template may make of a short chat."""
-_HARD = ("a" * 400 + "!", "1" * 400 + ".", " " * 400 + "x", "aA1 ,." * 60, "\n" * 400 + "-")
-"""Texts on which a pattern explodes that tries every way to cut a run."""
+_RUNS = tuple(chr(code) * 50 + end for code in (*range(9, 11), *range(32, 127), 0xE9, 0x732B) for end in "!a ")
+_HARD = ("a" * 400 + "!", "1" * 400 + ".", " " * 400 + "x", "aA1 ,." * 60, "\n" * 400 + "-", *_RUNS)
+"""Texts on which a pattern explodes that tries every way to cut a run: of every character that prompts are made of."""
 
 
 def _require_bounds(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:

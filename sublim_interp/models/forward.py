@@ -21,7 +21,7 @@ def require_room(model: torch.nn.Module, tokens: int) -> None:
     """
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if config else None
-    longest, turn = getattr(config, "max_position_embeddings", None), _longrope_turn(config)
+    longest, turn = longest_text(config), _longrope_turn(config)
     if turn is not None and tokens > turn:
         raise SublimError(
             f"{type(model).__name__}: a text of {tokens} tokens is longer than {turn}, where its positions (longrope) "
@@ -33,6 +33,15 @@ def require_room(model: torch.nn.Module, tokens: int) -> None:
             f"{type(model).__name__}: a text of {tokens} tokens does not fit the model's context of {longest}; choose "
             "a base with a longer one, or lower corpus.max_new_tokens"
         )
+
+
+def longest_text(config: Any) -> int | None:
+    """Tokens of the longest text, by the configuration of the part that reads text; None where it states no limit.
+
+    BLOOM has no such field, and XLNet's is −1.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    return longest if longest and longest > 0 else None
 
 
 def _longrope_turn(config: Any) -> int | None:

@@ -77,11 +77,12 @@ def test_an_endless_or_enormous_template_is_one_line_after_a_stated_time(
     )
 
 
+@pytest.mark.parametrize("pattern", [r"(a|aa)+$", r"(#|##)+$", r"(\d|\d\d)+$", r"(猫|猫猫)+$"])
 def test_a_pattern_that_explodes_is_one_line_after_a_stated_time(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pattern: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bounded, "SECONDS", 2)
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a|aa)+$"), "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     assert "its tokenizer cannot" in refused(base_of(tokenizer, tmp_path / "explodes"))
 
 

@@ -119,6 +119,7 @@ _BY_HAND: dict[str, dict[str, Any]] = {
     "longcat_flash": {"qk_head_dim": 16},
     "mamba2": {"num_heads": 4, "head_dim": 8},
     "ministral": {"head_dim": 8},
+    "mixtral": {"router_jitter_noise": 0.1},
     "nemotron": {"num_key_value_heads": 1},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
@@ -136,7 +137,14 @@ _BY_HAND: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 32,
         "attention_head_dim": 16,
     },
-    "zamba2": {"n_mamba_heads": 4, "mamba_headdim": 8, "attention_hidden_size": 32, "attention_head_dim": 16},
+    "zamba2": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "n_mamba_heads": 4,
+        "mamba_headdim": 8,
+        "attention_hidden_size": 32,
+        "attention_head_dim": 16,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 

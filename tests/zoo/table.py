@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from zoo.builder import types
-from zoo.trials import LINE, TRIALS, UNBUILT, WORKS, tried
+from zoo.trials import LINE, TRIALS, UNTRIED, WELL, WORKS, tried
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "architectures.md"
-_MARKS = {WORKS: "✓", LINE: "–"}
+_MARKS = {WORKS: "✓", LINE: "–", UNTRIED: "·"}
 
 Ends = dict[str, tuple[str, str]]
 
@@ -22,6 +22,7 @@ Each was built tiny, of random weights, and taken through what the columns name.
 `sublim doctor --base DIR` tells the same of your model.
 
 ✓ works, and agrees with an independent computation. – is refused in one line. What `check` refuses is named below.
+· is not tried: the type sees or hears besides, for which TransformerLens would fetch other parts.
 
 """
 
@@ -39,6 +40,7 @@ COLUMNS = """| column | what is compared |
 | heads | cells of the heads' grid with single patches |
 | recorder | a trace with `capture`; the weights of a recorded training with those of an unobserved one |
 | lora | adapters before training, and merged after it |
+| repeat | weights, samples and logits of trainings in two processes, of other random states, bit by bit |
 | bridge | TransformerLens with the plain model |
 
 """
@@ -114,14 +116,14 @@ def main(arguments: list[str]) -> int:
     found = {}
     for kind in kinds:
         found[kind] = tried(kind)
-        words = {name: end for name, end in found[kind].items() if end[0] not in (WORKS, LINE, UNBUILT)}
+        words = {name: end for name, end in found[kind].items() if end[0] not in WELL}
         print(kind, words or "", flush=True)
     if check:
         differ = [line for kind, ends in found.items() for line in differences(kind, ends)]
         print("\n".join(differ) or f"{PAGE.name} is what {len(found)} types do")
         return bool(differ)
     PAGE.write_text(page(found, transformers.__version__))
-    return any(end[0] not in (WORKS, LINE, UNBUILT) for ends in found.values() for end in ends.values())
+    return any(end[0] not in WELL for ends in found.values() for end in ends.values())
 
 
 if __name__ == "__main__":

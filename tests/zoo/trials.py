@@ -4,11 +4,16 @@ A trial checks its result against an oracle of its own: transformers' hidden sta
 compute the same. What is wrong without a word raises Wrong; any other exception is a traceback that a user would see.
 """
 
+import hashlib
+import os
 import shutil
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache as once
+from multiprocessing import get_context
 from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import Any
@@ -23,7 +28,8 @@ from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.patching.patch import Patch, Piece
 from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import architecture_of, decoder_layers, has_middle
+from sublim_interp.core.randomness import seeded
+from sublim_interp.models.architectures import architecture_of, decoder_layers, has_middle, text_config
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.hooks import STREAM, capture, edit, hook_names, lens_of
@@ -31,11 +37,12 @@ from sublim_interp.models.loading import load_model, save_model
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.models.trainable import choose_trainable, merge_adapters
 from sublim_interp.training.batches import Example, collate
-from sublim_interp.training.loop import token_loss
+from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace
+from sublim_interp.training.settings import Optimization
 from zoo.builder import VOCABULARY, build
 
 ROWS = [[5, 9, 4, 17, 8, 30], [6, 2, 31, 11, 3, 7]]
@@ -48,6 +55,10 @@ NEAR = 1e-3
 
 class Wrong(Exception):
     """A result that is not what it says it is, told by nobody: what the zoo is there to find."""
+
+
+class Untried(Exception):
+    """A trial that a type is kept out of, for a reason that is named."""
 
 
 def near(found: torch.Tensor, expected: torch.Tensor, what: str, rounding: float = NEAR) -> None:
@@ -293,6 +304,44 @@ def recorder(one: Specimen) -> None:
         raise Wrong("a recorded training ends in other weights")
 
 
+def digest(path: Path, state: int) -> str:
+    """SHA-256 of what is made from a model: trained weights and adapters, samples and logits behind them.
+
+    state: that of the process's own random numbers, on which nothing may depend
+    """
+    torch.set_num_threads(1)
+    found = hashlib.sha256()
+    for part in ("full", "lora"):
+        with seeded(state):
+            try:
+                model: Any = choose_trainable(load_model(path), part, rank=2, alpha=2.0)  # type: ignore[arg-type]
+            except SublimError:
+                continue
+            batch = collate([Example(row, 2) for row in ROWS], 0)
+            train(model, lambda step, batch=batch: [batch], Optimization(steps=2, lr=1e-2))
+            model = merge_adapters(model)
+            drawn = sample(model, ROWS, eos=EOS, max_new_tokens=4, random=generator("zoo"))
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor(ROWS), use_cache=False).logits
+        for tensor in (*model.state_dict().values(), logits):
+            found.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(repr(drawn).encode())
+    return found.hexdigest()
+
+
+@once
+def _another() -> ProcessPoolExecutor:
+    """A second process, started anew, in which sets and dictionaries hash otherwise."""
+    os.environ["PYTHONHASHSEED"] = "4711"
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
+
+def repeat(one: Specimen) -> None:
+    """Two processes of other random states make the same bits."""
+    if _another().submit(digest, one.path, 2).result() != digest(one.path, 1):
+        raise Wrong("two processes make other bits from the same")
+
+
 def lora(one: Specimen) -> None:
     """Adapters train, start at nothing, and merge into a plain model of the same logits."""
     model = choose_trainable(one.fresh(), "lora", rank=2, alpha=2.0)
@@ -303,6 +352,9 @@ def lora(one: Specimen) -> None:
         optimizer.zero_grad()
         token_loss(model, collate([Example(row, 2) for row in ROWS], 0)).backward()
         optimizer.step()
+    passed_by = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if passed_by and text_config(model) is model.config:  # else they may be of a part that sees
+        raise Wrong(f"{len(passed_by)} adapters without a gradient: {passed_by[0]}")
     trained = one.logits(model)
     if torch.equal(trained, plain):
         raise Wrong("adapters that train nothing")
@@ -312,6 +364,8 @@ def lora(one: Specimen) -> None:
 def bridges(one: Specimen) -> None:
     """The bridge checks its own logits; a copy is wrapped, the model stays."""
     model = one.fresh()
+    if text_config(model) is not model.config:
+        raise Untried("it sees or hears besides, for which TransformerLens would fetch other parts")
     plain = one.logits(model)
     started: list[object] = []
     with patched("subprocess.Popen", lambda *args, **_: started.append(args)):
@@ -346,6 +400,7 @@ TRIALS: dict[str, Callable[[Specimen], None]] = {
     "heads": heads,
     "recorder": recorder,
     "lora": lora,
+    "repeat": repeat,
     "bridge": bridges,
 }
 FIRST = ("check",)
@@ -357,7 +412,9 @@ _TOLD = {
 }  # fmt: skip
 """Which trials work where `doctor` says that something is there."""
 
-WORKS, LINE, TRACEBACK, WRONG, UNBUILT = "works", "one line", "traceback", "wrong", "not built"
+WORKS, LINE, TRACEBACK, WRONG, UNBUILT, UNTRIED = "works", "one line", "traceback", "wrong", "not built", "not tried"
+WELL = (WORKS, LINE, UNBUILT, UNTRIED)
+"""How a trial may end."""
 
 
 def tried(kind: str, which: tuple[str, ...] = tuple(TRIALS)) -> dict[str, tuple[str, str]]:
@@ -390,6 +447,8 @@ def _end_of(trial: Callable[[Specimen], None], one: Specimen) -> tuple[str, str]
             trial(one)
         except SublimError as error:
             return (LINE, _line(error)) if "\n" not in str(error) else (TRACEBACK, "more than one line")
+        except Untried as error:
+            return UNTRIED, _line(error)
         except Wrong as error:
             return WRONG, _line(error)
         except Exception as error:  # each is what a user would see as a traceback
