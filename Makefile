@@ -24,7 +24,7 @@ test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/test.stamp ## ten minutes of the fuzzer, for nightly runs
-	SUBLIM_FUZZ=65 $(BIN)/python -m pytest -s --show-capture=no tests/fuzz
+	SUBLIM_FUZZ=40 $(BIN)/python -m pytest -s --show-capture=no tests/fuzz
 
 zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all trials: for the night
 	SUBLIM_ZOO=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/zoo

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
 
-NEVER_CALLED = ".dt_proj"
-"""A linear map of Mamba's first kind, whose block reads the weight and never calls the module: no adapter would act."""
+NEVER_CALLED = re.compile(r"\.dt_proj$|\.(encoder_attn|crossattention)\.")
+"""Linear maps on which no adapter would act: one of Mamba's first kind, whose block reads the weight and never calls the
+module, and those by which a decoder reads an encoder, which a causal model has none of."""
 
 NAMED = 4
 """How many of the weights that do not train are named, the largest first."""
@@ -92,7 +93,7 @@ def _linear_maps(model: torch.nn.Module) -> list[str]:
 
     body = {id(p) for p in body_parameters(model).values()}
     plain = (torch.nn.Linear.forward, Conv1D.forward)
-    called = ((n, m) for n, m in model.named_modules() if type(m).forward in plain and not n.endswith(NEVER_CALLED))
+    called = ((n, m) for n, m in model.named_modules() if type(m).forward in plain and not NEVER_CALLED.search(n))
     return [name for name, module in called if id(module.weight) in body]
 
 

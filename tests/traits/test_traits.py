@@ -226,6 +226,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, base: Base, answers: list[str]) -
         return [[*cast(list[int], base.tokenizer(a, add_special_tokens=False)["input_ids"]), base.eos] for a in answers]
 
     monkeypatch.setattr("sublim_interp.models.sampling.sample", sample)
+
     def even(_model: object, prompts: list[list[int]], spelled: list[list[int]], *_: Any) -> np.ndarray:
         return np.ones((len(prompts), len(spelled)))
 

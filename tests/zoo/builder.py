@@ -154,12 +154,15 @@ def types() -> list[str]:
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def build(kind: str, seed: int = 1) -> PreTrainedModel:
-    """A tiny model of a type, in eval mode; raises whatever transformers does, and ValueError where it is not tiny."""
+def build(kind: str, seed: int = 1, **changes: Any) -> PreTrainedModel:
+    """A tiny model of a type, in eval mode; raises whatever transformers does, and ValueError where it is not tiny.
+
+    changes: of its configuration
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = CONFIG_MAPPING[kind]
-        config = made(**{**shrunk(made()), **_BY_HAND.get(kind, {})})
+        config = made(**{**shrunk(made()), **_BY_HAND.get(kind, {}), **changes})
         with torch.device("meta"):
             size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         if size > _LARGEST:

@@ -91,9 +91,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 class Specimen:
     """One tiny model of a type, in a directory as users have them."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, **changes: Any) -> None:
         self.kind, self.folder = kind, folder
-        self.built = build(kind)
+        self.built = build(kind, **changes)
         self.path = folder / "base"
         save_model(self.built, self.path)
         tokenizer().save_pretrained(str(self.path))
