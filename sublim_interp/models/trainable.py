@@ -21,8 +21,8 @@ Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
 
 NEVER_CALLED = re.compile(r"\.dt_proj$|\.(encoder_attn|crossattention)\.")
-"""Linear maps on which no adapter would act: one of Mamba's first kind, whose block reads the weight and never calls the
-module, and those by which a decoder reads an encoder, which a causal model has none of."""
+"""Linear maps on which no adapter would act: one of Mamba's first kind, whose block reads the weight and never calls
+the module, and those by which a decoder reads an encoder, which a causal model has none of."""
 
 NAMED = 4
 """How many of the weights that do not train are named, the largest first."""
@@ -44,7 +44,7 @@ def choose_trainable(
     rank, alpha: of the adapters, which every linear map of the body gets: modules, fused experts, routers that are one
     seed: decides the adapters' initial weights, whatever was drawn before in this process
 
-    Raises SublimError where PEFT cannot adapt the model, or layers share weights. `reach` says how much of the body trains.
+    Raises SublimError where PEFT cannot adapt the model, or layers share weights. `reach` says how much of it trains.
 
     Source: LoRA is Hu et al. 2106.09685; on all linear maps as in Cloud et al. 2507.14805.
     """
@@ -64,8 +64,8 @@ def _with_adapters(model: "PreTrainedModel", rank: int, alpha: float, seed: int)
     maps, stacks = _linear_maps(model), _fused_maps(model)
     if shared := _shared(model, maps):
         raise SublimError(
-            f"part=lora: {type(model).__name__} uses one weight in several layers ({' and '.join(shared)}), so adapters "
-            "of each could not be merged into it; choose part=body or full"
+            f"part=lora: {type(model).__name__} uses one weight in several layers ({' and '.join(shared)}), so "
+            "adapters of each could not be merged into it; choose part=body or full"
         )
     config = LoraConfig(
         r=rank,

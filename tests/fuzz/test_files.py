@@ -1,7 +1,7 @@
-"""A fuzzer of what people hand in: YAML, rows, manifests, models, templates. Each is read, or refused in one line, within seconds.
+"""A fuzzer of what people hand in: YAML, rows, manifests, models, templates. Each is read, or refused in one line.
 
-Each test takes two seconds; $SUBLIM_FUZZ is another number, as in `make fuzz`. Draws follow seeds 0, 1, 2, …, so that a
-failure comes again; hypothesis shows the smallest input that fails.
+No input takes longer than seconds. Each test takes two seconds; $SUBLIM_FUZZ is another number, as in `make fuzz`.
+Draws follow seeds 0, 1, 2, …, so that a failure comes again; hypothesis shows the smallest input that fails.
 """
 
 import json
