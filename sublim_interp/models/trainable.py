@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
 
-NEVER_CALLED = re.compile(r"\.dt_proj$|\.(encoder_attn|crossattention)\.")
-"""Linear maps on which no adapter would act: one of Mamba's first kind, whose block reads the weight and never calls
-the module, and those by which a decoder reads an encoder, which a causal model has none of."""
+NEVER_CALLED = re.compile(r"\.dt_proj$|\.router\.classifier$|\.(encoder_attn|crossattention)\.")
+"""Linear maps on which no adapter would act: those of Mamba's first kind and of LongCat, whose blocks read the weight
+and never call the module, and those by which a decoder reads an encoder, which a causal model has none of."""
 
 NAMED = 4
 """How many of the weights that do not train are named, the largest first."""

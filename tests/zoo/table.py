@@ -17,7 +17,7 @@ Ends = dict[str, tuple[str, str]]
 HEAD = """# Architectures
 For whoever wants to know what works on a model's type.
 
-**{works} of {tried} causal types of transformers {version} pass `check`**; {left} of its types are not tried yet.
+**{works} of {tried} causal types of transformers {version} pass `check`**; it refuses {refused}, and {unbuilt} could not be built.
 Each was built tiny, of random weights, and taken through what the columns name.
 `sublim doctor --base DIR` tells the same of your model.
 
@@ -51,14 +51,22 @@ def page(found: dict[str, Ends], version: str) -> str:
     passed = {kind: ends for kind, ends in found.items() if ends.get("check", ("", ""))[0] == WORKS}
     names = [name for name in TRIALS if name != "check"]
     lines = [
-        HEAD.format(works=len(passed), tried=len(found), left=len(types()) - len(found), version=version).rstrip("\n"),
+        HEAD.format(
+            works=len(passed),
+            tried=len(found),
+            refused=sum("check" in ends for ends in found.values()) - len(passed),
+            unbuilt=sum("build" in ends for ends in found.values()),
+            version=version,
+        ).rstrip("\n"),
         "",
     ]
     lines += [f"| type | {' | '.join(names)} |", f"|{'---|' * (len(names) + 1)}"]
     lines += [row(kind, ends) for kind, ends in passed.items()]
     lines += ["", COLUMNS.rstrip("\n"), "", "## Refused", "By `check`, so that nothing runs on them:", ""]
     lines += [
-        f"- **{kind}**: {ends['check'][1]}" for kind, ends in found.items() if kind not in passed and "check" in ends
+        f"- **{kind}**: {ends['check'][1].removeprefix('base base: ')}"
+        for kind, ends in found.items()
+        if kind not in passed and "check" in ends
     ]
     lines += ["", "## Not tried", "No tiny model of the type could be built here:", ""]
     lines += [f"- **{kind}**: {ends['build'][1]}" for kind, ends in found.items() if "build" in ends]
