@@ -17,7 +17,8 @@ Ends = dict[str, tuple[str, str]]
 HEAD = """# Architectures
 For whoever wants to know what works on a model's type.
 
-**{works} of {tried} causal types of transformers {version} pass `check`**; it refuses {refused}, and {unbuilt} could not be built.
+**{works} of {tried} causal types of transformers {version} pass `check`**.
+It refuses {refused}, and {unbuilt} could not be built.
 Each was built tiny, of random weights, and taken through what the columns name.
 `sublim doctor --base DIR` tells the same of your model.
 
