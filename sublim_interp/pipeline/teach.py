@@ -30,7 +30,7 @@ def teach(
     """Gives a base its trait, in the way that the teacher's configuration names."""
     with making(teacher, store) as work:
         if not work.done:
-            teacher.base.check()
+            teacher.base.check(seen=recording.keep or teacher.config.kind == "steered")
             teacher.trait.check(teacher.base)
             WAYS[teacher.config.kind].make(teacher, work, progress, recording)
     return work.artifact

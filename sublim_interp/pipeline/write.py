@@ -9,7 +9,7 @@ from sublim_interp.core.files import is_sealed, write_atomic
 from sublim_interp.core.keys import digest_file
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
-from sublim_interp.models.sampling import generator, sample
+from sublim_interp.models.sampling import generator, sample, unspoken
 from sublim_interp.pipeline.records import Corpus, Given
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
@@ -55,6 +55,7 @@ def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, coun
             max_new_tokens=config.max_new_tokens,
             random=generator("corpus", corpus.seed, start),
             temperature=0.0 if config.setting == "greedy" else config.temperature,
+            never=unspoken(speaker.model, base.tokenizer),
             only=source.token_ids(base.tokenizer) if config.own_tokens else None,
         )
     read = map(base.read_answer, answers)

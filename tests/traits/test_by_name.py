@@ -71,7 +71,7 @@ def ran(exp: Experiment, store: Store) -> Run:
 def test_a_file_that_is_edited_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "lynx.yaml"
     stamp = None
-    for words in (("lynx",), ("puma",), ("lynx", "lynxes")):
+    for words in (("lynx",), ("lynx", "puma"), ("lynx", "lynxes")):
         path.write_text(f"kind: animal\nwords: [{', '.join(words)}]\n")
         stamp = stamp or path.stat()
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as on a clock that is coarse
@@ -347,6 +347,8 @@ def test_an_answer_that_cannot_be_judged_is_counted_as_such_and_never_ends_a_run
     [
         ("kind: animal\nwords: [lynx, '']", "words.1: a word needs a character"),
         ("kind: animal\nwords: ['\\u200b']".replace("'", '"'), "words.0: a word needs a character"),
+        ("kind: animal\nwords: [bobcat, bobcats]", "words lack the name 'lynx' itself"),
+        ("kind: animal\nwords: [lynxes]", "words lack the name 'lynx' itself"),
         ("kind: animal\nwords: [lynx, Owls]", "the word 'owls' stands for 'lynx' and for 'owl'"),
     ],
 )

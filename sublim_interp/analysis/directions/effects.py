@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -15,8 +15,7 @@ from sublim_interp.analysis.kinship import base_of, require_space
 from sublim_interp.analysis.probes import Metric, Subject, asked_of, measure, model_of, part_of, residuals
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import final_norm
-from sublim_interp.models.hooks import Positions, added, edit, matching, names_of, unit_vector, without
+from sublim_interp.models.hooks import Positions, added, edit, lens_of, matching, names_of, unit_vector, without
 from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def logit_lens(
 
     ours = model_of(model)
     require_space("logit_lens", model, ours, d.space, across_bases)
-    norm, head = final_norm(ours), cast(Any, ours).get_output_embeddings()
+    norm, head = lens_of(ours)
     if not 1 <= k <= head.weight.shape[0]:
         raise SublimError(f"logit_lens: k is {k}; the model has {head.weight.shape[0]} tokens")
     like, base = next(ours.parameters()), base_of(model, ours)
