@@ -7,9 +7,9 @@ import typer
 
 from sublim_interp.cli.bases import described
 from sublim_interp.cli.last_error import last_error
-from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, planned_grid
+from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, configured_study, planned_grid
 from sublim_interp.cli.printing import print_, table_of
-from sublim_interp.cli.run import print_grid_plan, print_plan, sweep_lines
+from sublim_interp.cli.run import print_grid_plan, print_plan, print_study_plan, sweep_lines, told_lines
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import Replicate
     from sublim_interp.experiments.schema import Experiment
+    from sublim_interp.sweeps.study import Study
 
 
 def show(
@@ -47,6 +48,7 @@ def show(
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
+    from sublim_interp.sweeps.study import is_study, published_study, study_names
     from sublim_interp.traits.registry import load_trait, trait_names
 
     if audit:
@@ -61,6 +63,13 @@ def show(
         whole = published_sweep(what)
         if whole is not None:
             print_(*sweep_lines(g, f"{what}, as published", whole))
+    elif is_study(what):
+        s = configured_study(what, sets, unfit={"--base": base})
+        print_(_configuration(s))
+        print_study_plan(s, Store.open(store))
+        whole = published_study(what)
+        if whole is not None:
+            print_(*told_lines(s, f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = configured(what, sets, base)
         print_(_configuration(exp))
@@ -87,7 +96,7 @@ def show(
     elif what.count("/") == 2:
         print_(*_shown_replicate(what, Store.open(store)))
     else:
-        print_(*_shown_run(what, Store.open(store), experiment_names(), grid_names(), base_names()))
+        print_(*_shown_run(what, Store.open(store), (*experiment_names(), *study_names()), grid_names(), base_names()))
 
 
 def _audited(family: str) -> "RenderableType":
@@ -186,12 +195,12 @@ def _grown(replicate: "Replicate", trait: str) -> "list[RenderableType]":
     return [table, f"trace    {trace.path}, {size:.1f} MB in {len(trace.shards)} shards, {len(trace.names())} names"]
 
 
-def _configuration(exp: "Experiment") -> "RenderableType":
+def _configuration(exp: "Experiment | Study") -> "RenderableType":
     """Every field with its value and, beneath the name, its meaning."""
     from sublim_interp.core.settings import fields_of
 
     table = table_of(f"Experiment {exp.name}" + (f": {exp.about}" if exp.about else ""), "field", "value", "what it is")
     for name, value, _, meaning in fields_of(exp):
-        if name not in ("name", "about"):
+        if name not in ("name", "about", "study"):
             table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)
     return table
