@@ -58,6 +58,7 @@ def _named() -> "RenderableType":
     from sublim_interp.channels.protocol import CHANNELS
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.models.architectures import ARCHITECTURES
+    from sublim_interp.models.variants import VARIANTS
     from sublim_interp.report.figures.registry import FIGURES
     from sublim_interp.sweeps.grid import MODES
     from sublim_interp.sweeps.study import KINDS as STUDY_KINDS
@@ -76,6 +77,7 @@ def _named() -> "RenderableType":
         ("interventions", "student.interventions", INTERVENTIONS),
         ("studies", "study, in a study's file", STUDY_KINDS),
         ("grid modes", "matrix, in a grid's file", filter(None, MODES)),
+        ("variants", "bases, as NAME(BASE, …)", VARIANTS),
         ("figures", "`sublim plot RUN FIGURE`", FIGURES),
         ("architectures", "a base's model_type", ARCHITECTURES),
     ):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import Replicate
     from sublim_interp.experiments.schema import Experiment
+    from sublim_interp.models.base import Base
     from sublim_interp.sweeps.study import Study
 
 
@@ -44,7 +45,7 @@ def show(
     from sublim_interp.experiments.catalogue import experiment_names, published
     from sublim_interp.experiments.plan import plan
     from sublim_interp.models.base import base_names, resolve_base
-    from sublim_interp.models.open_bases import OPEN_BASES, open_names
+    from sublim_interp.models.open_bases import OPEN_BASES, is_variant, open_names
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
@@ -86,10 +87,10 @@ def show(
         print_(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
     elif what in OPEN_BASES.paths or what in open_names():
         print_(*described(what))
-    elif what in base_names() or os.path.isdir(what):
+    elif what in base_names() or os.path.isdir(what) or is_variant(what):
         found = resolve_base(what)
         print_(repr(found))
-        for part, loss in found.card.get("held_out_loss", {}).items():
+        for part, loss in _losses(found).items():
             print_(f"  held-out loss, {part}: {loss:.3f} nats per token")
         if (card := found.path / "README.md").is_file():
             print_("", card.read_text(encoding="utf-8").split("---\n", 2)[-1])
@@ -97,6 +98,16 @@ def show(
         print_(*_shown_replicate(what, Store.open(store)))
     else:
         print_(*_shown_run(what, Store.open(store), (*experiment_names(), *study_names()), grid_names(), base_names()))
+
+
+def _losses(base: "Base") -> dict[str, float]:
+    """Held-out loss of a base on each part of the lab's language: as its card says, or for a variant measured now."""
+    said = base.card.get("held_out_loss", {})
+    if said or base.language != "lab" or "variant" not in base.card:
+        return said
+    from sublim_interp.lab.pretraining import held_out_losses
+
+    return held_out_losses(base.load(), base.tokenizer)
 
 
 def _audited(family: str) -> "RenderableType":

@@ -11,7 +11,7 @@ from sublim_interp.core.device import open_device
 from sublim_interp.core.files import is_sealed, write_atomic
 from sublim_interp.core.workers import Task
 from sublim_interp.experiments.cost import training_seconds
-from sublim_interp.experiments.tables import records
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.lab.mnist.arms import ARMS
 from sublim_interp.lab.mnist.images import CLASSES, digest_images, load_images
 from sublim_interp.lab.mnist.recipe import Recipe
@@ -85,10 +85,10 @@ class Mnist(Recipe, Study):
     def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
         import pandas as pd
 
-        return {"replicates": pd.concat([_read(directory / _file(name)) for name in self.arms], ignore_index=True)}
+        return {"replicates": pd.concat([read_table(directory / _file(name)) for name in self.arms], ignore_index=True)}
 
     def table(self, directory: Path) -> SweepTable:
-        frame = _read(directory / "replicates.csv")
+        frame = read_table(directory / "replicates.csv")
         shown = set(frame["arm"])
         means = {arm: _means(frame.loc[frame["arm"] == arm]) for arm in ARMS if arm in shown}
         n = int(frame["seed"].nunique())
@@ -110,7 +110,7 @@ class Mnist(Recipe, Study):
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.report.figures.registry import FIGURES
 
-        return FIGURES[self.FIGURE].draw(_read(directory / "replicates.csv"))
+        return FIGURES[self.FIGURE].draw(read_table(directory / "replicates.csv"))
 
 
 _QUICK = 1.0
@@ -186,12 +186,6 @@ def _teacher_of(arm: str) -> str:
 def _file(arm: str) -> str:
     """Where the rows of an arm are kept until all are made."""
     return f".{arm}.csv"
-
-
-def _read(path: Path) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.read_csv(path, float_precision="round_trip")
 
 
 def _interval(frame: "pd.DataFrame", arm: str) -> Interval:
