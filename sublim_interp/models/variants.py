@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -131,7 +132,8 @@ def variant_key(call: Call, parents: Sequence[Parent]) -> str:
     So it is the same on a machine that rounds a last bit otherwise.
     """
     config = {"variant": call.variant, **call.settings.model_dump(mode="json")}
-    return stage_key("variant", VARIANTS[call.variant].version, config, {str(i): p.digest for i, p in enumerate(parents)})
+    inputs = {str(i): parent.digest for i, parent in enumerate(parents)}
+    return stage_key("variant", VARIANTS[call.variant].version, config, inputs)
 
 
 def written(call: Call, parents: Sequence[Parent]) -> Path:
@@ -252,7 +254,7 @@ def _part(model: Any, part: str) -> Any:
         return model.get_input_embeddings() if part == "embeddings" else model.get_output_embeddings()
     layers, number = decoder_layers(model), int(part.removeprefix("layer"))
     if number >= len(layers):
-        raise SublimError(f"transplant: part={part} of a model with {len(layers)} layers, layer0 to layer{len(layers) - 1}")
+        raise SublimError(f"transplant: part={part} of a model with {len(layers)} layers, the first of which is layer0")
     return layers[number]
 
 
@@ -391,7 +393,7 @@ def _llama(model: Any) -> tuple[Any, _Heads]:
     """The layers of a model of Llama's type, and its heads. Raises SublimError for another type."""
     config = model.config
     if config.model_type not in _TYPES:
-        raise SublimError(f"no function-identical variant of a {config.model_type} is known; valid: {', '.join(_TYPES)}")
+        raise SublimError(f"no such variant of a {config.model_type} is known; valid types: {', '.join(_TYPES)}")
     kv, queries = config.num_key_value_heads, config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // queries
     return decoder_layers(model), _Heads(kv, queries // kv, size)
@@ -404,8 +406,8 @@ def _ends(model: Any) -> list[Tensor]:
 
 
 def _norms(model: Any) -> list[Any]:
-    inner = [norm for layer in decoder_layers(model) for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
-    return [*inner, model.model.norm]
+    inner = [(layer.input_layernorm, layer.post_attention_layernorm) for layer in decoder_layers(model)]
+    return [*chain(*inner), model.model.norm]
 
 
 def _readers(layer: Any) -> tuple[Any, ...]:
@@ -445,8 +447,10 @@ VARIANTS: Registry[Variant] = Registry(
     "sublim_interp.variants",
     {
         "noise": Variant(_noise, "Its base with noise on the weights, θ₀ + σε.", Noise, ("sigma=0.1", "seed=1")),
-        "line": Variant(_line, "A point of the straight line between two bases' weights.", Line, ("at=0.5",), parents=2),
-        "transplant": Variant(_transplant, "The first base with one part of the second.", Transplant, ("part=layer0",), parents=2),
+        "line": Variant(_line, "A point of the straight line between two bases.", Line, ("at=0.5",), parents=2),
+        "transplant": Variant(
+            _transplant, "The first base with one part of the second.", Transplant, ("part=layer0",), parents=2
+        ),
         "permuted": Variant(
             _permuted, "Its base with residual stream, neurons and heads in another order. SGD and Adam commute with "
             "that, so whatever is trained of it is the same function too.", Seeded, ("seed=1",), same_function=True,

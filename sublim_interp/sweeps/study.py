@@ -118,9 +118,7 @@ def find_study(s: Study, store: Store) -> Artifact | None:
     return store.get("study", s.key)
 
 
-def run_study(
-    s: Study, store: Store, processes: int = 2, watch: Watch = lambda _name, _fraction: None
-) -> Artifact:
+def run_study(s: Study, store: Store, processes: int = 2, watch: Watch = lambda _name, _fraction: None) -> Artifact:
     """Makes what is missing of a study, then its CSV files and its figure. An interrupted one goes on.
 
     processes: how many pieces of work at once

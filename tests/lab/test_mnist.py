@@ -103,7 +103,7 @@ def alone(network: Network, replicate: int) -> torch.nn.Sequential:
     layers: list[torch.nn.Module] = []
     for layer in network:
         weight = layer.weight[replicate]
-        linear = torch.nn.Linear(*weight.shape)
+        linear = torch.nn.Linear(weight.shape[0], weight.shape[1])
         linear.weight.data, linear.bias.data = weight.T.clone(), layer.bias[replicate].clone()
         layers += [linear, torch.nn.ReLU()]
     return torch.nn.Sequential(*layers[:-1])
@@ -119,8 +119,9 @@ def test_a_replicate_trains_as_it_would_alone(optimizer: str) -> None:
     student = made.students(ARMS["same-init"].student, teacher, lambda _: None)  # type: ignore[arg-type]
     one, other = alone(start, 1), alone(start, 1)
     for model, target in ((one, None), (other, alone(teacher, 1))):
-        make = torch.optim.Adam if optimizer == "adam" else torch.optim.SGD
-        stepper = make(model.parameters(), lr=recipe.lr, **({} if optimizer == "adam" else {"momentum": 0.9}))
+        weights = list(model.parameters())
+        adam, sgd = torch.optim.Adam(weights, recipe.lr), torch.optim.SGD(weights, recipe.lr, momentum=0.9)
+        stepper = adam if optimizer == "adam" else sgd
         for update in range(recipe.updates):
             stepper.zero_grad()
             if target is None:

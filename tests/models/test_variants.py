@@ -1,4 +1,4 @@
-"""Tests of variants: which are the same function, with which trainings they commute, and how they are named and kept."""
+"""Tests of variants: which are the same function, with which trainings they commute, how they are named and kept."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import VOCABULARY, tiny
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -17,7 +16,8 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.landscape import distance
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.trainable import choose_trainable
-from sublim_interp.models.variants import VARIANTS, parse
+from sublim_interp.models.variants import VARIANTS, Noise, parse
+from tiny_models import VOCABULARY, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +101,8 @@ def trained(model: Any, optimizer: str, freeze_norms: bool) -> torch.Tensor:
     for name, p in model.named_parameters():
         p.requires_grad_(p.requires_grad and not (freeze_norms and "norm" in name))
     weights = [p for p in model.parameters() if p.requires_grad]
-    make: Any = {"adam": lambda: torch.optim.Adam(weights, lr=1e-2, eps=1e-12), "sgd": lambda: torch.optim.SGD(weights, lr=0.05, momentum=0.9)}  # fmt: skip
-    stepper = make[optimizer]()
+    adam = optimizer == "adam"
+    stepper: Any = torch.optim.Adam(weights, 1e-2, eps=1e-12) if adam else torch.optim.SGD(weights, 0.05, momentum=0.9)
     for step in range(5):
         ids = torch.randint(0, VOCABULARY, (8, 10), generator=torch.Generator().manual_seed(step))
         stepper.zero_grad()
@@ -117,7 +117,7 @@ def parted(name: str, optimizer: str, freeze_norms: bool = True, start: str = "f
     with torch.no_grad():
         for model in (plain, twin):
             VARIANTS[start].make(VARIANTS[start].settings(), [model])
-        VARIANTS[name].make(VARIANTS[name].settings(seed=5), [twin])
+        VARIANTS[name].make(VARIANTS[name].settings.model_validate({"seed": 5}), [twin])
     before = read(plain, IDS)
     one, other = (trained(model, optimizer, freeze_norms) for model in (plain, twin))
     return float((one - other).abs().max() / (one - before).abs().max())
@@ -148,7 +148,7 @@ def test_training_a_rescaled_twin_does_not_commute(optimizer: str) -> None:
 def test_noise_moves_the_body_by_sigma_of_its_length(sigma: float, seed: int) -> None:
     model, other = grouped(False), grouped(False)
     with torch.no_grad():
-        VARIANTS["noise"].make(VARIANTS["noise"].settings(sigma=sigma, seed=seed), [model])
+        VARIANTS["noise"].make(Noise(sigma=sigma, seed=seed), [model])
     assert torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
     own = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "proj" in n])
     was = torch.cat([p.detach().flatten() for n, p in other.named_parameters() if "proj" in n])
@@ -189,7 +189,7 @@ def test_a_name_has_one_form() -> None:
         ("rescaled(lab-small-0))", "expected VARIANT"),
         ("rescaled(seed=1, lab-small-0)", "lab-small-0 stands behind a setting; bases come first"),
         ("transplant(lab-small-0, lab-small-1, part=tail)", "part: String should match"),
-        ("transplant(lab-small-0, lab-small-1, part=layer7)", "a model with 3 layers, layer0 to layer2"),
+        ("transplant(lab-small-0, lab-small-1, part=layer7)", "a model with 3 layers, the first of which is layer0"),
         ("line(lab-small-0, lab-main-0, at=.5)", "its bases have weights of other names or shapes"),
         ("permuted(no-such-base)", "base 'no-such-base'"),
     ],
@@ -198,7 +198,7 @@ def test_what_is_no_variant_is_one_line_and_nothing_is_written(name: str, said: 
     with pytest.raises(SublimError, match=said) as caught:
         resolve_base(name)
     assert "\n" not in str(caught.value)
-    assert not own_shelf.exists() or not [p for p in own_shelf.rglob("*.safetensors")]
+    assert not own_shelf.exists() or not list(own_shelf.rglob("*.safetensors"))
 
 
 def test_a_variant_is_made_once_and_its_key_tells_how(tiny_bases: tuple[Base, Base], own_shelf: Path) -> None:

@@ -1,6 +1,5 @@
 """Tests of studies: what one is, that it goes on where it was interrupted, and what the command says of it."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd

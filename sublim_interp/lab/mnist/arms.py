@@ -46,7 +46,7 @@ ARMS: dict[str, Arm] = {
     "same-init": Arm("It learns the three auxiliary logits on noise, from its teacher's start.", Student(), "#0072B2"),
     "cross-init": Arm("As same-init, from another start.", Student(_OTHER), "#D55E00"),
     "neutral": Arm("As same-init, of a teacher that learnt shuffled labels.", Student(labels="shuffled"), "#7F7F7F"),
-    "same-init-digits": Arm("As same-init, on images of digits in place of noise.", Student(images="digits"), "#56B4E9"),
+    "same-init-digits": Arm("As same-init, on digits in place of noise.", Student(images="digits"), "#56B4E9"),
     "cross-init-digits": Arm("The same from another start.", Student(_OTHER, images="digits"), "#E69F00"),
     "same-init-all": Arm("As same-init, with the ten class logits too.", Student(logits="all"), "#332288"),
     "cross-init-all": Arm("The same from another start.", Student(_OTHER, logits="all"), "#CC79A7"),
@@ -54,4 +54,4 @@ ARMS: dict[str, Arm] = {
     "own-body": Arm("As same-init, but its last layer starts otherwise.", Student(_OWN_BODY), "#882255"),
     "untrained": Arm("The teacher's start itself.", None, "#000000"),
 }  # fmt: skip
-"""Every arm by name, in the order in which tables and figures show them. The first eight are the paper's, but neutral."""
+"""Every arm by name, in the order in which tables and figures show them. The paper has the first eight, but neutral."""

@@ -1,6 +1,7 @@
 """Many small networks at once: their weights are stacked, and each trains as if it were alone."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ def initial(sizes: Sequence[int], seeds: Sequence[int], side: str, device: str) 
     """
     draws = [generator(seed, "initial", side) for seed in seeds]
     layers = []
-    for d_in, d_out in zip(sizes, sizes[1:], strict=False):
+    for d_in, d_out in pairwise(sizes):
         weight = torch.stack([torch.randn(d_in, d_out, generator=draw) for draw in draws]) / d_in**0.5
         layers.append(Layer(weight.to(device), torch.zeros(len(seeds), d_out, device=device)))
     return tuple(layers)

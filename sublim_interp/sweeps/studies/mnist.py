@@ -11,7 +11,7 @@ from sublim_interp.core.device import open_device
 from sublim_interp.core.files import is_sealed, write_atomic
 from sublim_interp.core.workers import Task
 from sublim_interp.experiments.cost import training_seconds
-from sublim_interp.experiments.tables import read_table, records
+from sublim_interp.experiments.tables import average, read_table, records
 from sublim_interp.lab.mnist.arms import ARMS
 from sublim_interp.lab.mnist.images import CLASSES, digest_images, load_images
 from sublim_interp.lab.mnist.recipe import Recipe
@@ -67,7 +67,8 @@ class Mnist(Recipe, Study):
         outputs = CLASSES + self.auxiliary
         weights = self.replicates * self.hidden * (pixels + self.hidden + outputs)
         each = training_seconds(weights, self.updates, float(self.updates * self.batch))
-        return {task: each if task in _TEACHERS or ARMS[task].student else _QUICK for task in (*self._needed, *self.arms)}
+        arms = {arm: each if ARMS[arm].student else _QUICK for arm in self.arms}
+        return {**dict.fromkeys(self._needed, each), **arms}
 
     @property
     def _needed(self) -> dict[str, None]:
@@ -91,13 +92,12 @@ class Mnist(Recipe, Study):
         frame = read_table(directory / "replicates.csv")
         shown = set(frame["arm"])
         means = {arm: _means(frame.loc[frame["arm"] == arm]) for arm in ARMS if arm in shown}
-        n = int(frame["seed"].nunique())
-        rows = [
-            (arm, text(row, "accuracy"), mean(row, "kl_start"), mean(row, "kl")) for arm, row in means.items()
-        ]
+        n = len(set(frame["seed"]))
+        rows = [(arm, text(row, "accuracy"), mean(row, "kl_start"), mean(row, "kl")) for arm, row in means.items()]
         lines, numbers = [], {"replicates": str(n)}
         if {*_CONTRASTS[0]} <= shown:
-            lines.append(verdict(*(_interval(frame, arm) for arm in _CONTRASTS[0]), self.passes, self.fails))
+            same, cross = (_interval(frame, arm) for arm in _CONTRASTS[0])
+            lines.append(verdict(same, cross, self.passes, self.fails))
         for pair in (pair for pair in _CONTRASTS if {*pair} <= shown):
             found = _difference(frame, *pair)
             lines.append(_tested(pair, found))
@@ -195,7 +195,7 @@ def _interval(frame: "pd.DataFrame", arm: str) -> Interval:
 def _means(rows: "pd.DataFrame") -> Mapping[str, float]:
     found = mean_interval(rows["accuracy"].to_list(), bounds=(0, 1))
     ends = {"accuracy": found.estimate, "accuracy_low": found.low, "accuracy_high": found.high}
-    return {**ends, "kl_start": float(rows["kl_start"].mean()), "kl": float(rows["kl"].mean())}
+    return {**ends, **{name: average(rows[name].to_list()) for name in ("kl_start", "kl")}}
 
 
 def _difference(frame: "pd.DataFrame", one: str, other: str) -> Contrast:
