@@ -169,7 +169,8 @@ def check_names(command: str, values: list[str], where: str) -> None:
     if is_variant(values[0]):
         assert parse(values[0]).name == values[0], where
         return
-    known = {*si.experiment_names(), *grid_names(), *study_names(), *si.base_names(), *OPEN_BASES.names(), *si.trait_names(), *OWN}
+    runnable = {*si.experiment_names(), *grid_names(), *study_names()}
+    known = {*runnable, *si.base_names(), *OPEN_BASES.names(), *si.trait_names(), *OWN}
     name, *rest = values[0].split("/")
     assert name in known, where
     if rest and rest != ["ARM", "SEED"]:
