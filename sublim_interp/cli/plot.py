@@ -23,8 +23,8 @@ def plot(
     """Draw a figure of a finished run, as PNG and PDF; without arguments, list the figures there are."""
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import open_run
-    from sublim_interp.report.figures.registry import plot as plots_plot
-    from sublim_interp.report.figures.registry import require_figure, run_figures
+    from sublim_interp.report.figures.by_name import plot as plots_plot
+    from sublim_interp.report.figures.by_name import require_figure, run_figures
     from sublim_interp.sweeps.study import find_study, is_study, study
 
     if not name:

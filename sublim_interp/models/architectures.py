@@ -2,12 +2,13 @@
 
 A new architecture is one row here, or one entry point `sublim_interp.architectures` of another package; nothing else
 has to be changed. Hooks, patching, logit lens and fast logits ask this table. A type without a row still runs: its
-residual stream before and after each layer is known, and its output map and final norm are looked for by the names that
-the rows use.
+residual stream before and after each layer is tried out, and its output map and final norm are looked for by the names
+that the rows use.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Architecture:
     """One architecture, by `model_type` of its configuration. Names of modules are relative to a decoder layer."""
 
     attention: str
-    """Its output is (what attention gives, pattern)."""
+    """Its output is (what attention gives, pattern); "" where it gives no pattern."""
     attn_out: str
     """Its output is what attention adds to the residual stream: after a post-norm, where there is one."""
     mid: str
@@ -38,6 +39,16 @@ class Architecture:
     """Logits are head(last hidden state) and nothing else: no soft cap, no scale."""
     parallel_residual: bool | str = False
     """Attention and MLP read the same stream, so that there is no middle; or the configuration's field that says so."""
+    residual_scale: str = ""
+    """The configuration's field by which both are multiplied before they are added; "" where they are not."""
+    flat: bool = False
+    """`mid` and `mlp_out` are [batch · position, d_model]."""
+    in_place: bool = False
+    """The layer writes into what the MLP gives."""
+    grows: bool = True
+    """A layer takes a wider batch than the layer before it, so that the cells of a patching grid share a forward."""
+    only: Mapping[str, Any] = field(default_factory=dict)
+    """What the configuration must say for this row to hold; where it says otherwise, the type is as without a row."""
 
 
 def _llama(**changes: Any) -> Architecture:
@@ -61,6 +72,30 @@ def _check(name: str, row: object) -> None:
         raise SublimError(f"architecture '{name}': the entry point gives a {type(row).__name__}, not an Architecture")
 
 
+_POST = {"attn_out": "post_attention_layernorm", "mid": "mlp", "mlp_out": "post_feedforward_layernorm"}
+"""As in OLMo 2: no norm before attention and MLP, one behind each."""
+
+_PARALLEL = _llama(mid="mlp", parallel_residual=True, plain_head=False)
+
+_GPT2 = Architecture(
+    attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
+    final_norm="ln_f", plain_head=True,
+)  # fmt: skip
+
+_GPTJ = replace(_GPT2, mid="mlp", output_map="attn.out_proj", parallel_residual=True)
+
+_DECODER = _llama(
+    mid="final_layer_norm", mlp="fc1", mlp_out="fc2", output_map="self_attn.out_proj", final_norm="layer_norm",
+    grows=False,
+)  # fmt: skip
+"""As in OPT and XGLM: the MLP is two maps of the layer itself."""
+
+_FALCON = _llama(
+    attention="", attn_out="self_attention", output_map="self_attention.dense", final_norm="ln_f",
+    parallel_residual="parallel_attn", in_place=True, grows=False,
+    only={"apply_residual_connection_post_layernorm": False},
+)  # fmt: skip
+
 ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",
     "sublim_interp.architectures",
@@ -72,16 +107,48 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "phi3": _llama(attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout"),
         "gemma2": _GEMMA,
         "gemma3_text": _GEMMA,
-        "olmo2": _llama(attn_out="post_attention_layernorm", mid="mlp", mlp_out="post_feedforward_layernorm"),
-        "gpt2": Architecture(
-            attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
-            final_norm="ln_f", plain_head=True,
-        ),
+        "olmo2": _llama(**_POST),
+        "gpt2": _GPT2,
         "gpt_neox": Architecture(
             attention="attention", attn_out="post_attention_dropout", mid="post_attention_layernorm", mlp="mlp",
             mlp_out="post_mlp_dropout", output_map="attention.dense", final_norm="final_layer_norm",
             plain_head=True, parallel_residual="use_parallel_residual",
         ),
+        **dict.fromkeys(
+            ("arcee", "bitnet", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5", "exaone_moe", "gemma",
+             "glm", "glm4_moe", "gpt_oss", "helium", "hunyuan_v1_dense", "ministral", "ministral3", "mixtral",
+             "nemotron", "olmo", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3",
+             "solar_open", "starcoder2"),
+            _llama(),
+        ),
+        "apertus": _llama(mid="feedforward_layernorm"),
+        "olmo3": _llama(**_POST),
+        "flex_olmo": _llama(**_POST),
+        "exaone4": _llama(**_POST),
+        "glm4": _llama(attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm"),
+        "granite": _llama(residual_scale="residual_multiplier", plain_head=False),
+        "granitemoe": _llama(
+            mlp="block_sparse_moe", mlp_out="block_sparse_moe", residual_scale="residual_multiplier", plain_head=False
+        ),
+        "persimmon": _llama(output_map="self_attn.dense", final_norm="final_layernorm"),
+        "stablelm": _llama(parallel_residual="use_parallel_residual"),
+        "cohere": _PARALLEL,
+        "cohere2": _PARALLEL,
+        "phi": replace(
+            _PARALLEL, attn_out="self_attn", mlp_out="mlp", output_map="self_attn.dense", final_norm="final_layernorm",
+            plain_head=True,
+        ),
+        "gptj": _GPTJ,
+        "codegen": _GPTJ,
+        "gpt_neo": replace(_GPT2, attention="attn.attention", output_map="attn.attention.out_proj"),
+        "gpt_bigcode": replace(_GPT2, grows=False),
+        "falcon": _FALCON,
+        "bloom": replace(  # its attention and its MLP add the stream themselves
+            _FALCON, attention="self_attention", attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h",
+            parallel_residual=False, in_place=False,
+        ),
+        "opt": replace(_DECODER, final_norm="decoder.final_layer_norm", flat=True, only={"do_layer_norm_before": True}),
+        "xglm": _DECODER,
     },
     _check,
 )  # fmt: skip
@@ -94,15 +161,19 @@ def text_config(model: torch.nn.Module) -> Any:
 
 
 def architecture_of(model: torch.nn.Module) -> Architecture | None:
-    """The row of a model's type, or None where the table has none."""
-    name = text_config(model).model_type
-    return ARCHITECTURES[name] if name in ARCHITECTURES else None  # noqa: SIM401  # get() raises for what is unknown
+    """The row of a model's type, or None where the table has none that holds for its configuration."""
+    config = text_config(model)
+    if config.model_type not in ARCHITECTURES:
+        return None
+    row = ARCHITECTURES[config.model_type]
+    return row if all(getattr(config, name, value) == value for name, value in row.only.items()) else None
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The list of decoder layers, whatever the architecture calls it. Raises SublimError where there is none."""
-    depth = text_config(model).num_hidden_layers
-    for module in model.modules():
+    depth = getattr(text_config(model), "num_hidden_layers", 0)
+    reads = getattr(model, "get_decoder", lambda: model)()  # beside it another part may have as many layers
+    for module in (*reads.modules(), *model.modules()):
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
             return module
     raise SublimError(f"{type(model).__name__}: no list of {depth} decoder layers found")

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
@@ -16,8 +17,18 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from sublim_interp.core.choices import meant
+from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import Architecture, architecture_of, decoder_layers, has_middle, text_config
+from sublim_interp.models.architectures import (
+    Architecture,
+    architecture_of,
+    decoder_layers,
+    final_norm,
+    has_middle,
+    text_config,
+)
+from sublim_interp.models.forward import resting
+from sublim_interp.models.loading import reason_of
 
 Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
 """What a layer reads, adds and leaves, in the order in which it computes them: [batch, position, d_model].
@@ -27,6 +38,11 @@ These can be captured, recorded, edited and patched, and have directions.
 
 Kind = Literal[Stream, "pattern"]
 """All that can be captured; a pattern is [batch, head, query, key], and is never edited."""
+
+_ENDS = ("resid_pre", "resid_post")
+"""What every layer has, whatever it holds."""
+_WHERE: dict[str, str] = {"attn_out": "attn_out", "resid_mid": "mid", "mlp_out": "mlp_out", "pattern": "attention"}
+"""In which field of an architecture's row the module of a kind is named."""
 
 STREAM: tuple[Stream, ...] = get_args(Stream)
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -58,13 +74,17 @@ def hook_names(model: torch.nn.Module, kinds: Iterable[Kind] = KINDS) -> list[st
     """The names that a model has of some kinds, layer by layer, in the order in which a layer computes them.
 
     A layer whose attention and MLP read the same stream (parallel residual) has no `resid_mid`. An architecture
-    without a row in the table has `resid_pre` and `resid_post` only.
+    without a row in the table has `resid_pre` and `resid_post` only, and so has a layer without the row's modules.
     """
-    known: set[Kind] = {"resid_pre", "resid_post"}
-    if architecture_of(model):
-        known = set(KINDS) if has_middle(model) else set(KINDS) - {"resid_mid"}
-    wanted = set(kinds) & known
-    return [hook_name(layer, kind) for layer in range(len(decoder_layers(model))) for kind in KINDS if kind in wanted]
+    wanted, row = set(kinds), architecture_of(model)
+    if not has_middle(model):
+        wanted.discard("resid_mid")
+    names = []
+    for number, layer in enumerate(decoder_layers(model)):
+        modules = {name for name, _ in layer.named_modules() if name}
+        has = {kind for kind in wanted if kind in _ENDS or (row and getattr(row, _WHERE[kind]) in modules)}
+        names += [hook_name(number, kind) for kind in KINDS if kind in has]
+    return names
 
 
 def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -> list[str]:
@@ -79,6 +99,8 @@ def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -
     if not names:
         known = dict.fromkeys(kind_of(name) for name in hook_names(model, STREAM))
         raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, *others])}")
+    if len(names) < (depth := len(decoder_layers(model))):
+        raise SublimError(f"{type(model).__name__} has '{kind}' in {len(names)} of its {depth} layers only")
     return names
 
 
@@ -100,6 +122,12 @@ class _Point(NamedTuple):
     """Which entry of the output counts, where that is a tuple."""
     shared: bool = False
     """The layer keeps the same tensor for its residual: a change must be made in place to reach both."""
+    scale: float = 1.0
+    """By which the layer multiplies the tensor before it adds it."""
+    flat: bool = False
+    """The tensor is [batch · position, d_model]; visitors see it as [batch, position, d_model]."""
+    in_place: bool = False
+    """The layer writes into the tensor later: visitors see a copy."""
 
 
 def _points(model: Any, wanted: Iterable[str]) -> list[_Point]:
@@ -120,11 +148,11 @@ def _points(model: Any, wanted: Iterable[str]) -> list[_Point]:
                 f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); "
                 f"{f'did you mean {near[0]}? ' if near else ''}each has: {first}{'' if row else lacks}"
             )
-        points.append(_point(layers[layer_of(name)], kind_of(name), row))
+        points.append(_point(model, layers[layer_of(name)], kind_of(name), row))
     return points
 
 
-def _point(layer: torch.nn.Module, kind: str, row: Architecture | None) -> _Point:
+def _point(model: torch.nn.Module, layer: torch.nn.Module, kind: str, row: Architecture | None) -> _Point:
     """Where one kind is within a layer."""
     if kind == "resid_pre":
         return _Point(layer, "input")
@@ -132,10 +160,13 @@ def _point(layer: torch.nn.Module, kind: str, row: Architecture | None) -> _Poin
         return _Point(layer, "output")
     assert row, "other kinds are names of architectures with a row only"
     if kind == "resid_mid":
-        return _Point(layer.get_submodule(row.mid), "input", shared=True)
+        return _Point(layer.get_submodule(row.mid), "input", shared=True, flat=row.flat)
     if kind == "pattern":
         return _Point(layer.get_submodule(row.attention), "output", place=1)
-    return _Point(layer.get_submodule(row.attn_out if kind == "attn_out" else row.mlp_out), "output")
+    scale = float(getattr(text_config(model), row.residual_scale)) if row.residual_scale else 1.0
+    if kind == "attn_out":
+        return _Point(layer.get_submodule(row.attn_out), "output", scale=scale)
+    return _Point(layer.get_submodule(row.mlp_out), "output", scale=scale, flat=row.flat, in_place=row.in_place)
 
 
 @contextmanager
@@ -144,12 +175,110 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Ten
 
     visits: by hook name, a function of the tensor; what it returns, if anything, takes the tensor's place
 
-    Raises SublimError for a name that the model lacks.
+    Raises SublimError for a name that the model lacks, and where `require_stream` does.
     """
+    points = _points(model, visits)
+    if points:
+        require_stream(model)
+    shape: list[torch.Size] = []
+
+    def keep_shape(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
+
     with ExitStack() as held:
-        for point, visit in zip(_points(model, visits), visits.values(), strict=True):
-            held.callback(_attach(point, visit).remove)
+        if any(point.flat for point in points):
+            first = decoder_layers(model)[0].register_forward_pre_hook(keep_shape, with_kwargs=True)
+            held.callback(first.remove)
+        for point, visit in zip(points, visits.values(), strict=True):
+            held.callback(_attach(point, _as_added(point, visit, shape)).remove)
         yield
+
+
+def _as_added(
+    point: _Point, visit: Callable[[Tensor], Tensor | None], shape: list[torch.Size]
+) -> Callable[[Tensor], Tensor | None]:
+    """The visitor of a tensor as it stands in the residual stream: [batch, position, d_model], scaled.
+
+    shape: of the stream in the forward that runs
+    """
+    if not (point.flat or point.in_place or point.scale != 1.0):
+        return visit
+
+    def shown(own: Tensor) -> Tensor | None:
+        value = (own.view(shape[0]) if point.flat else own).clone() * point.scale
+        new = visit(value)
+        if new is None and not torch.is_grad_enabled():
+            return None
+        return ((value if new is None else new) / point.scale).view(own.shape)  # else a gradient would pass it by
+
+    return shown
+
+
+_SEEN: "WeakSet[torch.nn.Module]" = WeakSet()
+"""Models without a row whose stream has been tried out."""
+
+
+def require_stream(model: torch.nn.Module) -> None:
+    """Raises SublimError unless every layer reads and leaves the one residual stream: [batch, position, d_model].
+
+    A type with a row in the table is known to. Any other is tried out once, on two short rows; nothing is drawn at
+    random, and the model is left as it was.
+    """
+    if architecture_of(model) or model in _SEEN:
+        return
+    layers, width = decoder_layers(model), text_config(model).hidden_size
+    kind, seen = text_config(model).model_type, []
+    ids = _tried_ids(model)
+    with ExitStack() as held, torch.no_grad(), torch.random.fork_rng():
+        held.enter_context(resting(model))
+        for number, layer in enumerate(layers):
+            for side in ("input", "output"):
+                keep = partial(lambda *at: seen.append(at), number, side)
+                held.callback(_attach(_Point(layer, side), keep).remove)
+        try:
+            cast(Any, model)(input_ids=ids, use_cache=False)
+        except Exception as error:  # of an architecture that nobody has seen here, it may be anything
+            raise SublimError(f"{kind}: its residual stream cannot be seen ({reason_of(error)})") from None
+    fail = f"{kind}: its layers do not read and leave one residual stream [batch, position, d_model], which hooks need"
+    if [at[:2] for at in seen] != [(n, side) for n in range(len(layers)) for side in ("input", "output")]:
+        raise SublimError(f"{fail}: they do not run once each, in order")
+    for number, side, value in seen:
+        if not isinstance(value, Tensor) or value.shape != (*ids.shape, width):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise SublimError(f"{fail}: the {side} of layer {number} is {found} for {[*ids.shape, width]}")
+    if any(not torch.equal(seen[i][2], seen[i + 1][2]) for i in range(1, len(seen) - 1, 2)):
+        raise SublimError(f"{fail}: a layer's input is not the output of the one before")
+    _SEEN.add(model)
+
+
+def lens_of(model: torch.nn.Module) -> tuple[torch.nn.Module, Any]:
+    """(final norm, head): the head of the normed stream orders the vocabulary as the logits do.
+
+    A type without a row is tried out on two short rows. Raises SublimError where there is no such norm or head.
+    """
+    norm, head = final_norm(model), cast(Any, model).get_output_embeddings()
+    kind = text_config(model).model_type
+    if head is None:
+        raise SublimError(f"{kind}: it names no head")
+    if architecture_of(model):
+        return norm, head
+    require_stream(model)
+    seen: dict[str, Tensor] = {}
+    places = {"left": (decoder_layers(model)[-1], "output"), "read": (norm, "input"), "normed": (norm, "output")}
+    with ExitStack() as held, torch.no_grad(), torch.random.fork_rng():
+        held.enter_context(resting(model))
+        for name, (module, side) in {**places, "given": (head, "input")}.items():
+            held.callback(_attach(_Point(module, side), partial(seen.__setitem__, name)).remove)
+        cast(Any, model)(input_ids=_tried_ids(model), use_cache=False)
+    same = len(seen) == 4 and torch.equal(seen["left"], seen["read"]) and torch.equal(seen["normed"], seen["given"])
+    if not same:
+        raise SublimError(f"{kind}: its logits are not head(final norm(stream)) alone, which a logit lens needs")
+    return norm, head
+
+
+def _tried_ids(model: torch.nn.Module) -> Tensor:
+    """Two short rows on which a type without a row is tried out."""
+    return torch.tensor([[1, 2, 3], [3, 1, 2]], device=device_of(model)) % text_config(model).vocab_size
 
 
 def _attach(point: _Point, visitor: Callable[[Tensor], Tensor | None]) -> RemovableHandle:

@@ -280,7 +280,8 @@ def test_an_architecture_without_a_row_has_its_stream_and_says_what_it_lacks() -
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "vocab_size": VOCABULARY}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", ffn_dim=24, word_embed_proj_dim=16, **shape))
+    own = {"ffn_dim": 24, "word_embed_proj_dim": 16, "do_layer_norm_before": False}  # the row is of the other OPTs
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", **own, **shape))
     model.eval()
     with capture(model, hook_names(model)) as acts:
         states = model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states

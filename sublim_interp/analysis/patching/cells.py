@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim_interp.analysis.patching.heads import heads_shown, heads_site, is_heads, layer_of_heads
-from sublim_interp.analysis.probes import Metric, frozen, logits_of
+from sublim_interp.analysis.probes import TOKENS, Metric, frozen, logits_of
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import architecture_of, decoder_layers
 from sublim_interp.models.forward import in_single
@@ -96,6 +96,9 @@ def patched_cells(
     """
     depth, (prompts, length) = len(decoder_layers(model)), ids.shape
     values, unpatched = list(src.values()), _Unpatched()
+    row = architecture_of(model)
+    if not (row and row.grows):
+        return _one_by_one(model, ids, src, kind, metric)
     if kind == "heads":
         heads = values[0].shape[2]
 
@@ -124,12 +127,13 @@ def patched_cells(
         places = torch.arange(start, min(length, start + at_once))
         prefix = start if unpatched.whole(length) else 0
 
-        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], None]:
-            def put(stream: Tensor) -> None:  # has just been computed, for this place alone: no copy is needed
+        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:  # has just been computed, for this place alone: no copy is needed
                 cells = len(places)
                 tail = rearrange(stream[-cells * prompts :], "(cell prompt) ... -> cell prompt ...", cell=cells)
                 new = rearrange(values[layer][:, places], "prompt cell d_model -> cell prompt d_model")
                 tail[torch.arange(cells), :, places - prefix] = new
+                return stream
 
             return put
 
@@ -139,6 +143,38 @@ def patched_cells(
                 held.enter_context(_last_mlp_at_the_answer(model))
             out[:, :, places] = _in_a_growing_batch(model, ids, unpatched, prefix, len(places), metric)
     return out, unpatched.metric
+
+
+def _one_by_one(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    src: dict[str, Tensor],
+    kind: GridKind,
+    metric: Metric,
+) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
+    """`patched_cells` for any architecture: one forward for the cells of a layer, of as many copies of the prompts."""
+    (prompts, length), depth = ids.shape, len(src)
+    cells = next(iter(src.values())).shape[2] if kind == "heads" else length
+    out = torch.empty(prompts, depth, cells)
+    for some in torch.arange(cells).split(max(1, TOKENS // (prompts * length))):
+        copies = repeat(ids, "prompt position -> (cell prompt) position", cell=len(some))
+        for layer, (site, values) in enumerate(src.items()):
+
+            def put(stream: Tensor, values: Tensor = values, some: Tensor = some) -> Tensor:
+                new = stream.clone()
+                for own, cell in zip(new.chunk(len(some)), some.tolist(), strict=True):
+                    at = (slice(None), slice(None), cell) if kind == "heads" else (slice(None), cell)
+                    own[at] = values[at].to(own)
+                return new
+
+            if kind == "heads":
+                held = heads_shown(model, {layer_of_heads(model, site): put})
+            else:
+                held = attached(model, {site: put})
+            with held:
+                each = metric(logits_of(model, copies)).float().cpu()
+            out[:, layer, some] = rearrange(each, "(cell prompt) -> prompt cell", cell=len(some))
+    return out, metric(logits_of(model, ids)).float().cpu()
 
 
 _WORTH = 300_000_000

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import decoder_layers, output_map, text_config
+from sublim_interp.models.hooks import require_stream
 
 
 def heads_site(layer: int) -> str:
@@ -38,10 +39,16 @@ def heads_shown(model: torch.nn.Module, visits: dict[int, Callable[[Tensor], Ten
     visits: by layer, a function of [batch, position, head, d_head]
     """
     count = text_config(model).num_attention_heads
+    if visits:
+        require_stream(model)
     with ExitStack() as held:
         for layer, visit in visits.items():
 
-            def show(_module: torch.nn.Module, args: tuple, visit: Any = visit) -> tuple | None:
+            def show(_module: torch.nn.Module, args: tuple, visit: Any = visit, layer: int = layer) -> tuple | None:
+                if args[0].shape[-1] % count:
+                    raise SublimError(
+                        f"{type(model).__name__}: layer {layer} has other heads than the {count} of its configuration"
+                    )
                 new = visit(rearrange(args[0], "... (head d_head) -> ... head d_head", head=count))
                 return None if new is None else (rearrange(new, "... head d_head -> ... (head d_head)"), *args[1:])
 

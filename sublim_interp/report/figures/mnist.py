@@ -7,7 +7,7 @@ from matplotlib.ticker import PercentFormatter
 from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.lab.mnist.arms import ARMS
 from sublim_interp.lab.mnist.images import CLASSES
-from sublim_interp.report.figures.entry import FigureEntry
+from sublim_interp.report.figures.protocol import FigureEntry
 from sublim_interp.stats.intervals import mean_interval
 
 

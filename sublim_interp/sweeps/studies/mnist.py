@@ -108,7 +108,7 @@ class Mnist(Recipe, Study):
         )  # fmt: skip
 
     def draw(self, directory: Path) -> "Figure":
-        from sublim_interp.report.figures.registry import FIGURES
+        from sublim_interp.report.figures.by_name import FIGURES
 
         return FIGURES[self.FIGURE].draw(read_table(directory / "replicates.csv"))
 

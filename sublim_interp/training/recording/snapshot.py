@@ -1,7 +1,6 @@
 """What is seen inside a model at a recorded step: residuals, answers, gradients; attention patterns would come here."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import text_config
+from sublim_interp.models.forward import resting
 from sublim_interp.models.hooks import Stream, attached, hook_names, kind_of, layer_of
 from sublim_interp.stats.margin import margin
 from sublim_interp.training.recording.probe import Probe
@@ -60,7 +60,7 @@ def look(
         (asked, _ask, weights),
         (texts, _predict, ()),
     ]
-    with _resting(model):
+    with resting(model):
         for rows, aim, own in parts:
             if not rows:
                 continue
@@ -126,15 +126,3 @@ def _forward(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> tuple[di
     with attached(model, {name: partial(keep, name) for name in names}):
         logits = model(input_ids=ids, use_cache=False).logits
     return stream, logits
-
-
-@contextmanager
-def _resting(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside the block, so that no dropout draws a random number; each module's own mode after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
