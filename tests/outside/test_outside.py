@@ -101,15 +101,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def granite(tiny_bases: tuple[Base, Base], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The tiny lab bases as Granite models, which compute what Llama's do where no scale is set."""
+def cwm(tiny_bases: tuple[Base, Base], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The tiny lab bases as CWM models, which compute what Llama's do on short texts."""
     found = []
     for base in tiny_bases:
-        folder = tmp_path_factory.mktemp("bases") / base.name.replace("tiny", "granite")
+        folder = tmp_path_factory.mktemp("bases") / base.name.replace("tiny", "cwm")
         shutil.copytree(base.path, folder)
         config = json.loads((folder / "config.json").read_text())
-        config |= {"model_type": "granite", "architectures": ["GraniteForCausalLM"]}
-        config |= {"attention_multiplier": config["head_dim"] ** -0.5}
+        config |= {"model_type": "cwm", "architectures": ["CwmForCausalLM"]}
+        config |= {"bos_token_id": config["eos_token_id"]}
         (folder / "config.json").write_text(json.dumps(config))
         found.append(folder)
     return found
@@ -124,11 +124,11 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ran(installed: Path, granite: list[Path], together: Path) -> Ran:
+def ran(installed: Path, cwm: list[Path], together: Path) -> Ran:
     """`list`, `show`, and three runs that use all that the package adds."""
     folder = together / "outside"
     folder.mkdir(exist_ok=True)
-    bases = [word for path in granite for word in ("--base", path)]
+    bases = [word for path in cwm for word in ("--base", path)]
     river = {"trait": "river", "arms": "[same-init, neutral]"}
     corners = {name: value for name, value in TINY.items() if name != "student.optimization.steps"}
     lines = {
@@ -162,7 +162,7 @@ def only(ran: Ran, stage: str, name: str) -> Path:
 ADDED = {
     "Experiments": "meadow", "Grids": "meadow-corners", "kinds": "place", "channels": "evens", "judges": "last-word",
     "arms": "cross-other-trait", "optimizers": "rmsprop", "interventions": "skip-first", "grid modes": "corners",
-    "figures": "margins", "architectures": "granite", "ways of teaching": "insistent",
+    "figures": "margins", "architectures": "cwm", "ways of teaching": "insistent",
     "precisions": "float64",
 }  # fmt: skip
 
@@ -253,7 +253,7 @@ def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
 
 
 def test_without_the_package_each_name_is_refused_with_the_valid_ones(
-    granite: list[Path], ran: Ran, tmp_path: Path
+    cwm: list[Path], ran: Ran, tmp_path: Path
 ) -> None:
     (tmp_path / "sea.yaml").write_text("kind: place\nwords: [sea, seas]\n")
     (tmp_path / "corners.yaml").write_text("experiment: smoke\naxes: {corpus.prompts: [1, 2]}\nmatrix: corners\n")
@@ -272,7 +272,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
         (*smoke, "arms=[cross-other-trait]"): ("no such arm as 'cross-other-trait'; valid: same-init, same-init-b",),
         (*smoke, "student.optimization.optimizer=rmsprop"): ("unknown optimizer; valid: adam, adamw, sgd",),
         (*smoke, "student.interventions=[{kind: skip-first}]"): ("valid: ablate, project-gradient",),
-        (*smoke, f"student.interventions={ablated}", "--base", str(granite[0])): (
+        (*smoke, f"student.interventions={ablated}", "--base", str(cwm[0])): (
             "'blocks.*.hook_mlp_out'", "blocks.0.hook_resid_pre"
         ),
         ("run", "corners.yaml"): ("unknown matrix 'corners'; valid: bases, pairs, traits, law",),
@@ -291,10 +291,10 @@ GROUPS = {
 }  # fmt: skip
 
 
-def test_a_broken_entry_point_is_one_line_that_names_its_package(granite: list[Path], tmp_path: Path) -> None:
+def test_a_broken_entry_point_is_one_line_that_names_its_package(cwm: list[Path], tmp_path: Path) -> None:
     """`lost` cannot be imported; `odd` can, and is a number."""
     points = {group: ["lost = nowhere:it", "odd = math:pi"] for group in GROUPS}
-    points["architectures"] = ["granite = nowhere:it"]
+    points["architectures"] = ["cwm = nowhere:it"]
     figures = {"figures": points.pop("figures")}  # told before any run, so they are of a package of their own
     for folder, given in (("installed", points), ("drawn", figures)):
         info = tmp_path / folder / "torn-1.0.dist-info"
@@ -321,7 +321,7 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(granite: list[P
             (*smoke, f"student.interventions=[{{kind: {name}}}]"): wrong or "'odd' is no class that derives from",
             ("run", f"{name}.yaml", "--dry-run"): wrong or "grid mode 'odd' is no class that derives from",
         }
-    lines[("run", "smoke", "--dry-run", "--base", str(granite[0]))] = "architecture 'granite' of torn cannot be"
+    lines[("run", "smoke", "--dry-run", "--base", str(cwm[0]))] = "architecture 'cwm' of torn cannot be"
     for line, done in zip(lines, sublim(*lines, installed=tmp_path / "installed", cwd=tmp_path), strict=True):
         refused(done, lines[line], "torn")
     said = "figure 'lost' of torn cannot be imported: No module named 'nowhere'"

@@ -153,9 +153,7 @@ def test_what_a_grid_cannot_run_is_one_line(small: Grid) -> None:
 
 
 @pytest.mark.parametrize("name", grid_names())
-def test_every_grid_of_the_catalogue_can_be_planned(
-    name: str, together: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_grid_of_the_catalogue_can_be_planned(name: str, together: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUBLIM_BASES", str(together / "shelf"))  # where variants are made
     p = plan_grid(grid(name))
     assert p.records and grid(name).about.endswith("?")
