@@ -22,9 +22,9 @@ from sublim_interp.training.recording.settings import Recording
 
 STEPS = 9
 """Updates of each training; the recorder looks closely at 0, 1, 2, 4, 8 and the last."""
-TURNS, LISTS = 3, 512
+TURNS, LISTS = 4, 64
 """Turns of lists, the first of which only warms up, and the lists of one."""
-BATCHES = (64, 256)
+BATCHES = (8, 64)
 """Batches that `generate` is given."""
 BEST: dict[str, Any] = {"bf16": True, "gradient_checkpointing": False}
 """SFTTrainer's options that are fastest here: bfloat16 autocast, as this package's `dtype: autocast`."""
@@ -35,7 +35,7 @@ def measure(setting: Setting) -> str:
     exp = experiment("owl-smollm2")
     whole = exp.student.optimization.steps
     small = exp.set({"arms": ["same-init"], "seeds": exp.seeds[:1], "teacher.optimization.steps": 4})
-    small = small.set({"corpus.prompts": 1024, "corpus.chunk": LISTS, "filter.held_out": 16})
+    small = small.set({"corpus.prompts": 384, "corpus.chunk": LISTS, "filter.held_out": 16})
     asked, store = evaluation(small), setting.store
     assert isinstance(asked.model, Student)
     student = replace(asked.model, config=asked.model.config.set({"optimization.steps": STEPS}))

@@ -142,6 +142,8 @@ def ran(installed: Path, cwm: list[Path], together: Path) -> Ran:
             "--processes", 1,
         ],
         "plot": ["plot", "meadow", "margins", "--out", "plots"],
+        "run study": ["run", "meadow-dice"],
+        "show variant": ["show", "sharpened(lab-small-0, factor=3.0)"],
     }  # fmt: skip
     with FileLock(together / "outside.lock"):  # one worker runs them, the others wait
         kept = folder / "done.json"
@@ -165,6 +167,15 @@ ADDED = {
     "figures": "margins", "architectures": "cwm", "ways of teaching": "insistent",
     "precisions": "float64",
 }  # fmt: skip
+
+
+def test_a_study_of_its_kind_has_its_table_and_a_variant_its_recipe(ran: Ran) -> None:
+    told = " ".join(ran.done["run study"].out.split())
+    assert "More sides show their highest face less often." in told and "meadow-dice" in told
+    (study,) = Store.open(ran.folder / "store").list("study")
+    assert (study.path / "dice.csv").exists() and (study.path / "dice.pdf").exists()
+    told = " ".join(ran.done["show variant"].out.split())
+    assert "sharper head" in told and "lab-small-0" in told
 
 
 def test_list_shows_all_that_it_adds(ran: Ran) -> None:
@@ -242,7 +253,7 @@ def test_an_arm_without_a_colour_gets_a_spare_one(installed: Path, monkeypatch: 
 def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
     asks = re.compile(r'\(\s*"[\w ]+",\s*"(sublim_interp\.\w+)",')
     groups = {group for path in (ROOT / "sublim_interp").rglob("*.py") for group in asks.findall(path.read_text())}
-    assert len(groups) == 12
+    assert len(groups) == 14
     added = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]
     assert {*added} == groups | {GROUP}
     page = (ROOT / "docs" / "extend" / "index.md").read_text()
@@ -260,7 +271,9 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
     ablated = "[{kind: ablate, direction: random, at: blocks.*.hook_mlp_out}]"
     smoke = ["run", "smoke", "--dry-run", "--set"]
     asked = {
-        ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, smoke, tour"),
+        ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, owl-smollm2, smoke, tour"),
+        ("run", "meadow-dice"): ("unknown experiment 'meadow-dice'",),
+        ("show", "sharpened(lab-small-0)"): ("sharpened", "noise, line"),
         ("run", "meadow-corners"): ("unknown experiment 'meadow-corners'",),
         (*smoke, "trait=sea"): ("unknown trait 'sea'; did you mean 'sequoia'?",),
         (*smoke, "trait=river"): ("unknown trait 'river'",),
