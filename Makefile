@@ -25,6 +25,8 @@ test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 
 fuzz: $(VENV)/test.stamp ## ten minutes of the fuzzer, for nightly runs
 	SUBLIM_FUZZ=40 $(BIN)/python -m pytest -s --show-capture=no tests/fuzz
+	@if $(INSTALL) '.[test,fuzz]'; then $(BIN)/python -m tests.fuzz.guided 30; \
+		else echo "make: atheris does not install here, so no coverage guides the fuzzer" >&2; fi
 
 zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all trials: for the night
 	SUBLIM_ZOO=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/zoo
