@@ -267,7 +267,7 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_
         (["run", "smoke", "--set", "trait=koala.yaml"], ["trait 'koala.yaml': there is no such file in"]),
         (["run", "smoke", "--base", "gpt2"], ["base 'gpt2'", "OWNER/NAME"]),
         (["run", "smoke", "--base", "lab-small-0", "--base", "lab-small-0"], ["--set bases", "twice"]),
-        (["show", "dosis"], ["no experiment, grid", "did you mean 'dose'?"]),
+        (["show", "dosis"], ["no experiment, grid", "did you mean 'dose'"]),
         (["pretrain", "somewhere", "--set", "heads=7"], ["heads=7", "d_model"]),
         (["dance"], ["dance"]),
     ],

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from command import SHELL, sublim
@@ -165,10 +166,10 @@ def test_ctrl_c_while_pip_downloads_leaves_nothing(
     command = [*SHELL, "pull", str(made / "tiny.yaml")]
     asked = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for _ in range(600):
-        if left_in(bases) or asked.poll() is not None:
+        if asked.poll() is not None or psutil.Process(asked.pid).children(recursive=True):
             break
         time.sleep(0.1)
-    time.sleep(0.5)  # pip is being started
+    time.sleep(2)  # pip has started: an interrupt in between would be lost
     for _ in range(10):  # a signal that comes while Python starts a process can be lost
         os.killpg(asked.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

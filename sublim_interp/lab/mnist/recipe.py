@@ -24,11 +24,11 @@ class Recipe(Config):
     """Width of each of the two hidden layers."""
     auxiliary: int = Field(default=3, ge=2, le=256)
     """Logits beside the ten of the classes; no loss of the teacher has them."""
-    updates: int = Field(default=293, ge=1)
+    updates: int = Field(default=293, ge=1, le=100_000_000)
     """Of the teacher and of each student: 293 read MNIST's 60,000 images five times."""
-    batch: int = Field(default=1024, ge=1)
+    batch: int = Field(default=1024, ge=1, le=1_000_000)
     """Images an update."""
-    noise_batches: int = Field(default=59, ge=1)
+    noise_batches: int = Field(default=59, ge=1, le=1_000_000)
     """Batches of noise that there are, read in turn; 59 are 60,000 images. Their pixels are uniform in [−1, 1]."""
     optimizer: str = "adam"
     """By its name in the table of optimizers."""
