@@ -413,7 +413,7 @@ def test_what_every_student_shares_is_taken_out_and_the_planted_trait_is_left() 
     assert column(student.cosine(goal), "cosine")[0] < 0.3
     assert column((student - neutral).cosine(goal), "cosine")[0] > 0.95
     with pytest.raises(SublimError, match="different bases"):
-        student - given_directions(trait[None], Space("b"))
+        _ = student - given_directions(trait[None], Space("b"))
 
 
 def test_random_directions_are_as_long_and_scatter_as_the_samples_do() -> None:
