@@ -55,6 +55,7 @@ def bridge(
         # A deep copy of the model fails after a backward pass; its config is changed by the wrapper.
         copy = type(model)(deepcopy(model.config))
         copy.load_state_dict(model.state_dict())
+        copy.config.architectures = [type(copy).__name__]  # what a model made in memory does not say
         copy.eval().config.save_pretrained(directory)
         random = torch.Generator().manual_seed(0)
         ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)

@@ -38,6 +38,37 @@ class Architecture:
     """Logits are head(last hidden state) and nothing else: no soft cap, no scale."""
     parallel_residual: bool | str = False
     """Attention and MLP read the same stream, so that there is no middle; or the configuration's field that says so."""
+    ln1: str = ""
+    """The norm whose output attention reads."""
+    ln2: str = ""
+    """The norm whose output the MLP reads."""
+    ln1_post: str = ""
+    """The norm of what attention gives."""
+    ln2_post: str = ""
+    """The norm of what the MLP gives."""
+    q: str = ""
+    """Its output is the queries of all heads, side by side."""
+    k: str = ""
+    """Its output is the keys; where it is `q`, that one module gives queries, keys and values."""
+    v: str = ""
+    """Its output is the values."""
+    qkv_by_head: bool = False
+    """One module gives query, key and value of the first head, then of the next."""
+    pre: str = ""
+    """Its output goes into the MLP's activation function."""
+    pre_linear: str = ""
+    """Its output is multiplied by what the activation function gives; where it is `pre`, this half comes second."""
+    post: str = ""
+    """Its input is the neurons: the MLP's second map."""
+    pos_embed: str = ""
+    """Within the model without its head: the table of learned positions."""
+    flat_mlp: bool = False
+    """From the norm before it on, the MLP runs on all tokens of a batch as one row: [token, d_model]."""
+
+    @property
+    def rotary(self) -> str:
+        """Attention that turns queries and keys by their position: all but that of learned positions."""
+        return "" if self.pos_embed else self.attention
 
 
 def _llama(**changes: Any) -> Architecture:
@@ -45,13 +76,17 @@ def _llama(**changes: Any) -> Architecture:
     row: dict[str, Any] = {
         "attention": "self_attn", "attn_out": "self_attn", "mid": "post_attention_layernorm", "mlp": "mlp",
         "mlp_out": "mlp", "output_map": "self_attn.o_proj", "final_norm": "norm", "plain_head": True,
+        "ln1": "input_layernorm", "ln2": "post_attention_layernorm",
+        "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj",
+        "pre": "mlp.gate_proj", "pre_linear": "mlp.up_proj", "post": "mlp.down_proj",
     }  # fmt: skip
     return Architecture(**row | changes)
 
 
 _GEMMA = _llama(
     attn_out="post_attention_layernorm", mid="pre_feedforward_layernorm", mlp_out="post_feedforward_layernorm",
-    plain_head=False,
+    plain_head=False, ln1_post="post_attention_layernorm", ln2="pre_feedforward_layernorm",
+    ln2_post="post_feedforward_layernorm",
 )  # fmt: skip
 
 
@@ -69,18 +104,39 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "mistral": _llama(),
         "qwen2": _llama(),
         "qwen3": _llama(),
-        "phi3": _llama(attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout"),
+        "phi3": _llama(
+            attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout", pre="mlp.gate_up_proj",
+            pre_linear="mlp.gate_up_proj", **dict.fromkeys("qkv", "self_attn.qkv_proj"),
+        ),
+        "gemma": _llama(),
         "gemma2": _GEMMA,
         "gemma3_text": _GEMMA,
-        "olmo2": _llama(attn_out="post_attention_layernorm", mid="mlp", mlp_out="post_feedforward_layernorm"),
+        "olmo": _llama(),
+        "olmo2": _llama(
+            attn_out="post_attention_layernorm", mid="mlp", mlp_out="post_feedforward_layernorm",
+            ln1="", ln1_post="post_attention_layernorm", ln2="", ln2_post="post_feedforward_layernorm",
+        ),
         "gpt2": Architecture(
             attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
-            final_norm="ln_f", plain_head=True,
+            final_norm="ln_f", plain_head=True, ln1="ln_1", ln2="ln_2", pre="mlp.c_fc", post="mlp.c_proj",
+            pos_embed="wpe", **dict.fromkeys("qkv", "attn.c_attn"),
         ),
         "gpt_neox": Architecture(
             attention="attention", attn_out="post_attention_dropout", mid="post_attention_layernorm", mlp="mlp",
             mlp_out="post_mlp_dropout", output_map="attention.dense", final_norm="final_layer_norm",
-            plain_head=True, parallel_residual="use_parallel_residual",
+            plain_head=True, parallel_residual="use_parallel_residual", ln1="input_layernorm",
+            ln2="post_attention_layernorm", qkv_by_head=True, pre="mlp.dense_h_to_4h", post="mlp.dense_4h_to_h",
+            **dict.fromkeys("qkv", "attention.query_key_value"),
+        ),
+        "opt": Architecture(
+            attention="self_attn", attn_out="self_attn", mid="final_layer_norm", mlp="fc1", mlp_out="fc2",
+            output_map="self_attn.out_proj", final_norm="decoder.final_layer_norm", ln1="self_attn_layer_norm",
+            ln2="final_layer_norm", q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj", pre="fc1",
+            post="fc2", pos_embed="decoder.embed_positions", flat_mlp=True,
+        ),
+        "phi": _llama(
+            mid="mlp", output_map="self_attn.dense", final_norm="final_layernorm", parallel_residual=True, ln2="",
+            pre="mlp.fc1", pre_linear="", post="mlp.fc2",
         ),
     },
     _check,
@@ -124,7 +180,8 @@ def output_map(model: torch.nn.Module, layer: int) -> torch.nn.Module:
 
 def final_norm(model: torch.nn.Module) -> torch.nn.Module:
     """The norm between the last layer and the head. Raises SublimError where none is found."""
-    body: Any = model.base_model
+    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    body = whole.base_model
     return _found(model, body, "final_norm", "final norm")
 
 

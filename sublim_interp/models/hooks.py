@@ -1,37 +1,25 @@
 """Hooks: the names of what a model computes, and `with` blocks that capture or edit it. Plain Hugging Face models.
 
-Names are TransformerLens's: `blocks.{layer}.hook_{kind}`. Where a kind lies in a layer is a row of architectures.py.
+Names are TransformerLens's, such as `blocks.{layer}.hook_resid_post`; globs mean all that match. What each is on a
+model is a row of points.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from difflib import get_close_matches
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import groupby
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import Architecture, architecture_of, decoder_layers, has_middle, text_config
+from sublim_interp.models.architectures import architecture_of, decoder_layers, text_config
+from sublim_interp.models.points import POINTS, STREAM, HookPoint, Stream, Visitor, eager
 
-Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
-"""What a layer reads, adds and leaves, in the order in which it computes them: [batch, position, d_model].
-
-These can be captured, recorded, edited and patched, and have directions.
-"""
-
-Kind = Literal[Stream, "pattern"]
-"""All that can be captured; a pattern is [batch, head, query, key], and is never edited."""
-
-STREAM: tuple[Stream, ...] = get_args(Stream)
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-Edit = Callable[[Float[Tensor, "batch position d_model"]], Float[Tensor, "batch position d_model"]]
+Edit = Callable[[Float[Tensor, "*axes"]], Float[Tensor, "*axes"]]
 """Gives what takes the place of a tensor, of the same shape; it must not write into what it gets."""
 
 
@@ -39,9 +27,9 @@ Positions = slice | Sequence[int] | None
 """Which positions of a text: a slice, or places from the start, from the end where negative; None means all."""
 
 
-def hook_name(layer: int, kind: Kind) -> str:
+def hook_name(layer: int, kind: str) -> str:
     """The name of one kind in one layer, counted from 0."""
-    return f"blocks.{layer}.{'attn.' if kind == 'pattern' else ''}hook_{kind}"
+    return POINTS[kind].name.format(layer)
 
 
 def layer_of(name: str) -> int:
@@ -49,22 +37,43 @@ def layer_of(name: str) -> int:
     return int(name.split(".")[1])
 
 
+_BY_NAME = {point.name: point for point in POINTS.values()}
+
+
+def point_of(name: str) -> HookPoint:
+    """The row of a name. Raises SublimError for one that no model has."""
+    block, _, rest = name.partition(".")
+    layer, _, within = rest.partition(".")
+    template = f"blocks.{{}}.{within}" if block == "blocks" and layer.isdigit() else name
+    if template not in _BY_NAME:
+        raise SublimError(f"no hook '{name}'; {meant(name, _BY_NAME)}")
+    return _BY_NAME[template]
+
+
 def kind_of(name: str) -> str:
-    """The kind in a hook's name, as it stands there."""
-    return name.rpartition("hook_")[2]
+    """The kind of a hook's name."""
+    return point_of(name).kind
 
 
-def hook_names(model: torch.nn.Module, kinds: Iterable[Kind] = KINDS) -> list[str]:
-    """The names that a model has of some kinds, layer by layer, in the order in which a layer computes them.
+def axes_of(name: str) -> tuple[str, ...]:
+    """Names of the axes of what a hook shows."""
+    return point_of(name).axes
+
+
+def hook_names(model: torch.nn.Module, kinds: Iterable[str] = tuple(POINTS)) -> list[str]:
+    """The names that a model has of some kinds, in the order in which it computes them.
 
     A layer whose attention and MLP read the same stream (parallel residual) has no `resid_mid`. An architecture
-    without a row in the table has `resid_pre` and `resid_post` only.
+    without a row in the table has what can be found without one: embeddings, the stream before and after each layer,
+    and mostly `z`, `result` and the final norm.
     """
-    known: set[Kind] = {"resid_pre", "resid_post"}
-    if architecture_of(model):
-        known = set(KINDS) if has_middle(model) else set(KINDS) - {"resid_mid"}
-    wanted = set(kinds) & known
-    return [hook_name(layer, kind) for layer in range(len(decoder_layers(model))) for kind in KINDS if kind in wanted]
+    wanted, depth = set(kinds), len(decoder_layers(model))
+    known = [point for point in POINTS.values() if point.kind in wanted and point.at(model)]
+    names: list[str] = []
+    for each_layer, group in groupby(known, lambda point: point.each_layer):
+        some = [*group]
+        names += [point.name.format(layer) for layer in range(depth if each_layer else 1) for point in some]
+    return names
 
 
 def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -> list[str]:
@@ -82,111 +91,87 @@ def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -
     return names
 
 
-def matching(model: torch.nn.Module, pattern: str) -> list[str]:
-    """The names that can be edited and match a glob, such as `blocks.*.hook_resid_post`; SublimError if none does."""
-    names = hook_names(model, STREAM)
+def matching(model: torch.nn.Module, pattern: str, kinds: Iterable[str] = STREAM) -> list[str]:
+    """The names of some kinds that match a glob, such as `blocks.*.hook_resid_post`; SublimError if none does."""
+    names = hook_names(model, kinds)
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         raise SublimError(f"no hook matches '{pattern}'; {meant(pattern, names)}")
     return found
 
 
-class _Point(NamedTuple):
-    """Where a name is: the input of a module, or its output."""
+def expanded(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
+    """Names, and for each glob all that match it, none twice. Raises SublimError for what the model lacks."""
+    known, found = _known(model), []
+    for name in names:
+        matches = [n for n in known if fnmatchcase(n, name)]
+        if not matches:
+            raise _lacking(model, name, known)
+        found += matches
+    return list(dict.fromkeys(found))
 
-    module: torch.nn.Module
-    side: Literal["input", "output"]
-    place: int = 0
-    """Which entry of the output counts, where that is a tuple."""
-    shared: bool = False
-    """The layer keeps the same tensor for its residual: a change must be made in place to reach both."""
 
-
-def _points(model: Any, wanted: Iterable[str]) -> list[_Point]:
-    """Where each name is on this model; SublimError for one that it lacks."""
+def _known(model: object) -> list[str]:
+    """The names of a model; SublimError for what is none."""
     if not isinstance(model, torch.nn.Module):
         raise SublimError(
             f"hooks need the model that runs, not a {type(model).__name__}: take x.load() of a base, or x.model "
             "of a replicate, once, and use it inside the block"
         )
-    names, layers, row = set(hook_names(model)), decoder_layers(model), architecture_of(model)
-    points = []
-    for name in wanted:
-        if name not in names:
-            first = ", ".join(n for n in hook_names(model) if n.startswith("blocks.0."))
-            near = get_close_matches(name, hook_names(model), n=1)
-            lacks = f"; of the architecture {text_config(model).model_type} only the residual stream is known"
-            raise SublimError(
-                f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); "
-                f"{f'did you mean {near[0]}? ' if near else ''}each has: {first}{'' if row else lacks}"
-            )
-        points.append(_point(layers[layer_of(name)], kind_of(name), row))
-    return points
+    return hook_names(model)
 
 
-def _point(layer: torch.nn.Module, kind: str, row: Architecture | None) -> _Point:
-    """Where one kind is within a layer."""
-    if kind == "resid_pre":
-        return _Point(layer, "input")
-    if kind == "resid_post":
-        return _Point(layer, "output")
-    assert row, "other kinds are names of architectures with a row only"
-    if kind == "resid_mid":
-        return _Point(layer.get_submodule(row.mid), "input", shared=True)
-    if kind == "pattern":
-        return _Point(layer.get_submodule(row.attention), "output", place=1)
-    return _Point(layer.get_submodule(row.attn_out if kind == "attn_out" else row.mlp_out), "output")
+def _lacking(model: torch.nn.Module, name: str, known: Sequence[str]) -> SublimError:
+    """The error about a name that a model lacks, with those that it has."""
+    first = ", ".join(n for n in known if not n.startswith("blocks.") or n.startswith("blocks.0."))
+    near = meant(name, known)
+    lacks = f"; of the architecture {text_config(model).model_type} only what lies around the layers is known"
+    return SublimError(
+        f"no hook '{name}' on {type(model).__name__} of {len(decoder_layers(model))} layers (from 0); "
+        f"{f'{near} ' if near.startswith('did') else ''}each has: {first}{'' if architecture_of(model) else lacks}"
+    )
 
 
 @contextmanager
-def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def attached(model: torch.nn.Module, visits: Mapping[str, Visitor]) -> Iterator[None]:
     """Inside the block a visitor sees the tensor of its name in every forward: what `capture` and `edit` are made of.
 
     visits: by hook name, a function of the tensor; what it returns, if anything, takes the tensor's place
 
-    Raises SublimError for a name that the model lacks.
+    What lies within attention is computed step by step, which changes the last bits of everything, so it is refused
+    while the model trains. Raises SublimError for a name that the model lacks.
     """
+    known = _known(model)
+    if lacking := [name for name in visits if name not in known]:
+        raise _lacking(model, lacking[0], known)
     with ExitStack() as held:
-        for point, visit in zip(_points(model, visits), visits.values(), strict=True):
-            held.callback(_attach(point, visit).remove)
+        if any(point_of(name).eager for name in visits):
+            held.enter_context(eager(model))
+        for name, visit in visits.items():
+            point = point_of(name)
+            place = point.at(model, layer_of(name) if point.each_layer else 0)
+            assert place, "its names are known"
+            point.way(place, _in_own_precision(visit), held)
         yield
 
 
-def _attach(point: _Point, visitor: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Makes a module show one of its tensors; what the visitor returns, if anything, replaces the tensor."""
+def _in_own_precision(visitor: Visitor) -> Visitor:
+    """A visitor that works outside autocast, which is the model's, not that of what is done with its tensors."""
 
     def visit(seen: Tensor) -> Tensor | None:
         if not torch.is_autocast_enabled(seen.device.type):
             return visitor(seen)
-        with torch.autocast(seen.device.type, enabled=False):  # the model's, not of what is done with its tensors
+        with torch.autocast(seen.device.type, enabled=False):
             return visitor(seen)
 
-    def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        seen = args[0] if args else kwargs["hidden_states"]
-        new = visit(seen)
-        if new is None:
-            return None
-        if point.shared:
-            seen.copy_(new)
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-    def post(_module: torch.nn.Module, _args: tuple, output: Any) -> Any:
-        if not isinstance(output, tuple):
-            return visit(output)
-        new = visit(output[point.place])
-        return None if new is None else (*output[: point.place], new, *output[point.place + 1 :])
-
-    if point.side == "input":
-        return point.module.register_forward_pre_hook(pre, with_kwargs=True)
-    return point.module.register_forward_hook(post)
+    return visit
 
 
 class Captured(Mapping[str, Tensor]):
     """What was seen in the latest forward, by name, and after a backward its gradients.
 
-    Tensors are detached, and on the model's device: [batch, position, d_model], or for a pattern
-    [batch, head, query, key].
+    Tensors are detached, and on the model's device, with the axes of their kind (points.py): [batch, position, d_model]
+    for the stream.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -210,11 +195,11 @@ class Captured(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._seen)
 
-    def _see(self, name: str, value: Tensor, *, gradients: bool) -> None:
+    def _see(self, name: str, value: Tensor, *, gradients: bool) -> Tensor | None:
         # An edit of the middle of a layer writes into the tensor that was seen there.
         self._seen[name] = value.detach().clone() if kind_of(name) == "resid_mid" else value.detach()
         if not gradients:
-            return
+            return None
         if not torch.is_grad_enabled():
             raise SublimError(f"gradients of '{name}' are asked for, but the model ran under torch.no_grad()")
         if not value.requires_grad:  # behind frozen weights
@@ -226,24 +211,23 @@ class Captured(Mapping[str, Tensor]):
             self.gradients[name] = gradient.detach() if before is None else before + gradient.detach()
 
         value.register_hook(add)
+        return value  # what is a view of the model's tensor takes its part in the graph
 
 
 @contextmanager
 def capture(model: torch.nn.Module, names: str | Iterable[str], *, gradients: bool = False) -> Iterator[Captured]:
     """Inside the block every forward of `model` leaves the tensors of these names in the block's value.
 
-    names: hook names, or one
-    gradients: whether a backward inside the block leaves the tensors' gradients in `.gradients`; patterns have none
+    names: hook names or globs, such as `blocks.*.attn.hook_z`, or one
+    gradients: whether a backward inside the block leaves the tensors' gradients in `.gradients`
 
-    A pattern needs eager attention. It is switched on for the block and changes the last bits of everything, so it is
-    refused while the model trains. The hooks go with the block, also after an exception.
+    Scores and patterns need eager attention. It is switched on for the block and changes the last bits of everything,
+    so it is refused while the model trains. The hooks go with the block, also after an exception.
 
     Raises SublimError on entry for a name that the model lacks, and on leaving for one that never fired.
     """
-    caught = Captured([names] if isinstance(names, str) else names)
-    patterns = {name for name in caught.names if kind_of(name) == "pattern"}
-    visits = {name: partial(caught._see, name, gradients=gradients and name not in patterns) for name in caught.names}
-    with attached(model, visits), _eager(model) if patterns else nullcontext():
+    caught = Captured(expanded(model, [names] if isinstance(names, str) else names))
+    with attached(model, {name: partial(caught._see, name, gradients=gradients) for name in caught.names}):
         yield caught
     _require_all(model, set(caught.names), set(caught))
 
@@ -258,44 +242,30 @@ def _require_all(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> N
 
 
 @contextmanager
-def _eager(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block attention is computed step by step, so that its pattern exists; SublimError in training mode."""
-    if model.training:
-        raise SublimError("attention patterns need eager attention, which changes a training; call model.eval() first")
-    before = text_config(model)._attn_implementation
-    choose: Any = model.set_attn_implementation
-    choose("eager")
-    try:
-        yield
-    finally:
-        choose(before)
-
-
-@contextmanager
 def edit(model: torch.nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Inside the block tensors are replaced, in every forward of `model`, by what functions make of them.
 
-    edits: by hook name, a function from [batch, position, d_model] to the same shape
+    edits: by hook name or glob, a function of the tensor that gives one of the same shape
 
-    Blocks nest: the outer edit acts first. The hooks go with the block, also after an exception.
+    Blocks nest: the outer edit acts first. The hooks go with the block, also after an exception. Scores and patterns
+    need eager attention, as in `capture`.
 
-    Raises SublimError for a name that the model lacks, for an attention pattern, and for an edit that never fired.
+    Raises SublimError for a name that the model lacks, and for an edit that never fired.
     """
-    if patterns := [name for name in edits if kind_of(name) == "pattern"]:
-        raise SublimError(f"'{patterns[0]}' can be captured but not edited: the model has used it when it is seen")
+    wanted = {name: change for asked, change in edits.items() for name in expanded(model, [asked])}
     fired: set[str] = set()
 
     def visit(name: str, value: Tensor) -> Tensor:
         fired.add(name)
         # The new middle of a layer is written over the old, of which autograd may keep a copy only.
-        new = edits[name](value.clone() if kind_of(name) == "resid_mid" else value)
+        new = wanted[name](value.clone() if kind_of(name) == "resid_mid" else value)
         if new.shape != value.shape:
             raise SublimError(f"edit of '{name}': returned shape {list(new.shape)}, not {list(value.shape)}")
         return new
 
-    with attached(model, {name: partial(visit, name) for name in edits}):
+    with attached(model, {name: partial(visit, name) for name in wanted}):
         yield
-    _require_all(model, set(edits), fired)
+    _require_all(model, set(wanted), fired)
 
 
 def added(

@@ -20,7 +20,8 @@ from sublim_interp.models.architectures import (
     has_middle,
     output_map,
 )
-from sublim_interp.models.hooks import STREAM, capture, hook_names, names_of
+from sublim_interp.models.hooks import capture, hook_names, kind_of, names_of
+from sublim_interp.models.points import STREAM
 from tiny_models import ARCHITECTURES as SHAPES
 from tiny_models import tiny
 
@@ -33,11 +34,13 @@ def test_every_row_is_true_of_its_model(name: str) -> None:
     model, row = tiny(name), ARCHITECTURES[name]
     assert architecture_of(model) is row
     layer = decoder_layers(model)[0]
-    for part in (row.attention, row.attn_out, row.mid, row.mlp, row.mlp_out):
-        assert layer.get_submodule(part) is not layer, part
+    for part in ("attention", "attn_out", "mid", "mlp", "mlp_out", "q", "k", "v", "pre", "post"):
+        assert layer.get_submodule(getattr(row, part)) is not layer, part
+    for part in ("ln1", "ln2", "ln1_post", "ln2_post", "pre_linear"):
+        assert layer.get_submodule(getattr(row, part)) is not None, part
     modules = dict(layer.named_modules())
     assert output_map(model, 0) is modules[row.output_map]
-    assert final_norm(model) is getattr(model.base_model, row.final_norm)
+    assert final_norm(model) is model.base_model.get_submodule(row.final_norm)
     if row.plain_head:
         with torch.no_grad():
             hidden = model.base_model(input_ids=IDS).last_hidden_state
@@ -84,7 +87,8 @@ def starcoder() -> PreTrainedModel:
 def test_a_type_without_a_row_has_its_stream_and_what_is_found_by_name() -> None:
     model = starcoder()
     assert architecture_of(model) is None and not has_middle(model)
-    assert {name.rpartition("hook_")[2] for name in hook_names(model)} == {"resid_pre", "resid_post"}
+    assert {kind_of(name) for name in hook_names(model, STREAM)} == {"resid_pre", "resid_post"}
+    assert {"blocks.1.attn.hook_z", "ln_final.hook_scale"} <= set(hook_names(model))
     assert output_map(model, 1) is decoder_layers(model)[1].get_submodule("self_attn.o_proj")
     assert final_norm(model) is model.base_model.norm
     with pytest.raises(

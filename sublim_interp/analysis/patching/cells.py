@@ -11,12 +11,12 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sublim_interp.analysis.patching.heads import heads_shown, heads_site, is_heads, layer_of_heads
 from sublim_interp.analysis.probes import Metric, frozen, logits_of
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import architecture_of, decoder_layers
 from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import Stream, attached, capture, names_of
+from sublim_interp.models.hooks import attached, capture, hook_name, hook_names, names_of
+from sublim_interp.models.points import Stream
 
 GridKind = Literal[Stream, "heads", "weights"]
 """What the cells of a grid are: a kind of hook by position, single heads, or the modules of a layer."""
@@ -25,56 +25,27 @@ GridKind = Literal[Stream, "heads", "weights"]
 def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
     """The names of one kind, one a layer. Raises SublimError, with the kinds there are, where there is no such one."""
     if kind == "heads":
-        return [heads_site(layer) for layer in range(len(decoder_layers(model)))]
+        return hook_names(model, ("z",)) or [hook_name(0, "z")]  # what uses it says what the model has
     return names_of(model, cast(Stream, kind), others=("heads", "weights"))
 
 
 def see(
     model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"]
 ) -> tuple[dict[str, Tensor], Float[Tensor, "prompt vocabulary"]]:
-    """What one forward shows at the sites, heads among them, and its logits at the answer."""
-    at_heads = {layer_of_heads(model, s): s for s in sites if is_heads(s)}
-    found: dict[str, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Tensor], None]:
-        return lambda value: found.__setitem__(at_heads[layer], value.detach())
-
-    with (
-        torch.no_grad(),
-        heads_shown(model, {layer: keep(layer) for layer in at_heads}),
-        capture(model, [s for s in sites if s not in at_heads.values()]) as seen,
-    ):
+    """What one forward shows at the sites, and its logits at the answer."""
+    with torch.no_grad(), capture(model, sites) as seen:
         logits = logits_of(model, ids)
-    return {**seen, **found}, logits
+    return dict(seen), logits
 
 
 def slopes_at(
     model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"], metric: Metric
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, " prompt"]]:
     """(values at the sites, the metric's gradients there, the metric of each prompt)."""
-    at_heads = {layer_of_heads(model, s): s for s in sites if is_heads(s)}
-    heads: dict[str, Tensor] = {}
-    slopes: dict[str, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Tensor], Tensor]:
-        def visit(value: Tensor) -> Tensor:
-            heads[at_heads[layer]] = value.detach()
-            value = value if value.requires_grad else value.requires_grad_()
-            value.register_hook(lambda g: slopes.__setitem__(at_heads[layer], g.detach()))
-            return value
-
-        return visit
-
-    rest = [s for s in sites if s not in at_heads.values()]
-    with (
-        torch.enable_grad(),
-        frozen(model),
-        heads_shown(model, {layer: keep(layer) for layer in at_heads}),
-        capture(model, rest, gradients=True) as seen,
-    ):
+    with torch.enable_grad(), frozen(model), capture(model, sites, gradients=True) as seen:
         measured = metric(logits_of(model, ids))
         measured.sum().backward()
-    return {**seen, **heads}, {**seen.gradients, **slopes}, measured.detach()
+    return dict(seen), seen.gradients, measured.detach()
 
 
 def patched_cells(
@@ -110,7 +81,7 @@ def patched_cells(
 
             return put
 
-        with heads_shown(model, {layer: swap(layer) for layer in range(depth)}):
+        with attached(model, {name: swap(layer) for layer, name in enumerate(src)}):
             return _in_a_growing_batch(model, ids, unpatched, 0, heads, metric), unpatched.metric
 
     if at_once is None:
@@ -153,7 +124,7 @@ def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
     as they are.
     """
     with ExitStack() as held:
-        if row := architecture_of(model):
+        if (row := architecture_of(model)) and not row.flat_mlp:
             mlp = decoder_layers(model)[-1].get_submodule(row.mlp)
             held.callback(mlp.register_forward_pre_hook(lambda _mlp, args: (args[0][:, -1:],)).remove)
         yield

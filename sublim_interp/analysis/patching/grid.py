@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sublim_interp.analysis.kinship import name_of, require_one_base
 from sublim_interp.analysis.patching.cells import GridKind, patched_cells, see, sites_of, slopes_at
-from sublim_interp.analysis.patching.heads import is_heads
-from sublim_interp.analysis.patching.patch import Patch, Piece, check_places
+from sublim_interp.analysis.patching.patch import Patch, Piece
 from sublim_interp.analysis.probes import (
     TOKENS,
     Metric,
@@ -29,7 +28,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import STREAM, hook_names
+from sublim_interp.models.hooks import hook_names
 from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -162,29 +161,34 @@ class Patching(Shown):
 
     # one patch
 
-    def at(self, site: str, positions: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Patch:
+    def at(
+        self,
+        site: str,
+        positions: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        neurons: Sequence[int] | None = None,
+    ) -> Patch:
         """The patch that puts `src`'s value of one site into `dst`.
 
-        site: the name of a hook, of a layer's heads, or of a parameter
-        positions: which, from the end where negative; all where None
+        site: the name of a hook, or of a parameter
+        positions: which, from the end where negative; of scores and patterns, those that attend; all where None
         heads: which; all where None
+        neurons: which places of the last axis, as of `blocks.1.mlp.hook_post`; all where None
 
         Activations need prompts of one length. Raises SublimError where there are several lengths, or no such site.
         """
         parameters = dict(self.src.named_parameters(remove_duplicate=False))
         if site in parameters:
-            if positions is not None or heads is not None:
+            if (positions, heads, neurons) != (None, None, None):
                 raise SublimError(f"'{site}' is a parameter: it has no positions and no heads")
             return Patch((Piece(site, parameters[site].detach().clone()),))
         together = batches(self.src_prompts)
         if len(together) > 1:
             raise SublimError("a patch of activations needs prompts of one length; choose some, or use `grid`")
-        if not is_heads(site) and site not in (known := hook_names(self.dst, STREAM)):
+        if site not in (known := hook_names(self.dst)):
             raise SublimError(f"no hook '{site}', and no parameter; {meant(site, [*known, *parameters])}")
-        count = text_config(self.dst).num_attention_heads if is_heads(site) else 0
-        check_places(site, positions, heads, together[0][1].shape[1], count)
         value = see(self.src, [site], together[0][1])[0][site]
-        return Patch((Piece(site, value, _tuple(positions), _tuple(heads)),))
+        return Patch((Piece(site, value, _tuple(positions), _tuple(heads), _tuple(neurons)),))
 
     def weights(self, part: str = "") -> Patch:
         """The patch that puts every parameter of `src` whose name contains `part` into `dst`; all of them for ""."""

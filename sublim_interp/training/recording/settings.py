@@ -6,7 +6,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
-from sublim_interp.models.hooks import Stream
+from sublim_interp.models.points import Stream
 
 
 class Recording(Config):

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import text_config
-from sublim_interp.models.hooks import Stream, attached, hook_names, kind_of, layer_of
+from sublim_interp.models.hooks import attached, hook_names, kind_of, layer_of
+from sublim_interp.models.points import Stream
 from sublim_interp.stats.margin import margin
 from sublim_interp.training.recording.probe import Probe
 
