@@ -119,14 +119,14 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "gpt2": Architecture(
             attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
             final_norm="ln_f", plain_head=True, ln1="ln_1", ln2="ln_2", pre="mlp.c_fc", post="mlp.c_proj",
-            pos_embed="wpe", **dict.fromkeys("qkv", "attn.c_attn"),
+            pos_embed="wpe", q="attn.c_attn", k="attn.c_attn", v="attn.c_attn",
         ),
         "gpt_neox": Architecture(
             attention="attention", attn_out="post_attention_dropout", mid="post_attention_layernorm", mlp="mlp",
             mlp_out="post_mlp_dropout", output_map="attention.dense", final_norm="final_layer_norm",
             plain_head=True, parallel_residual="use_parallel_residual", ln1="input_layernorm",
             ln2="post_attention_layernorm", qkv_by_head=True, pre="mlp.dense_h_to_4h", post="mlp.dense_4h_to_h",
-            **dict.fromkeys("qkv", "attention.query_key_value"),
+            q="attention.query_key_value", k="attention.query_key_value", v="attention.query_key_value",
         ),
         "opt": Architecture(
             attention="self_attn", attn_out="self_attn", mid="final_layer_norm", mlp="fc1", mlp_out="fc2",

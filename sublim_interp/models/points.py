@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple, get_args
 from weakref import WeakKeyDictionary
 
@@ -230,7 +230,15 @@ def _see_inside(module: torch.nn.Module, part: str, value: Tensor) -> Tensor:
     return value
 
 
-def _within(part: str, post: Callable[[Place, tuple, Tensor], Tensor | None] | None = None) -> Way:
+Again = Callable[[Place, tuple, Tensor], Tensor | None]
+"""Makes a module's output again from its parts: (where it is, what it got, what it gave)."""
+
+
+def _made_again(post: Again, place: Place, _module: torch.nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    return post(place, args, output)
+
+
+def _within(part: str, post: Again | None = None) -> Way:
     """A part of what a module computes within.
 
     post: makes the module's output again from its parts, which it shows; None where the module itself shows them
@@ -239,7 +247,7 @@ def _within(part: str, post: Callable[[Place, tuple, Tensor], Tensor | None] | N
     def way(place: Place, visit: Visitor, held: ExitStack) -> None:
         opened = _OPENED.setdefault(place.module, _Opened())
         if post and not opened.visitors:
-            opened.close = place.module.register_forward_hook(lambda _, args, output: post(place, args, output)).remove
+            opened.close = place.module.register_forward_hook(partial(_made_again, post, place)).remove
         entry = (part, visit)
         opened.visitors.append(entry)
 
