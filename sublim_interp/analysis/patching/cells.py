@@ -4,29 +4,46 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sublim_interp.analysis.patching.patch import axis_of
 from sublim_interp.analysis.probes import Metric, frozen, logits_of
 from sublim_interp.core.device import device_of
+from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of, decoder_layers
 from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import attached, capture, hook_name, hook_names, names_of
-from sublim_interp.models.points import Stream
+from sublim_interp.models.hooks import attached, capture, hook_names, kind_of, names_of
+from sublim_interp.models.points import STREAM, Stream
 
-GridKind = Literal[Stream, "heads", "weights"]
-"""What the cells of a grid are: a kind of hook by position, single heads, or the modules of a layer."""
+GridKind = Literal[Stream, "heads", "q", "k", "v", "z", "pattern", "neurons", "weights"]
+"""What the cells of a grid are: a kind of hook by position, single heads or neurons, or the modules of a layer."""
+
+BY_PART: dict[str, tuple[str, str]] = {
+    "heads": ("z", "head"), "q": ("q", "head"), "k": ("k", "head"), "v": ("v", "head"), "z": ("z", "head"),
+    "pattern": ("pattern", "head"), "neurons": ("post", "neuron"),
+}  # fmt: skip
+"""Kinds whose cells are parts of a hook point, at all positions: (the hook point, what its parts are)."""
 
 
 def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
     """The names of one kind, one a layer. Raises SublimError, with the kinds there are, where there is no such one."""
-    if kind == "heads":
-        return hook_names(model, ("z",)) or [hook_name(0, "z")]  # what uses it says what the model has
-    return names_of(model, cast(Stream, kind), others=("heads", "weights"))
+    if kind in BY_PART:
+        names = hook_names(model, (BY_PART[kind][0],))
+        if not names:
+            raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(kinds_of(model))}")
+        return names
+    return names_of(model, cast(Stream, kind), others=[k for k in kinds_of(model) if k not in STREAM])
+
+
+def kinds_of(model: torch.nn.Module) -> list[str]:
+    """The kinds of grids that a model has."""
+    known = {kind_of(name) for name in hook_names(model)}
+    return [k for k in get_args(GridKind) if k == "weights" or BY_PART.get(k, (k, ""))[0] in known]
 
 
 def see(
@@ -59,30 +76,16 @@ def patched_cells(
     """The metric of each patch of one kind, and without any, on prompts of one length.
 
     ids: of the prompts
-    src: by site, what is put there: [prompt, position, d_model], or [prompt, position, head, d_head]
+    src: by site, what is put there, with the axes of the hook
     metric: what is measured at the answer
-    at_once: how many positions run in one forward; None chooses
+    at_once: how many positions, heads or neurons run in one forward; None chooses
 
     Cells are on the CPU.
     """
     depth, (prompts, length) = len(decoder_layers(model)), ids.shape
     values, unpatched = list(src.values()), _Unpatched()
-    if kind == "heads":
-        heads = values[0].shape[2]
-
-        def swap(layer: int) -> Callable[[Tensor], Tensor]:
-            def put(stream: Tensor) -> Tensor:
-                new = stream.clone()
-                # A view, written in place: so is the tail of put below.
-                tail = rearrange(new[-heads * prompts :], "(head prompt) ... -> head prompt ...", head=heads)
-                for head in range(heads):
-                    tail[head, :, :, head] = values[layer][:, :, head]
-                return new
-
-            return put
-
-        with attached(model, {name: swap(layer) for layer, name in enumerate(src)}):
-            return _in_a_growing_batch(model, ids, unpatched, 0, heads, metric), unpatched.metric
+    if kind in BY_PART:
+        return _parts(model, ids, src, kind, metric, at_once, unpatched), unpatched.metric
 
     if at_once is None:
         size = sum(p.numel() for p in decoder_layers(model).parameters())
@@ -110,6 +113,44 @@ def patched_cells(
                 held.enter_context(_last_mlp_at_the_answer(model))
             out[:, :, places] = _in_a_growing_batch(model, ids, unpatched, prefix, len(places), metric)
     return out, unpatched.metric
+
+
+def _parts(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    src: dict[str, Tensor],
+    kind: GridKind,
+    metric: Metric,
+    at_once: int | None,
+    unpatched: "_Unpatched",
+) -> Float[Tensor, "prompt layer part"]:
+    """The metric of each patch of a head, or neuron, at all positions; `unpatched` is filled."""
+    values = list(src.values())
+    axis, (prompts, length) = axis_of(next(iter(src)), BY_PART[kind][1]), ids.shape
+    count = values[0].shape[axis]
+    each = at_once or max(1, _ROWS // (len(values) * prompts * length))
+    found = []
+    for start in range(0, count, each):
+        parts = range(start, min(count, start + each))
+
+        def swap(layer: int, parts: range = parts) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:
+                new = stream.clone()
+                # A view, written in place.
+                tail = rearrange(new[-len(parts) * prompts :], "(cell prompt) ... -> cell prompt ...", prompt=prompts)
+                for cell, part in enumerate(parts):
+                    tail[cell].select(axis, part).copy_(values[layer].select(axis, part))
+                return new
+
+            return put
+
+        with attached(model, {name: swap(layer) for layer, name in enumerate(src)}):
+            found.append(_in_a_growing_batch(model, ids, unpatched, 0, len(parts), metric))
+    return torch.cat(found, -1)
+
+
+_ROWS = 1 << 16
+"""Positions of all cells that one forward may have where parts are patched."""
 
 
 _WORTH = 300_000_000
