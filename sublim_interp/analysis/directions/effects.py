@@ -52,8 +52,9 @@ def logit_lens(
     Returns a row a layer and rank: layer, rank, token (its id), text (the id again where no tokenizer is known),
     change. The change is the derivative along the whole vector, in logits, minus its mean over the vocabulary, as a
     shift of all logits says nothing. Without `tuned` layers in between are skipped.
-    Raises SublimError for directions of another base, and for too few tokens in `tuned`. Source: nostalgebraist 2020, "logit lens"; the maps are Din et al. 2303.09435, by least squares, where
-    Belrose et al. 2303.08112 ("tuned lens") train theirs on the output.
+    Raises SublimError for directions of another base, and for too few tokens in `tuned`.
+    Source: nostalgebraist 2020, "logit lens". The maps are those of Din et al. 2303.09435, by least squares; Belrose et
+    al. 2303.08112 ("tuned lens") train theirs on the output.
     """
     import pandas as pd
 
