@@ -186,6 +186,7 @@ def _forward(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> tuple[di
     stream: dict[str, Tensor] = {}
 
     def keep(name: str, value: Tensor) -> Tensor:
+        value = value.clone() if value._is_view() else value  # what it is a view of may be written into
         stream[name] = value if value.requires_grad else value.requires_grad_()
         return value  # what is a view of the model's tensor takes its part in the graph
 
