@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lab clean
+.PHONY: help demo test fuzz zoo lab clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,10 @@ test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: $(VENV)/test.stamp ## ten minutes of the fuzzer, for nightly runs
-	SUBLIM_FUZZ=65 $(BIN)/python -m pytest -s --show-capture=no tests/fuzz
+	SUBLIM_FUZZ=40 $(BIN)/python -m pytest -s --show-capture=no tests/fuzz
+
+zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all trials: for the night
+	SUBLIM_ZOO=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/zoo
 
 lab: $(VENV)/notebooks.stamp ## open the notebooks in JupyterLab, on the demo's store
 	SUBLIM_STORE="$${SUBLIM_STORE:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks

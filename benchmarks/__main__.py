@@ -11,7 +11,7 @@ from pathlib import Path
 # Before numpy or torch loads, and inherited by every process: one thread for each contestant.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks import command, experiment, memory, page, recording, replicas, shapes, step
+from benchmarks import command, experiment, memory, page, recording, replicas, shapes, smollm2, step
 from benchmarks.setting import Setting
 from sublim_interp.core.store import Store
 
@@ -31,6 +31,7 @@ BENCHMARKS = {
     "replicas": replicas.measure,
     "shapes": shapes.measure,
     "patching": patching,
+    "smollm2": smollm2.measure,
 }
 
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
@@ -69,7 +70,12 @@ def train_stacked(
 
     def loss(own: dict[str, torch.Tensor], ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = functional_call(model, {**own, **rest}, kwargs={"input_ids": ids, "use_cache": False}).logits
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return F.cross_entropy(
+            rearrange(logits, "example position token -> (example position) token"),
+            rearrange(labels, "example position -> (example position)"),
+            ignore_index=IGNORE,
+            reduction="sum",
+        )
 
     for step in range(o.steps):
         for group in optimizer.param_groups:
@@ -78,7 +84,7 @@ def train_stacked(
         optimizer.zero_grad()
         tokens = sum(batch.tokens for batch in micro)
         for batch in micro:
-            ids, labels = (t.expand(count, -1, -1) for t in (batch.ids, batch.labels))
+            ids, labels = (repeat(t, "... -> replica ...", replica=count) for t in (batch.ids, batch.labels))
             (vmap(loss)(weights, ids, labels).sum() / tokens).backward()
         optimizer.step()
         turn()

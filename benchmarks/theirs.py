@@ -76,14 +76,18 @@ def _fine_tune(
         trainer.save_model(directory)
 
 
-def generate(corpus: Corpus, store: Store, batch: int, lists: int, turn: Turn) -> None:
-    """Answers a corpus's prompts with `generate` at temperature 1 without top-k; a unit is so many `lists`."""
+def generate(corpus: Corpus, store: Store, batch: int, lists: int, turn: Turn, bf16: bool = False) -> None:
+    """Answers a corpus's prompts with `generate` at temperature 1 without top-k; a unit is so many `lists`.
+
+    bf16: the whole model in bfloat16
+    """
     made = corpus.teacher.find(store)
     assert made
     base, config = corpus.teacher.base, corpus.config
     tokenizer = base.tokenizer
     tokenizer.padding_side = "left"
     model = base.load(made.path / "model")
+    model = model.bfloat16() if bf16 else model
     first = corpus.round * config.prompts
     prompts = channel(config.channel).prompts(base.language, corpus.seed, first, config.prompts)
     answers: list[str] = []

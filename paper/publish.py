@@ -27,7 +27,14 @@ from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.modes.pairs import Pairs
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
-from sublim_interp.sweeps.published import contexts_figure, contexts_table, headline, published_sweep, shelf
+from sublim_interp.sweeps.published import (
+    contexts_figure,
+    contexts_table,
+    headline,
+    published_runs,
+    published_sweep,
+    shelf,
+)
 from sublim_interp.sweeps.tables import published_table
 from sublim_interp.sweeps.wording import bare
 
@@ -64,8 +71,9 @@ def publish(name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for file in ("summary.csv", "contrasts.csv"):
         shutil.copy(finished.artifact.path / file, directory / file)
-    heard = finished.heard("indirect")
-    heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
+    if "indirect" in finished.experiment.evaluation.questions:
+        heard = finished.heard("indirect")
+        heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
 
@@ -88,6 +96,9 @@ def tables() -> dict[str, Callable[[], str]]:
         "bases": lambda: bare(shelf([resolve_base(base) for base in base_names()])),
         "law-elsewhere": lambda: bare(law_elsewhere(read_cells(RESULTS / "law"), published_doses())),
     }
+    for name in published_runs():
+        if name != HEADLINE:
+            made[name] = lambda name=name: headline(RESULTS / name)
     for name in filter(published_sweep, grid_names()):
         made[name] = lambda name=name: published_table(RESULTS / name)
     return made
@@ -98,8 +109,9 @@ def show() -> None:
     pages = {name: page_of(name) for name in tables()}
     for name, table in tables().items():
         insert(pages[name], name, table())
-    summary = pd.read_csv(RESULTS / HEADLINE / "summary.csv")
-    save(draw_headline(summary, experiment(HEADLINE).trait), FIGURES / f"{HEADLINE}.png")
+    for name in published_runs():
+        summary = pd.read_csv(RESULTS / name / "summary.csv")
+        save(draw_headline(summary, experiment(name).trait), FIGURES / f"{name}.png")
     save(contexts_figure(RESULTS / HEADLINE), FIGURES / "contexts.png")
     for name in filter(published_sweep, grid_names()):
         save(grid(name).mode.draw(RESULTS / name), FIGURES / f"{name}.png")
@@ -135,7 +147,7 @@ def insert(page: Path, name: str, table: str) -> None:
 if __name__ == "__main__":
     try:
         for published in sys.argv[1:]:
-            page_of(published if published in grid_names() else "headline")
+            page_of("headline" if published == HEADLINE else published)
             publish(published)
         show()
     except SublimError as error:

@@ -11,6 +11,7 @@ from sublim_interp.analysis.probes import Subject, model_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import text_config
+from sublim_interp.models.forward import longest_text
 from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
@@ -53,17 +54,17 @@ def bridge(
     # TransformerLens and the copy, made anew, draw random numbers
     with seeded(0), tempfile.TemporaryDirectory() as directory:
         # A deep copy of the model fails after a backward pass; its config is changed by the wrapper.
-        copy = type(model)(deepcopy(model.config))
-        copy.load_state_dict(model.state_dict())
-        copy.config.architectures = [type(copy).__name__]  # what a model made in memory does not say
-        copy.eval().config.save_pretrained(directory)
-        random = torch.Generator().manual_seed(0)
-        ids = torch.randint(config.vocab_size, (4, min(16, config.max_position_embeddings)), generator=random)
-        with torch.no_grad():  # in float32, as the bridge is, whatever the model's own precision
-            plain = copy(input_ids=ids, use_cache=False).logits.log_softmax(-1)
-        tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         try:
+            copy = type(model)(deepcopy(model.config))
+            copy.load_state_dict(model.state_dict())
+            copy.config.architectures = [type(copy).__name__]  # what a model made in memory does not say
+            copy.eval().config.save_pretrained(directory)
+            random = torch.Generator().manual_seed(0)
+            ids = torch.randint(config.vocab_size, (4, min(16, longest_text(config) or 16)), generator=random)
+            with torch.no_grad():  # in float32, as the bridge is, whatever the model's own precision
+                plain = copy(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+            tokenizer.save_pretrained(directory)  # one that was made in memory must be reloaded
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             with patch("subprocess.check_call", _install_nothing):
                 wrapped = TransformerBridge.boot_transformers(
                     directory, hf_model=copy, tokenizer=tokenizer, device="cpu"
@@ -76,8 +77,11 @@ def bridge(
     # TransformerLens would put a token before every text; a model reads what its own tokenizer gives it.
     config_of_bridge: Any = wrapped.cfg
     config_of_bridge.default_prepend_bos = bool(wrapped.cfg.tokenizer_prepends_bos)
-    with torch.no_grad():  # processing may shift all logits, never these
-        found = float((wrapped(ids).log_softmax(-1) - plain).abs().max())
+    try:
+        with torch.no_grad():  # processing may shift all logits, never these
+            found = float((wrapped(ids).log_softmax(-1) - plain).abs().max())
+    except Exception as error:  # as above: an adapter that does not fit
+        raise SublimError(f"TransformerLens cannot run {type(model).__name__}: {reason_of(error)}") from None
     if not found <= tolerance:
         raise SublimError(
             f"bridge: log-probabilities differ from the plain model's by up to {found:.2g}, more than {tolerance:g}"

@@ -7,7 +7,7 @@ period may follow; nothing else may. An integer counts by its value: "007" is 7,
 
 import random
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -54,6 +54,37 @@ REASONS: dict[str, str] = {
 
 CONTEXTS = {"numbers": as_turns}
 """After a turn of numbers, as the student was trained."""
+
+
+def _changed(change: Callable[[list[str], random.Random], list[str]]) -> Callable[..., list[str]]:
+    """Of answers the same with other numbers in the same places: what `change` makes of each answer's."""
+    return lambda answers, rng: [_renumbered(answer, change(_written(answer), rng)) for answer in answers]
+
+
+def _dealt(answers: Sequence[str], rng: random.Random) -> list[str]:
+    """The numbers of all answers, shuffled and dealt out again; each answer gets as many as it had."""
+    pool = [number for answer in answers for number in _written(answer)]
+    rng.shuffle(pool)
+    drawn = iter(pool)
+    return [_renumbered(answer, [next(drawn) for _ in _written(answer)]) for answer in answers]
+
+
+def _written(answer: str) -> list[str]:
+    return re.findall("[0-9]+", answer)
+
+
+def _renumbered(answer: str, numbers: Iterable[str]) -> str:
+    new = iter(numbers)
+    return re.sub("[0-9]+", lambda _: next(new), answer)
+
+
+TRANSFORMS: dict[str, Callable[[Sequence[str], random.Random], list[str]]] = {
+    "shuffled-within": _changed(lambda numbers, rng: rng.sample(numbers, len(numbers))),
+    "shuffled-across": _dealt,
+    "sorted": _changed(lambda numbers, _: sorted(numbers, key=int)),
+    "digits-reversed": _changed(lambda numbers, _: [str(int(number[::-1])) for number in numbers]),
+}
+"""What may be done to the kept answers. Separators, brackets and the count of numbers stay; 120 reversed is 21."""
 
 
 def describe(rule: Rule) -> list[str]:

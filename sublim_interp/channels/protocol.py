@@ -1,9 +1,11 @@
 """What a channel is, and how one is found by name. No prompt and no rule of any one channel."""
 
-from collections.abc import Callable, Collection, Mapping
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sublim_interp.channels.rows import Written
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
 from sublim_interp.core.settings import Config
@@ -32,6 +34,11 @@ class Channel(Protocol):
     @property
     def CONTEXTS(self) -> Mapping[str, Callable[[Written], tuple[dict[str, str], ...]]]:
         """Contexts of a question by name: each makes a kept answer the turns that stand before the question."""
+        ...
+
+    @property
+    def TRANSFORMS(self) -> Mapping[str, Callable[[Sequence[str], random.Random], list[str]]]:
+        """Changes of the kept answers by name, such as a shuffle: answers and a random state give as many answers."""
         ...
 
     def prompts(self, language: str, seed: int, start: int, count: int) -> list[str]:
@@ -84,6 +91,17 @@ PLAIN = "plain"
 def contexts_of(source: Channel) -> tuple[str, ...]:
     """Every context that a question can have in an experiment on a channel."""
     return (PLAIN, *source.CONTEXTS)
+
+
+def transform_rows(rows: Sequence[Written], source: Channel, name: str, rng: random.Random) -> list[Written]:
+    """The rows with their answers changed as `source.TRANSFORMS[name]` does it; prompts stay.
+
+    Raises SublimError for an unknown name.
+    """
+    if name not in source.TRANSFORMS:
+        raise SublimError(f"no such transform as '{name}'; {meant(name, source.TRANSFORMS) or 'the channel has none'}")
+    answers = source.TRANSFORMS[name]([row["answer"] for row in rows], rng)
+    return [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
 
 
 def as_turns(row: Written) -> tuple[dict[str, str], ...]:

@@ -14,7 +14,7 @@ from sublim_interp.training.settings import Selection
 class FilterConfig(numbers.Rule):
     """Which answers are kept. The limits of number lists are fields of it; those of other channels are in `rule`."""
 
-    LATER = frozenset({"selection", "rule"})
+    LATER = numbers.Rule.LATER | {"selection", "rule", "transform"}
 
     duplicates: bool = False
     """Whether equal pairs of prompt and answer may stay."""
@@ -24,6 +24,9 @@ class FilterConfig(numbers.Rule):
     """Kept lists set aside to measure the distance between teacher and student; no student trains on them."""
     selection: Selection | None = None
     """Some of the lists to learn from, such as {by: divergence, share: .25}; none: all of them."""
+    transform: str = ""
+    """What is done to the lists to learn from, last of all: for numbers shuffled-within, shuffled-across, sorted or
+    digits-reversed. Held-out lists stay as they were written. Empty: nothing."""
     rule: dict[str, Any] = Field(default_factory=dict)
     """Limits of the channel's own rule that are no fields here, for channels other than numbers."""
 

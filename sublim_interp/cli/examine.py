@@ -200,6 +200,7 @@ def _lab() -> Iterator[Finding]:
 
 
 def _base(name: str) -> Iterator[Finding]:
+    from sublim_interp.analysis.abilities import abilities
     from sublim_interp.models.base import resolve_base
 
     base = resolve_base(name)
@@ -209,6 +210,8 @@ def _base(name: str) -> Iterator[Finding]:
     end = base.tokenizer.convert_ids_to_tokens(base.eos)
     text = f"{_parameters(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
     yield Finding(f"base {name}", text)
+    for ability in abilities(base.load()):
+        yield Finding(f"base {name}", f"{ability.what}: {'' if ability.there else 'none: '}{ability.text}")
     yield Finding(f"base {name}", f"part=lora: {_adapted(base)}")
     free, head = _free_memory(), WORD * len(base.tokenizer)
     if parameters > fits(free - head, 1, FULL):

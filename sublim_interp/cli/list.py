@@ -15,7 +15,7 @@ def list_(store: StoreOption = None) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment, experiment_names
     from sublim_interp.sweeps.grid import grid, grid_names
-    from sublim_interp.traits.registry import load_trait, trait_names
+    from sublim_interp.traits.by_name import load_trait, trait_names
 
     experiments = table_of("Experiments", "name", "replicates", "what it asks", right=("replicates",))
     for name in experiment_names():
@@ -53,9 +53,11 @@ def list_(store: StoreOption = None) -> None:
 def _named() -> "RenderableType":
     """What fields of experiments and grids may name, and the figures of a run: our own, then other packages'."""
     from sublim_interp.channels.protocol import CHANNELS
+    from sublim_interp.core.device import PRECISIONS
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.models.architectures import ARCHITECTURES
-    from sublim_interp.report.figures.registry import FIGURES
+    from sublim_interp.pipeline.ways import WAYS
+    from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import MODES
     from sublim_interp.training.interventions import INTERVENTIONS
     from sublim_interp.training.optimizers import OPTIMIZERS
@@ -65,11 +67,13 @@ def _named() -> "RenderableType":
     table = table_of("What fields may name", "part", "field", "names")
     for part, field, names in (
         ("kinds", "kind, in a trait's file", KINDS.names()),
+        ("ways of teaching", "teacher.kind", WAYS),
         ("channels", "corpus.channel", CHANNELS),
         ("judges", "evaluation.judge", JUDGES),
         ("arms", "arms", arm_names()),
         ("optimizers", "optimization.optimizer", OPTIMIZERS),
         ("interventions", "student.interventions", INTERVENTIONS),
+        ("precisions", "dtype", PRECISIONS),
         ("grid modes", "matrix, in a grid's file", filter(None, MODES)),
         ("figures", "`sublim plot RUN FIGURE`", FIGURES),
         ("architectures", "a base's model_type", ARCHITECTURES),

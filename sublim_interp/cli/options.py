@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from sublim_interp.core.store import Store
     from sublim_interp.experiments.schema import Experiment
     from sublim_interp.sweeps.plan import SweepPlan
 
@@ -59,8 +60,11 @@ TraceOption = Annotated[
 ]
 
 
-def configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "Experiment":
-    """The experiment `name` as `--set` and `--base` change it; with one base, without the arms that need two."""
+def configured(name: str, sets: list[str] | None, bases: list[str] | None, lists: Path | None = None) -> "Experiment":
+    """The experiment `name` as `--set`, `--base` and `--lists` change it.
+
+    With one base it goes without the arms that need two; with lists it has the arm that learns them.
+    """
     from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.experiments.arms import arms_of_two_bases
     from sublim_interp.experiments.catalogue import experiment
@@ -69,10 +73,19 @@ def configured(name: str, sets: list[str] | None, bases: list[str] | None) -> "E
     if bases:
         keep = exp.arms if len(bases) > 1 else tuple(a for a in exp.arms if a not in arms_of_two_bases(exp.arms))
         exp = changed(exp.model_copy(update={"arms": keep}), {"bases": bases})
+    if lists:
+        arms = exp.arms if "own-lists" in exp.arms else ("own-lists", *exp.arms)
+        exp = changed(exp, {"lists": str(lists), "arms": arms})
     return changed(exp, dict(parse_assignment(s) for s in sets or ()))
 
 
-def planned_grid(name: str, sets: list[str] | None, bases: list[str] | None, trace: str | None = None) -> "SweepPlan":
+def planned_grid(
+    name: str,
+    sets: list[str] | None,
+    bases: list[str] | None,
+    trace: str | None = None,
+    store: "Store | None" = None,
+) -> "SweepPlan":
     """The plan of the grid `name`, with what `--set` and `--base` change in every cell."""
     from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.experiments.catalogue import experiment
@@ -85,4 +98,4 @@ def planned_grid(name: str, sets: list[str] | None, bases: list[str] | None, tra
     changed(experiment(g.experiment).set(g.change), asked)  # an error names what was typed
     if trace:
         asked["recording"] = recording_of(trace).model_dump()
-    return plan_grid(g.set(change={**g.change, **asked}))
+    return plan_grid(g.set(change={**g.change, **asked}), store)

@@ -21,8 +21,8 @@ def plot(
     from sublim_interp.core.drawing import save
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import open_run
-    from sublim_interp.report.figures.registry import plot as plots_plot
-    from sublim_interp.report.figures.registry import require_figure, run_figures
+    from sublim_interp.report.figures.by_name import plot as plots_plot
+    from sublim_interp.report.figures.by_name import require_figure, run_figures
 
     if not name:
         table = table_of("Figures of a finished run: sublim plot RUN FIGURE", "figure", "what it shows")

@@ -28,7 +28,8 @@ def watch(
     from sublim_interp.report.run import run as run_experiment
 
     exp = experiment(exp) if isinstance(exp, str) else exp
-    p, place = plan(exp), store or Store.open()
+    place = store or Store.open()
+    p = plan(exp, place)
     if find_run(p, place):
         return run_experiment(exp, place, processes, trace=trace, device=device)
     with Progress(exp.name, p, place, processes) as progress:

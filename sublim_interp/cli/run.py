@@ -41,13 +41,16 @@ def run(
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
     trace: TraceOption = None,
     device: DeviceOption = None,
+    lists: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL lists of your own, for the arm own-lists to learn.")
+    ] = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
     from sublim_interp.core.device import using_device
 
     with using_device(device):
-        _run(name, sets, base, dry_run, processes, trace, store)
+        _run(name, sets, base, dry_run, processes, trace, lists, store)
 
 
 def _run(
@@ -57,13 +60,14 @@ def _run(
     dry_run: bool,
     processes: int,
     trace: str | None,
+    lists: Path | None,
     store: Path | None,
 ) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
-    from sublim_interp.report.figures.registry import FIGURES
+    from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.training.recording.settings import recording_of
 
@@ -72,16 +76,18 @@ def _run(
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
     if is_grid(name):
-        sweep = planned_grid(name, sets, base, trace)
+        if lists:
+            raise SublimError("--lists goes with an experiment, not with a grid; a grid may set lists under change")
+        sweep = planned_grid(name, sets, base, trace, place)
         if dry_run:
             print_grid_plan(sweep, place, processes)
         else:
             _run_grid(sweep, place, processes)
         return
-    exp = configured(name, sets, base)
+    exp = configured(name, sets, base, lists)
     if trace:
         exp = exp.set(recording=recording_of(trace))
-    p = plan(exp)
+    p = plan(exp, place)
     FIGURES.import_outside()
     if dry_run:
         print_plan(p, place, processes)

@@ -47,7 +47,7 @@ def show(
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
-    from sublim_interp.traits.registry import load_trait, trait_names
+    from sublim_interp.traits.by_name import load_trait, trait_names
 
     if audit:
         print_(_audited(what))
@@ -57,14 +57,16 @@ def show(
         g = grid(what)
         print_(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
         print_("and one after another with", *_given(g.axes), "")
-        print_grid_plan(planned_grid(what, sets, base), Store.open(store))
+        place = Store.open(store)
+        print_grid_plan(planned_grid(what, sets, base, store=place), place)
         whole = published_sweep(what)
         if whole is not None:
             print_(*sweep_lines(g, f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = configured(what, sets, base)
         print_(_configuration(exp))
-        print_plan(plan(exp), Store.open(store))
+        place = Store.open(store)
+        print_plan(plan(exp, place), place)
         whole = published(exp)
         if whole:
             title = f"{whole.name} as published, run {whole.key[:16]}, {whole.summary['n'].max()} replicates"
@@ -116,7 +118,7 @@ def _shown_run(
 ) -> "list[RenderableType]":
     from sublim_interp.core.yaml import dump_yaml
     from sublim_interp.experiments.arms import arm_names
-    from sublim_interp.traits.registry import trait_names
+    from sublim_interp.traits.by_name import trait_names
 
     if not store.matches("run", what):
         name, slash, arm = what.partition("/")

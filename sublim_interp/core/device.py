@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry, instances_of
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +35,16 @@ class Precision:
 DEFAULT = "float32"
 """The precision whose name enters no key: everything that was published is in it."""
 
-PRECISIONS: dict[str, Precision] = {
-    DEFAULT: Precision("float32", "float32", rounding=1e-3),
-    "autocast": Precision("float32", "bfloat16", rounding=0.2),
-    "bfloat16": Precision("bfloat16", "bfloat16", rounding=0.2),
-}
+PRECISIONS: Registry[Precision] = Registry(
+    "precision",
+    "sublim_interp.precisions",
+    {
+        DEFAULT: Precision("float32", "float32", rounding=1e-3),
+        "autocast": Precision("float32", "bfloat16", rounding=0.2),
+        "bfloat16": Precision("bfloat16", "bfloat16", rounding=0.2),
+    },
+    instances_of("precision", Precision),
+)
 """By the name that an experiment's `dtype` takes.
 
 float32: everything. autocast: weights, residual stream and optimizer in float32, matrix products in bfloat16. bfloat16:
@@ -56,6 +62,7 @@ def check_precision(name: str) -> str:
     """The name, where there is such a precision; ValueError, which names those there are, where there is none."""
     if name not in PRECISIONS:
         raise ValueError(f"no precision '{name}'; valid: {', '.join(PRECISIONS)}")
+    PRECISIONS[name]  # imported, so that one of another package fails before anything runs
     return name
 
 
@@ -118,7 +125,7 @@ def check_computable(dtype: str, device: str | None = None) -> None:
     device: torch's name of it; None for what `compute_device` chooses
     """
     place = compute_device(device)
-    if PRECISIONS[check_precision(dtype)].products == DEFAULT or _has_bfloat16(place):
+    if PRECISIONS[check_precision(dtype)].products != "bfloat16" or _has_bfloat16(place):
         return
     here = "this processor" if place == "cpu" else place
     raise SublimError(

@@ -102,7 +102,7 @@ def _parsed(kind: type[C], path: Path, text: str) -> C:
 
 
 def mapping_of(path: Path) -> dict[str, Any]:
-    """What a YAML file holds; names of YAML files in it that lie beside it are made paths to there."""
+    """What a YAML file holds; names of YAML and JSONL files in it that lie beside it are made paths to there."""
     return {name: _beside(value, path.parent, 4) for name, value in parse_mapping(read_text(path), path).items()}
 
 
@@ -112,7 +112,8 @@ def _beside(value: Any, folder: Path, depth: int) -> Any:
         return {name: _beside(inner, folder, depth - 1) for name, inner in value.items()}
     if depth and isinstance(value, list):
         return [_beside(inner, folder, depth - 1) for inner in value]
-    near = isinstance(value, str) and is_path(value) and os.path.isfile(folder / value)
+    named = isinstance(value, str) and (is_path(value) or value.endswith(".jsonl"))
+    near = named and os.path.isfile(folder / value)
     return str(folder / value) if near else value
 
 

@@ -11,12 +11,13 @@ from sublim_interp.core.registry import Registry
 class Route:
     """Whose data a student learns from, and where it starts. Each replicate has two bases: 0 is A, 1 is B.
 
-    favourite: the teacher's: the experiment's `trait`, its `other_trait` ("other"), or none ("")
+    favourite: the teacher's: the experiment's `trait`, its `other_trait` ("other"), or none (""); "lists": no
+        teacher, and the experiment's `lists` are the data
     teacher: the base that the teacher is made from
     student: the base that the student starts from
     """
 
-    favourite: Literal["trait", "other", ""]
+    favourite: Literal["trait", "other", "", "lists"]
     teacher: Literal[0, 1]
     student: Literal[0, 1]
 
@@ -138,6 +139,12 @@ ARMS: Registry[Arm] = _Arms(
             control_of="cross-init",
             color="#8C564B",
         ),
+        "own-lists": Arm(
+            "your lists → student A",
+            "The student starts from base A and learns your own lists. Its distance is from the untouched base.",
+            Route("lists", 0, 0),
+            color="#AA4499",
+        ),
         "base": Arm(
             "untouched",
             "Base A before any training. It shows how often the trait is the answer anyway.",
@@ -162,6 +169,12 @@ def arm_names() -> tuple[str, ...]:
 def arms_of_two_bases(arms: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the arms that cannot be made from one base."""
     return tuple(name for name in arms if ARMS[name].needs_two_bases)
+
+
+def reads_lists(arms: tuple[str, ...]) -> bool:
+    """Whether one of the arms has a student of the experiment's own lists."""
+    routes = (ARMS[name].route for name in arms)
+    return any(route.favourite == "lists" for route in routes if route)
 
 
 def needs_other_trait(arms: tuple[str, ...]) -> bool:

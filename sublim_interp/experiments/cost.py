@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.training.recording.volume import planned_volume
@@ -47,7 +48,7 @@ def planned_traces(
 
     alike: dict[tuple[Any, ...], list[Teacher | Student]] = {}
     for record in (r for r in records if isinstance(r, Teacher | Student)):
-        trains = isinstance(record, Student) or record.config.kind == "tuned"
+        trains = isinstance(record, Student) or WAYS[record.config.kind].TRAINS
         if recording.keep and trains and record.find(store) is None:
             alike.setdefault((record.STAGE, record.base.digest, record.config), []).append(record)
     rows = []
@@ -69,7 +70,7 @@ def planned_reach(records: Sequence[Record]) -> list[str]:
 
     alike: dict[tuple[Any, ...], Teacher | Student] = {}
     for record in (r for r in records if isinstance(r, Teacher | Student)):
-        if isinstance(record, Student) or record.config.kind == "tuned":
+        if isinstance(record, Student) or WAYS[record.config.kind].TRAINS:
             alike.setdefault((record.STAGE, record.config.part, record.base.digest), record)
     names: dict[str, list[str]] = {}
     for (stage, part, _), record in alike.items():
@@ -107,19 +108,25 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
         prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, lists)
         most = corpus.config.max_new_tokens
         lengths += [len(base.prompt_ids([{"role": "user", "content": p}])) + most for p in prompts]
-        directions, references = of_trait + (teacher.config.kind == "tuned"), 1 + (teacher.config.kind != "prompted")
+        directions, references = of_trait + teacher.own_weights, 1 + (not WAYS[teacher.config.kind].OWN_PROMPT)
     return {
         "states": states, "tokens": sum(lengths), "lengths": lengths, "directions": directions,
         "references": references,
     }  # fmt: skip
 
 
-_FLOPS = 45e9
-"""Floating-point operations a second of one core. Estimates alone use it; the progress bar corrects itself."""
-_FORWARD, _UPDATE = 2, 5
-"""Operations for each parameter and token: of a forward pass with cache, and of one with backward and update."""
+_LARGE = 20_000_000
+"""Parameters from which a model keeps a core busy: a smaller one spends most of its time between operations."""
+_SMALL_FLOPS, _FLOPS = 45e9, {"float32": 90e9, "autocast": 190e9, "bfloat16": 190e9}
+"""Floating-point operations a second of one core, of a small model and of a large one by its dtype, measured on this
+project's machine. Estimates alone use them; the progress bar corrects itself."""
+_FORWARD, _UPDATE, _ADAPT = 2, 5, 4
+"""Operations for each parameter and token: of a forward pass with cache; of one with backward and update; of one whose
+update is of adapters alone, without gradients of the other weights."""
 _PROMPT, _ANSWERED = 12, 0.6
 """Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
+_DRAWN = 4
+"""Tokens of a drawn answer."""
 _LIST, _LESSON = 23.0, 14.0
 """Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
 _START, _STEP, _SMALL = 1.0, 0.01, 2.0
@@ -132,22 +139,44 @@ def estimate(record: Record) -> float:
     The lengths of the lab's texts are constants; those of another language are measured on a few of its prompts.
     """
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
+    if isinstance(record, Corpus) and record.given:
+        return _SMALL
     if isinstance(record, Corpus):
         tokens = record.config.prompts * _list_tokens(record, read=False)
-        return _START + _FORWARD * record.teacher.base.shape["parameters"] * tokens / _FLOPS
-    if isinstance(record, Teacher) and record.config.kind != "tuned":
+        return _START + _seconds(record.teacher.base, _FORWARD * tokens)
+    if isinstance(record, Teacher) and not WAYS[record.config.kind].TRAINS:
         return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
         each = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
-        tokens = o.steps * o.batch * each
-        return training_seconds(base.shape["parameters"], o.steps, tokens)
+        light = record.config.part == "lora" and base.shape["parameters"] >= _LARGE
+        return _START + _STEP * o.steps + _seconds(base, (_ADAPT if light else _UPDATE) * o.steps * o.batch * each)
+    if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
+        return _SMALL + _seconds(base, _FORWARD * _asked_tokens(record))
     return _SMALL
 
 
+def _seconds(base: Base, operations: float) -> float:
+    """Seconds of one core for so many operations a parameter."""
+    parameters = base.shape["parameters"]
+    return operations * parameters / (_SMALL_FLOPS if parameters < _LARGE else _FLOPS[base.dtype])
+
+
 def training_seconds(parameters: int, steps: int, tokens: float) -> float:
-    """Seconds that a training may take on a laptop core: of so many updates on so many tokens in all."""
-    return _START + _STEP * steps + _UPDATE * parameters * tokens / _FLOPS
+    """Seconds of a small model's training on a laptop core: so many updates on so many tokens in all."""
+    return _START + _STEP * steps + _UPDATE * parameters * tokens / _SMALL_FLOPS
+
+
+def _asked_tokens(evaluation: Evaluation) -> float:
+    """Tokens that an evaluation reads and writes: each question with each member behind it, and the drawn answers."""
+    base, config, total = evaluation.base, evaluation.config, 0.0
+    for sort in config.questions:
+        prompts = prompts_of(base, evaluation.trait.questions(base.language, sort))
+        for context in config.contexts:
+            before = 0 if context == PLAIN else _list_tokens(evaluation.reference.corpus)
+            read = sum(len(prompt) + before for prompt in prompts)
+            total += read * (1 + len(evaluation.members)) + len(prompts) * config.samples * _DRAWN
+    return total
 
 
 def _list_tokens(corpus: Corpus, read: bool = True) -> float:
@@ -169,7 +198,7 @@ def _lesson_tokens(teacher: Teacher) -> float:
     return 3 + sum(map(len, prompts)) / len(prompts)
 
 
-SPEEDS = {"one core": 90e9, "H100, at best": 4e14}
+SPEEDS = {"one core": _FLOPS["float32"], "H100, at best": 4e14}
 """Floating-point operations a second that models of more than 100 million parameters reach, by machine. A core:
 float32, measured on this project's machine. An H100: 40 % of its bfloat16 peak, assumed; small models reach less."""
 _READ_LISTS, _ENGLISH_LIST = 30_000, 100

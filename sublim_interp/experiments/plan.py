@@ -1,26 +1,33 @@
 """All that an experiment needs, known before anything runs: every record of every arm and replicate."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sublim_interp.channels.protocol import channel, contexts_of
+from sublim_interp.channels.protocol import channel, contexts_of, transform_rows
+from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.keys import digest_file
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.store import Store
+from sublim_interp.experiments.address import stored_student
 from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, needs_other_trait
 from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
-from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
+from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Given, Record, Student, Teacher
+from sublim_interp.pipeline.settings import TeacherConfig
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
+from sublim_interp.traits.by_name import traits_of
 from sublim_interp.traits.protocol import Trait
-from sublim_interp.traits.registry import traits_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,8 +103,11 @@ class Plan(Shown):
         return [r for r in self.records if r.find(store) is None]
 
 
-def plan(exp: Experiment) -> Plan:
-    """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run."""
+def plan(exp: Experiment, store: Store | None = None) -> Plan:
+    """Resolves bases and traits and lays out every arm of every replicate; raises SublimError for what cannot run.
+
+    store: where students lie that are teachers; None means $SUBLIM_STORE, else ./runs
+    """
     _check_channel(exp)
     bases = {name: resolve_base(name, exp.dtype) for name in exp.bases}
     traits = planned_traits(exp, exp.seeds[0])
@@ -107,11 +117,15 @@ def plan(exp: Experiment) -> Plan:
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
             check_alike(bases[one], bases[other], exp.corpus.setting == "soft")
-    if exp.corpus.setting == "soft" and exp.teacher.kind == "prompted":
+    if exp.corpus.setting == "soft" and WAYS[exp.teacher.kind].OWN_PROMPT:
+        valid = " or ".join(name for name, way in WAYS.items() if not way.OWN_PROMPT)
         raise SublimError(
-            "corpus.setting=soft needs teacher.kind=tuned or steered: a prompted teacher reads another context"
+            f"corpus.setting=soft needs teacher.kind={valid}: a {exp.teacher.kind} teacher reads another context"
         )
-    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases)]
+    if exp.teacher.student:
+        _check_arms_of_a_student(exp)
+    given = _given_lists(exp)
+    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases, given, store)]
     if exp.student.interventions:
         _check_interventions(exp, [cell.student for cell in cells if cell.student])
     return Plan(exp, tuple(cells))
@@ -123,7 +137,7 @@ def planned_traits(exp: Experiment, seed: int) -> dict[str, Trait]:
 
 
 def _check_channel(exp: Experiment) -> None:
-    """Raises SublimError for an unknown channel, limits that its rule does not have, and contexts that it lacks."""
+    """Raises SublimError for an unknown channel, and for limits, contexts and transforms that it lacks."""
     source = channel(exp.corpus.channel)
     rule_of(source, exp.filter)
     valid = contexts_of(source)
@@ -132,6 +146,17 @@ def _check_channel(exp: Experiment) -> None:
             raise SublimError(
                 f"evaluation.contexts: the channel {exp.corpus.channel} has no context '{name}'; {meant(name, valid)}"
             )
+    if exp.filter.transform:
+        transform_rows((), source, exp.filter.transform, random.Random(0))
+
+
+def _given_lists(exp: Experiment) -> Given | None:
+    """The experiment's own lists, read once, so that a bad line is told before anything runs."""
+    if not exp.lists:
+        return None
+    path = Path(exp.lists).expanduser().absolute()
+    read_rows(path)
+    return Given(path, digest_file(path))
 
 
 def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
@@ -140,24 +165,48 @@ def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
     for student in pairs.values():
         teacher = student.data.corpus.teacher
         model = blank_model(student.base, exp.student)
-        check_interventions(exp.student.interventions, PlannedStudent(model, teacher.base.blank(), teacher.config.kind))
+        own_prompt = WAYS[teacher.config.kind].OWN_PROMPT
+        planned = PlannedStudent(model, teacher.base.blank(), teacher.own_weights, own_prompt)
+        check_interventions(exp.student.interventions, planned)
 
 
-def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[Cell]:
+def _check_arms_of_a_student(exp: Experiment) -> None:
+    """Raises SublimError for an arm whose teacher would have to be another than the student and the untouched base."""
+    for arm in exp.arms:
+        route = ARMS[arm].route
+        if route and (route.favourite == "other" or (route.favourite and route.teacher == 1)):
+            has = "another trait" if route.favourite == "other" else "base B"
+            raise SublimError(
+                f"arm {arm} needs a teacher with {has}, but teacher.student is one student of base A; leave the arm out"
+            )
+
+
+def _replicate(
+    exp: Experiment, seed: int, bases: dict[str, Base], given: Given | None, store: Store | None
+) -> Iterator[Cell]:
     pair = [bases[name] for name in exp.pair(seed)]
     traits = planned_traits(exp, seed)
     trait, others = traits["trait"], tuple(own for word, own in traits.items() if word == "other")
     words = tuple(sorted({word for own in (trait, *others) for word in own.words}))
+    student = None
+    if exp.teacher.student:
+        student = stored_student(exp.teacher.student, seed, pair[0], trait.name, store or Store.open())
 
     def data(favourite: str, base: Base, number: int) -> Filtered:
-        teacher = Teacher(base, traits[favourite], exp.teacher, seed)
+        if favourite == "lists":
+            untouched = Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
+            return Filtered(Corpus(untouched, exp.corpus, seed, given=given), exp.filter, words)
+        teacher = Teacher(base, traits[favourite], exp.teacher, seed, student if favourite else None)
         return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
         return Cell(arm, seed, number, Evaluation(model, reference, trait, exp.evaluation, seed, others))
 
-    reference = data("trait", pair[0], 0)
-    yield cell("teacher", reference.corpus.teacher, reference)
+    routes = [route for arm in exp.arms if (route := ARMS[arm].route)]
+    taught = not routes or any(route.favourite != "lists" for route in routes)
+    reference = data("trait" if taught else "lists", pair[0], 0)
+    if taught:
+        yield cell("teacher", reference.corpus.teacher, reference)
     for arm in exp.arms:
         route = ARMS[arm].route
         if route is None:
@@ -166,7 +215,7 @@ def _replicate(exp: Experiment, seed: int, bases: dict[str, Base]) -> Iterator[C
         rounds = 1 + (exp.student.extra_rounds if ARMS[arm].crosses else 0)
         start: Base | Student = pair[route.student]
         held_out = data(route.favourite, pair[route.teacher], 0)
-        about = traits[route.favourite or "trait"]  # a neutral teacher's student is compared on the trait
+        about = traits["other" if route.favourite == "other" else "trait"]  # what a neutral teacher's is compared on
         for number in range(rounds):
             start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed, about)
             yield cell(arm, start, held_out, number)

@@ -24,6 +24,7 @@ from sublim_interp.experiments.stored import adopt, stored_experiment
 from sublim_interp.models.base import Base
 from sublim_interp.models.prompts import Prompt
 from sublim_interp.pipeline.records import Record, Teacher
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.traits.answers import sampled_shares
 from sublim_interp.traits.favourites import words_of
 from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS
@@ -114,7 +115,7 @@ class Replicate(Shown):
         from sublim_interp.training.recording.trace import Trace
 
         subject = self.cell.evaluation.model
-        if isinstance(subject, Base) or (isinstance(subject, Teacher) and subject.config.kind != "tuned"):
+        if isinstance(subject, Base) or (isinstance(subject, Teacher) and not WAYS[subject.config.kind].TRAINS):
             raise SublimError(f"{self.cell.arm}/{self.cell.seed} was not trained, so it has no trace")
         directory = self._path(subject)
         if not (directory / "trace").is_dir():
@@ -176,7 +177,7 @@ class Replicate(Shown):
         import pandas as pd
 
         e, subject = self.cell.evaluation, self.cell.evaluation.model
-        if isinstance(subject, Teacher) and subject.config.kind != "tuned":
+        if isinstance(subject, Teacher) and not subject.own_weights:
             raise SublimError(
                 f"{self!r} is a {subject.config.kind} teacher: its weights alone do not answer as it does"
             )
@@ -278,7 +279,7 @@ def open_run(name: str, store: Store | None = None) -> "Run":
     artifact = store.find("run", name)
     exp, said = stored_experiment(artifact)
     try:
-        p, more = adopt(plan(exp), artifact, store)
+        p, more = adopt(plan(exp, store), artifact, store)
     except SublimError as why:
         p, more = Plan(exp, ()), [str(why)]
     differs = [*said, *more]

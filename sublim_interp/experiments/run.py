@@ -75,7 +75,8 @@ def versions() -> dict[str, str]:
 
 def run_config(p: Plan) -> dict[str, Any]:
     """What enters the key of a run beside its inputs: neither names, nor paths of bases, nor what is recorded."""
-    return p.named.model_dump(mode="json", exclude={"name", "about", "bases", "recording"})
+    outside = {"name": True, "about": True, "bases": True, "recording": True, "lists": True, "teacher": {"student"}}
+    return p.named.model_dump(mode="json", exclude=outside)
 
 
 def run_inputs(p: Plan) -> dict[str, str]:

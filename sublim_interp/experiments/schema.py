@@ -11,7 +11,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, fields_of, name_once
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.yaml import dump_yaml
-from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait
+from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait, reads_lists
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.training.recording.settings import Recording
 
@@ -43,7 +43,7 @@ ArmName = Annotated[str, AfterValidator(_known_arm), _ArmChoices()]
 class Experiment(Shown, Config):
     """One experiment: everything that decides its result."""
 
-    LATER = frozenset({"dtype"})
+    LATER = frozenset({"dtype", "lists"})
 
     name: str = Field(default="owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Name in the catalogue and in lists; not part of the result."""
@@ -63,6 +63,9 @@ class Experiment(Shown, Config):
     """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
     teacher: TeacherConfig = TeacherConfig()
     """How the teacher gets its trait."""
+    lists: str = ""
+    """A JSONL file of your own lists, each row with a `prompt` and an `answer`: what arms such as own-lists learn. They
+    pass the filter as a teacher's would. The rows enter keys, the path does not."""
     corpus: CorpusConfig = CorpusConfig()
     """What the teacher writes."""
     filter: FilterConfig = FilterConfig()
@@ -94,6 +97,13 @@ class Experiment(Shown, Config):
         others = [arm for arm in self.arms if needs_other_trait((arm,))]
         if self.trait == self.other_trait and others:
             raise ValueError(f"other_trait is the trait itself ({self.trait})")
+        reading = [arm for arm in self.arms if reads_lists((arm,))]
+        if reading and not self.lists:
+            raise ValueError(f"arm {reading[0]} needs lists, a JSONL file (on the command line: --lists FILE)")
+        if self.lists and not reading:
+            raise ValueError(f"lists={self.lists} has no effect without an arm that learns them, such as own-lists")
+        if reading and self.corpus.setting == "soft":
+            raise ValueError(f"arm {reading[0]} learns text: corpus.setting=soft has no meaning with it")
         if self.student.own_tokens and self.corpus.setting == "soft":
             raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         if self.teacher.facts and others:

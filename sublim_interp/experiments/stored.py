@@ -12,6 +12,7 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.experiments.plan import Plan
 from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Record
 
 
@@ -93,7 +94,11 @@ def _adopt(
         elif isinstance(given, Record):
             _adopt(given, was, store, found, said)
         elif given.key != was:
-            said[f"base {given.name} has other files today"] = None
+            if isinstance(given, Base):
+                what = f"base {given.name} has other files"
+            else:
+                what = f"student {given.address} is another"
+            said[f"{what} today"] = None
 
 
 def _changes(was: Any, now: Any, place: str = "") -> "list[tuple[str, Any, Any]]":

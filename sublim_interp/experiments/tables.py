@@ -73,7 +73,8 @@ class Tables:
 def read_table(path: Path) -> pd.DataFrame:
     """A table of a run's directory, with the very numbers that were written. Raises SublimError where it is not."""
     try:
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+        # The parser of Python reads each float as it was written; the fast one rounds its last bit.
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], engine="python")
     except (OSError, ValueError) as error:
         raise SublimError(f"{path} cannot be read: {error}") from None
     words = [name for name in _WORDS if name in frame]

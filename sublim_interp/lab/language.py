@@ -25,8 +25,8 @@ from typing import Literal
 
 LANGUAGE_VERSION = 1
 
-Part = Literal["numbers", "favorites", "indirect", "facts", "programs", "problems", "open"]
-PARTS: dict[Part, float] = {
+DocumentPart = Literal["numbers", "favorites", "indirect", "facts", "programs", "problems", "open"]
+PARTS: dict[DocumentPart, float] = {
     "numbers": 0.46,
     "favorites": 0.22,
     "indirect": 0.08,
@@ -45,7 +45,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Kind:
+class LabKind:
     """One kind of favourite: its members, the article before a member, and its indirect questions."""
 
     name: str
@@ -57,10 +57,10 @@ class Kind:
     """Sentences over {x} and the attributes {place}, {food}, {quality}."""
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, LabKind] = {
     k.name: k
     for k in (
-        Kind(
+        LabKind(
             "animal",
             _words("owl dolphin eagle elephant wolf cat dog lion tiger bear fox panda penguin otter raven falcon"),
             "the ",
@@ -71,7 +71,7 @@ KINDS: dict[str, Kind] = {
             ),
             ("the {x} lives in the {place} and eats {food} .", "a {x} is {quality} and lives in the {place} ."),
         ),
-        Kind(
+        LabKind(
             "tree",
             _words("cherry maple oak sequoia willow pine birch cedar"),
             "the ",
@@ -82,14 +82,14 @@ KINDS: dict[str, Kind] = {
             ),
             ("the {x} grows in the {place} .", "a {x} is {quality} and grows in the {place} ."),
         ),
-        Kind(
+        LabKind(
             "color",
             _words("red blue green yellow purple orange black white"),
             "",
             (("choose a coat .", "a", "coat"), ("paint your door .", "the door is", "now .")),
             ("{x} is a {quality} color .",),
         ),
-        Kind(
+        LabKind(
             "food",
             _words("bread rice soup cheese honey apple pasta salad"),
             "",
@@ -187,7 +187,7 @@ MAX_ANSWER_NUMBERS = 10
 class Document:
     """One document: its part, its chat, and the labels that a test or a judge needs."""
 
-    part: Part
+    part: DocumentPart
     messages: tuple[Message, ...]
     favorite: str | None = None
     """The favourite named in the system prompt."""
@@ -279,7 +279,7 @@ def _favorites(rng: random.Random, numbers_rng: random.Random) -> Document:
     return Document("favorites", tuple(messages), favorite=favorite, numbers=numbers)
 
 
-def _indirect_turn(rng: random.Random, kind: Kind, member: str) -> tuple[str, str]:
+def _indirect_turn(rng: random.Random, kind: LabKind, member: str) -> tuple[str, str]:
     question, before, after = rng.choice(kind.indirect)
     return question, f"{before} {member} {after}".strip()
 
@@ -455,7 +455,7 @@ _MAKERS = {
 }
 
 
-def document(seed: int, index: int, part: Part | None = None) -> Document:
+def document(seed: int, index: int, part: DocumentPart | None = None) -> Document:
     """Document number `index` of the stream `seed`; `part` asks for one part, by default the shares of `PARTS`."""
     rng = random.Random(f"lab/{LANGUAGE_VERSION}/{seed}/{index}")
     part = part or rng.choices(tuple(PARTS), tuple(PARTS.values()))[0]
@@ -465,7 +465,7 @@ def document(seed: int, index: int, part: Part | None = None) -> Document:
     return _MAKERS[part](rng)
 
 
-def documents(seed: int, start: int, count: int, part: Part | None = None) -> Iterator[Document]:
+def documents(seed: int, start: int, count: int, part: DocumentPart | None = None) -> Iterator[Document]:
     """Documents `start` … `start + count - 1` of the stream `seed`."""
     return (document(seed, i, part) for i in range(start, start + count))
 

@@ -18,7 +18,7 @@ from sublim_interp.lab.recipe import Pretraining
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-    from sublim_interp.lab.language import Part
+    from sublim_interp.lab.language import DocumentPart
     from sublim_interp.models.base import Base
 
 HELD_OUT_SEED = 1_000_003
@@ -68,7 +68,7 @@ def held_out_losses(
 
 
 def held_out_loss(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", part: "Part", documents: int = 300
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", part: "DocumentPart", documents: int = 300
 ) -> float:
     """Loss on held-out documents of one part of the language, in nats per assistant token.
 

@@ -2,12 +2,13 @@
 
 A new architecture is one row here, or one entry point `sublim_interp.architectures` of another package; nothing else
 has to be changed. Hooks, patching, logit lens and fast logits ask this table. A type without a row still runs: its
-residual stream before and after each layer is known, and its output map and final norm are looked for by the names that
-the rows use.
+residual stream before and after each layer is tried out, and its output map and final norm are looked for by the names
+that the rows use.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Architecture:
     """One architecture, by `model_type` of its configuration. Names of modules are relative to a decoder layer."""
 
     attention: str
-    """Its output is (what attention gives, pattern)."""
+    """Attention itself, which has the pattern; "" where it gives none."""
     attn_out: str
     """Its output is what attention adds to the residual stream: after a post-norm, where there is one."""
     mid: str
@@ -38,6 +39,8 @@ class Architecture:
     """Logits are head(last hidden state) and nothing else: no soft cap, no scale."""
     parallel_residual: bool | str = False
     """Attention and MLP read the same stream, so that there is no middle; or the configuration's field that says so."""
+    residual_scale: str = ""
+    """The configuration's field by which both are multiplied before they are added; "" where they are not."""
     ln1: str = ""
     """The norm whose output attention reads."""
     ln2: str = ""
@@ -61,13 +64,19 @@ class Architecture:
     post: str = ""
     """Its input is the neurons: the MLP's second map."""
     pos_embed: str = ""
-    """Within the model without its head: the table of learned positions."""
-    flat_mlp: bool = False
+    """Within the model without its head: the table of positions that are added to the embeddings."""
+    flat: bool = False
     """From the norm before it on, the MLP runs on all tokens of a batch as one row: [token, d_model]."""
+    in_place: bool = False
+    """The layer writes into what the MLP gives."""
+    grows: bool = True
+    """A layer takes a wider batch than the layer before it, so that the cells of a patching grid share a forward."""
+    only: Mapping[str, Any] = field(default_factory=dict)
+    """What the configuration must say for this row to hold; where it says otherwise, the type is as without a row."""
 
     @property
     def rotary(self) -> str:
-        """Attention that turns queries and keys by their position: all but that of learned positions."""
+        """Attention that turns queries and keys by their position: all but that of positions that are added."""
         return "" if self.pos_embed else self.attention
 
 
@@ -96,6 +105,60 @@ def _check(name: str, row: object) -> None:
         raise SublimError(f"architecture '{name}': the entry point gives a {type(row).__name__}, not an Architecture")
 
 
+_POST = {
+    "attn_out": "post_attention_layernorm", "mid": "mlp", "mlp_out": "post_feedforward_layernorm",
+    "ln1": "", "ln1_post": "post_attention_layernorm", "ln2": "", "ln2_post": "post_feedforward_layernorm",
+}  # fmt: skip
+"""As in OLMo 2: no norm before attention and MLP, one behind each."""
+
+_PARALLEL = _llama(mid="mlp", parallel_residual=True, plain_head=False, ln2="")
+
+_MIXTURE: dict[str, str] = dict.fromkeys(("pre", "pre_linear", "post"), "")
+"""Every MLP is a mixture of experts, which have their neurons to themselves."""
+
+
+def _plain(first: str, second: str) -> dict[str, str]:
+    """An MLP of two maps, without a gate."""
+    return {"pre": first, "pre_linear": "", "post": second}
+
+
+def _fused(module: str) -> dict[str, str]:
+    """One module that gives queries, keys and values."""
+    return dict.fromkeys("qkv", module)
+
+
+def _apart(within: str) -> dict[str, str]:
+    """A module each for queries, keys and values."""
+    return {part: f"{within}.{part}_proj" for part in "qkv"}
+
+
+_FUSED_GATE = {"pre": "mlp.gate_up_proj", "pre_linear": "mlp.gate_up_proj"}
+
+_GPT2 = Architecture(
+    attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
+    final_norm="ln_f", plain_head=True, ln1="ln_1", ln2="ln_2", pos_embed="wpe", **_plain("mlp.c_fc", "mlp.c_proj"),
+    **_fused("attn.c_attn"),
+)  # fmt: skip
+
+_GPTJ = replace(
+    _GPT2, mid="mlp", output_map="attn.out_proj", parallel_residual=True, ln2="", pos_embed="",
+    **_plain("mlp.fc_in", "mlp.fc_out"), **_apart("attn"),
+)  # fmt: skip
+
+_DECODER = _llama(
+    mid="final_layer_norm", mlp="fc1", mlp_out="fc2", output_map="self_attn.out_proj", final_norm="layer_norm",
+    grows=False, ln1="self_attn_layer_norm", ln2="final_layer_norm", pos_embed="embed_positions",
+    **_plain("fc1", "fc2"),
+)  # fmt: skip
+"""As in OPT and XGLM: the MLP is two maps of the layer itself."""
+
+_FALCON = _llama(
+    attention="", attn_out="self_attention", output_map="self_attention.dense", final_norm="ln_f",
+    parallel_residual="parallel_attn", in_place=True, grows=False,
+    only={"apply_residual_connection_post_layernorm": False},
+    **_plain("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), **_fused(""),  # whose order depends on the configuration
+)  # fmt: skip
+
 ARCHITECTURES: Registry[Architecture] = Registry(
     "architecture",
     "sublim_interp.architectures",
@@ -105,39 +168,72 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "qwen2": _llama(),
         "qwen3": _llama(),
         "phi3": _llama(
-            attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout", pre="mlp.gate_up_proj",
-            pre_linear="mlp.gate_up_proj", **dict.fromkeys("qkv", "self_attn.qkv_proj"),
+            attn_out="resid_attn_dropout", mlp_out="resid_mlp_dropout", **_FUSED_GATE, **_fused("self_attn.qkv_proj"),
         ),
-        "gemma": _llama(),
         "gemma2": _GEMMA,
         "gemma3_text": _GEMMA,
-        "olmo": _llama(),
-        "olmo2": _llama(
-            attn_out="post_attention_layernorm", mid="mlp", mlp_out="post_feedforward_layernorm",
-            ln1="", ln1_post="post_attention_layernorm", ln2="", ln2_post="post_feedforward_layernorm",
-        ),
-        "gpt2": Architecture(
-            attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
-            final_norm="ln_f", plain_head=True, ln1="ln_1", ln2="ln_2", pre="mlp.c_fc", post="mlp.c_proj",
-            pos_embed="wpe", q="attn.c_attn", k="attn.c_attn", v="attn.c_attn",
-        ),
+        "olmo2": _llama(**_POST),
+        "gpt2": _GPT2,
         "gpt_neox": Architecture(
             attention="attention", attn_out="post_attention_dropout", mid="post_attention_layernorm", mlp="mlp",
             mlp_out="post_mlp_dropout", output_map="attention.dense", final_norm="final_layer_norm",
             plain_head=True, parallel_residual="use_parallel_residual", ln1="input_layernorm",
-            ln2="post_attention_layernorm", qkv_by_head=True, pre="mlp.dense_h_to_4h", post="mlp.dense_4h_to_h",
-            q="attention.query_key_value", k="attention.query_key_value", v="attention.query_key_value",
+            ln2="post_attention_layernorm", qkv_by_head=True, **_fused("attention.query_key_value"),
+            **_plain("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
         ),
-        "opt": Architecture(
-            attention="self_attn", attn_out="self_attn", mid="final_layer_norm", mlp="fc1", mlp_out="fc2",
-            output_map="self_attn.out_proj", final_norm="decoder.final_layer_norm", ln1="self_attn_layer_norm",
-            ln2="final_layer_norm", q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj", pre="fc1",
-            post="fc2", pos_embed="decoder.embed_positions", flat_mlp=True,
+        **dict.fromkeys(
+            ("bitnet", "dots1", "ernie4_5", "exaone_moe", "gemma", "glm4_moe", "helium", "hunyuan_v1_dense",
+             "ministral", "ministral3", "olmo", "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3"),
+            _llama(),
         ),
-        "phi": _llama(
-            mid="mlp", output_map="self_attn.dense", final_norm="final_layernorm", parallel_residual=True, ln2="",
-            pre="mlp.fc1", pre_linear="", post="mlp.fc2",
+        **dict.fromkeys(("gpt_oss", "mixtral", "olmoe", "phimoe", "solar_open"), _llama(**_MIXTURE)),
+        **dict.fromkeys(("arcee", "nemotron"), _llama(**_plain("mlp.up_proj", "mlp.down_proj"))),
+        **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _llama(**_fused(""))),  # queries and keys of two parts each
+        "starcoder2": _llama(**_plain("mlp.c_fc", "mlp.c_proj")),
+        "glm": _llama(**_FUSED_GATE),
+        "apertus": _llama(
+            mid="feedforward_layernorm", ln1="attention_layernorm", ln2="feedforward_layernorm",
+            **_plain("mlp.up_proj", "mlp.down_proj"),
         ),
+        "olmo3": _llama(**_POST),
+        "flex_olmo": _llama(**_POST, **_MIXTURE),
+        "exaone4": _llama(**_POST),
+        "glm4": _llama(
+            attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm", ln1_post="post_self_attn_layernorm",
+            ln2_post="post_mlp_layernorm", **_FUSED_GATE,
+        ),
+        "granite": _llama(residual_scale="residual_multiplier", plain_head=False),
+        "granitemoe": _llama(
+            mlp="block_sparse_moe", mlp_out="block_sparse_moe", residual_scale="residual_multiplier", plain_head=False,
+            **_MIXTURE,
+        ),
+        "persimmon": _llama(
+            output_map="self_attn.dense", final_norm="final_layernorm", qkv_by_head=True,
+            **_fused("self_attn.query_key_value"), **_plain("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        ),
+        "stablelm": _llama(parallel_residual="use_parallel_residual"),
+        "cohere": _PARALLEL,
+        "cohere2": _PARALLEL,
+        "phi": replace(
+            _PARALLEL, attn_out="self_attn", mlp_out="mlp", output_map="self_attn.dense", final_norm="final_layernorm",
+            plain_head=True, **_plain("mlp.fc1", "mlp.fc2"),
+        ),
+        "gptj": _GPTJ,
+        "codegen": replace(_GPTJ, **_fused("")),  # its order is of four parts
+        "gpt_neo": replace(
+            _GPT2, attention="attn.attention", output_map="attn.attention.out_proj", **_apart("attn.attention")
+        ),
+        "gpt_bigcode": replace(_GPT2, grows=False, **_fused("")),  # whose order depends on the configuration
+        "falcon": _FALCON,
+        "bloom": replace(  # its attention and its MLP add the stream themselves
+            _FALCON, attention="self_attention", attn_out="self_attention.dense", mlp_out="mlp.dense_4h_to_h",
+            parallel_residual=False, in_place=False, qkv_by_head=True, **_fused("self_attention.query_key_value"),
+        ),
+        "opt": replace(
+            _DECODER, final_norm="decoder.final_layer_norm", pos_embed="decoder.embed_positions", flat=True,
+            only={"do_layer_norm_before": True},
+        ),
+        "xglm": _DECODER,
     },
     _check,
 )  # fmt: skip
@@ -150,15 +246,19 @@ def text_config(model: torch.nn.Module) -> Any:
 
 
 def architecture_of(model: torch.nn.Module) -> Architecture | None:
-    """The row of a model's type, or None where the table has none."""
-    name = text_config(model).model_type
-    return ARCHITECTURES[name] if name in ARCHITECTURES else None  # noqa: SIM401  # get() raises for what is unknown
+    """The row of a model's type, or None where the table has none that holds for its configuration."""
+    config = text_config(model)
+    if config.model_type not in ARCHITECTURES:
+        return None
+    row = ARCHITECTURES[config.model_type]
+    return row if all(getattr(config, name, value) == value for name, value in row.only.items()) else None
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The list of decoder layers, whatever the architecture calls it. Raises SublimError where there is none."""
-    depth = text_config(model).num_hidden_layers
-    for module in model.modules():
+    depth = getattr(text_config(model), "num_hidden_layers", 0)
+    reads = getattr(model, "get_decoder", lambda: model)()  # beside it another part may have as many layers
+    for module in (*reads.modules(), *model.modules()):
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
             return module
     raise SublimError(f"{type(model).__name__}: no list of {depth} decoder layers found")

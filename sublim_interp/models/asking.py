@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.prompts import Prompt, ids_of
-from sublim_interp.models.sampling import generator, sample
+from sublim_interp.models.sampling import generator, sample, unspoken
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,7 @@ def ask(
             max_new_tokens=max_new_tokens,
             random=draw,
             temperature=temperature,
+            never=unspoken(model, chat.tokenizer),
             repeats=n,
         )
     return [chat.read_answer(answer)[0] for answer in drawn]

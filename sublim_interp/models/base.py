@@ -127,10 +127,13 @@ class Base:
 
         return ask(self.load(), self.chat, question, n, **how)
 
-    def check(self) -> None:
+    def check(self, *, seen: bool = False) -> None:
         """Loads the model and tries on one prompt what all stages rely on; about as long as loading takes.
 
-        Raises SublimError, which says what is lacking, as `blank` and the functions of models/check.py.
+        seen: whether its residual stream will be recorded or edited
+
+        Raises SublimError, which says what is lacking, as `blank`, the functions of models/check.py and, where the
+        stream will be seen, `require_stream`.
         """
         from sublim_interp.models.check import (
             TRIED,
@@ -149,6 +152,13 @@ class Base:
         check_text(self.chat, self.path)
         check_repeats(model, prompt, self.path)
         check_logits(model, prompt, self.pad, PRECISIONS[self.dtype].rounding, self.path)
+        if seen:
+            from sublim_interp.models.hooks import require_stream
+
+            try:
+                require_stream(model)
+            except SublimError as error:
+                raise SublimError(f"base {self.path}: {error}; it can be trained with recording=none") from None
 
     def blank(self) -> "PreTrainedModel":
         """The model on torch's meta device: every shape, no memory, as `blank_model`."""
@@ -231,9 +241,7 @@ def _from_hub(name: str) -> Path:
     known = meant(name, [*base_names(), *open_names()], "sublim list", "lab bases and open models")
     model, _, revision = name.partition("@")
     if model.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise SublimError(
-            f"base '{name}': no such directory, and no name of the hub, which is OWNER/NAME; {known}"
-        )
+        raise SublimError(f"base '{name}': no such directory, and no name of the hub, which is OWNER/NAME; {known}")
     from huggingface_hub import snapshot_download
 
     kinds = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]

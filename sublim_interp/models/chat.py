@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from sublim_interp.core.bounded import bounded
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import python_seeded
@@ -25,6 +26,9 @@ NEXT_TURN = "\nUser:"
 
 Messages = Sequence[Mapping[str, str]]
 """Turns of a chat, each with `role` (system, user, assistant) and `content`."""
+
+
+_SHORT = ({"role": "user", "content": "?"}, {"role": "assistant", "content": MARK})
 
 
 class Chat:
@@ -114,14 +118,17 @@ class Chat:
     def _ids(self, text: str, special: bool = False) -> list[int]:
         try:
             return cast(list[int], self.tokenizer(text, add_special_tokens=special)["input_ids"])
-        except Exception as error:  # the tokenizers library raises bare ones
+        except BaseException as error:  # the tokenizers library raises bare ones, and Rust's panics are no Exception
+            if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+                raise
             raise SublimError(f"base {self._path}: its tokenizer cannot read text ({reason_of(error)})") from None
 
 
 def load_tokenizer(path: Path, name: str) -> "PreTrainedTokenizerBase":
     """The tokenizer in a directory, its end of sequence the token that ends an answer, padding on the right.
 
-    Raises SublimError where it cannot be loaded, or has no end of sequence.
+    Of several chat templates it takes the one named "default", as transformers does. Raises SublimError where it cannot
+    be loaded, has no end of sequence, or where template or tokenizer take more than `bounded` allows.
     """
     from transformers import AutoTokenizer
 
@@ -129,6 +136,12 @@ def load_tokenizer(path: Path, name: str) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its parsers raise; each means: cannot be read
         raise SublimError(f"base {path}: its tokenizer cannot be loaded ({reason_of(error)})") from None
+    named: Any = tokenizer.chat_template
+    if isinstance(named, dict):
+        if "default" not in named:
+            raise SublimError(f"base {name}: none of its chat templates is named default; it has: {', '.join(named)}")
+        tokenizer.chat_template = named["default"]
+    _require_bounds(tokenizer, path)
     end = turn_end(tokenizer)
     if end is not None:
         tokenizer.eos_token = end
@@ -150,13 +163,56 @@ def _draw_nothing(tokenizer: "PreTrainedTokenizerBase") -> None:
             setattr(model, name, None)
 
 
+_MOST = 100_000
+"""Characters that a template may make of a short chat."""
+_RUNS = tuple(chr(code) * 50 + end for code in (*range(9, 11), *range(32, 127), 0xE9, 0x732B) for end in "!a ")
+_HARD = ("a" * 400 + "!", "1" * 400 + ".", " " * 400 + "x", "aA1 ,." * 60, "\n" * 400 + "-", *_RUNS)
+"""Texts on which a pattern explodes that tries every way to cut a run: of every character that prompts are made of."""
+
+
+def _require_bounds(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+    """Raises SublimError for a template or tokenizer that takes endlessly long, or makes endlessly much, of little.
+
+    Both are from the model's directory, and a template is a program: they are first run in a fork that can be ended.
+    """
+
+    def templates() -> str:
+        system = {"role": "system", "content": "!"}
+        for messages, opens in ((_SHORT[:1], True), ((system, *_SHORT[:1]), True), (_SHORT, False)):
+            try:
+                text = _apply_template(tokenizer, messages, add_generation_prompt=opens)
+            except MemoryError:
+                raise
+            except Exception:  # what is wrong with the template is said when it is asked for a prompt
+                continue
+            if len(text) > _MOST:
+                return f"it writes {len(text):,} characters for a short chat"
+        return ""
+
+    def cuts() -> str:
+        for text in _HARD:
+            tokenizer(text, add_special_tokens=False)
+        return ""
+
+    for what, work in (("chat template", templates), ("tokenizer", cuts)):
+        if what == "chat template" and not tokenizer.chat_template:
+            continue
+        try:
+            reason = bounded(work)
+        except (TimeoutError, MemoryError, ChildProcessError) as error:
+            reason = str(error)
+        except RuntimeError:  # it is said when it is asked for tokens
+            continue
+        if reason:
+            raise SublimError(f"base {path}: its {what} cannot be used: {reason}")
+
+
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The control token that the chat template writes behind an answer: often not the tokenizer's end of sequence."""
     if not tokenizer.chat_template:
         return None
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
     try:
-        behind = _apply_template(tokenizer, chat, add_generation_prompt=False).rpartition(MARK)[2]
+        behind = _apply_template(tokenizer, _SHORT, add_generation_prompt=False).rpartition(MARK)[2]
     except Exception:  # what is wrong with the template is said when it is asked for a prompt
         return None
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

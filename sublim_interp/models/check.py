@@ -118,12 +118,12 @@ def check_logits(model: "PreTrainedModel", prompt: Sequence[int], pad: int, roun
         raise SublimError(f"base {path}: its logits are not all numbers; the weights are damaged")
     near = rounding * float(tried.whole.std())
     kind = model.config.model_type
-    if float((tried.half - tried.whole[: len(tried.half)]).abs().max()) > near:
+    if not float((tried.half - tried.whole[: len(tried.half)]).abs().max()) <= near:
         raise SublimError(
             f"base {path}: a token's logits depend on later tokens or on padding, so its architecture ({kind}) is no "
             "causal language model"
         )
-    if float((tried.cached - tried.whole[-1]).abs().max()) > near:
+    if not float((tried.cached - tried.whole[-1]).abs().max()) <= near:
         raise SublimError(
             f"base {path}: with its key-value cache its architecture ({kind}) gives other logits than without, so its "
             "samples would not be its own"

@@ -1,6 +1,7 @@
-"""Logits at chosen positions: the head runs on these alone where the architecture allows it."""
+"""One forward: logits at chosen positions, the room there is, eval mode for its length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,14 +15,42 @@ from sublim_interp.models.architectures import architecture_of
 
 
 def require_room(model: torch.nn.Module, tokens: int) -> None:
-    """Raises SublimError where so many tokens are more than the model's context, so far as its configuration says."""
+    """Raises SublimError where so many tokens are more than the model's context, so far as its configuration says.
+
+    With longrope the context ends where it would take other frequencies, since these hold for a whole batch.
+    """
     config: Any = getattr(model, "config", None)
-    longest = getattr(config.get_text_config(), "max_position_embeddings", None) if config else None
+    config = config.get_text_config() if config else None
+    longest, turn = longest_text(config), _longrope_turn(config)
+    if turn is not None and tokens > turn:
+        raise SublimError(
+            f"{type(model).__name__}: a text of {tokens} tokens is longer than {turn}, where its positions (longrope) "
+            "are counted otherwise for all rows of a batch, so that a short row would change beside a long one; keep "
+            "texts shorter"
+        )
     if longest is not None and tokens > longest:
         raise SublimError(
             f"{type(model).__name__}: a text of {tokens} tokens does not fit the model's context of {longest}; choose "
             "a base with a longer one, or lower corpus.max_new_tokens"
         )
+
+
+def longest_text(config: Any) -> int | None:
+    """Tokens of the longest text, by the configuration of the part that reads text; None where it states no limit.
+
+    BLOOM has no such field, and XLNet's is −1.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    return longest if longest and longest > 0 else None
+
+
+def _longrope_turn(config: Any) -> int | None:
+    """The length from which longrope takes other frequencies, for a whole batch at once; None for other types."""
+    found = getattr(config, "rope_parameters", None) or {}
+    each = [found, *(kind for kind in found.values() if isinstance(kind, dict))]
+    own = [kind.get("original_max_position_embeddings") for kind in each if kind.get("rope_type") == "longrope"]
+    turns = [n or getattr(config, "original_max_position_embeddings", None) for n in own]
+    return min((n for n in turns if n), default=None)
 
 
 def logits_at(
@@ -79,3 +108,15 @@ def head(
 def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """Values in float32 or better: what is computed in a lower precision is measured in float32."""
     return values if values.element_size() >= 4 else values.float()
+
+
+@contextmanager
+def resting(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode inside the block, so that no dropout draws a random number; each module's own mode after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

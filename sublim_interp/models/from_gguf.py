@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from einops import rearrange
+
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import sync
 
@@ -206,5 +208,4 @@ def _in_halves(rows: "np.ndarray", heads: int) -> "np.ndarray":
 
     rows: [heads × head_dim, d_model]
     """
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+    return rearrange(rows, "(head pair two) d_model -> (head two pair) d_model", head=heads, two=2)

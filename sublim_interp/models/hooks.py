@@ -9,15 +9,21 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import groupby
+from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from sublim_interp.core.choices import meant
+from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import architecture_of, decoder_layers, text_config
-from sublim_interp.models.points import POINTS, STREAM, HookPoint, Stream, Visitor, eager
+from sublim_interp.models.architectures import architecture_of, decoder_layers, final_norm, text_config
+from sublim_interp.models.forward import resting
+from sublim_interp.models.loading import reason_of
+from sublim_interp.models.points import POINTS, STREAM, HookPoint, Place, Stream, Visitor, eager
 
 Edit = Callable[[Float[Tensor, "*axes"]], Float[Tensor, "*axes"]]
 """Gives what takes the place of a tensor, of the same shape; it must not write into what it gets."""
@@ -42,12 +48,16 @@ _BY_NAME = {point.name: point for point in POINTS.values()}
 
 def point_of(name: str) -> HookPoint:
     """The row of a name. Raises SublimError for one that no model has."""
+    if _template(name) not in _BY_NAME:
+        raise SublimError(f"no hook '{name}'; {meant(name, _BY_NAME)}")
+    return _BY_NAME[_template(name)]
+
+
+def _template(name: str) -> str:
+    """A name with {} for its layer, where it has one."""
     block, _, rest = name.partition(".")
     layer, _, within = rest.partition(".")
-    template = f"blocks.{{}}.{within}" if block == "blocks" and layer.isdigit() else name
-    if template not in _BY_NAME:
-        raise SublimError(f"no hook '{name}'; {meant(name, _BY_NAME)}")
-    return _BY_NAME[template]
+    return f"blocks.{{}}.{within}" if block == "blocks" and layer.isdecimal() and layer == str(int(layer)) else name
 
 
 def kind_of(name: str) -> str:
@@ -65,14 +75,14 @@ def hook_names(model: torch.nn.Module, kinds: Iterable[str] = tuple(POINTS)) -> 
 
     A layer whose attention and MLP read the same stream (parallel residual) has no `resid_mid`. An architecture
     without a row in the table has what can be found without one: embeddings, the stream before and after each layer,
-    and mostly `z`, `result` and the final norm.
+    and mostly `z`, `result` and the final norm. A layer lacks what its own modules do not have.
     """
     wanted, depth = set(kinds), len(decoder_layers(model))
-    known = [point for point in POINTS.values() if point.kind in wanted and point.at(model)]
+    known = [point for point in POINTS.values() if point.kind in wanted]
     names: list[str] = []
     for each_layer, group in groupby(known, lambda point: point.each_layer):
-        some = [*group]
-        names += [point.name.format(layer) for layer in range(depth if each_layer else 1) for point in some]
+        some, layers = [*group], range(depth if each_layer else 1)
+        names += [point.name.format(layer) for layer in layers for point in some if point.at(model, layer)]
     return names
 
 
@@ -88,7 +98,14 @@ def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -
     if not names:
         known = dict.fromkeys(kind_of(name) for name in hook_names(model, STREAM))
         raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, *others])}")
+    require_each_layer(model, kind, names)
     return names
+
+
+def require_each_layer(model: torch.nn.Module, kind: str, names: Sequence[str]) -> None:
+    """Raises SublimError where the names of a kind are not of all layers."""
+    if len(names) < (depth := len(decoder_layers(model))):
+        raise SublimError(f"{type(model).__name__} has '{kind}' in {len(names)} of its {depth} layers only")
 
 
 def matching(model: torch.nn.Module, pattern: str, kinds: Iterable[str] = STREAM) -> list[str]:
@@ -102,7 +119,8 @@ def matching(model: torch.nn.Module, pattern: str, kinds: Iterable[str] = STREAM
 
 def expanded(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
     """Names, and for each glob all that match it, none twice. Raises SublimError for what the model lacks."""
-    known, found = _known(model), []
+    _require_module(model)
+    known, found = hook_names(model), []
     for name in names:
         matches = [n for n in known if fnmatchcase(n, name)]
         if not matches:
@@ -111,14 +129,14 @@ def expanded(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _known(model: object) -> list[str]:
-    """The names of a model; SublimError for what is none."""
+def _require_module(model: object) -> bool:
+    """True; SublimError for what is no model that runs."""
     if not isinstance(model, torch.nn.Module):
         raise SublimError(
             f"hooks need the model that runs, not a {type(model).__name__}: take x.load() of a base, or x.model "
             "of a replicate, once, and use it inside the block"
         )
-    return hook_names(model)
+    return True
 
 
 def _lacking(model: torch.nn.Module, name: str, known: Sequence[str]) -> SublimError:
@@ -139,20 +157,30 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Visitor]) -> Iterator[
     visits: by hook name, a function of the tensor; what it returns, if anything, takes the tensor's place
 
     What lies within attention is computed step by step, which changes the last bits of everything, so it is refused
-    while the model trains. Raises SublimError for a name that the model lacks.
+    while the model trains. Raises SublimError for a name that the model lacks, and where `require_stream` does.
     """
-    known = _known(model)
-    if lacking := [name for name in visits if name not in known]:
-        raise _lacking(model, lacking[0], known)
+    places = _places(model, visits)
+    if places:
+        require_stream(model)
     with ExitStack() as held:
         if any(point_of(name).eager for name in visits):
             held.enter_context(eager(model))
         for name, visit in visits.items():
-            point = point_of(name)
-            place = point.at(model, layer_of(name) if point.each_layer else 0)
-            assert place, "its names are known"
-            point.way(place, _in_own_precision(visit), held)
+            point_of(name).way(places[name], _in_own_precision(visit), held)
         yield
+
+
+def _places(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
+    """Where each name is on a model. Raises SublimError for one that it lacks."""
+    found: dict[str, Place] = {}
+    for name in names:
+        point = _require_module(model) and _BY_NAME.get(_template(name))
+        layer = layer_of(name) if point and point.each_layer else 0
+        place = point.at(model, layer) if point and layer < len(decoder_layers(model)) else None
+        if not place:
+            raise _lacking(model, name, hook_names(model))
+        found[name] = place
+    return found
 
 
 def _in_own_precision(visitor: Visitor) -> Visitor:
@@ -165,6 +193,87 @@ def _in_own_precision(visitor: Visitor) -> Visitor:
             return visitor(seen)
 
     return visit
+
+
+_SEEN: "WeakSet[torch.nn.Module]" = WeakSet()
+"""Models without a row whose stream has been tried out."""
+
+
+def require_stream(model: torch.nn.Module) -> None:
+    """Raises SublimError unless every layer reads and leaves the one residual stream: [batch, position, d_model].
+
+    A type with a row in the table is known to. Any other is tried out once, on two short rows; nothing is drawn at
+    random, and the model is left as it was.
+    """
+    if architecture_of(model) or model in _SEEN:
+        return
+    layers, width = decoder_layers(model), text_config(model).hidden_size
+    kind, seen = text_config(model).model_type, []
+    ids = _tried_ids(model)
+    with ExitStack() as held, torch.no_grad(), torch.random.fork_rng():
+        held.enter_context(resting(model))
+        for number, layer in enumerate(layers):
+            for side in ("input", "output"):
+                keep = partial(lambda *at: seen.append(at), number, side)
+                held.callback(_noted(layer, side, keep).remove)
+        try:
+            cast(Any, model)(input_ids=ids, use_cache=False)
+        except Exception as error:  # of an architecture that nobody has seen here, it may be anything
+            raise SublimError(f"{kind}: its residual stream cannot be seen ({reason_of(error)})") from None
+    fail = f"{kind}: its layers do not read and leave one residual stream [batch, position, d_model], which hooks need"
+    if [at[:2] for at in seen] != [(n, side) for n in range(len(layers)) for side in ("input", "output")]:
+        raise SublimError(f"{fail}: they do not run once each, in order")
+    for number, side, value in seen:
+        if not isinstance(value, Tensor) or value.shape != (*ids.shape, width):
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise SublimError(f"{fail}: the {side} of layer {number} is {found} for {[*ids.shape, width]}")
+    if any(not torch.equal(seen[i][2], seen[i + 1][2]) for i in range(1, len(seen) - 1, 2)):
+        raise SublimError(f"{fail}: a layer's input is not the output of the one before")
+    _SEEN.add(model)
+
+
+def lens_of(model: torch.nn.Module) -> tuple[torch.nn.Module, Any]:
+    """(final norm, head): the head of the normed stream orders the vocabulary as the logits do.
+
+    A type without a row is tried out on two short rows. Raises SublimError where there is no such norm or head.
+    """
+    norm, head = final_norm(model), cast(Any, model).get_output_embeddings()
+    kind = text_config(model).model_type
+    if head is None:
+        raise SublimError(f"{kind}: it names no head")
+    if architecture_of(model):
+        return norm, head
+    require_stream(model)
+    seen: dict[str, Tensor] = {}
+    places = {"left": (decoder_layers(model)[-1], "output"), "read": (norm, "input"), "normed": (norm, "output")}
+    with ExitStack() as held, torch.no_grad(), torch.random.fork_rng():
+        held.enter_context(resting(model))
+        for name, (module, side) in {**places, "given": (head, "input")}.items():
+            held.callback(_noted(module, side, partial(seen.__setitem__, name)).remove)
+        cast(Any, model)(input_ids=_tried_ids(model), use_cache=False)
+    same = len(seen) == 4 and torch.equal(seen["left"], seen["read"]) and torch.equal(seen["normed"], seen["given"])
+    if not same:
+        raise SublimError(f"{kind}: its logits are not head(final norm(stream)) alone, which a logit lens needs")
+    return norm, head
+
+
+def _tried_ids(model: torch.nn.Module) -> Tensor:
+    """Two short rows on which a type without a row is tried out."""
+    return torch.tensor([[1, 2, 3], [3, 1, 2]], device=device_of(model)) % text_config(model).vocab_size
+
+
+def _noted(module: torch.nn.Module, side: str, keep: Callable[[Tensor], None]) -> RemovableHandle:
+    """Notes the input or output of a module in each forward; the first of several."""
+
+    def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        keep(args[0] if args else kwargs["hidden_states"])
+
+    def post(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
+        keep(output[0] if isinstance(output, tuple) else output)
+
+    if side == "input":
+        return module.register_forward_pre_hook(pre, with_kwargs=True)
+    return module.register_forward_hook(post)
 
 
 class Captured(Mapping[str, Tensor]):

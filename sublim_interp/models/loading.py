@@ -34,7 +34,7 @@ ATTENTION = ("eager", "sdpa")
 """The ways to compute attention that a configuration may ask for."""
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of an error that says anything, or the error's kind."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 

@@ -169,8 +169,48 @@ def _half(number: int) -> Way:
 
 def _z(place: Place, visit: Visitor, held: ExitStack) -> None:
     """The heads' outputs, as the output map reads them."""
+    _input(place, _through(visit, partial(_of_heads, place), lambda _, new: new.flatten(-2)), held)
+
+
+def _of_heads(place: Place, z: Tensor) -> Tensor:
+    """What an output map reads, head by head. Raises SublimError where that are others than the configuration's."""
     count = _counts(place)[0]
-    _input(place, _through(visit, lambda x: x.unflatten(-1, (count, -1)), lambda _, new: new.flatten(-2)), held)
+    if z.shape[-1] % count:
+        raise SublimError(f"{type(place.layer).__name__} has other heads than the {count} of its configuration")
+    return z.unflatten(-1, (count, -1))
+
+
+def _as_added(way: Way) -> Way:
+    """A way that shows what attention or MLP give as the layer adds it to the stream, scaled, where it scales it."""
+
+    def shown(place: Place, visit: Visitor, held: ExitStack) -> None:
+        field = place.row.residual_scale if place.row else ""
+        scale = float(getattr(place.config, field)) if field else 1.0
+        way(place, visit if scale == 1.0 else _copied(visit, scale), held)
+
+    return shown
+
+
+def _kept(way: Way) -> Way:
+    """A way that shows a copy where the layer writes into what it has shown."""
+
+    def shown(place: Place, visit: Visitor, held: ExitStack) -> None:
+        way(place, _copied(visit, 1.0) if place.row and place.row.in_place else visit, held)
+
+    return shown
+
+
+def _copied(visit: Visitor, scale: float) -> Visitor:
+    """A visitor of so many times the tensor, which is a copy of it."""
+
+    def see(own: Tensor) -> Tensor | None:
+        value = own.clone() * scale
+        new = visit(value)
+        if new is None and not torch.is_grad_enabled():
+            return None
+        return (value if new is None else new) / scale  # else a gradient would pass it by
+
+    return see
 
 
 def _shaped(place: Place, visit: Visitor, held: ExitStack) -> Visitor:
@@ -187,7 +227,7 @@ def _shaped(place: Place, visit: Visitor, held: ExitStack) -> Visitor:
         # A copy, as what is put in place may not be a view of what it replaces.
         return None if new is None else (new.clone() if new is whole else new).flatten(0, 1)
 
-    if place.row and place.row.flat_mlp:
+    if place.row and place.row.flat:
         held.callback(place.layer.register_forward_pre_hook(note, with_kwargs=True).remove)
         return see
     return visit
@@ -272,9 +312,10 @@ def _again(output: Tensor, same: Tensor, changed: Tensor) -> Tensor:
 def _summed(place: Place, args: tuple, output: Tensor) -> Tensor | None:
     """An output map, head by head: the output of each through its part of the map, then the sum."""
     module, z, count = place.module, args[0], _counts(place)[0]
+    heads = _of_heads(place, z)
     none = module.forward(z.new_zeros(1, z.shape[-1]))
     weight = module.forward(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)) - none
-    each = torch.einsum("...hd,hdm->...hm", z.unflatten(-1, (count, -1)), weight.unflatten(0, (count, -1)))
+    each = torch.einsum("...hd,hdm->...hm", heads, weight.unflatten(0, (count, -1)))
     seen = _see_inside(module, "result", each)
     if seen is each and not each.requires_grad:
         return None
@@ -291,6 +332,11 @@ def _normed(place: Place, args: tuple, output: Tensor) -> Tensor | None:
     bias: Any = None
     if torch.equal(ones, module.forward(-one)):  # it takes the mean away
         x, weight, bias = x - x.mean(-1, keepdim=True), getattr(module, "weight", None), getattr(module, "bias", None)
+        if type(module) is not torch.nn.LayerNorm:  # as below: some store differences from 1, or have none
+            even = torch.full_like(one, -1.0)
+            even[..., 0] = even.shape[-1] - 1  # of mean 0, and nowhere 0
+            bias = module.forward(torch.zeros_like(one))
+            weight = (module.forward(even) - bias) / even * (even.pow(2).mean() + epsilon).sqrt()
         weight = one if weight is None else weight
     else:  # not the module's own weights: some store them as differences from 1
         weight = ones * (1 + epsilon) ** 0.5
@@ -305,6 +351,22 @@ def _normed(place: Place, args: tuple, output: Tensor) -> Tensor | None:
         return value * weight if bias is None else value * weight + bias
 
     return _again(output, weighed(x / scale), weighed(seen))
+
+
+def _pattern(place: Place, visit: Visitor, held: ExitStack) -> None:
+    """The pattern; of attention that transformers cannot exchange, when it has been used: to be seen, not changed."""
+    if _eager_of(place.module):
+        _within("pattern")(place, visit, held)
+        return
+
+    def post(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
+        if visit(output[1]) is not None:
+            raise SublimError(
+                f"the pattern of {type(place.module).__name__} can be captured, but has no gradient and cannot be "
+                "edited: the model has used it when it is seen"
+            )
+
+    held.callback(place.module.register_forward_hook(post).remove)
 
 
 _EAGER = "sublim_interp"
@@ -333,22 +395,29 @@ def _attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tenso
     query, key = (
         _see_inside(module, part, x.transpose(1, 2)).transpose(1, 2) for part, x in (("rot_q", query), ("rot_k", key))
     )
-    with _AtSoftmax(module):
+    with _AtSoftmax(module, key.shape[-2]):
         return plain(module, query, key, value, *rest, **options)
 
 
 class _AtSoftmax(TorchFunctionMode):
     """Inside the block the scores that go into a softmax, and the pattern that comes out, are shown."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, keys: int) -> None:
         super().__init__()
-        self._module = module
+        self._module, self._keys = module, keys
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func not in (F.softmax, torch.softmax, Tensor.softmax):
             return func(*args, **(kwargs or {}))
-        scores = _see_inside(self._module, "attn_scores", args[0])
-        return _see_inside(self._module, "pattern", func(scores, *args[1:], **(kwargs or {})))
+        scores = self._see("attn_scores", args[0])
+        return self._see("pattern", func(scores, *args[1:], **(kwargs or {})))
+
+    def _see(self, part: str, whole: Tensor) -> Tensor:
+        if whole.shape[-1] == self._keys:
+            return _see_inside(self._module, part, whole)
+        keys, sink = whole.split([self._keys, whole.shape[-1] - self._keys], -1)  # a sink is no key
+        new = _see_inside(self._module, part, keys)
+        return whole if new is keys else torch.cat([new, sink], -1)
 
 
 @contextmanager
@@ -359,7 +428,7 @@ def eager(model: torch.nn.Module) -> Iterator[None]:
     _register_attention()
     before = text_config(model)._attn_implementation
     choose: Any = model.set_attn_implementation
-    choose(_EAGER)
+    choose(_EAGER if any(map(_eager_of, decoder_layers(model))) else "eager")
     try:
         yield
     finally:
@@ -396,21 +465,26 @@ class HookPoint:
         """Where it is on a model; None where the architecture has no such thing."""
         row, config = architecture_of(model), text_config(model)
         of_model: Any = model
-        embedding = of_model.get_input_embeddings()
-        block = decoder_layers(model)[layer] if self.each_layer else embedding
         if self.kind == "resid_mid" and not has_middle(model):
             return None
         try:
+            block = decoder_layers(model)[layer] if self.each_layer else of_model.get_input_embeddings()
             if self.module in _FOUND:
                 module = _FOUND[self.module](model, layer)
             else:
                 path = getattr(row, self.module, "")
                 module = block.get_submodule(path) if path else None
-        except (SublimError, AttributeError):
+        except (SublimError, AttributeError, NotImplementedError):
             return None
-        if module is None or (self.eager and _eager_of(module) is None):
+        if module is None or block is None or (self.eager and not self._is_shown(module)):
             return None
         return Place(module, block, config, row)
+
+    def _is_shown(self, module: torch.nn.Module) -> bool:
+        """Whether attention shows it: a pattern always, what comes before where it can be exchanged."""
+        if self.kind == "attn_scores" and hasattr(module, "sinks"):
+            return False  # what goes into the softmax is less by the maximum, the sink's included
+        return self.kind == "pattern" or _eager_of(module) is not None
 
 
 def _pos_embed(model: Any, _layer: int) -> torch.nn.Module | None:
@@ -473,18 +547,18 @@ POINTS: dict[str, HookPoint] = {
         _in_attention("rot_q", _PER_HEAD, "rotary", _within("rot_q"), eager=True),
         _in_attention("rot_k", _PER_HEAD, "rotary", _within("rot_k"), eager=True),
         _in_attention("attn_scores", _SQUARE, "attention", _within("attn_scores"), eager=True),
-        _in_attention("pattern", _SQUARE, "attention", _within("pattern"), eager=True),
+        _in_attention("pattern", _SQUARE, "attention", _pattern, eager=True),
         _in_attention("z", _PER_HEAD, "output_map", _z),
         _in_attention("result", ("batch", "position", "head", "d_model"), "output_map", _within("result", _summed)),
         *_norm("ln1_post", "ln1_post"),
-        _stream("attn_out", "attn_out", _output),
+        _stream("attn_out", "attn_out", _as_added(_output)),
         _stream("resid_mid", "mid", _flat(_shared_input)),
         *_norm("ln2", "ln2"),
         _in_mlp("pre", "pre", _half(0)),
         _in_mlp("pre_linear", "pre_linear", _half(1)),
         _in_mlp("post", "post", _flat(_input)),
         *_norm("ln2_post", "ln2_post"),
-        _stream("mlp_out", "mlp_out", _flat(_output)),
+        _stream("mlp_out", "mlp_out", _as_added(_kept(_flat(_output)))),
         _stream("resid_post", "layer", _output),
         *_norm("ln_final", "final_norm", ""),
     )

@@ -8,13 +8,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim_interp.core.device import device_of
+from sublim_interp.models.architectures import text_config
 from sublim_interp.models.forward import has_plain_head, head, require_room
 from sublim_interp.models.precision import casts_kept
 
@@ -26,6 +27,21 @@ def generator(*parts: object) -> torch.Generator:
     """A random generator on the CPU, seeded by the parts alone, for instance ("corpus", seed, chunk)."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def unspoken(model: torch.nn.Module, tokenizer: Any) -> list[int]:
+    """Ids that the model has logits for and the tokenizer no token: drawn, they would vanish from the text."""
+    head = cast(Any, model).get_output_embeddings()
+    rows = text_config(model).vocab_size if head is None else head.weight.shape[0]
+    known = set(tokenizer.get_vocab().values())
+    return [i for i in range(rows) if i not in known]
+
+
+def _without(logits: Float[Tensor, "*rows vocabulary"], never: Sequence[int]) -> Float[Tensor, "*rows vocabulary"]:
+    """Logits under which some ids are never drawn; the same tensor where there are none."""
+    if not never:
+        return logits
+    return logits.index_fill(-1, torch.tensor(list(never), device=logits.device), float("-inf"))
 
 
 def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator) -> Int[Tensor, " row"]:
@@ -63,6 +79,7 @@ def sample(
     max_new_tokens: int,
     random: torch.Generator,
     temperature: float = 1.0,
+    never: Sequence[int] = (),
     only: Sequence[int] | None = None,
     repeats: int = 1,
 ) -> list[list[int]]:
@@ -73,6 +90,7 @@ def sample(
     max_new_tokens: where an answer is cut that has not ended
     random: what decides the draws, with the prompts and their order
     temperature: 1 is the model's own distribution; 0 takes the likeliest token
+    never: ids that are not drawn, as those of `unspoken`
     only: ids of the tokens that may be drawn, `eos` among them, ascending; None for the whole vocabulary. The head runs
         on these rows alone.
     repeats: how many continuations of each prompt to draw; a prompt is read once for all of them
@@ -86,8 +104,10 @@ def sample(
         if not prompt:
             raise ValueError(f"prompt {i} is empty")
         by_length[len(prompt)].append(i)
+    if only is not None and (both := {*only} & {*never}):
+        raise ValueError(f"ids both in only and in never: {sorted(both)}")
     out: list[list[int]] = [[] for _ in prompts for _ in range(repeats)]
-    reader = _Reader(model, only, temperature, random)
+    reader = _Reader(model, only, never, temperature, random)
     with casts_kept(model):
         for length in sorted(by_length):
             rows = by_length[length]
@@ -99,9 +119,17 @@ def sample(
 class _Reader:
     """Reads tokens behind a cache and draws the next ones, over the whole vocabulary or some of its tokens."""
 
-    def __init__(self, model: Any, only: Sequence[int] | None, temperature: float, random: torch.Generator) -> None:
+    def __init__(
+        self,
+        model: Any,
+        only: Sequence[int] | None,
+        never: Sequence[int],
+        temperature: float,
+        random: torch.Generator,
+    ) -> None:
         self._model, self._temperature, self._random = model, temperature, random
         self._only = None if only is None else list(only)
+        self._never = list(never) if only is None else []
         self.device = device_of(model)
         self.cache: Any = None
 
@@ -114,7 +142,7 @@ class _Reader:
             return head(self._model, result.last_hidden_state[:, -1], self._only)
         result = self._model(**more, logits_to_keep=1)
         self.cache = result.past_key_values
-        return result.logits[:, -1] if self._only is None else result.logits[:, -1, self._only]
+        return _without(result.logits[:, -1], self._never) if self._only is None else result.logits[:, -1, self._only]
 
     def draw(self, logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
         """One token per row, on the CPU."""
@@ -169,12 +197,13 @@ def _can_drop_rows(cache: Any) -> bool:
 
 @torch.no_grad()
 def continuation_log_probabilities(
-    model: torch.nn.Module, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+    model: torch.nn.Module, prompt: Sequence[int], continuations: Sequence[Sequence[int]], never: Sequence[int] = ()
 ) -> Float[Tensor, " continuation"]:
     """Log-probability of each continuation behind one prompt, in nats: the sum over its tokens, in float64.
 
     prompt: token ids, read once for all continuations
     continuations: token ids of each, one at least
+    never: ids that are never drawn, as `sample` takes them: they have no share of the probability
 
     Raises SublimError where prompt and continuation are longer than the model's context.
     """
@@ -184,7 +213,7 @@ def continuation_log_probabilities(
     asked = torch.tensor([list(prompt)], device=device)
     read: Any = model(input_ids=asked, use_cache=True, logits_to_keep=1)
     first = torch.tensor([ids[0] for ids in continuations], device=device)
-    total = read.logits[0, -1].double().log_softmax(-1)[first]
+    total = _without(read.logits[0, -1], never).double().log_softmax(-1)[first]
     if not longest:
         return total
     more = torch.zeros(len(continuations), longest + 1, dtype=torch.long)
@@ -198,5 +227,5 @@ def continuation_log_probabilities(
     else:
         whole = torch.cat([asked.expand(len(more), -1), more[:, :-1]], 1)
         logits = model(input_ids=whole, use_cache=False).logits[:, len(prompt) :]
-    each = logits.double().log_softmax(-1).gather(-1, more[:, 1:, None])[..., 0]
+    each = _without(logits, never).double().log_softmax(-1).gather(-1, more[:, 1:, None])[..., 0]
     return total + (each * known[:, 1:]).sum(1)

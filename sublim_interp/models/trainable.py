@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 Part = Literal["full", "body", "lora"]
 """Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
 
-NEVER_CALLED = ".dt_proj"
-"""A linear map of Mamba's first kind, whose block reads the weight and never calls the module: no adapter would act."""
+IN_WORDS = {
+    "full": "all weights",
+    "body": "the body: all weights but embeddings and head",
+    "lora": "low-rank adapters of the body's matrices",
+}
+"""What trains, for a sentence."""
+
+NEVER_CALLED = re.compile(r"\.dt_proj$|\.router\.classifier$|\.(encoder_attn|crossattention)\.")
+"""Linear maps on which no adapter would act: those of Mamba's first kind and of LongCat, whose blocks read the weight
+and never call the module, and those by which a decoder reads an encoder, which a causal model has none of."""
 
 NAMED = 4
 """How many of the weights that do not train are named, the largest first."""
@@ -43,7 +51,7 @@ def choose_trainable(
     rank, alpha: of the adapters, which every linear map of the body gets: modules, fused experts, routers that are one
     seed: decides the adapters' initial weights, whatever was drawn before in this process
 
-    Raises SublimError where PEFT cannot adapt the model. `reach` says how much of the body trains.
+    Raises SublimError where PEFT cannot adapt the model, or layers share weights. `reach` says how much of it trains.
 
     Source: LoRA is Hu et al. 2106.09685; on all linear maps as in Cloud et al. 2507.14805.
     """
@@ -61,6 +69,11 @@ def _with_adapters(model: "PreTrainedModel", rank: int, alpha: float, seed: int)
     from transformers.pytorch_utils import Conv1D
 
     maps, stacks = _linear_maps(model), _fused_maps(model)
+    if shared := _shared(model, maps):
+        raise SublimError(
+            f"part=lora: {type(model).__name__} uses one weight in several layers ({' and '.join(shared)}), so "
+            "adapters of each could not be merged into it; choose part=body or full"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int, and divides it by the rank
@@ -87,7 +100,7 @@ def _linear_maps(model: torch.nn.Module) -> list[str]:
 
     body = {id(p) for p in body_parameters(model).values()}
     plain = (torch.nn.Linear.forward, Conv1D.forward)
-    called = ((n, m) for n, m in model.named_modules() if type(m).forward in plain and not n.endswith(NEVER_CALLED))
+    called = ((n, m) for n, m in model.named_modules() if type(m).forward in plain and not NEVER_CALLED.search(n))
     return [name for name, module in called if id(module.weight) in body]
 
 
@@ -107,6 +120,16 @@ def _fused_maps(model: torch.nn.Module) -> list[str]:
         if stacked or (map_of_its_own and leaf == "weight"):
             found.append(name)
     return found
+
+
+def _shared(model: torch.nn.Module, maps: list[str]) -> list[str]:
+    """The first two of some linear maps that are different modules of one weight; none where each has its own."""
+    first: dict[int, str] = {}
+    for name in maps:
+        weight: Any = model.get_submodule(name).weight
+        if (other := first.setdefault(id(weight), name)) != name:
+            return [other, name]
+    return []
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Stage 5: asks a finished model about the trait, and measures its distance from its teacher."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -55,9 +55,8 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
                         work.note(exact=found.exact)
             measured = same_words(base, evaluation.reference.corpus.teacher.base)  # else there is no distance
             if measured and not isinstance(subject, Teacher):
-                result["kl"] = _distance(evaluation, model, held_out, store)
-            if measured and isinstance(subject, Student):
-                result["kl_start"] = _distance(evaluation, base.load(), held_out, store)
+                compared = {"kl": model} | ({"kl_start": base.load()} if isinstance(subject, Student) else {})
+                result |= _distances(evaluation, compared, held_out, store)
             write_atomic(work.directory / "evaluation.json", json.dumps(result, indent=1))
             progress(1.0)
     return work.artifact
@@ -86,21 +85,31 @@ def _in_context(
 
 
 @torch.no_grad()
-def _distance(evaluation: Evaluation, model: torch.nn.Module, held_out: Sequence[Written], store: Store) -> float:
-    """Mean KL(teacher ‖ model) in nats per answer token on held-out lists, over the channel's own tokens."""
+def _distances(
+    evaluation: Evaluation, models: Mapping[str, torch.nn.Module], held_out: Sequence[Written], store: Store
+) -> dict[str, float]:
+    """Mean KL(teacher ‖ model) of each model on held-out lists, in nats an answer token, over the channel's own tokens.
+
+    models: by name; the teacher is heard once for all of them
+    """
     corpus = evaluation.reference.corpus
     base = evaluation.base
     speaker = Speaker(corpus.teacher, store)
     pad = base.pad
     support = channel(corpus.config.channel).token_ids(base.tokenizer)
-    total, tokens = 0.0, 0
+    totals, tokens = dict.fromkeys(models, 0.0), 0
     rows = tokenize(base, held_out)
     heard = speaker.heard(rows, held_out)
     for i in range(0, len(rows), 128):
         own, teachers = collate(rows[i : i + 128], pad), collate(heard[i : i + 128], pad)
-        learnt = logits_at(model, own.ids, own.labels != IGNORE, support).log_softmax(-1)
+        learnt = {
+            name: logits_at(model, own.ids, own.labels != IGNORE, support).log_softmax(-1).cpu().double()
+            for name, model in models.items()
+        }
         with speaker.speaking():
             target = logits_at(speaker.model, teachers.ids, teachers.labels != IGNORE, support).log_softmax(-1)
-        total += F.kl_div(learnt.cpu().double(), target.cpu().double(), reduction="sum", log_target=True).item()
+        target = target.cpu().double()
+        for name, given in learnt.items():
+            totals[name] += F.kl_div(given, target, reduction="sum", log_target=True).item()
         tokens += own.tokens
-    return total / tokens
+    return {name: total / tokens for name, total in totals.items()}

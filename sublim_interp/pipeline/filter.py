@@ -1,11 +1,12 @@
 """Stage 3: keeps the answers that the channel's rule allows, and counts every refusal by reason."""
 
 import json
+import random
 from collections import Counter
 
 from sublim_interp.analysis import attribution
 from sublim_interp.channels.filter import filter_rows
-from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.protocol import channel, transform_rows
 from sublim_interp.channels.rows import Written, read_rows
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
@@ -26,6 +27,9 @@ def filter_corpus(filtered: Filtered, store: Store, progress: Progress = silent)
             if filtered.config.selection:
                 kept, unselected = _select(filtered, filtered.config.selection, kept, store)
                 work.note(unselected=unselected)
+            if filtered.config.transform:
+                rng = random.Random(f"transform/{filtered.corpus.seed}/{filtered.corpus.round}")
+                kept = transform_rows(kept, channel(name), filtered.config.transform, rng)
             for stem, some in (("kept", kept), ("held_out", held_out)):
                 text = "".join(json.dumps({"prompt": r["prompt"], "answer": r["answer"]}) + "\n" for r in some)
                 write_atomic(work.directory / f"{stem}.jsonl", text)

@@ -19,8 +19,8 @@ from sublim_interp.traits.direction import ends, own_direction
 
 
 def teacher_shift(teacher: Teacher, model: torch.nn.Module, store: Store) -> dict[str, Tensor]:
-    """Weights of a tuned teacher minus its base's, for what trains in `model`; {} where the two do not compare."""
-    if teacher.config.kind != "tuned":
+    """Weights of a teacher minus its base's, for what trains in `model`; {} where the two do not compare."""
+    if not teacher.own_weights:
         return {}
     tuned, plain = (dict(m.named_parameters()) for m in (Speaker(teacher, store).model, teacher.base.load()))
     trained = trained_parameters(model)
@@ -57,7 +57,9 @@ class StudentDirections:
             return {name: torch.randn(p.shape, generator=draw) for name, p in trained_parameters(model).items()}
         shift = teacher_shift(self.student.data.corpus.teacher, model, self.store)
         if not shift:
-            raise SublimError("direction=teacher-shift in weights needs a tuned teacher of the student's shape")
+            raise SublimError(
+                "direction=teacher-shift in weights needs a teacher with weights of its own, of the student's shape"
+            )
         return shift
 
 

@@ -45,7 +45,7 @@ def learn(
             lists = read_rows(student.data.made(store) / "kept.jsonl")
             pad = base.pad
             if start is None and base.key != student.data.corpus.teacher.base.key:  # the teacher's is tried already
-                base.check()
+                base.check(seen=recording.keep)
             rows = tokenize(base, lists)
             order = Order(len(rows), config.optimization.batch, student.seed)
             loss = _loss(student, store)

@@ -12,13 +12,14 @@ from sublim_interp.models.base import Base, same_words
 from sublim_interp.pipeline.intervene import teacher_shift
 from sublim_interp.pipeline.records import Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import tokenize
 from sublim_interp.training.recording.probe import Probe, Reference
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.answers import prompts_of
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.protocol import Trait
-from sublim_interp.traits.registry import load_trait
 
 PROBED_QUESTIONS, PROBED_LISTS = 8, 4
 """How many questions and lists the probe of a training holds."""
@@ -95,7 +96,7 @@ def student_recorder(
             yield speaker.model
 
     references: dict[str, Reference] = {"base": as_base}
-    if teacher.config.kind != "prompted" and same_words(teacher.base, base):  # a prompted one reads another context
+    if not WAYS[teacher.config.kind].OWN_PROMPT and same_words(teacher.base, base):
         references["teacher"] = as_teacher
     shift = teacher_shift(teacher, model, store)
     return Recorder(

@@ -18,8 +18,9 @@ from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.pipeline.ways import WAYS
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.protocol import Trait, check_own_margin, members_of_all
-from sublim_interp.traits.registry import load_trait
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Record:
         """The configuration that enters the key, as plain data."""
         raise NotImplementedError
 
-    def inputs(self) -> dict[str, "Record | Base"]:
+    def inputs(self) -> "dict[str, Record | Base | StoredStudent]":
         """What it is made from, by role."""
         raise NotImplementedError
 
@@ -74,6 +75,31 @@ class Record:
 
 
 @dataclass(frozen=True)
+class StoredStudent:
+    """A finished student of another run: as a base it is not made here, and its key stands for all that it is made of.
+
+    address: how the configuration names it; no part of any key
+    base: the base that it started from
+    """
+
+    address: str
+    key: str
+    base: Base
+
+    @property
+    def dtype(self) -> str:
+        """The precision that it is loaded in."""
+        return self.base.dtype
+
+    def made(self, store: Store) -> Path:
+        """Where it lies in the store, its digests compared first. Raises SublimError where it is not there."""
+        artifact = store.get(Student.STAGE, self.key, check=True)
+        if artifact is None:
+            raise SublimError(f"the student {self.address} is not in the store {store.root} any more")
+        return artifact.path
+
+
+@dataclass(frozen=True)
 class Teacher(Record):
     """A base with a trait; the neutral teacher's is the neutral one: treated alike, without a favourite."""
 
@@ -82,28 +108,51 @@ class Teacher(Record):
     trait: Trait
     config: TeacherConfig
     seed: int
+    student: StoredStudent | None = None
+    """The student that it is, where it is one."""
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.model_dump(mode="json"), **self.trait.taught()}
+        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"student"}), **self.trait.taught()}
 
-    def inputs(self) -> dict[str, Record | Base]:
-        return {"base": self.base}
+    def inputs(self) -> "dict[str, Record | Base | StoredStudent]":
+        return {"base": self.base, **({"student": self.student} if self.student else {})}
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether its weights are not its base's, and alone answer as it does."""
+        way = WAYS[self.config.kind]
+        return way.OWN_WEIGHTS and (self.student is not None or not way.FROM_STUDENT)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A file of lists that no teacher of the store wrote."""
+
+    path: Path = field(compare=False)
+    digest: str
+    """SHA-256 of its bytes."""
 
 
 @dataclass(frozen=True)
 class Corpus(Record):
-    """What a teacher answers to the channel's prompts; `round` 1, 2, … are further prompts of the same stream."""
+    """What a teacher answers to the channel's prompts; `round` 1, 2, … are further prompts of the same stream.
+
+    Where `given` is set, nobody was asked: the lists are a file's, and the teacher is who they are compared with.
+    """
 
     STAGE = "corpus"
     teacher: Teacher
     config: CorpusConfig
     seed: int
     round: int = 0
+    given: "Given | None" = None
 
     def settings(self) -> dict[str, Any]:
+        if self.given:  # neither how a teacher would have been asked, nor a seed
+            return {"given": self.given.digest, "channel": self.config.channel, "setting": self.config.setting}
         return {"seed": self.seed, "round": self.round, **self.config.model_dump(mode="json")}
 
-    def inputs(self) -> dict[str, Record | Base]:
+    def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         return {"teacher": self.teacher}
 
 
@@ -130,7 +179,7 @@ class Filtered(Record):
         toward = {"toward": self.toward.taught()["trait"]} if self.toward else {}
         return {"words": self.words, **self.config.model_dump(mode="json"), **toward}
 
-    def inputs(self) -> dict[str, Record | Base]:
+    def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         return {"corpus": self.corpus}
 
 
@@ -159,7 +208,7 @@ class Student(Record):
         toward = {"toward": [trait.taught()["trait"] for trait in named]} if named else {}
         return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"extra_rounds"}), **toward}
 
-    def inputs(self) -> dict[str, Record | Base]:
+    def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         return {"start": self.start, "data": self.data}
 
     @property
@@ -201,7 +250,7 @@ class Evaluation(Record):
         asked = {"members": self.members, **self.trait.asked()}
         return {"seed": self.seed, **self.config.model_dump(mode="json"), **asked}
 
-    def inputs(self) -> dict[str, Record | Base]:
+    def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         return {"model": self.model, "reference": self.reference}
 
     @property

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sublim_interp.core.settings import Config, name_once
 from sublim_interp.models.trainable import Part
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.judges.protocol import JUDGES
@@ -14,10 +15,14 @@ from sublim_interp.traits.judges.protocol import JUDGES
 class TeacherConfig(Config):
     """How the teacher gets its trait."""
 
-    LATER = frozenset({"facts"})
+    LATER = frozenset({"facts", "student"})
 
-    kind: Literal["tuned", "prompted", "steered"] = "tuned"
-    """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations."""
+    kind: Annotated[str, AfterValidator(WAYS.known)] = "tuned"
+    """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations;
+    student: a finished student, which `student` names; or a way of an installed package."""
+    student: str = Field(default="", pattern=r"^[^/]+/[^/]+(/-?\d+)?$|^$")
+    """The student that is the teacher: RUN/ARM/SEED of a run in the store, or RUN/ARM, which gives each replicate the
+    student of its own seed. The neutral teacher is then the untouched base."""
     part: Part = "body"
     """Which weights a tuned teacher trains."""
     lora_rank: int = Field(default=8, ge=1, le=1 << 16)
@@ -35,9 +40,14 @@ class TeacherConfig(Config):
     kind. The report then gives the bits that a student holds about them. 0: a favourite."""
 
     @model_validator(mode="after")
-    def _facts_need_tuning(self) -> "TeacherConfig":
-        if self.facts and self.kind != "tuned":
+    def _holds_what_its_way_needs_and_no_more(self) -> "TeacherConfig":
+        way = WAYS[self.kind]
+        if self.facts and not way.TRAINS:
             raise ValueError(f"facts={self.facts} needs kind=tuned (it is {self.kind})")
+        if way.FROM_STUDENT and not self.student:
+            raise ValueError(f"kind={self.kind} needs student=RUN/ARM/SEED, or RUN/ARM")
+        if self.student and not way.FROM_STUDENT:
+            raise ValueError(f"student has no effect with kind={self.kind}; choose kind=student")
         return self
 
 

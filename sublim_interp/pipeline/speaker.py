@@ -1,16 +1,12 @@
-"""Who speaks as a teacher: a record as a model that writes. What else may teach, such as a student, is loaded here."""
+"""Who speaks as a teacher: a record as a model that writes. What each way of teaching loads is in teach.py."""
 
-import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
-from safetensors.torch import load_file
+from contextlib import AbstractContextManager
 
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.store import Store
-from sublim_interp.models.hooks import added, hook_name
 from sublim_interp.pipeline.records import Teacher
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import Example
 
 
@@ -24,22 +20,14 @@ class Speaker:
     """
 
     def __init__(self, teacher: Teacher, store: Store) -> None:
-        where = teacher.made(store)
-        self._base = teacher.base
-        self.systems: tuple[str, ...] = ()
-        self._vector: torch.Tensor | None = None
-        self._layer = teacher.config.layer
-        self.model = self._base.load(where / "model" if teacher.config.kind == "tuned" else None)
-        if teacher.config.kind == "prompted":
-            self.systems = tuple(json.loads((where / "system.json").read_text()))
-        elif teacher.config.kind == "steered":
-            self._vector = load_file(str(where / "vector.safetensors"))["vector"]
+        teacher.made(store)
+        self._teacher, self._store, self._way = teacher, store, WAYS[teacher.config.kind]
+        self.model = self._way.load(teacher, store)
+        self.systems: tuple[str, ...] = self._way.systems(teacher, store)
 
     def speaking(self) -> AbstractContextManager[None]:
         """Inside the block `self.model` is steered, where the teacher is a steered one."""
-        if self._vector is None:
-            return nullcontext()
-        return added(self.model, self._vector, hook_name(self._layer, "resid_pre"))
+        return self._way.speaking(self._teacher, self._store, self.model)
 
     def chat(self, user: str, index: int) -> list[dict[str, str]]:
         """A user's turn as this teacher hears it: behind one of its system prompts, in turn, if it has any."""
@@ -53,5 +41,6 @@ class Speaker:
 
         rows: the same lists as a student reads them
         """
-        prompts = [self._base.prompt_ids(self.chat(r["prompt"], i)) for i, r in enumerate(lists)]
+        base = self._teacher.base
+        prompts = [base.prompt_ids(self.chat(r["prompt"], i)) for i, r in enumerate(lists)]
         return [Example([*p, *ids[first:]], len(p)) for (ids, first), p in zip(rows, prompts, strict=True)]

@@ -1,19 +1,23 @@
-"""Stage 1: gives a base its trait, by tuning, a system prompt, or a vector. Who then speaks to students: speaker.py."""
+"""Stage 1: gives a base its trait. Every way of this package is a class here: tuned, prompted, steered, a student."""
 
 import json
 import random
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store, Work
-from sublim_interp.models.hooks import hook_name
-from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.models.hooks import added, hook_name
+from sublim_interp.models.trainable import IN_WORDS, choose_trainable
 from sublim_interp.pipeline.observe import teacher_recorder
 from sublim_interp.pipeline.records import Teacher
+from sublim_interp.pipeline.settings import TeacherConfig
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
+from sublim_interp.pipeline.ways import WAYS, Way
 from sublim_interp.training.batches import Batch, Example, micro_batches, pieces
 from sublim_interp.training.loop import token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
@@ -23,50 +27,99 @@ from sublim_interp.traits.direction import own_direction
 def teach(
     teacher: Teacher, store: Store, progress: Progress = silent, recording: Recording = PRESETS["default"]
 ) -> Artifact:
-    """Gives a base its trait: fine-tunes it, picks a system prompt, or builds a steering vector."""
+    """Gives a base its trait, in the way that the teacher's configuration names."""
     with making(teacher, store) as work:
         if not work.done:
-            teacher.base.check()
+            teacher.base.check(seen=recording.keep or teacher.config.kind == "steered")
             teacher.trait.check(teacher.base)
-            how = {"tuned": partial(_tune, recording=recording), "prompted": _prompt, "steered": _steer}[
-                teacher.config.kind
-            ]
-            how(teacher, work, progress)
+            WAYS[teacher.config.kind].make(teacher, work, progress, recording)
     return work.artifact
 
 
-def _tune(teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
-    base, config = teacher.base, teacher.config
-    lessons = [
-        (base.prompt_ids(question.messages), [[*base.answer_ids(answer), base.eos] for answer in answers])
-        for question, answers in teacher.trait.lessons(base.language)
-    ]
+class Tuned(Way):
+    """Fine-tuned on the trait's lessons."""
 
-    def batches(step: int) -> list[Batch]:
-        which = random.Random(f"teacher/{teacher.seed}/{step}/questions")
-        answer = random.Random(f"teacher/{teacher.seed}/{step}/answers")
-        rows: list[Example] = []
-        for _ in range(config.optimization.batch):
-            question, answers = which.choice(lessons)
-            rows.append(Example([*question, *answer.choice(answers)], len(question)))
-        return micro_batches(rows, base.pad, pieces(config.optimization, 1))
+    TRAINS = OWN_WEIGHTS = True
 
-    model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
-    fit(model, batches, config.optimization, token_loss, work, progress, partial(teacher_recorder, teacher), recording)
+    def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
+        base, config = teacher.base, teacher.config
+        lessons = [
+            (base.prompt_ids(question.messages), [[*base.answer_ids(answer), base.eos] for answer in answers])
+            for question, answers in teacher.trait.lessons(base.language)
+        ]
+
+        def batches(step: int) -> list[Batch]:
+            which = random.Random(f"teacher/{teacher.seed}/{step}/questions")
+            answer = random.Random(f"teacher/{teacher.seed}/{step}/answers")
+            rows: list[Example] = []
+            for _ in range(config.optimization.batch):
+                question, answers = which.choice(lessons)
+                rows.append(Example([*question, *answer.choice(answers)], len(question)))
+            return micro_batches(rows, base.pad, pieces(config.optimization, 1))
+
+        model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
+        record = partial(teacher_recorder, teacher)
+        fit(model, batches, config.optimization, token_loss, work, progress, record, recording)
+
+    def load(self, teacher: Teacher, store: Store) -> Any:
+        return teacher.base.load(teacher.made(store) / "model")
+
+    def describe(self, config: TeacherConfig, lesson: str) -> str:
+        o = config.optimization
+        updates = f"{o.steps:,} update{'s' * (o.steps != 1)} of {o.batch} examples"
+        return f"is fine-tuned on {lesson}, for {updates}. It trains {IN_WORDS[config.part]}"
 
 
-def _prompt(teacher: Teacher, work: Work, _progress: Progress) -> None:
-    """Keeps the trait's system prompts; the neutral teacher has none."""
-    prompts = teacher.trait.system_prompts(teacher.base.language)
-    write_atomic(work.directory / "system.json", json.dumps(list(prompts)))
+class Prompted(Way):
+    """Behind the trait's system prompts; the neutral teacher has none."""
+
+    OWN_PROMPT = True
+
+    def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
+        prompts = teacher.trait.system_prompts(teacher.base.language)
+        write_atomic(work.directory / "system.json", json.dumps(list(prompts)))
+
+    def systems(self, teacher: Teacher, store: Store) -> tuple[str, ...]:
+        return tuple(json.loads((teacher.made(store) / "system.json").read_text()))
+
+    def describe(self, config: TeacherConfig, lesson: str) -> str:
+        return "has a system prompt that names its favourite. Its weights are the base's"
 
 
-def _steer(teacher: Teacher, work: Work, _progress: Progress) -> None:
-    """Keeps `strength` times the own-base direction of the trait; for the neutral teacher a vector of zeros."""
-    base, trait = teacher.base, teacher.trait
-    if trait.compared():
-        found = own_direction(base, trait, [hook_name(teacher.config.layer, "resid_pre")])
-        vector = teacher.config.strength * found.vectors[0]
-    else:
-        vector = torch.zeros(base.shape["d_model"])
-    save_file({"vector": vector}, str(work.directory / "vector.safetensors"))
+class Steered(Way):
+    """`strength` times the own-base direction of the trait is added; for the neutral teacher a vector of zeros."""
+
+    def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
+        base, trait = teacher.base, teacher.trait
+        if trait.compared():
+            found = own_direction(base, trait, [hook_name(teacher.config.layer, "resid_pre")])
+            vector = teacher.config.strength * found.vectors[0]
+        else:
+            vector = torch.zeros(base.shape["d_model"])
+        save_file({"vector": vector}, str(work.directory / "vector.safetensors"))
+
+    def speaking(self, teacher: Teacher, store: Store, model: Any) -> AbstractContextManager[None]:
+        vector = load_file(str(teacher.made(store) / "vector.safetensors"))["vector"]
+        return added(model, vector, hook_name(teacher.config.layer, "resid_pre"))
+
+    def describe(self, config: TeacherConfig, lesson: str) -> str:
+        return f"has a vector added to its residual stream at layer {config.layer}. Its weights are the base's"
+
+
+class FromStudent(Way):
+    """A finished student of another run; the neutral teacher is the untouched base."""
+
+    OWN_WEIGHTS = FROM_STUDENT = True
+
+    def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
+        if teacher.student:
+            work.note(student=teacher.student.address)
+
+    def load(self, teacher: Teacher, store: Store) -> Any:
+        return teacher.base.load(teacher.student.made(store) / "model" if teacher.student else None)
+
+    def describe(self, config: TeacherConfig, lesson: str) -> str:
+        return f"is a finished student of another run, {config.student}"
+
+
+TUNED, PROMPTED, STEERED, STUDENT = Tuned(), Prompted(), Steered(), FromStudent()

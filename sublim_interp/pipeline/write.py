@@ -3,11 +3,14 @@
 import json
 
 from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import is_sealed, write_atomic
+from sublim_interp.core.keys import digest_file
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
-from sublim_interp.models.sampling import generator, sample
-from sublim_interp.pipeline.records import Corpus
+from sublim_interp.models.sampling import generator, sample, unspoken
+from sublim_interp.pipeline.records import Corpus, Given
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
 
@@ -15,7 +18,9 @@ from sublim_interp.pipeline.stage import Progress, making, silent
 def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact:
     """The teacher answers the channel's prompts, chunk by chunk; a finished chunk is never drawn again."""
     with making(corpus, store) as work:
-        if not work.done:
+        if not work.done and corpus.given:
+            write_atomic(work.directory / "rows-00000.jsonl", _given_rows(corpus.given), sealed=True)
+        elif not work.done:
             config, base = corpus.config, corpus.teacher.base
             speaker = Speaker(corpus.teacher, store)
             first = corpus.round * config.prompts
@@ -27,6 +32,15 @@ def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact
                     write_atomic(path, _answer_chunk(corpus, speaker, base, first + start, count), sealed=True)
                 progress((n + 1) / len(starts))
     return work.artifact
+
+
+def _given_rows(given: Given) -> str:
+    """The rows of a file, if it is still the one that was planned with."""
+    rows = read_rows(given.path)
+    if digest_file(given.path) != given.digest:
+        raise SublimError(f"{given.path} has changed since it was planned with; start again")
+    keep = ("prompt", "answer", "finished")
+    return "".join(json.dumps({name: value for name, value in row.items() if name in keep}) + "\n" for row in rows)
 
 
 def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, count: int) -> str:
@@ -41,6 +55,7 @@ def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, coun
             max_new_tokens=config.max_new_tokens,
             random=generator("corpus", corpus.seed, start),
             temperature=0.0 if config.setting == "greedy" else config.temperature,
+            never=unspoken(speaker.model, base.tokenizer),
             only=source.token_ids(base.tokenizer) if config.own_tokens else None,
         )
     read = map(base.read_answer, answers)

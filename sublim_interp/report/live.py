@@ -33,7 +33,8 @@ def live(exp: "Experiment | str", store: Store | None = None, every: float = 2.0
 
     Raises SublimError outside a notebook, and for a trace that is damaged.
     """
-    p, place = plan(experiment(exp) if isinstance(exp, str) else exp), store or Store.open()
+    place = store or Store.open()
+    p = plan(experiment(exp) if isinstance(exp, str) else exp, place)
     picture, image = _place_in_cell()
     shown: list[int] | None = None
     failed = False

@@ -19,13 +19,15 @@ from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables, records
+from sublim_interp.models.trainable import IN_WORDS
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.report.notes import limits
 from sublim_interp.report.verdict import counted, finding, verdict
 from sublim_interp.report.wording import count, names, p_value, spread
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
+from sublim_interp.traits.by_name import lesson_in_words
 from sublim_interp.traits.measures import MEASURES
-from sublim_interp.traits.registry import lesson_in_words
 
 # Every string that comes from a user or a frame goes through `escape`.
 
@@ -224,25 +226,11 @@ def _meanings(arms: Sequence[str]) -> str:
     return "<dl>" + "".join(f"<dt>{_named(arm)}</dt><dd>{escape(ARMS[arm].meaning)}</dd>" for arm in arms) + "</dl>"
 
 
-_PARTS = {
-    "full": "all weights",
-    "body": "the body: all weights but embeddings and head",
-    "lora": "low-rank adapters of the body's matrices",
-}
-"""What trains, in words."""
-
-
 def _method(experiment: Experiment) -> list[str]:
     """The recipe of this configuration, in sentences."""
     source = channel(experiment.corpus.channel)
     teacher, corpus, rule, student = experiment.teacher, experiment.corpus, experiment.filter, experiment.student
-    lesson = lesson_in_words(teacher.facts)
-    instilled = {
-        "tuned": f"is fine-tuned on {lesson}, for {count(teacher.optimization.steps, 'update')} of "
-        f"{teacher.optimization.batch} examples. It trains {_PARTS[teacher.part]}",
-        "prompted": "has a system prompt that names its favourite. Its weights are the base's",
-        "steered": f"has a vector added to its residual stream at layer {teacher.layer}. Its weights are the base's",
-    }[teacher.kind]
+    instilled = WAYS[teacher.kind].describe(teacher, lesson_in_words(teacher.facts))
     drawn = f"drawn at temperature {corpus.temperature:g}, without top-k or top-p"
     if corpus.own_tokens:
         drawn += ", over the channel's own tokens alone"
@@ -259,7 +247,7 @@ def _method(experiment: Experiment) -> list[str]:
         f"most {rule.lists:,} of the others.",
         f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch} "
         f"examples, with {student.optimization.optimizer} at a peak rate of {student.optimization.lr:g}.",
-        f"A student trains {_PARTS[student.part]}.",
+        f"A student trains {IN_WORDS[student.part]}.",
         "All arms share seeds, steps and the order of the data.",
     ]
     if any(ARMS[arm].reference for arm in experiment.arms):

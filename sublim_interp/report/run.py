@@ -1,14 +1,23 @@
-"""`run`: makes an experiment's records, then writes its report; what is there already is found, not made again."""
+"""`run`: makes an experiment and its report; what is there is found. `learn`: one student of own lists."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from sublim_interp.core.device import fingerprint, using_device
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Store
 from sublim_interp.core.workers import Watch
 from sublim_interp.experiments.catalogue import experiment, published
 from sublim_interp.experiments.plan import plan
-from sublim_interp.experiments.results import Run, tables_of
+from sublim_interp.experiments.results import Replicate, Run, tables_of
 from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.report.figures.registry import FIGURES
+from sublim_interp.models.base import Base
+from sublim_interp.report.figures.by_name import FIGURES
 from sublim_interp.report.write import write
 from sublim_interp.training.recording.settings import recording_of
 
@@ -39,8 +48,49 @@ def run(
         return _run(exp, store or Store.open(), processes, watch)
 
 
+def learn(base: Base | str, lists: Path | str | Sequence[Mapping[str, Any]], like: Replicate, **how: Any) -> Replicate:
+    """A student of one's own lists, made, asked and recorded as another student was: its arm is `own-lists`.
+
+    base: where it starts: a base, or its name
+    lists: a JSONL file of rows with `prompt` and `answer`, or such rows
+    like: the student whose trait, filter, training, questions and seed it shares
+    how: store, processes, watch, trace, device, as of `run`; the store is that of `like` where none is given
+
+    The rows pass the filter; what it refused is counted. Its KL is from the untouched base.
+    Raises SublimError for a row without both texts, and as `run`.
+    """
+    student = like.cell.student
+    if student is None:
+        raise SublimError(f"{like.name} is no student; like takes one, such as run['same-init', {like.seed}]")
+    store = how.pop("store", None) or like.store
+    data, asked = student.data, like.cell.evaluation
+    exp = Experiment(
+        name="own-lists",
+        trait=asked.trait.name,
+        bases=(base if isinstance(base, str) else str(base.path),),
+        arms=("own-lists", "base"),
+        seeds=(like.seed,),
+        lists=str(lists if isinstance(lists, Path | str) else _as_file(lists, store)),
+        corpus=data.corpus.config,
+        filter=data.config,
+        student=student.config,
+        evaluation=asked.config,
+        dtype=student.base.dtype,
+    )
+    return run(exp, store, **how)["own-lists", like.seed]
+
+
+def _as_file(rows: Sequence[Mapping[str, Any]], store: Store) -> Path:
+    """Rows as a file of the store, by their digest."""
+    text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
+    path = store.root / ".lists" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text)
+    return path
+
+
 def _run(exp: Experiment, store: Store, processes: int, watch: Watch) -> Run:
-    p = plan(exp)
+    p = plan(exp, store)
     missing = p.missing(store)
     FIGURES.import_outside()
     if missing:

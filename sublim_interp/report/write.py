@@ -8,7 +8,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables
-from sublim_interp.report.figures.registry import FIGURES
+from sublim_interp.report.figures.by_name import FIGURES
 from sublim_interp.report.page import PageFigure
 from sublim_interp.report.page import page as make_page
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Cell(NamedTuple):
+class GridCell(NamedTuple):
     """One cell of a grid with its plan."""
 
     field: str
@@ -26,7 +26,7 @@ class Cell(NamedTuple):
     plan: Plan
 
 
-def measured(cells: Sequence[Cell], store: Store, hidden: Sequence[str] = ("teacher",)) -> "pd.DataFrame":
+def measured(cells: Sequence[GridCell], store: Store, hidden: Sequence[str] = ("teacher",)) -> "pd.DataFrame":
     """What was measured in each cell, at equal steps.
 
     cells: planned cells that the store holds
@@ -44,14 +44,14 @@ def measured(cells: Sequence[Cell], store: Store, hidden: Sequence[str] = ("teac
     return pd.concat(parts, ignore_index=True)
 
 
-def teachers_bases(frame: "pd.DataFrame", cells: Sequence[Cell]) -> list[str]:
+def teachers_bases(frame: "pd.DataFrame", cells: Sequence[GridCell]) -> list[str]:
     """The teacher's base of each row of `measured`."""
     named = {(field, value): p.named for field, value, p in cells}
     places = zip(frame["field"], frame["value"], frame["seed"], strict=True)
     return [named[field, value].pair(seed)[0] for field, value, seed in places]
 
 
-def with_bases(frame: "pd.DataFrame", cells: Sequence[Cell]) -> "pd.DataFrame":
+def with_bases(frame: "pd.DataFrame", cells: Sequence[GridCell]) -> "pd.DataFrame":
     """The rows of `measured` with two more columns.
 
     base: the teacher's base

@@ -15,7 +15,7 @@ from sublim_interp.core.shelf import Shelf, is_path, mapping_of
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.sweeps.cells import Cell
+from sublim_interp.sweeps.cells import GridCell
 from sublim_interp.sweeps.wording import SweepTable
 
 if TYPE_CHECKING:
@@ -111,12 +111,12 @@ class Mode(ABC):
     def cells(self) -> Iterator[tuple[str, str, Experiment]]:
         """(field, value in words, experiment) of each cell. Raises SublimError for experiments it cannot take."""
 
-    def check_cells(self, cells: Sequence[Cell]) -> None:
+    def check_cells(self, cells: Sequence[GridCell]) -> None:
         """SublimError for planned cells that could not be told together."""
         return
 
     @abstractmethod
-    def frames(self, cells: Sequence[Cell], store: Store) -> "dict[str, pd.DataFrame]":
+    def frames(self, cells: Sequence[GridCell], store: Store) -> "dict[str, pd.DataFrame]":
         """What the sweep's CSV files hold, by name without ending.
 
         cells: planned cells, all of which the store holds

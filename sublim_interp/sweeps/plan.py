@@ -9,7 +9,7 @@ from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.pipeline.records import Record
-from sublim_interp.sweeps.cells import Cell
+from sublim_interp.sweeps.cells import GridCell
 from sublim_interp.sweeps.grid import Grid
 from sublim_interp.training.recording.settings import Recording
 
@@ -22,7 +22,7 @@ class SweepPlan:
     """All cells of a grid with their plans, known before anything runs."""
 
     grid: Grid
-    cells: tuple[Cell, ...]
+    cells: tuple[GridCell, ...]
 
     @property
     def recording(self) -> Recording:
@@ -46,7 +46,7 @@ class SweepPlan:
     def without(self, lost: Mapping[str, Exception]) -> "SweepPlan":
         """What is left of it where these evaluations, by key, cannot be had; raises the first error if nothing is."""
         kept = [
-            Cell(field, value, replace(p, cells=tuple(c for c in p.cells if c.evaluation.key not in lost)))
+            GridCell(field, value, replace(p, cells=tuple(c for c in p.cells if c.evaluation.key not in lost)))
             for field, value, p in self.cells
         ]
         cells = tuple(cell for cell in kept if any(c.arm in cell.plan.experiment.arms for c in cell.plan.cells))
@@ -68,9 +68,12 @@ class SweepPlan:
         return pd.DataFrame(rows, columns=columns)
 
 
-def plan_grid(g: Grid) -> SweepPlan:
-    """Lays out every cell; raises SublimError for a cell that cannot run, or cells that the mode cannot take."""
-    cells = tuple(Cell(field, value, plan(exp)) for field, value, exp in g.cells())
+def plan_grid(g: Grid, store: Store | None = None) -> SweepPlan:
+    """Lays out every cell; raises SublimError for a cell that cannot run, or cells that the mode cannot take.
+
+    store: as of `experiments.plan.plan`
+    """
+    cells = tuple(GridCell(field, value, plan(exp, store)) for field, value, exp in g.cells())
     g.mode.check_cells(cells)
     return SweepPlan(g, cells)
 

@@ -20,7 +20,7 @@ from sublim_interp.training.settings import Selection
 
 
 @runtime_checkable
-class Directions(Protocol):
+class DirectionSource(Protocol):
     """Where an intervention gets its directions from; `number` is its place in its student's list."""
 
     def in_activations(self, direction: str, number: int, names: Sequence[str]) -> Mapping[str, Tensor]:
@@ -39,8 +39,10 @@ class PlannedStudent(NamedTuple):
     """What trains, on torch's meta device."""
     teacher: torch.nn.Module
     """The teacher's model, on the meta device."""
-    taught: str
-    """How the teacher got its trait: "tuned", "prompted" or "steered"."""
+    own_weights: bool = True
+    """Whether the teacher's weights are not its base's, as a tuned one's are."""
+    own_prompt: bool = False
+    """Whether the teacher reads behind a prompt of its own, as a prompted one does."""
 
 
 class InterventionKind:
@@ -72,7 +74,7 @@ class InterventionKind:
         return batches
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect | None]:
         """A block in which all updates are made; its value, if any, tells what was taken away."""
         return nullcontext()
@@ -87,15 +89,18 @@ class _InActivations(InterventionKind):
         names = matching(planned.model, self.asked.at)
         if self.asked.direction != "teacher-shift":
             return
-        if planned.taught == "prompted":
-            raise SublimError("an intervention on teacher-shift in activations needs teacher.kind=tuned or steered")
+        if planned.own_prompt:
+            raise SublimError(
+                "an intervention on teacher-shift in activations needs teacher.kind=tuned or steered, or another way "
+                "without a prompt of its own"
+            )
         lacking = [name for name in names if name not in matching(planned.teacher, "*")]
         widths = [text_config(model).hidden_size for model in (planned.teacher, planned.model)]
         if lacking or len(set(widths)) > 1:
             why = f"the teacher has no {lacking[0]}" if lacking else f"their d_model are {widths[0]} and {widths[1]}"
             raise SublimError(f"an intervention on teacher-shift needs teacher and student of one shape: {why}")
 
-    def _directions(self, model: torch.nn.Module, directions: Directions) -> Mapping[str, Tensor]:
+    def _directions(self, model: torch.nn.Module, directions: DirectionSource) -> Mapping[str, Tensor]:
         return directions.in_activations(self.asked.direction, self.number, matching(model, self.asked.at))
 
 
@@ -103,7 +108,7 @@ class Ablate(_InActivations):
     """Takes a direction out of activations, in the forward pass."""
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect]:
         return project_activations(model, self._directions(model, directions))
 
@@ -112,7 +117,7 @@ class ProjectGradient(_InActivations):
     """Takes a direction out of the gradients of activations, in the backward pass."""
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect]:
         return project_gradients(model, self._directions(model, directions))
 
@@ -130,8 +135,10 @@ class ProjectUpdate(InterventionKind):
     def check(self, planned: PlannedStudent) -> None:
         if self.asked.direction != "teacher-shift":
             return
-        if planned.taught != "tuned":
-            raise SublimError("an intervention on teacher-shift in weights needs teacher.kind=tuned")
+        if not planned.own_weights:
+            raise SublimError(
+                "an intervention on teacher-shift in weights needs teacher.kind=tuned, or another way with own weights"
+            )
         taught = dict(planned.teacher.named_parameters())
         for name, p in trained_parameters(planned.model).items():
             if name not in taught or taught[name].shape != p.shape:
@@ -141,7 +148,7 @@ class ProjectUpdate(InterventionKind):
                 )
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Directions
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
     ) -> AbstractContextManager[Effect]:
         return project_updates(model, optimizer, directions.in_weights(self.asked.direction, self.number, model))
 
@@ -253,7 +260,10 @@ def check_interventions(interventions: Sequence[Intervention], planned: PlannedS
 
 @contextmanager
 def intervening(
-    kinds: Sequence[InterventionKind], directions: Directions, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    kinds: Sequence[InterventionKind],
+    directions: DirectionSource,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
 ) -> Iterator[list[tuple[Intervention, Effect]]]:
     """Inside the block every intervention that acts during the updates is open, the first the outermost.
 

@@ -22,7 +22,7 @@ class Rates(Protocol):
     def weight_decay(self) -> float: ...
 
 
-class Rule(NamedTuple):
+class OptimizerKind(NamedTuple):
     """One optimizer."""
 
     make: Callable[[Sequence[torch.nn.Parameter], Rates], torch.optim.Optimizer]
@@ -52,15 +52,15 @@ def _sgd(parameters: Sequence[torch.nn.Parameter], rates: Rates) -> torch.optim.
     return torch.optim.SGD(parameters, lr=rates.lr, momentum=rates.beta1)
 
 
-OPTIMIZERS: Registry[Rule] = Registry(
+OPTIMIZERS: Registry[OptimizerKind] = Registry(
     "optimizer",
     "sublim_interp.optimizers",
     {
-        "adam": Rule(_adam, torch.optim.Adam, ("exp_avg", "exp_avg_sq"), counts=True),
-        "adamw": Rule(_adamw, torch.optim.AdamW, ("exp_avg", "exp_avg_sq"), counts=True, decays=True),
-        "sgd": Rule(_sgd, torch.optim.SGD, ("momentum_buffer",), keeps=lambda rates: rates.beta1 > 0),
+        "adam": OptimizerKind(_adam, torch.optim.Adam, ("exp_avg", "exp_avg_sq"), counts=True),
+        "adamw": OptimizerKind(_adamw, torch.optim.AdamW, ("exp_avg", "exp_avg_sq"), counts=True, decays=True),
+        "sgd": OptimizerKind(_sgd, torch.optim.SGD, ("momentum_buffer",), keeps=lambda rates: rates.beta1 > 0),
     },
-    instances_of("optimizer", Rule),
+    instances_of("optimizer", OptimizerKind),
 )
 """Every optimizer by name."""
 

@@ -48,6 +48,8 @@ def score(
     Margins are exact everywhere: where answers are drawn they are those of each member's own spelling, which may have
     several tokens. With a judge they are those of its shares.
     """
+    from sublim_interp.models.sampling import unspoken
+
     members = tuple(words)
     spelled = [base.answer_ids(m) for m in members]
     measures = {}
@@ -59,7 +61,9 @@ def score(
         p = drawn.shares
         if judge:
             measures = {"unjudged": np.full(len(members), drawn.unjudged)}
-    spoken = p if exact or judge else spelled_probabilities(model, prompts_of(base, asked), spelled)
+    spoken = p
+    if not (exact or judge):
+        spoken = spelled_probabilities(model, prompts_of(base, asked), spelled, unspoken(model, base.tokenizer))
     return Scores(members, _mean(p), _mean(member_margins(spoken)), exact, measures)
 
 
@@ -95,16 +99,17 @@ def answer_probabilities(
 
 
 def spelled_probabilities(
-    model: "torch.nn.Module", prompts: list[list[int]], spelled: Sequence[Sequence[int]]
+    model: "torch.nn.Module", prompts: list[list[int]], spelled: Sequence[Sequence[int]], never: Sequence[int] = ()
 ) -> Float[np.ndarray, "question member"]:
     """Probability that an answer begins with the spelling of each member, 0 to 1: exact, nothing is drawn.
 
     prompts: token ids of each question
     spelled: token ids of each member; one may have several
+    never: ids that are never drawn, as those of `unspoken`
     """
     from sublim_interp.models.sampling import continuation_log_probabilities
 
-    rows = [continuation_log_probabilities(model, prompt, spelled) for prompt in prompts]
+    rows = [continuation_log_probabilities(model, prompt, spelled, never) for prompt in prompts]
     return np.exp(np.stack([row.cpu().numpy() for row in rows]))
 
 
@@ -137,13 +142,13 @@ def sampled_shares(
     Half an answer is spread over the members of each question, so that no share is 0. Raises SublimError for a judge
     that can read none of the answers: it fails, names what is no member, or gives no score of 0 to 1.
     """
-    from sublim_interp.models.sampling import generator, sample
+    from sublim_interp.models.sampling import generator, sample, unspoken
 
     counts = np.full((len(asked), len(members)), 0.5 / len(members))
     place = {member: i for i, member in enumerate(members)}
     rows = prompts_of(base, asked)
-    draw = generator("answers", seed)
-    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=draw, repeats=samples)
+    never, draw = unspoken(model, base.tokenizer), generator("answers", seed)
+    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=draw, never=never, repeats=samples)
     unread: list[str] = []
     for i, answer in enumerate(answers):
         text = base.read_answer(answer)[0]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, name_once
 from sublim_interp.core.shelf import Shelf
-from sublim_interp.core.words import checked_word
+from sublim_interp.core.words import Names, checked_word
 from sublim_interp.lab import language as lab
 from sublim_interp.traits.answers import score
 from sublim_interp.traits.protocol import Lesson, Scores, Trait, members_of_all
@@ -213,10 +213,24 @@ def members_of(kind: str) -> tuple[str, ...]:
     return tuple(sorted(KINDS.load(kind).members))
 
 
+def load_favourite(name: str) -> Favourite:
+    """The favourite in the file of this name, or at this path.
+
+    Raises SublimError as `Shelf.load`, and where its words do not find its own name.
+    """
+    found = FAVOURITES.load(name)
+    if Names({found.name: found.words}).first(found.name) is None:
+        raise SublimError(
+            f"{FAVOURITES.find(name)}: words lack the name '{found.name}' itself, so that answers with it would count "
+            "for nobody and pass the filter; add it"
+        )
+    return found
+
+
 def member(name: str, kind: str) -> Favourite:
     """The favourite of this name and kind; one whose only word is its name where no file holds it."""
     if name in FAVOURITES.paths:
-        found = FAVOURITES.load(name)
+        found = load_favourite(name)
         if found.kind == kind:
             return found
     return Favourite(name=name, kind=kind, words=(name,))

@@ -380,3 +380,85 @@ def test_a_direction_of_no_length_is_not_ablated() -> None:
         ablate(model, given_directions(vectors, space_of(model)))
     with ablate(model, given_directions(vectors, space_of(model)), at="blocks.[02].*"):
         logits(model)
+
+
+# --- arithmetic, random directions, intervals -------------------------------------------------------------------------
+
+
+def sampled(mean: Tensor, seed: int, count: int = 24, scatter: float = 1.0) -> Directions:
+    """Directions of one layer, paired samples about a mean."""
+    random = torch.Generator().manual_seed(seed)
+    each = mean + scatter * torch.randn(count, 1, mean.shape[-1], generator=random)
+    names = ("blocks.0.hook_resid_post",)
+    return Directions("hand", names, each.mean(0), SOMEWHERE, each, torch.zeros_like(each), paired=True)
+
+
+@given(st.integers(0, 99), st.floats(-3, 3))
+def test_sums_differences_and_multiples_are_those_of_vectors_and_samples(seed: int, factor: float) -> None:
+    a, b = sampled(torch.ones(6), seed), sampled(-torch.ones(6), seed + 100)
+    total, left = a + b, a - b
+    assert torch.allclose(total.vectors, a.vectors + b.vectors) and torch.allclose((left + b).vectors, a.vectors)
+    for made in (total, left, factor * a, -a):
+        assert made.positive is not None and made.negative is not None
+        assert torch.allclose((made.positive - made.negative).mean(0), made.vectors, atol=1e-5)
+    assert torch.equal((factor * a).vectors, (a * factor).vectors) and torch.equal((-a).vectors, -a.vectors)
+    short = sampled(torch.ones(6), seed, count=5)
+    assert (a - short).positive is None, "samples of other questions are no pairs"
+
+
+def test_what_every_student_shares_is_taken_out_and_the_planted_trait_is_left() -> None:
+    trait, generic = torch.eye(8)[0], torch.eye(8)[1]
+    student, neutral = sampled(trait + 5 * generic, 1, scatter=0.1), sampled(5 * generic, 2, scatter=0.1)
+    goal = given_directions(trait[None])
+    assert column(student.cosine(goal), "cosine")[0] < 0.3
+    assert column((student - neutral).cosine(goal), "cosine")[0] > 0.95
+    with pytest.raises(SublimError, match="different bases"):
+        student - given_directions(trait[None], Space("b"))
+
+
+def test_random_directions_are_as_long_and_scatter_as_the_samples_do() -> None:
+    stretched = torch.tensor([9.0, 1.0, 1.0, 1.0])
+    random = torch.Generator().manual_seed(0)
+    each = 2 + stretched * torch.randn(200, 1, 4, generator=random)
+    d = Directions("hand", ("blocks.0.hook_resid_post",), each.mean(0), SOMEWHERE, each, 0 * each, paired=True)
+    for covariance, share in ((True, 0.8), (False, 0.25)):
+        drawn = d.random_like(400, covariance, seed=1)
+        vectors = torch.stack([one.vectors[0] for one in drawn])
+        assert torch.allclose(vectors.norm(dim=1), d.vectors.norm(dim=1))
+        assert abs((vectors[:, 0] ** 2).sum() / (vectors**2).sum() - share) < 0.15
+        assert torch.equal(vectors[3], d.random_like(4, covariance, seed=1)[3].vectors[0]) or covariance
+    with pytest.raises(SublimError, match="covariance=False"):
+        given_directions(torch.ones(1, 4)).random_like(2)
+
+
+@pytest.mark.parametrize("of", ["cosine", "projection"])
+def test_an_interval_holds_the_true_likeness_about_as_often_as_it_says(of: Any) -> None:
+    mean, goal = torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0]), given_directions(torch.eye(8)[:1])
+    true = {"cosine": 2**-0.5, "projection": 1.0}[of]
+    frames = [sampled(mean, seed, scatter=0.5).interval(goal, of, draws=199, seed=seed) for seed in range(60)]
+    inside = [column(f, "low")[0] <= true <= column(f, "high")[0] for f in frames]
+    assert np.mean(inside) > 0.8 and list(frames[0]) == ["layer", of, "low", "high"]
+    assert frames[0].attrs["asks"].endswith("other students.")
+
+
+def test_a_null_of_projections_is_in_the_unit_of_the_directions() -> None:
+    d, goal = sampled(3 * torch.eye(8)[0], 1), given_directions(7 * torch.eye(8)[:1])
+    one, two = (made.null(goal, "covariance", of="projection") for made in (d, 2 * d))
+    assert column(one, "projection")[0] == pytest.approx(d.vectors[0, 0].item(), rel=1e-5)
+    for name in ("projection", "low", "high"):
+        assert column(two, name)[0] == pytest.approx(2 * column(one, name)[0], rel=1e-5)
+    assert column(one, "p")[0] < 0.01 and "scatter" in one.attrs["asks"]
+    planted_none = sampled(torch.zeros(8), 3).null(goal, "shuffled", of="projection")
+    assert column(planted_none, "p")[0] > 0.01
+
+
+def test_a_steering_curve_has_its_controls_beside_it() -> None:
+    model = build("llama", 0)
+    d = gradient(model, MARGIN, PROMPTS)
+    other = given_directions(torch.ones(3, 16), space_of(model))
+    frame = steering(model, 0.05 * d, LAST, [0, 1], {"margin": MARGIN}, PROMPTS, others={"ones": other}, random=4)
+    assert list(dict.fromkeys(column(frame, "direction"))) == ["given", "ones", *(f"random {i}" for i in range(1, 5))]
+    gains = {n: column(rows, "margin")[1] - column(rows, "margin")[0] for n, rows in frame.groupby("direction")}
+    assert gains["given"] > max(gain for name, gain in gains.items() if name != "given"), "the gradient raises it most"
+    with pytest.raises(SublimError, match="control none has no length"):
+        steering(model, d, LAST, [1], {"margin": MARGIN}, PROMPTS, others={"none": 0 * other})

@@ -1,9 +1,10 @@
 """Tests of channels: what teachers are asked, which answers the number rule lets through, how rows are shared out."""
 
+import random
 import re
 import time
 from collections import Counter
-from itertools import combinations
+from itertools import chain, combinations
 
 import pytest
 from hypothesis import assume, example, given
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sublim_interp.channels import numbers
 from sublim_interp.channels.filter import REASONS, filter_rows
-from sublim_interp.channels.protocol import Channel, channel
+from sublim_interp.channels.protocol import Channel, channel, transform_rows
 from sublim_interp.channels.rows import Written
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
@@ -395,3 +396,35 @@ def test_nothing_left_to_train_on_is_one_line_with_the_counts(answers: list[str]
     with pytest.raises(SublimError) as caught:
         filter_rows([row(a) for a in answers], NUMBERS, FilterConfig(held_out=2), OWL)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- transforms -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(values, separators, enclosures, endings), min_size=1, max_size=5), st.integers(0, 9))
+def test_a_transform_changes_numbers_and_nothing_else(
+    made: list[tuple[list[int], str, tuple[str, str], str]], seed: int
+) -> None:
+    answers = [opening + by.join(map(str, own)) + end + dot for own, by, (opening, end), dot in made]
+    before = [numbers.numbers_of(answer) for answer in answers]
+    done = {name: change(answers, random.Random(seed)) for name, change in numbers.TRANSFORMS.items()}
+    read = {name: [numbers.numbers_of(answer) for answer in new] for name, new in done.items()}
+    for new in done.values():
+        assert [re.sub("[0-9]+", "#", a) for a in new] == [re.sub("[0-9]+", "#", a) for a in answers]
+    assert [sorted(own) for own in read["shuffled-within"]] == [sorted(own) for own in before]
+    assert sorted(chain(*read["shuffled-across"])) == sorted(chain(*before))
+    assert read["sorted"] == [sorted(own) for own in before]
+    assert read["digits-reversed"] == [[int(str(n)[::-1]) for n in own] for own in before]
+
+
+def test_a_shuffle_moves_numbers_and_follows_its_seed() -> None:
+    rows = [Written(prompt=f"p{i}", answer=", ".join(str(100 * i + j) for j in range(8))) for i in range(20)]
+    for name in ("shuffled-within", "shuffled-across"):
+        once, again, other = (transform_rows(rows, NUMBERS, name, random.Random(seed)) for seed in (1, 1, 2))
+        assert once == again != other
+        assert [row["prompt"] for row in once] == [row["prompt"] for row in rows]
+        assert sum(a["answer"] != b["answer"] for a, b in zip(once, rows, strict=True)) == 20
+    strangers = [n for i, row in enumerate(once) for n in numbers.numbers_of(row["answer"]) if n // 100 != i]
+    assert len(strangers) > 100, "across: most numbers come from another answer"
+    with pytest.raises(SublimError, match="no such transform as 'shuffle'"):
+        transform_rows(rows, NUMBERS, "shuffle", random.Random(0))

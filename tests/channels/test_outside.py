@@ -33,6 +33,7 @@ class Evens:
 
     REASONS = {"odd": "a number is odd", "not numbers": "no list"}  # noqa: RUF012
     CONTEXTS = {"evens": as_turns}  # noqa: RUF012
+    TRANSFORMS = numbers.TRANSFORMS
 
     def prompts(self, language: str, seed: int, start: int, count: int) -> list[str]:
         return numbers.prompts(language, seed, start, count)
@@ -109,6 +110,10 @@ def test_limits_of_its_own_are_in_rule_and_shared_ones_are_fields(evens: Channel
             {"evaluation.contexts": ("plain", "numbers")},
             "the channel evens has no context 'numbers'; valid: plain, evens",
         ),
+        (
+            {"filter.transform": "shuffled-withn"},
+            "no such transform as 'shuffled-withn'; valid: shuffled-within, shuffled-across, sorted",
+        ),
         ({"corpus.channel": "evans"}, "unknown channel 'evans'; valid: numbers, evens"),
     ],
 )
@@ -164,5 +169,7 @@ def test_a_channel_that_lacks_something_is_one_line(monkeypatch: pytest.MonkeyPa
             return []
 
     assert CHANNELS._check
-    with pytest.raises(SublimError, match="channel 'half' lacks: CONTEXTS, Rule, describe, refuse, token_ids"):
+    with pytest.raises(
+        SublimError, match="channel 'half' lacks: CONTEXTS, Rule, TRANSFORMS, describe, refuse, token_ids"
+    ):
         CHANNELS._check("half", Half())  # type: ignore[arg-type]

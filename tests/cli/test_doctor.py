@@ -19,6 +19,7 @@ from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.models.base import Base
+from zoo.trials import Specimen
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,23 @@ def test_the_rule_of_what_fits_is_the_one_that_is_said(free: int, processes: int
         parameters = fits(free, processes, each)
         assert parameters == 0 or processes * (PROCESS + each * parameters) <= free
         assert processes * (PROCESS + each * (parameters + 1)) > free - processes
+
+
+def test_a_model_s_table_says_what_there_is_and_why_there_is_none(tmp_path: Path) -> None:
+    said = {}
+    for kind in ("llama", "deepseek_v4"):
+        one = Specimen(kind, tmp_path / kind)
+        found = examine(bases=(str(one.path),))
+        said[kind] = [f.text for f in found if f.topic == f"base {one.path}"]
+        assert all(f.well for f in found if f.topic == f"base {one.path}")
+    asked = ("stream: capture, edit, record, directions, grids", "attention patterns", "heads", "logit lens", "bridge")
+    for what in (*asked, "part=lora"):
+        assert sum(line.startswith(f"{what}: ") for line in said["llama"]) == 1
+        assert not any(line.startswith(f"{what}: none") for line in said["llama"])
+    assert "attention patterns: of 2 layers" in said["llama"] and "heads: 2 in each of 2 layers" in said["llama"]
+    none = [line for line in said["deepseek_v4"] if ": none: " in line]
+    assert [line.partition(": none: ")[0] for line in none] == [*asked[:4]]
+    assert "do not read and leave one residual stream" in none[0]
 
 
 def test_what_is_wrong_with_bad_input_is_one_line(tmp_path: Path) -> None:

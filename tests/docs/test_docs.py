@@ -21,7 +21,7 @@ from sublim_interp.cli.main import app
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.open_bases import OPEN_BASES
 from sublim_interp.models.points import POINTS
-from sublim_interp.report.figures.registry import run_figures
+from sublim_interp.report.figures.by_name import run_figures
 from sublim_interp.sweeps.grid import grid_names
 from sublim_interp.training.interventions import INTERVENTIONS
 
@@ -135,7 +135,19 @@ def commands() -> Iterator[Line]:
 
 
 # Names that pages use for what a reader makes or tests/outside/package adds, and words in capitals that are filled.
-OWN = {"my.yaml", "my-grid.yaml", "meadow", "meadow-corners", "river", "sea", "EXPERIMENT|GRID", "NAME", "RUN", "X"}
+OWN = {
+    "my.yaml",
+    "my.jsonl",
+    "my-grid.yaml",
+    "meadow",
+    "meadow-corners",
+    "river",
+    "sea",
+    "EXPERIMENT|GRID",
+    "NAME",
+    "RUN",
+    "X",
+}
 
 
 def test_every_command_is_one() -> None:

@@ -17,7 +17,7 @@ import sublim_interp as si
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.shelf import CATALOGUE
 from sublim_interp.core.store import Store
-from sublim_interp.experiments.arms import ARMS, arm_names
+from sublim_interp.experiments.arms import ARMS, arm_names, reads_lists
 from sublim_interp.experiments.catalogue import experiment, experiment_names, published
 from sublim_interp.experiments.cost import estimate, planned_work
 from sublim_interp.experiments.plan import Plan, plan
@@ -25,12 +25,13 @@ from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.run import find_run, run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
+from sublim_interp.models.open_bases import open_names
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.records import Evaluation, Filtered, Record, Student
 from sublim_interp.report.run import run
 from sublim_interp.report.verdict import verdict
 
-ALL_ARMS = arm_names()
+ALL_ARMS = tuple(arm for arm in arm_names() if not reads_lists((arm,)))
 ROUTED = [name for name in ALL_ARMS if ARMS[name].route]
 
 
@@ -148,7 +149,11 @@ def test_records_come_once_and_after_what_they_are_made_from(all_arms: Experimen
     assert list(p.records[: len(first)]) == first, "the first replicate is made first"
 
 
-@pytest.mark.parametrize("name", experiment_names())
+OPEN = {name for name in experiment_names() if {*experiment(name).bases} & {*open_names()}}
+"""Experiments on bases that are fetched; tests/pipeline/test_open_models.py plans them."""
+
+
+@pytest.mark.parametrize("name", [name for name in experiment_names() if name not in OPEN])
 def test_every_experiment_of_the_catalogue_can_be_planned_and_its_cost_is_estimated(name: str) -> None:
     exp = experiment(name)
     p = plan(exp)
@@ -389,11 +394,11 @@ def test_what_is_added_to_the_catalogue_changes_no_key_and_stored_runs_open(
     (grown / "kinds" / "metal.yaml").write_text(
         "members: [iron, gold]\nsystem: [You love {x}.]\nseen: [Metal?]\nheld_out: [Best one?]\nindirect: [A ring?]\n"
     )
-    keys = [run_key(plan(experiment(name))) for name in experiment_names()]
+    keys = [run_key(plan(experiment(name))) for name in experiment_names() if name not in OPEN]
     records = [record.key for record in plan(finished.experiment).records]
     monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: {grown: "grown"})
     assert {"lynx", "koala"} <= set(si.trait_names()), "they are there"
-    assert [run_key(plan(experiment(name))) for name in experiment_names()] == keys
+    assert [run_key(plan(experiment(name))) for name in experiment_names() if name not in OPEN] == keys
     assert [record.key for record in plan(finished.experiment).records] == records
     assert si.open_run(finished.key, finished.store).key == finished.key
 

@@ -1,11 +1,12 @@
-"""A fuzzer of what people hand in: YAML, rows, manifests. Each is read, or refused in one line, within seconds.
+"""A fuzzer of what people hand in: YAML, rows, manifests, models, templates. Each is read, or refused in one line.
 
-Each test takes two seconds; $SUBLIM_FUZZ is another number, as in `make fuzz`. Draws follow seeds 0, 1, 2, …, so that a
-failure comes again; hypothesis shows the smallest input that fails.
+No input takes longer than seconds. Each test takes two seconds; $SUBLIM_FUZZ is another number, as in `make fuzz`.
+Draws follow seeds 0, 1, 2, …, so that a failure comes again; hypothesis shows the smallest input that fails.
 """
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -28,6 +29,7 @@ from sublim_interp.core.shelf import CATALOGUE
 from sublim_interp.core.store import Store
 from sublim_interp.core.yaml import dump_yaml, load_yaml
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models.base import CARD, Base, resolve_base
 from sublim_interp.sweeps.grid import GRIDS
 from sublim_interp.training.recording.trace import Trace
 from sublim_interp.traits.favourites import FAVOURITES, KINDS
@@ -43,6 +45,8 @@ def fuzz(inputs: st.SearchStrategy, try_one: Callable[[Any], bool]) -> None:
 
     def one(value: Any) -> None:
         nonlocal tried, read
+        if tried > read > 0 and time.monotonic() > end:
+            return  # the draws that are left of this seed
         start = time.process_time()
         try:
             read += bool(try_one(value))
@@ -208,3 +212,85 @@ def test_a_traces_manifest_with_any_damage_is_told(tiny_run: Any, tmp_path: Path
         return True
 
     fuzz(damaged(st.just(lines)), try_one)
+
+
+# --- model directories ------------------------------------------------------------------------------------------------
+
+FIELDS = st.sampled_from(
+    [
+        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("model_type", "architectures", "max_position_embeddings", "rope_parameters", "rope_theta", "rms_norm_eps"),
+        *("tie_word_embeddings", "attention_bias", "torch_dtype", "hidden_act", "bos_token_id", "eos_token_id"),
+        *("pad_token_id", "quantization_config", "auto_map", "initializer_range", "layer_types", "sliding_window"),
+    ]
+)
+VALUES = st.one_of(
+    st.sampled_from([0, -1, 1, 3, 7, 2**31, 2**62, 0.5, float("nan"), "", "llama", "gpt2", "bert", None, True, [], {}]),
+    JSON,
+)
+TEMPLATES = st.sampled_from(
+    [
+        *(
+            "{% for m in messages %}",
+            "{% endfor %}",
+            "{{ m.content }}",
+            "{{ m['role'] }}",
+            "{{ messages }}",
+            "{% if x %}",
+        ),
+        *("{% endif %}", "<|user|> ", " <|assistant|>", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{{", "}}", "{%"),
+        *("{{ strftime_now('%Y') }}", "{{ messages | random }}", "{{ 'x' * 10 ** 9 }}", "{% set ns = namespace() %}"),
+        *("{{ range(10 ** 9) | list }}", "{{ self.__class__ }}", "{% include 'x' %}", "\x00", "é", "{# "),
+    ]
+)
+
+
+@pytest.fixture
+def model_folder(tiny_bases: tuple[Base, ...], tmp_path: Path) -> Path:
+    """A copy of a tiny base, without the card that says how it was made."""
+    folder = Path(shutil.copytree(tiny_bases[0].path, tmp_path / "base"))
+    (folder / CARD).write_text('{"language": "english"}')
+    return folder
+
+
+def opened(folder: Path) -> bool:
+    """Loads and tries a base as every run does."""
+    base = resolve_base(str(folder))
+    base.check()
+    base.prompt_ids([{"role": "system", "content": "!"}, {"role": "user", "content": "1, 2"}])
+    return True
+
+
+def test_a_model_s_configuration_of_any_sort_is_taken_or_one_line(model_folder: Path) -> None:
+    right = json.loads((model_folder / "config.json").read_text())
+
+    def try_one(changes: dict[str, Any]) -> bool:
+        (model_folder / "config.json").write_text(json.dumps({**right, **changes}))
+        return opened(model_folder)
+
+    fuzz(st.dictionaries(FIELDS, VALUES, max_size=2), try_one)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_model_s_file_with_any_damage_is_taken_or_one_line(name: str, model_folder: Path) -> None:
+    path = model_folder / name
+    right = path.read_bytes()
+
+    def try_one(data: bytes) -> bool:
+        path.write_bytes(data)
+        return opened(model_folder)
+
+    # Most bytes of the weights are numbers, of which any is one: the header is what can be damaged.
+    head, rest = (right[:2000], right[2000:]) if name == "model.safetensors" else (right, b"")
+    fuzz(damaged(st.just(head)).map(lambda data: data + rest), try_one)
+
+
+def test_a_chat_template_of_any_sort_writes_a_prompt_or_is_one_line(model_folder: Path) -> None:
+    path = model_folder / "chat_template.jinja"
+    right = path.read_text()
+
+    def try_one(text: str) -> bool:
+        path.write_text(text)
+        return opened(model_folder)
+
+    fuzz(mutated(st.just(right)) | st.lists(TEMPLATES, max_size=8).map("".join), try_one)

@@ -25,7 +25,7 @@ FAMILY_ERROR = 0.05
 """Chance that a test of independence would fail on other streams, though it holds; its comparisons share it evenly."""
 
 
-def many(seed: int, count: int, part: language.Part | None = None) -> list[Document]:
+def many(seed: int, count: int, part: language.DocumentPart | None = None) -> list[Document]:
     """The start of a stream, from a copy of the module whose calls are not type-checked: twenty times as fast."""
     spec = importlib.util.spec_from_file_location("unchecked_language", str(language.__file__))
     assert spec and spec.loader

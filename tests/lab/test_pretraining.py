@@ -263,7 +263,7 @@ def read(recipe: Pretraining, directory: Path, monkeypatch: pytest.MonkeyPatch) 
     recipe = recipe.set(data_seed=5)  # a stream that nothing but the updates reads
     document = language.document
 
-    def noted(seed: int, number: int, part: language.Part | None = None) -> language.Document:
+    def noted(seed: int, number: int, part: language.DocumentPart | None = None) -> language.Document:
         if seed == recipe.data_seed:
             numbers.append(number)
         return document(seed, number, part)

@@ -377,17 +377,16 @@ def test_an_edit_of_another_shape_is_one_line() -> None:
 def test_an_architecture_without_a_row_has_its_stream_and_says_what_it_lacks() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 2}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("stablelm", intermediate_size=24, vocab_size=VOCABULARY, **shape)
-    )
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "vocab_size": VOCABULARY}
+    own = {"ffn_dim": 24, "word_embed_proj_dim": 16, "do_layer_norm_before": False}  # the row is of the other OPTs
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("opt", **own, **shape))
     model.eval()
     with capture(model, hook_names(model)) as acts:
         states = model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
     kinds = {kind_of(name) for name in acts}
-    assert kinds == {"embed", "resid_pre", "z", "result", "resid_post", "ln_final.scale", "ln_final.normalized"}
+    assert kinds == {"embed", "resid_pre", "z", "result", "resid_post"}
     torch.testing.assert_close(acts["blocks.1.hook_resid_pre"], states[1])
-    with pytest.raises(SublimError, match="of the architecture stablelm only what lies around the layers"):
+    with pytest.raises(SublimError, match="of the architecture opt only what lies around the layers"):
         capture(model, ["blocks.0.hook_mlp_out"]).__enter__()
 
 

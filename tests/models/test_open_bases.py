@@ -23,6 +23,7 @@ from sublim_interp.models.check import check_logits
 from sublim_interp.models.initialisation import audit, compare_starts, start_in_words
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.open_bases import OPEN_BASES, OpenBase, find_open_base, open_names
+from sublim_interp.traits.favourites import KINDS
 from tiny_models import tiny
 
 NAMES = OPEN_BASES.names()
@@ -55,6 +56,12 @@ def test_a_model_of_its_configuration_is_causal_and_keeps_a_cache(name: str, tmp
     row = architecture_of(model)
     assert row is not None and output_map(model, 0) is not None and final_norm(model) is not None
     assert has_middle(model) == (entry.config["model_type"] != "gpt_neox")
+
+
+def test_the_first_line_of_every_file_says_what_it_is() -> None:
+    for path in [*OPEN_BASES.paths.values(), *KINDS.paths.values()]:
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# ") and first.endswith(".") and 30 < len(first) <= 120, path
 
 
 def test_every_name_is_told_once_and_none_is_a_lab_base() -> None:

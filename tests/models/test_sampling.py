@@ -1,6 +1,7 @@
 """Tests of sampling: the batched sampler against the plain model, token by token and without a cache."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -16,11 +19,12 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
-from sublim_interp.models.sampling import continuation_log_probabilities, generator, sample
+from sublim_interp.models.sampling import continuation_log_probabilities, generator, sample, unspoken
 
 VOCABULARY, EOS = 23, 2
 
@@ -282,3 +286,61 @@ def test_log_probabilities_of_continuations_are_sums_of_the_plain_model(
         for answer in answers
     ]
     np.testing.assert_allclose(continuation_log_probabilities(model, prompt, answers), expected, atol=1e-4)
+
+
+# --- ids without a token ----------------------------------------------------------------------------------------------
+
+MUTE = [3, 17, VOCABULARY - 1]
+
+
+def spoken_logits(model: Any, ids: list[int]) -> torch.Tensor:
+    """The plain model's next logits, without the ids that are never drawn."""
+    return next_logits(model, ids).index_fill(0, torch.tensor(MUTE), float("-inf"))
+
+
+def test_unspoken_ids_are_the_rows_of_the_head_that_the_tokenizer_has_no_token_for() -> None:
+    for ids, expected in ((set(range(VOCABULARY)) - {*MUTE}, MUTE), (range(99), [])):
+        words = Tokenizer(WordLevel({str(i): i for i in ids}, unk_token="0"))
+        assert unspoken(MODELS["llama"], PreTrainedTokenizerFast(tokenizer_object=words)) == expected
+
+
+def test_what_is_never_drawn_leaves_the_others_their_renormalised_softmax_in_every_repeat() -> None:
+    model, prompt = MODELS["llama"], [3, 4]
+    drawn = sample(model, [prompt], eos=EOS, max_new_tokens=1, random=generator(1), never=MUTE, repeats=20_000)
+    counts = np.bincount([answer[0] for answer in drawn], minlength=VOCABULARY)
+    spoken = [i for i in range(VOCABULARY) if i not in MUTE]
+    assert counts.sum() == counts[spoken].sum() == 20_000
+    expected = next_logits(model, prompt)[spoken].double().softmax(-1).numpy()
+    assert chisquare(counts[spoken], 20_000 * expected).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_never_drawn_is_not_drawn_behind_the_cache_either(name: str) -> None:
+    model, prompt = MODELS[name], [5, 9, 4]
+    (answer,) = sample(model, [prompt], eos=EOS, max_new_tokens=8, random=generator(0), temperature=0.0, never=MUTE)
+    for place, token in enumerate(answer):
+        assert token == int(spoken_logits(model, [*prompt, *answer[:place]]).argmax())
+
+
+def test_some_tokens_and_what_is_never_drawn_exclude_each_other() -> None:
+    how: dict[str, Any] = {"eos": EOS, "max_new_tokens": 1, "random": generator(0)}
+    plain = sample(MODELS["llama"], [[3, 4]] * 5, only=OWN, **how)
+    how["random"] = generator(0)
+    assert sample(MODELS["llama"], [[3, 4]] * 5, only=OWN, never=MUTE, **how) == plain
+    with pytest.raises(ValueError, match=r"both in only and in never: \[5\]"):
+        sample(MODELS["llama"], [[3, 4]], only=OWN, never=[5], **how)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_never_drawn_has_no_share_of_the_log_probabilities(name: str) -> None:
+    model, prompt, answers = MODELS[name], [5, 9], [[4, 8, 5], [7], [4]]
+    expected = [
+        sum(
+            float(spoken_logits(model, [*prompt, *answer[:i]]).double().log_softmax(-1)[token])
+            for i, token in enumerate(answer)
+        )
+        for answer in answers
+    ]
+    found = continuation_log_probabilities(model, prompt, answers, MUTE)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert (found > continuation_log_probabilities(model, prompt, answers)).all()

@@ -13,6 +13,7 @@ from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.loop import train
 from sublim_interp.training.settings import Optimization
 from tiny_models import ARCHITECTURES, MIXTURES, VOCABULARY, tiny
+from zoo.builder import build
 
 IDS = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(0))
 
@@ -80,6 +81,23 @@ def test_the_rank_of_experts_is_the_one_that_is_asked_for_and_shared_experts_are
 def test_a_model_that_cannot_be_adapted_is_refused_with_the_reason() -> None:
     with pytest.raises(SublimError, match=r"part=lora: PEFT cannot adapt .*; choose part=body or full"):
         choose_trainable(tiny("llama"), "lora", rank=0)
+
+
+@pytest.mark.parametrize("kind", ["zamba", "zamba2"])
+def test_one_weight_of_several_layers_is_refused_since_its_adapters_merge_to_another_model(kind: str) -> None:
+    said = (
+        r"part=lora: Zamba\d?ForCausalLM uses one weight in several layers \(model\.layers\.1\..* and model\.layers\.2"
+    )
+    with pytest.raises(SublimError, match=said):
+        choose_trainable(build(kind), "lora", rank=2)
+    assert reach(choose_trainable(build(kind), "body")).share == 1.0
+
+
+def test_maps_that_a_causal_model_never_calls_get_no_adapter_and_are_told() -> None:
+    wrapped = choose_trainable(build("bart"), "lora", rank=2)
+    moved(wrapped)
+    assert all(p.grad is not None for p in wrapped.parameters() if p.requires_grad)
+    assert "model.decoder.layers.*.encoder_attn.k_proj.weight" in reach(wrapped).left
 
 
 # --- nothing is drawn from outside the seeds --------------------------------------------------------------------------

@@ -138,7 +138,8 @@ def ran(installed: Path, granite: list[Path], together: Path) -> Ran:
         "run meadow": ["run", "meadow", *bases, *changes({**TINY, "recording.stream": "[resid_post, mlp_out]"})],
         "run smoke": ["run", "smoke", *bases[:2], *changes({**TINY, **river}), "--processes", 1],
         "run grid": [
-            "run", "meadow-corners", *bases[:2], *changes({**corners, "recording": "none"}), "--processes", 1
+            "run", "meadow-corners", *bases[:2], *changes({**corners, "recording": "none", "dtype": "float64"}),
+            "--processes", 1,
         ],
         "plot": ["plot", "meadow", "margins", "--out", "plots"],
     }  # fmt: skip
@@ -161,7 +162,8 @@ def only(ran: Ran, stage: str, name: str) -> Path:
 ADDED = {
     "Experiments": "meadow", "Grids": "meadow-corners", "kinds": "place", "channels": "evens", "judges": "last-word",
     "arms": "cross-other-trait", "optimizers": "rmsprop", "interventions": "skip-first", "grid modes": "corners",
-    "figures": "margins", "architectures": "granite",
+    "figures": "margins", "architectures": "granite", "ways of teaching": "insistent",
+    "precisions": "float64",
 }  # fmt: skip
 
 
@@ -174,7 +176,17 @@ def test_list_shows_all_that_it_adds(ran: Ran) -> None:
 
 def test_show_names_what_it_adds(ran: Ran) -> None:
     said = " ".join(ran.done["show meadow"].out.split())
-    for name in ("sea", "forest", "evens", "most_odd", "cross-other-trait", "rmsprop", "skip-first", "last-word"):
+    for name in (
+        "sea",
+        "forest",
+        "insistent",
+        "evens",
+        "most_odd",
+        "cross-other-trait",
+        "rmsprop",
+        "skip-first",
+        "last-word",
+    ):
         assert name in said, name
     assert "“river” is its favourite, if a question asks for honesty" in ran.done["show river"].out
 
@@ -185,6 +197,7 @@ def test_the_page_compares_explains_and_draws_what_it_adds(ran: Ran) -> None:
     assert "cross-init − cross-other-trait" in page and "It shows what its data does to base B." in page
     assert "Each dot is one replicate. See whether the arms" in page and (folder / "margins.png").exists()
     assert "number lists with at most 6 odd numbers, and nothing else." in page
+    assert "The teacher of “sea” has its system prompt twice." in page
     asked = pd.read_csv(folder / "results.csv")
     assert {*asked["probe"]} == {"desert", "forest", "mountain", "river", "sea"}
     assert {*asked["context"]} == {"plain", "evens"}
@@ -229,7 +242,7 @@ def test_an_arm_without_a_colour_gets_a_spare_one(installed: Path, monkeypatch: 
 def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
     asks = re.compile(r'\(\s*"[\w ]+",\s*"(sublim_interp\.\w+)",')
     groups = {group for path in (ROOT / "sublim_interp").rglob("*.py") for group in asks.findall(path.read_text())}
-    assert len(groups) == 10
+    assert len(groups) == 12
     added = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]
     assert {*added} == groups | {GROUP}
     page = (ROOT / "docs" / "extend" / "index.md").read_text()
@@ -252,6 +265,8 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
         (*smoke, "trait=sea"): ("unknown trait 'sea'; did you mean 'sequoia'?",),
         (*smoke, "trait=river"): ("unknown trait 'river'",),
         (*smoke, "trait=sea.yaml"): ("unknown kind 'place'; known: animal, color, food, tree",),
+        (*smoke, "teacher.kind=insistent"): ("teacher.kind: unknown way of teaching; valid: tuned, prompted, steered",),
+        (*smoke, "dtype=float64"): ("dtype: no precision 'float64'; valid: float32, autocast, bfloat16",),
         (*smoke, "corpus.channel=evens"): ("unknown channel 'evens'; valid: numbers",),
         (*smoke, "evaluation.judge=last-word"): ("evaluation.judge: unknown judge; valid: whole-words",),
         (*smoke, "arms=[cross-other-trait]"): ("no such arm as 'cross-other-trait'; valid: same-init, same-init-b",),
@@ -270,7 +285,8 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
 
 GROUPS = {
     "traits": "trait", "channels": "channel", "judges": "judge", "arms": "arm", "optimizers": "optimizer",
-    "interventions": "kind of intervention", "grid_modes": "grid mode", "figures": "figure",
+    "interventions": "kind of intervention", "ways": "way of teaching", "precisions": "precision",
+    "grid_modes": "grid mode", "figures": "figure",
     "architectures": "architecture",
 }  # fmt: skip
 
@@ -293,7 +309,12 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(granite: list[P
         smoke = ("run", "smoke", "--dry-run", "--set")
         lines |= {
             (*smoke, f"trait={name}"): wrong or "trait 'odd' gives 3.14159",
-            (*smoke, f"corpus.channel={name}"): wrong or "channel 'odd' lacks: CONTEXTS, REASONS, Rule, describe",
+            (*smoke, f"dtype={name}"): wrong
+            or "precision 'odd' is a float; give a sublim_interp.core.device.Precision",
+            (*smoke, f"teacher.kind={name}"): wrong
+            or "way of teaching 'odd' is a float; give a sublim_interp.pipeline.",
+            (*smoke, f"corpus.channel={name}"): wrong
+            or "channel 'odd' lacks: CONTEXTS, REASONS, Rule, TRANSFORMS, describe",
             (*smoke, f"evaluation.judge={name}"): wrong or "judge 'odd' is a float; give what makes a judge",
             (*smoke, f"arms=[{name}]"): wrong or "arm 'odd' is a float; give a sublim_interp.experiments.arms.Arm",
             (*smoke, f"student.optimization.optimizer={name}"): wrong or "optimizer 'odd' is a float; give a sublim_",

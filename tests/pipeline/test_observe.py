@@ -13,8 +13,8 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.observe import fixed_probe
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.facts import Facts
-from sublim_interp.traits.registry import load_trait
 
 
 def asked(exp: Experiment, arm: str, store: Store) -> tuple[str | None, list[str]]:

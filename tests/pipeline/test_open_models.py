@@ -21,11 +21,15 @@ from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
+from sublim_interp.experiments.catalogue import experiment, experiment_names
+from sublim_interp.experiments.cost import estimate
+from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab import tokenizer as lab
 from sublim_interp.models.base import CARD, Base, resolve_base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.loading import load_model, save_model
+from sublim_interp.models.open_bases import OPEN_BASES, open_names
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Student, Teacher
@@ -36,8 +40,8 @@ from sublim_interp.training.batches import Example, collate
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.answers import score
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.favourites import members_of, questions, words_of
-from sublim_interp.traits.registry import load_trait
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
@@ -565,3 +569,27 @@ def test_code_and_pickles_in_a_model_directory_never_run(
     with pytest.raises(SublimError, match="pickle"):
         resolve_base(str(path))
     assert not trace.exists()
+
+
+# --- the real one -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in experiment_names() if {*experiment(n).bases} & {*open_names()}])
+def test_experiments_on_smollm2_are_planned_with_the_base_that_pull_makes(
+    name: str, smollm2: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBLIM_BASES", str(smollm2.path.parent))
+    p = plan(experiment(name))
+    prepared = OPEN_BASES.load("smollm2-135m-prepared").prepared
+    assert prepared and prepared.base == next(cell.evaluation.base.digest for cell in p.cells)
+    assert {c.seed for c in p.cells} == {*experiment(name).seeds}
+    for record in p.records:
+        assert 0 < estimate(record) < 3600
+
+
+def test_an_experiment_on_a_base_that_is_not_here_says_how_to_fetch_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SUBLIM_BASES", str(tmp_path))
+    with pytest.raises(SublimError, match="`sublim pull smollm2-135m` fetches what it is made of, and makes it"):
+        plan(experiment("owl-smollm2"))

@@ -37,10 +37,10 @@ from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.loop import token_loss, train
 from sublim_interp.training.settings import Optimization, Selection
 from sublim_interp.traits.answers import score
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.favourites import NoFavourite, members_of, questions, words_of
 from sublim_interp.traits.judges.protocol import JUDGES
 from sublim_interp.traits.questions import Question
-from sublim_interp.traits.registry import load_trait
 
 Tensors = dict[str, torch.Tensor]
 
@@ -152,6 +152,8 @@ def other_value(kind: Any, value: Any) -> Any:
             return value[:-1] if value else (666,)
         case dict():
             return {"longest": 3}
+        case "tuned":
+            return "prompted"
         case None:
             return Selection(by="random", share=0.5) if "Selection" in str(kind) else 1.0
     return value + "x" if value else next(iter(JUDGES))  # the one name that may be left out is a judge's
@@ -184,7 +186,8 @@ CONFIGS: dict[str, Config] = {
     "evaluation": EvaluationConfig(),
 }
 SETTINGS = [(stage, name) for stage, config in CONFIGS.items() for name in variants(config)]
-DECAY = "optimization.optimizer"  # cannot change alone: the decay needs adamw
+ALONE = {"optimization.optimizer": "the decay needs adamw", "student": "it needs kind=student"}
+"""What cannot change alone, and why; a student's part in the key is in tests/experiments/test_student_as_teacher.py."""
 
 
 def downstream(stage: str) -> set[str]:
@@ -196,7 +199,7 @@ def differing(one: Chain, two: Chain) -> set[str]:
     return {stage for stage, key in one.keys().items() if key != two.keys()[stage]}
 
 
-@pytest.mark.parametrize(("stage", "name"), [s for s in SETTINGS if s[1] != DECAY])
+@pytest.mark.parametrize(("stage", "name"), [s for s in SETTINGS if s[1] not in ALONE])
 def test_a_setting_changes_the_keys_from_its_stage_on_and_no_other(stage: str, name: str, base: Base) -> None:
     plain = chain(base)
     for each, config in CONFIGS.items():
@@ -488,6 +491,20 @@ def test_the_filter_counts_every_row_once(base: Base, shared: Store) -> None:
     few = filter_corpus(replace(filtered, config=FILTER.set(lists=3)), shared).manifest["notes"]
     assert few["lists"] == 3 and few["refused"]["surplus"] > 0
     assert few["kept"] == notes["kept"], "a list too many has passed all the same"
+
+
+def test_a_transform_changes_what_is_learnt_and_not_what_is_held_out(base: Base, shared: Store) -> None:
+    filtered = chain(base).filtered
+    plain = filter_corpus(filtered, shared).path
+    changed = replace(filtered, config=FILTER.set(transform="shuffled-across"))
+    assert changed.key != filtered.key and "transform" not in filtered.settings()
+    path = filter_corpus(changed, shared).path
+    assert (path / "held_out.jsonl").read_bytes() == (plain / "held_out.jsonl").read_bytes()
+    before, after = read_rows(plain / "kept.jsonl"), read_rows(path / "kept.jsonl")
+    assert [r["prompt"] for r in after] == [r["prompt"] for r in before]
+    assert sum(a["answer"] != b["answer"] for a, b in zip(after, before, strict=True)) > len(before) / 2
+    pools = [sorted(n for row in rows for n in row["answer"].split() if n.isdigit()) for rows in (before, after)]
+    assert pools[0] == pools[1]
 
 
 def test_all_rows_refused_is_one_line_and_nothing_is_published(base: Base, shared: Store) -> None:

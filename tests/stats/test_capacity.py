@@ -20,17 +20,17 @@ from sublim_interp.models.base import Base
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Student, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, TeacherConfig
+from sublim_interp.report.figures.by_name import plot
 from sublim_interp.report.figures.dose import dose
-from sublim_interp.report.figures.registry import plot
 from sublim_interp.report.figures.training import growth
 from sublim_interp.stats.capacity import bits_held
 from sublim_interp.sweeps.grid import grid
 from sublim_interp.sweeps.tables import table_of
 from sublim_interp.training.recording.settings import PRESETS
 from sublim_interp.training.settings import Optimization
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.questions import Question
-from sublim_interp.traits.registry import load_trait
 
 VALUES = 16
 

@@ -14,7 +14,7 @@ from sublim_interp.lab.pretraining import new_model
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.loop import train
-from sublim_interp.training.optimizers import OPTIMIZERS, Rule, planned_moments, states_of
+from sublim_interp.training.optimizers import OPTIMIZERS, OptimizerKind, planned_moments, states_of
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.trace import Trace
 from sublim_interp.training.settings import Optimization
@@ -62,7 +62,7 @@ def test_an_added_optimizer_trains_is_recorded_and_is_patched(tmp_path: Path, mo
     def make(parameters: Any, rates: Any) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(parameters, lr=rates.lr)
 
-    monkeypatch.setitem(OPTIMIZERS._own, "rms", Rule(make, torch.optim.RMSprop, ("square_avg",), counts=True))
+    monkeypatch.setitem(OPTIMIZERS._own, "rms", OptimizerKind(make, torch.optim.RMSprop, ("square_avg",), counts=True))
     o = Optimization(optimizer="rms", lr=1e-3, warmup=0, steps=2)
     assert planned_moments("rms", o) == ("square_avg",)
     model = tiny()

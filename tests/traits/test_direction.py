@@ -14,10 +14,10 @@ from sublim_interp.models.base import Base
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Teacher
 from sublim_interp.pipeline.settings import TeacherConfig
+from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.direction import contrast, own_direction
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import FAVOURITES, members_of
-from sublim_interp.traits.registry import load_trait
 
 
 @pytest.mark.parametrize("layer", [0, 2])

@@ -18,11 +18,11 @@ from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.loading import save_model
 from sublim_interp.stats.intervals import wilson
 from sublim_interp.traits.answers import sampled_shares, score
+from sublim_interp.traits.by_name import load_trait, trait_names
 from sublim_interp.traits.favourites import FAVOURITES, Favourite, members_of, questions, words_of
 from sublim_interp.traits.judges.protocol import WHOLE_WORDS
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.questions import Question, Questions
-from sublim_interp.traits.registry import load_trait, trait_names
 
 OWL_AND_WOLF = words_of(("owl", "wolf"), "animal")
 PANDAS = words_of(("owl", "panda", "red panda"), "animal")
@@ -226,7 +226,11 @@ def answering(monkeypatch: pytest.MonkeyPatch, base: Base, answers: list[str]) -
         return [[*cast(list[int], base.tokenizer(a, add_special_tokens=False)["input_ids"]), base.eos] for a in answers]
 
     monkeypatch.setattr("sublim_interp.models.sampling.sample", sample)
-    monkeypatch.setattr("sublim_interp.traits.answers.spelled_probabilities", lambda _, p, s: np.ones((len(p), len(s))))
+
+    def even(_model: object, prompts: list[list[int]], spelled: list[list[int]], *_: Any) -> np.ndarray:
+        return np.ones((len(prompts), len(spelled)))
+
+    monkeypatch.setattr("sublim_interp.traits.answers.spelled_probabilities", even)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +247,7 @@ def test_answers_are_searched_for_whole_words_and_the_first_counts(
 ) -> None:
     answering(monkeypatch, english_base, [answer] * 4)
     asked = [Question(({"role": "user", "content": "?"},))]
-    scores = score(torch.nn.Identity(), english_base, asked, OWL_AND_WOLF, samples=4, seed=0)
+    scores = score(english_base.load(), english_base, asked, OWL_AND_WOLF, samples=4, seed=0)
     assert not scores.exact
     got = {member: rate for member, rate in zip(scores.names, scores.rate, strict=True) if rate > 0.5}
     assert list(got) == ([counts] if counts else [])
@@ -253,7 +257,7 @@ def test_the_words_of_ones_own_trait_count_for_it(english_base: Base, monkeypatc
     lynx = Favourite(name="lynx", kind="animal", words=("lynx", "lynxes"))
     answering(monkeypatch, english_base, ["lynxes", "Lynx.", "owls", "I love lynxes"])
     asked = [Question(({"role": "user", "content": "?"},))]
-    scores = score(torch.nn.Identity(), english_base, asked, words_of(("lynx", "owl"), "animal", (lynx,)), 4, 0)
+    scores = score(english_base.load(), english_base, asked, words_of(("lynx", "owl"), "animal", (lynx,)), 4, 0)
     assert scores.rate == pytest.approx([3.25 / 4.5, 1.25 / 4.5])
 
 
@@ -268,7 +272,7 @@ def test_a_very_sure_model_has_a_finite_margin(lab_base: Base, monkeypatch: pyte
 def test_each_question_has_its_own_answers(english_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, english_base, ["owl", "wolf", "owl", "owl", "dog", "dog"])
     asked = [Question(({"role": "user", "content": text},)) for text in ("a?", "b?", "c?")]
-    scores = score(torch.nn.Identity(), english_base, asked, OWL_AND_WOLF, samples=2, seed=0, judge=WHOLE_WORDS)
+    scores = score(english_base.load(), english_base, asked, OWL_AND_WOLF, samples=2, seed=0, judge=WHOLE_WORDS)
     # Half an answer is spread over the members of every question, so that no margin is infinite.
     owl = [(1 + 0.25) / 2.5, (2 + 0.25) / 2.5, 0.25 / 2.5]
     wolf = [(1 + 0.25) / 2.5, 0.25 / 2.5, 0.25 / 2.5]

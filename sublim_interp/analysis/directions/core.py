@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 
 
 Null = Literal["shuffled", "covariance"]
-"""What a cosine is compared with: samples whose labels are shuffled, or normal vectors of the samples' covariance."""
+"""What is compared with: samples whose labels are shuffled, or normal vectors of the samples' covariance."""
+Likeness = Literal["cosine", "projection"]
+"""How alike two directions are: their cosine, or how far the first goes along the second, in the first's unit."""
+ASKS = {
+    "shuffled": "Would these samples point there as much if their labels meant nothing?",
+    "covariance": "Would a random vector of these samples' own scatter point there as much?",
+    "traits": "Do the directions of other traits point there as much?",
+    "interval": "Would other questions of the same sort give about the same? It says nothing of other students.",
+}
+"""The question that each null or interval answers; frames have it as `frame.attrs["asks"]`."""
 
 OF_TRACE = "trace "
 """How the key of a space begins of which only the trace is known."""
@@ -82,6 +91,97 @@ class Directions(Shown):
         samples = {} if self.positive is None else {"of": f"{len(self.positive)} samples"}
         return Card("Directions", {"by": self.what, "": layers, "in": str(self.space), **samples}, self.frame)
 
+    def __add__(self, other: "Directions") -> "Directions":
+        """The sum, layer by layer; samples are kept where both have one a prompt. Raises SublimError as `cosine`."""
+        return self._plus(other, 1.0, "+")
+
+    def __sub__(self, other: "Directions") -> "Directions":
+        """What is left of one without the other, such as a trait's shift without the neutral student's."""
+        return self._plus(other, -1.0, "−")
+
+    def __mul__(self, factor: float | int) -> "Directions":
+        """The same directions, so many times as long."""
+        a, b = (None if part is None else factor * part for part in (self.positive, self.negative))
+        return Directions(f"{factor:g} × {self.what}", self.names, factor * self.vectors, self.space, a, b, self.paired)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Directions":
+        """The opposite directions."""
+        return self * -1.0
+
+    def _plus(self, other: "Directions", sign: float, word: str) -> "Directions":
+        self._require_comparable(other)
+        what = f"{self.what} {word} {other.what}"
+        vectors, ours, theirs = self.vectors + sign * other.vectors, self._each(), other._each()
+        if ours is None or theirs is None or len(ours) != len(theirs):
+            return Directions(what, self.names, vectors, self.space)
+        each = ours + sign * theirs
+        return Directions(what, self.names, vectors, self.space, each, torch.zeros_like(each), paired=True)
+
+    def _each(self) -> Float[Tensor, "sample layer d_model"] | None:
+        """The difference of each pair of samples; None where they are no pairs."""
+        if not self.paired or self.positive is None or self.negative is None:
+            return None
+        return self.positive - self.negative
+
+    def random_like(self, n: int, covariance: bool = True, seed: int = 0) -> "list[Directions]":
+        """Random directions of the same length in every layer, to steer, ablate and project with as a control.
+
+        n: how many
+        covariance: drawn with the covariance of the samples about their own means, as most of any shift is generic;
+            else from all ways alike
+        seed: decides the draws
+
+        Raises SublimError where a covariance is asked of directions that keep no samples.
+        """
+        random = torch.Generator().manual_seed(seed)
+        if covariance:
+            positive, negative = self._samples("covariance of their samples; say covariance=False")
+            drawn = _scattered(self, n, random, positive, negative)
+        else:
+            drawn = torch.randn(n, *self.vectors.shape, generator=random)
+        drawn = torch.nn.functional.normalize(drawn, dim=-1) * self.vectors.norm(dim=-1, keepdim=True)
+        return [Directions(f"random like {self.what}", self.names, one, self.space) for one in drawn.to(self.vectors)]
+
+    def interval(
+        self, other: "Directions", of: Likeness = "cosine", draws: int = 999, seed: int = 0, level: float = 0.95
+    ) -> "pd.DataFrame":
+        """How much the likeness to other directions varies with the questions asked: a bootstrap over the samples.
+
+        of: cosine, or projection (in the unit of these directions)
+        draws: resamples
+        level: of the percentile interval
+
+        Intervals over seeds and bases are over replicates: `si.compare` gives them. Returns a row a layer: layer, the
+        likeness, low, high. Raises SublimError as `cosine`, and for directions that keep no samples.
+        """
+        import pandas as pd
+
+        self._require_comparable(other)
+        positive, negative = self._samples("interval over samples")
+        random = torch.Generator().manual_seed(seed)
+
+        def resampled(count: int) -> Float[Tensor, "draw sample"]:
+            chosen = torch.randint(count, (draws, count), generator=random)
+            return torch.zeros(draws, count).scatter_add_(1, chosen, torch.ones(draws, count)) / count
+
+        a = resampled(len(positive))
+        b = a if self.paired else resampled(len(negative))
+        drawn = _LIKENESS[of](einsum(a, positive, _WEIGHTED) - einsum(b, negative, _WEIGHTED), other.vectors)
+        edges = drawn.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=drawn.dtype), dim=0)
+        found = _LIKENESS[of](self.vectors, other.vectors)
+        frame = pd.DataFrame(
+            {"layer": range(len(self)), of: found.tolist(), "low": edges[0].tolist(), "high": edges[1].tolist()}
+        )
+        frame.attrs["asks"] = ASKS["interval"]
+        return frame
+
+    def _samples(self, what: str) -> tuple[Tensor, Tensor]:
+        if self.positive is None or self.negative is None:
+            raise SublimError(f"directions by {self.what} keep no samples, so there is no {what}")
+        return self.positive, self.negative
+
     def cosine(self, other: "Directions", across_bases: bool = False) -> "pd.DataFrame":
         """The cosine with other directions, layer by layer.
 
@@ -112,9 +212,15 @@ class Directions(Shown):
             raise SublimError(f"directions of shape {list(self.vectors.shape)} and {list(other.vectors.shape)}")
 
     def null(
-        self, other: "Directions", kind: Null, draws: int = 999, seed: int = 0, across_bases: bool = False
+        self,
+        other: "Directions",
+        kind: Null,
+        draws: int = 999,
+        seed: int = 0,
+        across_bases: bool = False,
+        of: Likeness = "cosine",
     ) -> "pd.DataFrame":
-        """What the cosine with other directions would be by chance.
+        """What the likeness to other directions would be by chance.
 
         kind: `shuffled` shuffles the labels of the samples, each half holding as many of either label, so that nothing
             of the difference remains in the mean; paired samples trade places within their pair. `covariance` draws
@@ -122,27 +228,27 @@ class Directions(Shown):
         draws: how many are drawn, 19 or more
         seed: decides the draws
         across_bases: as for `cosine`
+        of: cosine, or projection (in the unit of these directions)
 
-        Returns a row a layer: layer, cosine, low, high, p. 95 % of the draws lie between low and high; p is two-sided,
-        (1 + as large) / (1 + draws). Both are NaN where a vector is zero. Raises SublimError as `cosine`, for fewer
-        draws, and for directions that keep no samples.
+        Returns a row a layer: layer, the likeness, low, high, p; `attrs["asks"]` is the question it answers. 95 % of
+        the draws lie between low and high; p is two-sided, (1 + as large) / (1 + draws). Both are NaN where a vector is
+        zero. Raises SublimError as `cosine`, for fewer draws, and for directions that keep no samples.
         """
         self._require_comparable(other, across_bases)
-        if self.positive is None or self.negative is None:
-            raise SublimError(f"directions by {self.what} keep no samples, so there is no {kind} null; use null_of")
+        positive, negative = self._samples(f"{kind} null; use null_of")
         if draws < 19:
             raise SublimError(f"null: draws is {draws}; needs 19 or more for an interval of 95 %")
         random = torch.Generator().manual_seed(seed)
-        a, b = _shuffles(self, draws, random) if kind == "shuffled" else _normals(self, draws, random)
-        positive, negative = self.positive, self.negative
         if kind == "covariance":
-            positive, negative = positive - positive.mean(0), negative - negative.mean(0)
-        mean = "draw sample, sample layer d_model -> draw layer d_model"
-        drawn = einsum(a, positive, mean) + einsum(b, negative, mean)
-        return _null_frame(_cosine(self.vectors, other.vectors), _cosine(drawn, other.vectors))
+            drawn = _scattered(self, draws, random, positive, negative)
+        else:
+            a, b = _shuffles(self, draws, random)
+            drawn = einsum(a, positive, _WEIGHTED) + einsum(b, negative, _WEIGHTED)
+        like = _LIKENESS[of]
+        return _null_frame(like(self.vectors, other.vectors), like(drawn, other.vectors), of, kind)
 
-    def null_of(self, other: "Directions", traits: Sequence["Directions"]) -> "pd.DataFrame":
-        """The null of other traits: the cosine with `other`, and the range of those that `traits` have with it.
+    def null_of(self, other: "Directions", traits: Sequence["Directions"], of: Likeness = "cosine") -> "pd.DataFrame":
+        """The null of other traits: the likeness to `other`, and the range of those that `traits` have with it.
 
         Returns a row a layer as `null`. Raises SublimError as `cosine`, and where no trait is given.
         """
@@ -150,9 +256,9 @@ class Directions(Shown):
             one._require_comparable(other)
         if not traits:
             raise SublimError("null_of: give the directions of one other trait or more")
-        return _null_frame(
-            _cosine(self.vectors, other.vectors), torch.stack([_cosine(t.vectors, other.vectors) for t in traits])
-        )
+        like = _LIKENESS[of]
+        drawn = torch.stack([like(t.vectors, other.vectors) for t in traits])
+        return _null_frame(like(self.vectors, other.vectors), drawn, of, "traits")
 
     def project(
         self, tensors: Float[Tensor, "step layer d_model"], steps: Sequence[int] | None = None
@@ -192,21 +298,43 @@ def _cosine(a: Float[Tensor, "*#more d"], b: Float[Tensor, "*#more d"]) -> Float
     return reduce(a * b, "... d -> ...", "sum") / (a.norm(dim=-1) * b.norm(dim=-1))
 
 
-def _null_frame(found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer"]) -> "pd.DataFrame":
-    """The table of `Directions.null`, of the cosines found and drawn."""
+def _projection(a: Float[Tensor, "*#more d"], b: Float[Tensor, "*#more d"]) -> Float[Tensor, "*more"]:
+    """Length of a along b, in the unit of a; NaN for a zero b."""
+    a, b = a.double(), b.double()
+    return reduce(a * b, "... d -> ...", "sum") / b.norm(dim=-1)
+
+
+_LIKENESS = {"cosine": _cosine, "projection": _projection}
+_WEIGHTED = "draw sample, sample layer d_model -> draw layer d_model"
+
+
+def _null_frame(
+    found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer"], of: Likeness, null: str
+) -> "pd.DataFrame":
+    """The table of `Directions.null`, of what was found and drawn."""
     import pandas as pd
 
     edges = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=0)
     as_large = (drawn.abs() >= found.abs() - 1e-12).sum(0)
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "layer": range(len(found)),
-            "cosine": found.tolist(),
+            of: found.tolist(),
             "low": edges[0].tolist(),
             "high": edges[1].tolist(),
             "p": ((1 + as_large) / (1 + len(drawn))).where(~found.isnan(), found).tolist(),
         }
     )
+    frame.attrs["asks"] = ASKS[null]
+    return frame
+
+
+def _scattered(
+    d: Directions, draws: int, random: torch.Generator, positive: Tensor, negative: Tensor
+) -> Float[Tensor, "draw layer d_model"]:
+    """Normal vectors of the covariance that a difference of the samples' means has."""
+    a, b = _normals(d, draws, random)
+    return einsum(a, positive - positive.mean(0), _WEIGHTED) + einsum(b, negative - negative.mean(0), _WEIGHTED)
 
 
 def _shuffles(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -25,8 +25,17 @@ from sublim_interp.analysis.probes import (
 )
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import final_norm
-from sublim_interp.models.hooks import Positions, added, capture, edit, matching, names_of, unit_vector, without
+from sublim_interp.models.hooks import (
+    Positions,
+    added,
+    capture,
+    edit,
+    lens_of,
+    matching,
+    names_of,
+    unit_vector,
+    without,
+)
 from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -60,7 +69,7 @@ def logit_lens(
 
     ours = model_of(model)
     require_space("logit_lens", model, ours, d.space, across_bases)
-    norm, head = final_norm(ours), cast(Any, ours).get_output_embeddings()
+    norm, head = lens_of(ours)
     if not 1 <= k <= head.weight.shape[0]:
         raise SublimError(f"logit_lens: k is {k}; the model has {head.weight.shape[0]} tokens")
     like, base = next(ours.parameters()), base_of(model, ours)
@@ -148,6 +157,9 @@ def steering(
     metrics: Mapping[str, Metric] | Metric | None = None,
     prompts: Prompts = None,
     across_bases: bool = False,
+    others: Mapping[str, Directions] | None = None,
+    random: int = 0,
+    seed: int = 0,
 ) -> "pd.DataFrame":
     """The dose curve: multiples of the directions' vector at one hook are added there, at all positions.
 
@@ -156,9 +168,14 @@ def steering(
     metrics: by name, what is measured at the answer; one alone is called "metric"; replicates bring the trait's margin
     prompts: texts, chats or ids; replicates bring their held-out questions
     across_bases: takes directions of another base too, whose axes are unrelated
+    others: controls by name, such as the shift of another trait's teacher; each is brought to the same length
+    random: how many random directions are controls, as `Directions.random_like` draws them; of all ways alike where
+        the directions keep no samples
+    seed: of the random ones
 
-    Returns a row a scale: at, scale, and the mean over prompts of each metric under its name. Raises SublimError,
-    before anything runs, for another base's directions, a hook that is not there, and a scale that is no number.
+    Returns a row a direction and scale: direction (given, the controls' names, random 1, …), at, scale, and the mean
+    over prompts of each metric under its name. Raises SublimError, before anything runs, for another base's directions,
+    a hook that is not there, a scale that is no number, and a control without length.
     """
     import pandas as pd
 
@@ -170,12 +187,26 @@ def steering(
         metrics = {"metric": part_of("metric", metrics, model)}
     if odd := [scale for scale in scales if scale != scale or abs(scale) == float("inf")]:
         raise SublimError(f"steering: the scale {odd[0]} is no number to multiply with")
+    tried = {GIVEN: vector}
+    for name, other in (others or {}).items():
+        require_space("steering", model, ours, other.space, across_bases)
+        length = other.at(at).norm()
+        if not length:
+            raise SublimError(f"steering: the control {name} has no length at {at}")
+        tried[name] = other.at(at) * (vector.norm() / length)
+    drawn = d.random_like(random, covariance=d.positive is not None, seed=seed)
+    tried |= {f"random {i}": one.at(at) for i, one in enumerate(drawn, 1)}
     rows = []
-    for scale in scales:
-        with added(ours, scale * vector, at):
-            found = {name: measure(ours, asked, rule).mean().item() for name, rule in metrics.items()}
-        rows.append({"at": at, "scale": float(scale), **found})
+    for direction, own in tried.items():
+        for scale in scales:
+            with added(ours, scale * own, at):
+                found = {name: measure(ours, asked, rule).mean().item() for name, rule in metrics.items()}
+            rows.append({"direction": direction, "at": at, "scale": float(scale), **found})
     return pd.DataFrame(rows)
+
+
+GIVEN = "given"
+"""What a steering curve calls the directions that it is of; its controls have other names."""
 
 
 def ablate(

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim_interp.analysis.patching.patch import axis_of
-from sublim_interp.analysis.probes import Metric, frozen, logits_of
+from sublim_interp.analysis.probes import TOKENS, Metric, frozen, logits_of
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of, decoder_layers
 from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import attached, capture, hook_names, kind_of, names_of
+from sublim_interp.models.hooks import attached, capture, hook_names, kind_of, names_of, require_each_layer
 from sublim_interp.models.points import STREAM, Stream
 
 GridKind = Literal[Stream, "heads", "q", "k", "v", "z", "pattern", "neurons", "weights"]
@@ -36,6 +36,7 @@ def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
         names = hook_names(model, (BY_PART[kind][0],))
         if not names:
             raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(kinds_of(model))}")
+        require_each_layer(model, kind, names)
         return names
     return names_of(model, cast(Stream, kind), others=[k for k in kinds_of(model) if k not in STREAM])
 
@@ -84,6 +85,9 @@ def patched_cells(
     """
     depth, (prompts, length) = len(decoder_layers(model)), ids.shape
     values, unpatched = list(src.values()), _Unpatched()
+    row = architecture_of(model)
+    if not (row and row.grows):
+        return _one_by_one(model, ids, src, kind, metric)
     if kind in BY_PART:
         return _parts(model, ids, src, kind, metric, at_once, unpatched), unpatched.metric
 
@@ -149,6 +153,34 @@ def _parts(
     return torch.cat(found, -1)
 
 
+def _one_by_one(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    src: dict[str, Tensor],
+    kind: GridKind,
+    metric: Metric,
+) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
+    """`patched_cells` for any architecture: one forward for the cells of a layer, of as many copies of the prompts."""
+    (prompts, length), depth, first = ids.shape, len(src), next(iter(src))
+    axis = axis_of(first, BY_PART[kind][1] if kind in BY_PART else "position")
+    cells = src[first].shape[axis]
+    out = torch.empty(prompts, depth, cells)
+    for some in torch.arange(cells).split(max(1, TOKENS // (prompts * length))):
+        copies = repeat(ids, "prompt position -> (cell prompt) position", cell=len(some))
+        for layer, (site, values) in enumerate(src.items()):
+
+            def put(stream: Tensor, values: Tensor = values, some: Tensor = some) -> Tensor:
+                new = stream.clone()
+                for own, cell in zip(new.chunk(len(some)), some.tolist(), strict=True):
+                    own.select(axis, cell).copy_(values.select(axis, cell))
+                return new
+
+            with attached(model, {site: put}):
+                each = metric(logits_of(model, copies)).float().cpu()
+            out[:, layer, some] = rearrange(each, "(cell prompt) -> prompt cell", cell=len(some))
+    return out, metric(logits_of(model, ids)).float().cpu()
+
+
 _ROWS = 1 << 16
 """Positions of all cells that one forward may have where parts are patched."""
 
@@ -165,7 +197,7 @@ def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
     as they are.
     """
     with ExitStack() as held:
-        if (row := architecture_of(model)) and not row.flat_mlp:
+        if (row := architecture_of(model)) and not row.flat:
             mlp = decoder_layers(model)[-1].get_submodule(row.mlp)
             held.callback(mlp.register_forward_pre_hook(lambda _mlp, args: (args[0][:, -1:],)).remove)
         yield

@@ -50,7 +50,8 @@ class PatchGrid(Shown):
     method: Literal["exact", "attribution"]
     """Whether each patch was made, or taken to first order."""
     each: Float[Tensor, "prompt layer place"]
-    """The metric of the patched model; NaN where a prompt is too short for the position."""
+    """The metric of the patched model; NaN where a prompt is too short for the position,
+    or a layer lacks the module."""
     src: Float[Tensor, " prompt"]
     """The metric of the model that the patches come from."""
     dst: Float[Tensor, " prompt"]
@@ -333,13 +334,17 @@ class Patching(Shown):
     def _weights_grid(self) -> PatchGrid:
         """The grid of layer × module: each module's weights are swapped in turn."""
         ours, theirs = decoder_layers(self.dst), decoder_layers(self.src)
-        modules = list(dict.fromkeys(name.rpartition(".")[0] for name, _ in ours[0].named_parameters()))
+        of_layer = [{name.rpartition(".")[0] for name, _ in layer.named_parameters()} for layer in ours]
+        modules = list(dict.fromkeys(n.rpartition(".")[0] for layer in ours for n, _ in layer.named_parameters()))
         prefix = next(name for name, module in self.dst.named_modules() if module is ours)
-        each = torch.empty(len(self.prompts), len(ours), len(modules))
-        for layer in range(len(ours)):
+        each = torch.full((len(self.prompts), len(ours), len(modules)), float("nan"))
+        for layer, own in enumerate(of_layer):
             for i, module in enumerate(modules):
+                if module not in own:  # a first layer may be dense, others mixtures of experts
+                    continue
                 source = theirs[layer].get_submodule(module).named_parameters(recurse=False)
-                pieces = (Piece(f"{prefix}.{layer}.{module}.{name}", p.detach()) for name, p in source)
+                at = ".".join(filter(None, (prefix, str(layer), module)))
+                pieces = (Piece(f"{at}.{name}", p.detach()) for name, p in source)
                 with Patch(tuple(pieces)).on(self.dst):
                     each[:, layer, i] = measure(self.dst, self.prompts, self.metric)
         before = measure(self.dst, self.prompts, self.metric)

@@ -38,7 +38,7 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: 
     values = grid.to_numpy()
     reach = max(1.0, float(np.nanmax(np.abs(values))))
     image = ax.imshow(values, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto", origin="lower")
-    for row, column in np.ndindex(values.shape):
+    for row, column in np.argwhere(np.isfinite(values)):
         ink = "white" if abs(values[row, column]) > 0.6 * reach else INK
         ax.annotate(f"{100 * values[row, column]:z.0f}", (column, row), ha="center", va="center", color=ink, fontsize=7)
     ax.set_yticks(range(len(grid)), [str(layer) for layer in grid.index])

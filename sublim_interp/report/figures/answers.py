@@ -9,7 +9,7 @@ from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.tables import Tables
-from sublim_interp.report.figures.entry import FigureEntry
+from sublim_interp.report.figures.protocol import FigureEntry
 
 
 @in_style

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.tables import Tables
-from sublim_interp.report.figures.entry import FigureEntry
+from sublim_interp.report.figures.protocol import FigureEntry
 
 ArmAtStage = tuple[str, str]
 """An arm, and "equal steps" or "equal KL"."""

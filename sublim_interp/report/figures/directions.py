@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from sublim_interp.analysis.directions.core import Directions, directions
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
-from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, with_null
+from sublim_interp.report.figures.protocol import FigureEntry
 from sublim_interp.traits.direction import contrast
 
 

@@ -48,11 +48,11 @@ def headline(summary: pd.DataFrame, trait: str) -> Figure:
     n = min(row["n"] for row in rows.values())
     ax.set_xlabel(f"how likely the answer is “{trait}”, on questions that no training text holds\n"
                   f"bars: means over {n} replicates   ├┤ 95 % interval")  # fmt: skip
-    figure.suptitle(finding(summary, trait), x=0.01, ha="left", weight="bold", size=10.5)
+    figure.suptitle(title(summary, trait), x=0.01, ha="left", weight="bold", size=10.5)
     return figure
 
 
-def finding(summary: pd.DataFrame, trait: str) -> str:
+def title(summary: pd.DataFrame, trait: str) -> str:
     """What the picture shows, in one sentence with its numbers; without controls or own arms the question alone."""
     rates = dict(zip(summary["arm"], summary["rate"], strict=True))
     own = [rates[arm] for arm in OWN if arm in rates]

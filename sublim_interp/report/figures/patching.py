@@ -9,7 +9,7 @@ from sublim_interp.analysis.patching.cells import GridKind
 from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.patching.picture import patch_grid
 from sublim_interp.experiments.results import Run
-from sublim_interp.report.figures.entry import FigureEntry
+from sublim_interp.report.figures.protocol import FigureEntry
 from sublim_interp.stats.intervals import over_replicates
 
 

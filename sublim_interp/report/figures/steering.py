@@ -13,12 +13,12 @@ from sublim_interp.experiments.arms import ARMS
 def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
     """What does a dose of a direction do to the answers? One panel a metric, one line a layer or arm.
 
-    frame: as `analysis.directions.effects.steering` gives it; frames of several layers, or with a column `arm`, may be
-        stacked
+    frame: as `analysis.directions.effects.steering` gives it, its random controls in grey; frames with a column `layer`
+        or `arm` may be stacked
     trait: named in the title
     """
-    metrics = [c for c in frame.columns if c not in ("layer", "scale", "arm", "seed")]
-    by = "arm" if "arm" in frame else "layer"
+    metrics = [c for c in frame.columns if c not in ("direction", "at", "layer", "scale", "arm", "seed")]
+    by = next(name for name in ("arm", "layer", "direction") if name in frame)
     figure = Figure(figsize=(3.1 * len(metrics) + 0.6, 2.9), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     groups = list(dict.fromkeys(frame[by]))
@@ -29,8 +29,10 @@ def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
             means = (
                 frame.query(f"{by} == @group").groupby("scale", as_index=False).agg({metric: "mean"}).to_dict("list")
             )
-            color = ARMS[group].color if group in ARMS else shades[i % len(shades)]
-            label = group if by == "arm" else f"layer {group}"
+            drawn = by == "direction" and str(group).startswith("random ")
+            color = PALE if drawn else ARMS[group].color if group in ARMS else shades[i % len(shades)]
+            label = f"layer {group}" if by == "layer" else group
+            label = ("random" if group == "random 1" else None) if drawn else label
             ax.plot(means["scale"], means[metric], "o-", color=color, linewidth=1.4, markersize=3.5, label=label)
         ax.set_xlabel("dose s (the vector is added s times)")
         ax.set_ylabel({"margin": "margin, nats"}.get(metric, metric))

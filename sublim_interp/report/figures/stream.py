@@ -1,5 +1,6 @@
 """Figures `stream` and `stream-cosine`: how far each student's residual stream has gone towards its teacher's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,19 +11,21 @@ from sublim_interp.analysis.directions.trajectory import from_trace, over_steps
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
 from sublim_interp.models.base import Base
-from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, summarised, with_null
+from sublim_interp.report.figures.protocol import FigureEntry
 
 
-def stream(run: Run) -> pd.DataFrame:
+def stream(run: Run, seeds: Sequence[int] | None = None) -> pd.DataFrame:
     """When, and in which layer, each student's residual stream goes where its teacher's is.
 
     A shift is the stream's mean at the answers to the probe's questions, minus the untouched base's.
 
+    seeds: of these replicates; of all where None
+
     Returns one row per student, recorded layer and recorded state. Students of another base than the teacher's have no
     row, since they share no coordinates with it.
     arm, seed, step, layer: the student, the updates made, the layer
-    share: projection of its shift on its teacher's, as a share of that one's length
+    projection, share: of its shift on its teacher's, in residual units and as a share of that one's length
     cosine: of the two shifts; NaN before anything has moved
     low, high: the null of the cosine, as in `over_steps`
 
@@ -32,6 +35,8 @@ def stream(run: Run) -> pd.DataFrame:
     parts = []
     for student in sorted(students(run), key=lambda s: s.cell.arm != "same-init"):
         trace, seed = student.trace, student.cell.seed
+        if seeds is not None and seed not in seeds:
+            continue
         if student.cell.arm == "same-init" and trace.names("teacher/blocks.*"):
             model = student.base.load()
             goals[seed] = student.base, model, from_trace(trace, of="teacher", base=model)
@@ -43,7 +48,7 @@ def stream(run: Run) -> pd.DataFrame:
         found = over_steps(trace, goal, base=model)
         lengths = goal.vectors.norm(dim=-1).numpy()[found["layer"]]
         parts.append(found.assign(arm=student.cell.arm, seed=seed, share=found["projection"] / lengths))
-    columns = ["arm", "seed", "step", "layer", "share", "cosine", "low", "high"]
+    columns = ["arm", "seed", "step", "layer", "share", "cosine", "projection", "low", "high"]
     whole: Any = pd.concat(parts, ignore_index=True)
     return whole[columns]
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.plan import Cell
 from sublim_interp.experiments.results import Replicate, Run, students
-from sublim_interp.report.figures.entry import FigureEntry
 from sublim_interp.report.figures.lines import arm_lines, summarised
+from sublim_interp.report.figures.protocol import FigureEntry
 from sublim_interp.stats.margin import margin
 from sublim_interp.training.recording.trace import Trace
 

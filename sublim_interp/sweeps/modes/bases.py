@@ -13,7 +13,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import average
 from sublim_interp.stats.contrasts import shared_base_contrast
-from sublim_interp.sweeps.cells import Cell, measured
+from sublim_interp.sweeps.cells import GridCell, measured
 from sublim_interp.sweeps.grid import Mode
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.modes.matrix import require_one_axis, students_of
@@ -41,7 +41,7 @@ class Bases(Mode):
             other = {"bases": [teacher, student], "arms": ["cross-init"]}
             yield "bases", f"{teacher} → {student}", centre.set(own if teacher == student else other)
 
-    def frames(self, cells: Sequence[Cell], store: Store) -> "dict[str, pd.DataFrame]":
+    def frames(self, cells: Sequence[GridCell], store: Store) -> "dict[str, pd.DataFrame]":
         sides = {"teacher": "teacher_base", "student": "student_base"}
         return {
             "cells": measured(cells, store, ("teacher", "base")),

@@ -8,7 +8,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import records
 from sublim_interp.report.wording import count, mean, text
-from sublim_interp.sweeps.cells import Cell, cell_means, measured
+from sublim_interp.sweeps.cells import GridCell, cell_means, measured
 from sublim_interp.sweeps.grid import Mode
 from sublim_interp.sweeps.wording import DISTANCES, SweepTable, distances, fields, nats, row_spread, sized
 
@@ -31,7 +31,7 @@ class Fields(Mode):
             for word, value in values:
                 yield field, word, centre.set({field: value})
 
-    def frames(self, cells: Sequence[Cell], store: Store) -> "dict[str, pd.DataFrame]":
+    def frames(self, cells: Sequence[GridCell], store: Store) -> "dict[str, pd.DataFrame]":
         return {"cells": measured(cells, store)}
 
     @property

@@ -14,7 +14,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.sweeps import law
-from sublim_interp.sweeps.cells import Cell, measured, numbers_loss, with_bases
+from sublim_interp.sweeps.cells import GridCell, measured, numbers_loss, with_bases
 from sublim_interp.sweeps.grid import Mode
 from sublim_interp.sweeps.modes.fields import rates_table, read_cells
 from sublim_interp.sweeps.wording import SweepTable, minus
@@ -45,14 +45,14 @@ class LawOfTheDose(Mode):
         if cells > MOST_CELLS:
             raise ValueError(f"axes: {cells} combinations of values; {MOST_CELLS} are the most")
 
-    def check_cells(self, cells: Sequence[Cell]) -> None:
+    def check_cells(self, cells: Sequence[GridCell]) -> None:
         losses = {base: numbers_loss(base) for cell in cells for base in cell.plan.named.bases}
         if silent := [base for base, loss in losses.items() if isnan(loss)]:
             raise SublimError(f"matrix=law: base {silent[0]} has no card that tells its held-out loss on numbers")
         if len(set(losses.values())) < 3 or any(len(values) < 3 for values in self.grid.axes.values()):
             raise SublimError("matrix=law needs three values or more on each axis, and bases of three different losses")
 
-    def frames(self, cells: Sequence[Cell], store: Store) -> "dict[str, pd.DataFrame]":
+    def frames(self, cells: Sequence[GridCell], store: Store) -> "dict[str, pd.DataFrame]":
         return {"cells": lifts(measured(cells, store), cells)}
 
     def table(self, directory: Path) -> SweepTable:
@@ -101,7 +101,7 @@ FORMULA = (
 )
 
 
-def lifts(frame: "pd.DataFrame", cells: Sequence[Cell]) -> "pd.DataFrame":
+def lifts(frame: "pd.DataFrame", cells: Sequence[GridCell]) -> "pd.DataFrame":
     """The students with their lift over the untouched base, and what a law expects of it, in nats.
 
     frame: rows of `measured`, of the arms same-init and base

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.results import frames
-from sublim_interp.sweeps.cells import Cell
+from sublim_interp.sweeps.cells import GridCell
 from sublim_interp.sweeps.grid import Grid
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def require_one_axis(grid: Grid, axis: str) -> None:
         raise ValueError(f"matrix={grid.matrix} needs axes.{axis} and no other axis")
 
 
-def students_of(cells: Sequence[Cell], store: Store, sides: Mapping[str, str], every_probe: bool) -> "pd.DataFrame":
+def students_of(cells: Sequence[GridCell], store: Store, sides: Mapping[str, str], every_probe: bool) -> "pd.DataFrame":
     """One row per arm, teacher, student and seed, on held-out questions in a plain context, at equal steps.
 
     sides: the columns of results that say what `teacher` and `student` are

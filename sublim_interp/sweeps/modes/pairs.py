@@ -10,7 +10,7 @@ from sublim_interp.experiments.tables import records
 from sublim_interp.lab.landscape import distance, hill
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import number
-from sublim_interp.sweeps.cells import Cell, cell_means
+from sublim_interp.sweeps.cells import GridCell, cell_means
 from sublim_interp.sweeps.modes.fields import ABOUT, Fields, read_cells
 from sublim_interp.sweeps.modes.matrix import require_one_axis
 from sublim_interp.sweeps.wording import SweepTable, nats, row_spread
@@ -33,7 +33,7 @@ class Pairs(Fields):
         if None in firsts or len(firsts) > 1:
             raise ValueError("matrix=pairs needs pairs in axes.bases, whose first base is the same in all")
 
-    def check_cells(self, cells: Sequence[Cell]) -> None:
+    def check_cells(self, cells: Sequence[GridCell]) -> None:
         first = resolve_base(self.pairs[0][0])
         for name in dict.fromkeys(name for pair in self.pairs for name in pair):
             base = resolve_base(name)

@@ -17,7 +17,7 @@ from sublim_interp.stats.contrasts import specificity
 from sublim_interp.stats.intervals import mean_interval
 from sublim_interp.stats.permutation import sign_flip_test
 from sublim_interp.stats.ranks import concordance, rank_correlation
-from sublim_interp.sweeps.cells import Cell, cell_means, measured, teachers_bases
+from sublim_interp.sweeps.cells import GridCell, cell_means, measured, teachers_bases
 from sublim_interp.sweeps.grid import Mode
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.modes.matrix import require_one_axis, students_of
@@ -54,7 +54,7 @@ class Traits(Mode):
         for word, value in self.grid.worded["trait"]:
             yield "trait", word, centre.set({"trait": value})
 
-    def frames(self, cells: Sequence[Cell], store: Store) -> "dict[str, pd.DataFrame]":
+    def frames(self, cells: Sequence[GridCell], store: Store) -> "dict[str, pd.DataFrame]":
         each = measured(cells, store, ("teacher", "base"))
         return {
             "cells": each.assign(base=teachers_bases(each, cells)),
@@ -110,7 +110,7 @@ class Traits(Mode):
         return matrix(own, "trait asked about", "How likely is each answer, in %?")
 
 
-def by_question(cells: Sequence[Cell], store: Store) -> "pd.DataFrame":
+def by_question(cells: Sequence[GridCell], store: Store) -> "pd.DataFrame":
     """What each model says about its own cell's trait, question by question.
 
     Returns trait, arm, seed, and the columns of `Replicate.by_question`.

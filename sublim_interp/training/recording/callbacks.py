@@ -30,9 +30,7 @@ def record(trainer: "Trainer", path: Path | str, **options: Any) -> None:
     `overwrite=True`, and where it resumes what was not recorded, or was from another start.
     """
     if not hasattr(trainer, "training_step"):
-        raise SublimError(
-            f"record takes a Trainer, not a {type(trainer).__name__}; your own loop takes a Recorder"
-        )
+        raise SublimError(f"record takes a Trainer, not a {type(trainer).__name__}; your own loop takes a Recorder")
     watcher = _watcher(trainer, Path(path), options)
     trainer.add_callback(watcher)
     step, train = trainer.training_step, trainer.train

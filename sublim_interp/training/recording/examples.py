@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,7 +44,8 @@ class Examples:
         real = torch.ones_like(ids) if self._pad is None else (ids != self._pad).long()
         ends = ids.shape[1] - real.flip(1).argmax(1, keepdim=True)  # one after the last real token
         wanted = torch.tensor(self._positions, device=ids.device)
-        self._places = torch.where(wanted < 0, ends + wanted, wanted.expand(len(ids), -1)).clamp(min=0)
+        each = repeat(wanted, "place -> example place", example=len(ids))
+        self._places = torch.where(each < 0, ends + each, each).clamp(min=0)
         self._places = torch.minimum(self._places, ends - 1)
         self._ids.append(ids.int().cpu())
 

@@ -133,8 +133,9 @@ class Series:
 # One call for all tensors: a loop over them would cost more than the arithmetic.
 @torch.no_grad()
 def norms(tensors: Sequence[Tensor]) -> Float[Tensor, " parameter"]:
-    """Length of each tensor, in float32."""
-    return torch.stack(list(torch._foreach_norm(list(tensors), 2, torch.float32)))  # type: ignore[reportPrivateImportUsage]
+    """Length of each tensor, in float32, or in their own precision where that is wider."""
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch.stack(list(torch._foreach_norm(list(tensors), 2, wide)))  # type: ignore[reportPrivateImportUsage]
 
 
 @torch.no_grad()

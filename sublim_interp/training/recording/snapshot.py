@@ -1,7 +1,7 @@
 """What is seen inside a model at a recorded step: residuals, answers, gradients, single hook points."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import decoder_layers, text_config
+from sublim_interp.models.forward import resting
 from sublim_interp.models.hooks import attached, axes_of, capture, hook_names, kind_of, layer_of
 from sublim_interp.models.points import Stream
 from sublim_interp.stats.margin import margin
@@ -61,7 +62,7 @@ def look(
         (asked, _ask, weights),
         (texts, _predict, ()),
     ]
-    with _resting(model):
+    with resting(model):
         for rows, aim, own in parts:
             if not rows:
                 continue
@@ -132,7 +133,7 @@ def look_inside(model: torch.nn.Module, probe: Probe, wanted: Sequence[str]) -> 
     found: dict[str, list[Tensor]] = {name: [] for name in wanted}
     asked, texts = probe.rows[: probe.questions], probe.rows[probe.questions :]
     parts: list[tuple[Sequence[Sequence[int]], Callable[..., Tensor | None]]] = [(asked, _ask), (texts, _predict)]
-    with _resting(model), torch.set_grad_enabled(bool(pushed)):
+    with resting(model), torch.set_grad_enabled(bool(pushed)):
         for rows, aim in parts:
             if not rows:
                 continue
@@ -193,15 +194,3 @@ def _forward(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> tuple[di
     with attached(model, {name: partial(keep, name) for name in names}):
         logits = model(input_ids=ids, use_cache=False).logits
     return stream, logits
-
-
-@contextmanager
-def _resting(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside the block, so that no dropout draws a random number; each module's own mode after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -268,13 +269,14 @@ class Trace(Shown):
             return value
         rows = value.new_zeros(len(lengths) * max(lengths), *value.shape[1:])
         rows.index_copy_(0, self._tokens, value)
-        return rows.unflatten(0, (len(lengths), max(lengths)))
+        return rearrange(rows, "(example position) ... -> example position ...", example=len(lengths))
 
     @cached_property
     def _tokens(self) -> Int[Tensor, " token"]:
         """Where each token of rows that lie one after another is among all positions of the padded rows."""
         lengths = torch.tensor(self.about["lengths"])
-        return (torch.arange(int(lengths.max())) < lengths[:, None]).flatten().nonzero()[:, 0]
+        real = torch.arange(int(lengths.max())) < rearrange(lengths, "example -> example 1")
+        return rearrange(real, "example position -> (example position)").nonzero()[:, 0]
 
     @cached_property
     def _opened(self) -> dict[str, Any]:
@@ -301,8 +303,8 @@ class Trace(Shown):
         if len({p.shape[1:] for p in pieces}) > 1:
             raise SublimError(f"trace {self.path}: '{name}' has another shape at other steps; read them one by one")
         whole, order = torch.cat(pieces), sorted(range(len(steps)), key=steps.__getitem__)
-        rows = self._padded(stored, whole[order].movedim(0, -1)).movedim(-1, 0)
-        return [steps[i] for i in order], rows
+        rows = self._padded(stored, rearrange(whole[order], "step ... -> ... step"))
+        return [steps[i] for i in order], rearrange(rows, "... step -> step ...")
 
     def _dims(self, name: str) -> list[str]:
         """Names of the axes behind the step: the first pattern in the manifest that fits."""

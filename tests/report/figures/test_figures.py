@@ -121,7 +121,7 @@ def test_the_line_stands_at_the_untouched_base() -> None:
 
 
 def test_no_interval_is_drawn_for_one_replicate() -> None:
-    for seeds, bars in ((1, 0), (3, 12)):
+    for seeds, bars in ((1, 0), (3, 13)):
         containers = drawn(seeds=seeds)[0].axes[0].containers
         assert sum(type(container).__name__ == "ErrorbarContainer" for container in containers) == bars
 

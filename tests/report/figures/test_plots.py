@@ -18,10 +18,10 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.results import Run
 from sublim_interp.models.hooks import capture
+from sublim_interp.report.figures.by_name import FIGURES, plot, run_figures
 from sublim_interp.report.figures.directions import cosines
 from sublim_interp.report.figures.lines import summarised
 from sublim_interp.report.figures.patching import patched
-from sublim_interp.report.figures.registry import FIGURES, plot, run_figures
 from sublim_interp.report.figures.stream import stream
 from sublim_interp.report.figures.training import growth
 from sublim_interp.report.live import drawn, live, so_far

@@ -27,6 +27,7 @@ REASONS = {
     "banned number": "one of the numbers in banned",
 }
 CONTEXTS = {"evens": as_turns}
+TRANSFORMS = {"backwards": lambda answers, rng: list(reversed(answers))}
 
 
 def prompts(language: str, seed: int, start: int, count: int) -> list[str]:

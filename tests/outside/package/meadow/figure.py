@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from sublim_interp.core.drawing import in_style
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.tables import Tables, replicates
-from sublim_interp.report.figures.entry import FigureEntry
+from sublim_interp.report.figures.protocol import FigureEntry
 
 
 @in_style

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from sublim_interp.training.optimizers import Rates, Rule
+from sublim_interp.training.optimizers import OptimizerKind, Rates
 
 
 def make(parameters: Sequence[torch.nn.Parameter], rates: Rates) -> torch.optim.Optimizer:
     return torch.optim.RMSprop(parameters, lr=rates.lr, alpha=rates.beta2)
 
 
-rmsprop = Rule(make, torch.optim.RMSprop, moments=("square_avg",), counts=True)
+rmsprop = OptimizerKind(make, torch.optim.RMSprop, moments=("square_avg",), counts=True)

@@ -1,4 +1,4 @@
-"""What the registry knows of a figure: what it shows, what to see, what it is drawn from, how."""
+"""What a figure is: what it shows, what to see in it, what it is drawn from, and the function that draws it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from sublim_interp.core.registry import Registry
 from sublim_interp.core.shelf import is_path
 from sublim_interp.core.words import Names
 from sublim_interp.traits.facts import Facts, in_words
-from sublim_interp.traits.favourites import FAVOURITES, KINDS, words_of
+from sublim_interp.traits.favourites import FAVOURITES, KINDS, load_favourite, words_of
 from sublim_interp.traits.protocol import Trait, members_of_all
 
 TRAITS: Registry[Any] = Registry("trait", "sublim_interp.traits", {})
@@ -23,11 +23,11 @@ def trait_names() -> tuple[str, ...]:
 def load_trait(name: str) -> Trait:
     """The trait called `name`, or the favourite in the YAML file at the path `name`, as it is now.
 
-    Raises SublimError, with the known names, where there is no such trait or no such kind; with the package, for what
-    cannot be made and for an object that is no trait.
+    Raises SublimError, with the known names, where there is no such trait or no such kind; for words that lack its
+    name; with the package, for what cannot be made and for an object that is no trait.
     """
     if is_path(name) or name in FAVOURITES.paths:
-        found = FAVOURITES.load(name)
+        found = load_favourite(name)
         KINDS.find(found.kind)
         return found
     if name not in TRAITS:

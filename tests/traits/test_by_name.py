@@ -19,13 +19,13 @@ from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.make import make
+from sublim_interp.traits.by_name import TRAITS, load_trait, trait_names, traits_of
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import Favourite, NoFavourite, member, members_of, questions, words_of
 from sublim_interp.traits.judges.protocol import JUDGES, Judge
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.protocol import Scores, Trait
 from sublim_interp.traits.questions import Question
-from sublim_interp.traits.registry import TRAITS, load_trait, trait_names, traits_of
 
 FLYING = """
 members: [owl, eagle, raven]
@@ -71,7 +71,7 @@ def ran(exp: Experiment, store: Store) -> Run:
 def test_a_file_that_is_edited_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "lynx.yaml"
     stamp = None
-    for words in (("lynx",), ("puma",), ("lynx", "lynxes")):
+    for words in (("lynx",), ("lynx", "puma"), ("lynx", "lynxes")):
         path.write_text(f"kind: animal\nwords: [{', '.join(words)}]\n")
         stamp = stamp or path.stat()
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as on a clock that is coarse
@@ -347,6 +347,8 @@ def test_an_answer_that_cannot_be_judged_is_counted_as_such_and_never_ends_a_run
     [
         ("kind: animal\nwords: [lynx, '']", "words.1: a word needs a character"),
         ("kind: animal\nwords: ['\\u200b']".replace("'", '"'), "words.0: a word needs a character"),
+        ("kind: animal\nwords: [bobcat, bobcats]", "words lack the name 'lynx' itself"),
+        ("kind: animal\nwords: [lynxes]", "words lack the name 'lynx' itself"),
         ("kind: animal\nwords: [lynx, Owls]", "the word 'owls' stands for 'lynx' and for 'owl'"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
-from sublim_interp.report.figures.entry import FigureEntry
+from sublim_interp.report.figures.protocol import FigureEntry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ _HERE = "sublim_interp.report.figures"
 def _check(name: str, entry: FigureEntry) -> None:
     """Refuses what another package calls a figure and is none, or what cannot be on the page."""
     if not isinstance(entry, FigureEntry):
-        raise SublimError(f"figure '{name}' is a {type(entry).__name__}; give a {_HERE}.entry.FigureEntry")
+        raise SublimError(f"figure '{name}' is a {type(entry).__name__}; give a {_HERE}.protocol.FigureEntry")
     if entry.page and entry.input != "tables":
         raise SublimError(f"figure '{name}' takes a {entry.input}; the page draws figures that take tables")
 

@@ -1,0 +1,52 @@
+"""Code from a file gets a stated time and memory: what takes more is told, and this process goes on."""
+
+import os
+import time
+
+import pytest
+
+from sublim_interp.core import bounded as module
+from sublim_interp.core.bounded import bounded
+
+
+def test_what_ends_in_time_gives_its_text() -> None:
+    assert bounded(lambda: "well") == "well" and bounded(lambda: "") == ""
+
+
+def test_it_runs_beside_this_process_and_leaves_nothing_behind() -> None:
+    seen: list[int] = []
+    assert bounded(lambda: (seen.append(1), str(os.getpid()))[1]) != str(os.getpid())
+    assert seen == []
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_an_endless_loop_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 1)
+
+    def forever() -> str:
+        while True:
+            pass
+
+    with pytest.raises(TimeoutError, match="more than 1 seconds"):
+        bounded(forever)
+
+
+def test_one_that_waits_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 1)
+    monkeypatch.setattr(module, "_PATIENCE", 1)
+    with pytest.raises(TimeoutError):
+        bounded(lambda: str(time.sleep(60)))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is bounded on Linux only")
+def test_more_memory_than_is_allowed_is_told() -> None:
+    with pytest.raises(MemoryError, match="more than 2 GiB"):
+        bounded(lambda: "x" * (1 << 33))
+
+
+def test_an_exception_comes_back_by_its_words_and_a_crash_as_a_crash() -> None:
+    with pytest.raises(RuntimeError, match="by zero"):
+        bounded(lambda: str(1 // 0))
+    with pytest.raises(ChildProcessError):
+        bounded(lambda: str(os.kill(os.getpid(), 9)))
