@@ -9,6 +9,7 @@ that the rows use.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def _check(name: str, row: object) -> None:
         raise SublimError(f"architecture '{name}': the entry point gives a {type(row).__name__}, not an Architecture")
 
 
-_POST = {
+_POST: dict[str, Any] = {
     "attn_out": "post_attention_layernorm", "mid": "mlp", "mlp_out": "post_feedforward_layernorm",
     "ln1": "", "ln1_post": "post_attention_layernorm", "ln2": "", "ln2_post": "post_feedforward_layernorm",
 }  # fmt: skip
@@ -113,26 +114,26 @@ _POST = {
 
 _PARALLEL = _llama(mid="mlp", parallel_residual=True, plain_head=False, ln2="")
 
-_MIXTURE: dict[str, str] = dict.fromkeys(("pre", "pre_linear", "post"), "")
+_MIXTURE: dict[str, Any] = dict.fromkeys(("pre", "pre_linear", "post"), "")
 """Every MLP is a mixture of experts, which have their neurons to themselves."""
 
 
-def _plain(first: str, second: str) -> dict[str, str]:
+def _plain(first: str, second: str) -> dict[str, Any]:
     """An MLP of two maps, without a gate."""
     return {"pre": first, "pre_linear": "", "post": second}
 
 
-def _fused(module: str) -> dict[str, str]:
+def _fused(module: str) -> dict[str, Any]:
     """One module that gives queries, keys and values."""
     return dict.fromkeys("qkv", module)
 
 
-def _apart(within: str) -> dict[str, str]:
+def _apart(within: str) -> dict[str, Any]:
     """A module each for queries, keys and values."""
     return {part: f"{within}.{part}_proj" for part in "qkv"}
 
 
-_FUSED_GATE = {"pre": "mlp.gate_up_proj", "pre_linear": "mlp.gate_up_proj"}
+_FUSED_GATE: dict[str, Any] = {"pre": "mlp.gate_up_proj", "pre_linear": "mlp.gate_up_proj"}
 
 _GPT2 = Architecture(
     attention="attn", attn_out="attn", mid="ln_2", mlp="mlp", mlp_out="mlp", output_map="attn.c_proj",
@@ -258,7 +259,7 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The list of decoder layers, whatever the architecture calls it. Raises SublimError where there is none."""
     depth = getattr(text_config(model), "num_hidden_layers", 0)
     reads = getattr(model, "get_decoder", lambda: model)()  # beside it another part may have as many layers
-    for module in (*reads.modules(), *model.modules()):
+    for module in chain(reads.modules(), model.modules()):
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
             return module
     raise SublimError(f"{type(model).__name__}: no list of {depth} decoder layers found")

@@ -23,7 +23,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of, decoder_layers, final_norm, text_config
 from sublim_interp.models.forward import resting
 from sublim_interp.models.loading import reason_of
-from sublim_interp.models.points import POINTS, STREAM, HookPoint, Place, Stream, Visitor, eager
+from sublim_interp.models.points import POINTS, STREAM, Anatomy, HookPoint, Place, Stream, Visitor, eager
 
 Edit = Callable[[Float[Tensor, "*axes"]], Float[Tensor, "*axes"]]
 """Gives what takes the place of a tensor, of the same shape; it must not write into what it gets."""
@@ -77,12 +77,12 @@ def hook_names(model: torch.nn.Module, kinds: Iterable[str] = tuple(POINTS)) -> 
     without a row in the table has what can be found without one: embeddings, the stream before and after each layer,
     and mostly `z`, `result` and the final norm. A layer lacks what its own modules do not have.
     """
-    wanted, depth = set(kinds), len(decoder_layers(model))
+    wanted, seen = set(kinds), Anatomy.of(model)
     known = [point for point in POINTS.values() if point.kind in wanted]
     names: list[str] = []
     for each_layer, group in groupby(known, lambda point: point.each_layer):
-        some, layers = [*group], range(depth if each_layer else 1)
-        names += [point.name.format(layer) for layer in layers for point in some if point.at(model, layer)]
+        some, layers = [*group], range(len(seen.layers) if each_layer else 1)
+        names += [point.name.format(layer) for layer in layers for point in some if point.at(seen, layer)]
     return names
 
 
@@ -119,9 +119,13 @@ def matching(model: torch.nn.Module, pattern: str, kinds: Iterable[str] = STREAM
 
 def expanded(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
     """Names, and for each glob all that match it, none twice. Raises SublimError for what the model lacks."""
-    _require_module(model)
-    known, found = hook_names(model), []
+    seen = _anatomy(model)
+    found: list[str] = []
     for name in names:
+        if _place(seen, name):
+            found.append(name)
+            continue
+        known = hook_names(model)
         matches = [n for n in known if fnmatchcase(n, name)]
         if not matches:
             raise _lacking(model, name, known)
@@ -129,14 +133,14 @@ def expanded(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _require_module(model: object) -> bool:
-    """True; SublimError for what is no model that runs."""
+def _anatomy(model: object) -> Anatomy:
+    """That of a model; SublimError for what is none that runs."""
     if not isinstance(model, torch.nn.Module):
         raise SublimError(
             f"hooks need the model that runs, not a {type(model).__name__}: take x.load() of a base, or x.model "
             "of a replicate, once, and use it inside the block"
         )
-    return True
+    return Anatomy.of(model)
 
 
 def _lacking(model: torch.nn.Module, name: str, known: Sequence[str]) -> SublimError:
@@ -173,14 +177,20 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Visitor]) -> Iterator[
 def _places(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
     """Where each name is on a model. Raises SublimError for one that it lacks."""
     found: dict[str, Place] = {}
-    for name in names:
-        point = _require_module(model) and _BY_NAME.get(_template(name))
-        layer = layer_of(name) if point and point.each_layer else 0
-        place = point.at(model, layer) if point and layer < len(decoder_layers(model)) else None
+    seen = _anatomy(model) if (wanted := [*names]) else None
+    for name in wanted:
+        assert seen
+        place = _place(seen, name)
         if not place:
             raise _lacking(model, name, hook_names(model))
         found[name] = place
     return found
+
+
+def _place(seen: Anatomy, name: str) -> Place | None:
+    """Where a name is on a model; None where it is not there, or is a glob."""
+    point = _BY_NAME.get(_template(name))
+    return point.at(seen, layer_of(name) if point.each_layer else 0) if point else None
 
 
 def _in_own_precision(visitor: Visitor) -> Visitor:

@@ -40,6 +40,21 @@ Visitor = Callable[[Tensor], Tensor | None]
 STREAM: tuple[Stream, ...] = get_args(Stream)
 
 
+class Anatomy(NamedTuple):
+    """A model as hook points look at it, found once for all of them."""
+
+    model: Any
+    layers: torch.nn.ModuleList
+    config: Any
+    """Of the part that reads text."""
+    row: Architecture | None
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> "Anatomy":
+        """That of a model. Raises SublimError where it has no list of layers."""
+        return cls(model, decoder_layers(model), text_config(model), architecture_of(model))
+
+
 class Place(NamedTuple):
     """A hook point of one model: the module that shows it, and the way it does."""
 
@@ -223,9 +238,9 @@ def _shaped(place: Place, visit: Visitor, held: ExitStack) -> Visitor:
     def see(value: Tensor) -> Tensor | None:
         if value.dim() > 2 or not shape:
             return visit(value)
-        new = visit(whole := value.view(*shape[0], *value.shape[1:]))
         # A copy, as what is put in place may not be a view of what it replaces.
-        return None if new is None else (new.clone() if new is whole else new).flatten(0, 1)
+        new = visit(value.view(*shape[0], *value.shape[1:]).clone())
+        return None if new is None else new.flatten(0, 1)
 
     if place.row and place.row.flat:
         held.callback(place.layer.register_forward_pre_hook(note, with_kwargs=True).remove)
@@ -461,15 +476,18 @@ class HookPoint:
         """Whether each layer has one."""
         return "{}" in self.name
 
-    def at(self, model: torch.nn.Module, layer: int = 0) -> Place | None:
-        """Where it is on a model; None where the architecture has no such thing."""
-        row, config = architecture_of(model), text_config(model)
-        of_model: Any = model
+    def at(self, seen: Anatomy, layer: int = 0) -> Place | None:
+        """Where it is on a model; None where the architecture, or this layer, has no such thing."""
+        model, layers, config, row = seen
+        if self.each_layer and not 0 <= layer < len(layers):
+            return None
         if self.kind == "resid_mid" and not has_middle(model):
             return None
         try:
-            block = decoder_layers(model)[layer] if self.each_layer else of_model.get_input_embeddings()
-            if self.module in _FOUND:
+            block = layers[layer] if self.each_layer else model.get_input_embeddings()
+            if self.module == "layer":
+                module = block
+            elif self.module in _FOUND:
                 module = _FOUND[self.module](model, layer)
             else:
                 path = getattr(row, self.module, "")
@@ -495,7 +513,6 @@ def _pos_embed(model: Any, _layer: int) -> torch.nn.Module | None:
 
 
 _FOUND: dict[str, Callable[[Any, int], torch.nn.Module | None]] = {
-    "layer": lambda model, layer: decoder_layers(model)[layer],
     "embedding": lambda model, _layer: model.get_input_embeddings(),
     "pos_embed": _pos_embed,
     "output_map": output_map,

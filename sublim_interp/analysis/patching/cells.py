@@ -102,12 +102,13 @@ def patched_cells(
         places = torch.arange(start, min(length, start + at_once))
         prefix = start if unpatched.whole(length) else 0
 
-        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], None]:
-            def put(stream: Tensor) -> None:  # has just been computed, for this place alone: no copy is needed
+        def swap_at(layer: int, places: Tensor = places, prefix: int = prefix) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:  # has just been computed, for this place alone: no copy is needed
                 cells = len(places)
                 tail = rearrange(stream[-cells * prompts :], "(cell prompt) ... -> cell prompt ...", cell=cells)
                 new = rearrange(values[layer][:, places], "prompt cell d_model -> cell prompt d_model")
                 tail[torch.arange(cells), :, places - prefix] = new
+                return stream
 
             return put
 
