@@ -11,7 +11,7 @@ from pathlib import Path
 # Before numpy or torch loads, and inherited by every process: one thread for each contestant.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks import command, experiment, memory, page, recording, replicas, shapes, smollm2, step
+from benchmarks import command, experiment, memory, mnist, page, recording, replicas, shapes, smollm2, step
 from benchmarks.setting import Setting
 from sublim_interp.core.store import Store
 
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "recording": recording.measure,
     "experiment": experiment.measure,
     "replicas": replicas.measure,
+    "mnist": mnist.measure,
     "shapes": shapes.measure,
     "patching": patching,
     "smollm2": smollm2.measure,

@@ -59,9 +59,13 @@ def measure(setting: Setting) -> str:
         comparison("an update of a student", update, "SFTTrainer", trained["theirs"].units, 3.0),
         *(
             comparison(
-                f"{LISTS} lists", lists, f"`generate`, {b} at once", written[f"{b}"].units, 5.0 if b == 64 else None
+                f"{LISTS} lists",
+                lists,
+                f"`generate`, {b} at once",
+                written[f"{b}"].units,
+                5.0 if b == BATCHES[-1] else None,
             )
-            for b in BATCHES
+            for b, target in zip(BATCHES, (None, 5.0), strict=True)
         ),
     ]
     share = recording(watched["recorded"], watched["ours"], whole)

@@ -1,4 +1,4 @@
-"""Publishes finished runs and sweeps, and shows all that is published in docs, README and checkpoints/.
+"""Publishes finished runs, sweeps and studies, and shows all that is published in docs, README and checkpoints/.
 
     python paper/publish.py              write every table and figure again, from the committed results alone
     python paper/publish.py owl dose     first copy these finished runs and sweeps from the store into the catalogue
@@ -35,7 +35,8 @@ from sublim_interp.sweeps.published import (
     published_sweep,
     shelf,
 )
-from sublim_interp.sweeps.tables import published_table
+from sublim_interp.sweeps.study import find_study, published_study, study, study_names
+from sublim_interp.sweeps.tables import published_study_table, published_table
 from sublim_interp.sweeps.wording import bare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +63,15 @@ def publish(name: str) -> None:
         mode = grid(name).mode
         if isinstance(mode, Pairs):
             write_apart(mode, directory)
+        return
+    if name in study_names():
+        artifact = find_study(study(name), Store.open())
+        if artifact is None:
+            raise SublimError(f"the store holds no finished study {name}; run it first: sublim run {name}")
+        directory.mkdir(parents=True, exist_ok=True)
+        for table in artifact.path.glob("*.csv"):
+            shutil.copy(table, directory / table.name)
+        (directory / "key.txt").write_text(artifact.key + "\n")
         return
     p, store = plan(experiment(name)), Store.open()
     artifact = find_run(p, store)
@@ -101,6 +111,8 @@ def tables() -> dict[str, Callable[[], str]]:
             made[name] = lambda name=name: headline(RESULTS / name)
     for name in filter(published_sweep, grid_names()):
         made[name] = lambda name=name: published_table(RESULTS / name)
+    for name in filter(published_study, study_names()):
+        made[name] = lambda name=name: published_study_table(RESULTS / name)
     return made
 
 
@@ -115,6 +127,8 @@ def show() -> None:
     save(contexts_figure(RESULTS / HEADLINE), FIGURES / "contexts.png")
     for name in filter(published_sweep, grid_names()):
         save(grid(name).mode.draw(RESULTS / name), FIGURES / f"{name}.png")
+    for name in filter(published_study, study_names()):
+        save(study(name).draw(RESULTS / name), FIGURES / f"{name}.png")
 
 
 def page_of(name: str) -> Path:

@@ -15,12 +15,15 @@ def list_(store: StoreOption = None) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment, experiment_names
     from sublim_interp.sweeps.grid import grid, grid_names
+    from sublim_interp.sweeps.study import study, study_names
     from sublim_interp.traits.by_name import load_trait, trait_names
 
     experiments = table_of("Experiments", "name", "replicates", "what it asks", right=("replicates",))
     for name in experiment_names():
         exp = experiment(name)
         experiments.add_row(name, str(len(exp.seeds)), exp.about)
+    for s in map(study, study_names()):
+        experiments.add_row(s.name, str(s.replicates), s.about)
     grids = table_of(
         "Grids: many experiments, one field after another or all pairs",
         "name",
@@ -56,9 +59,11 @@ def _named() -> "RenderableType":
     from sublim_interp.core.device import PRECISIONS
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.models.architectures import ARCHITECTURES
+    from sublim_interp.models.variants import VARIANTS
     from sublim_interp.pipeline.ways import WAYS
     from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import MODES
+    from sublim_interp.sweeps.study import KINDS as STUDY_KINDS
     from sublim_interp.training.interventions import INTERVENTIONS
     from sublim_interp.training.optimizers import OPTIMIZERS
     from sublim_interp.traits.favourites import KINDS
@@ -73,8 +78,10 @@ def _named() -> "RenderableType":
         ("arms", "arms", arm_names()),
         ("optimizers", "optimization.optimizer", OPTIMIZERS),
         ("interventions", "student.interventions", INTERVENTIONS),
+        ("studies", "study, in a study's file", STUDY_KINDS),
         ("precisions", "dtype", PRECISIONS),
         ("grid modes", "matrix, in a grid's file", filter(None, MODES)),
+        ("variants", "bases, as NAME(BASE, …)", VARIANTS),
         ("figures", "`sublim plot RUN FIGURE`", FIGURES),
         ("architectures", "a base's model_type", ARCHITECTURES),
     ):

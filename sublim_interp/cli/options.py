@@ -1,14 +1,17 @@
 """Options that several commands share, and an experiment as the command line asks for it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.schema import Experiment
     from sublim_interp.sweeps.plan import SweepPlan
+    from sublim_interp.sweeps.study import Study
 
 
 StoreOption = Annotated[
@@ -36,6 +39,12 @@ BaseOption = Annotated[
         help="Use these bases: a lab base, a model directory, a hub name.",
         show_default=False,
     ),
+]
+
+
+ImagesOption = Annotated[
+    str | None,
+    typer.Option("--images", metavar="DIR", help="MNIST's four IDX files, for mnist.", show_default=False),
 ]
 
 
@@ -77,6 +86,23 @@ def configured(name: str, sets: list[str] | None, bases: list[str] | None, lists
         arms = exp.arms if "own-lists" in exp.arms else ("own-lists", *exp.arms)
         exp = changed(exp, {"lists": str(lists), "arms": arms})
     return changed(exp, dict(parse_assignment(s) for s in sets or ()))
+
+
+def configured_study(
+    name: str, sets: list[str] | None, images: str | None = None, unfit: "Mapping[str, Any] | None" = None
+) -> "Study":
+    """The study `name` as `--set` and `--images` change it.
+
+    unfit: options that studies do not take, with what was given for them; SublimError where anything was
+    """
+    from sublim_interp.core.errors import SublimError
+    from sublim_interp.core.settings import changed, parse_assignment
+    from sublim_interp.sweeps.study import study
+
+    for option in (option for option, given in (unfit or {}).items() if given):
+        raise SublimError(f"{option}: {name} is no experiment on language models, and takes none")
+    asked = dict(parse_assignment(s) for s in sets or ())
+    return changed(study(name), {**asked, **({"images": images} if images else {})})
 
 
 def planned_grid(

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sublim_interp.cli.options import StoreOption
 from sublim_interp.cli.printing import print_, table_of
 from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot(
@@ -18,11 +21,11 @@ def plot(
     store: StoreOption = None,
 ) -> None:
     """Draw a figure of a finished run, as PNG and PDF; without arguments, list the figures there are."""
-    from sublim_interp.core.drawing import save
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import open_run
     from sublim_interp.report.figures.by_name import plot as plots_plot
     from sublim_interp.report.figures.by_name import require_figure, run_figures
+    from sublim_interp.sweeps.study import find_study, is_study, study
 
     if not name:
         table = table_of("Figures of a finished run: sublim plot RUN FIGURE", "figure", "what it shows")
@@ -30,9 +33,19 @@ def plot(
             table.add_row(known, entry.shows)
         print_(table)
         return
+    place = Store.open(store)
+    if is_study(name):
+        s = study(name)
+        artifact = find_study(s, place)
+        if artifact is None:
+            raise SublimError(f"the store {place.root} holds no finished {name}; run it first: sublim run {name}")
+        if figure not in ("all", s.FIGURE):
+            raise SublimError(f"no figure '{figure}' of {name}; it has one: {s.FIGURE}")
+        _write(s.draw(artifact.path), out, f"{name}-{artifact.key[:8]}-{s.FIGURE}")
+        return
     if figure != "all":
         require_figure(figure)
-    finished = open_run(name, Store.open(store))
+    finished = open_run(name, place)
     lacking = []
     for one in run_figures() if figure == "all" else (figure,):
         try:
@@ -42,13 +55,20 @@ def plot(
                 raise
             lacking.append(f"{one}: {why}")
             continue
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            for ending in ("png", "pdf"):
-                path = out / f"{finished.experiment.name}-{finished.key[:8]}-{one}.{ending}"
-                save(drawn, path)
-                print_(str(path))
-        except OSError as error:
-            raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None
+        _write(drawn, out, f"{finished.experiment.name}-{finished.key[:8]}-{one}")
     for line in lacking:
         print(f"not drawn  {line}", file=sys.stderr)
+
+
+def _write(drawn: "Figure", out: Path, name: str) -> None:
+    """Writes a figure as PNG and PDF into `out`, and prints both paths."""
+    from sublim_interp.core.drawing import save
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for ending in ("png", "pdf"):
+            path = out / f"{name}.{ending}"
+            save(drawn, path)
+            print_(str(path))
+    except OSError as error:
+        raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None

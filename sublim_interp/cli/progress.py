@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from sublim_interp.cli.printing import duration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.plan import Plan
     from sublim_interp.experiments.results import Run
@@ -32,19 +34,28 @@ def watch(
     p = plan(exp, place)
     if find_run(p, place):
         return run_experiment(exp, place, processes, trace=trace, device=device)
-    with Progress(exp.name, p, place, processes) as progress:
+    with Progress(exp.name, work_of(p, place), processes) as progress:
         return run_experiment(exp, place, processes, progress, trace, device)
 
 
+def work_of(p: "Plan | SweepPlan", store: "Store") -> "dict[str, tuple[str, float]]":
+    """What is still to be made of a plan, by key: the stage, and about how many seconds it takes."""
+    from sublim_interp.experiments.cost import estimate
+
+    return {r.key: (r.STAGE, estimate(r)) for r in p.missing(store)}
+
+
 class Progress:
-    """Progress with an estimate, from the first second: in a terminal, in a notebook's cell, else as plain lines."""
+    """Progress with an estimate, from the first second: in a terminal, in a notebook's cell, else as plain lines.
 
-    def __init__(self, name: str, p: "Plan | SweepPlan", store: "Store", processes: int) -> None:
-        from sublim_interp.experiments.cost import estimate
+    name: of the whole
+    work: what is to be done, by the name under which progress is told: what it is called, and about how many seconds
+    processes: how many work at once
+    """
 
-        missing = p.missing(store)
-        self._weights = {r.key: estimate(r) for r in missing}
-        self._labels = {r.key: r.STAGE for r in missing}
+    def __init__(self, name: str, work: "Mapping[str, tuple[str, float]]", processes: int) -> None:
+        self._weights = {key: seconds for key, (_, seconds) in work.items()}
+        self._labels = {key: label for key, (label, _) in work.items()}
         self._total, self._processes = sum(self._weights.values()), processes
         self._fractions: dict[str, float] = {}
         self._said = -1.0

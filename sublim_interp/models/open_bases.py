@@ -1,6 +1,7 @@
 """Open models by name: what each is, where it comes from, which of a family share an initialisation."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -146,3 +147,8 @@ def bases_folder() -> Path:
 
     own = os.environ.get("SUBLIM_BASES")
     return Path(os.path.expanduser(own)).absolute() if own else user_cache_path("sublim_interp", False) / "bases"
+
+
+def is_variant(name: str) -> bool:
+    """Whether a base's name is that of a variant: NAME(BASE, …), see `models.variants`."""
+    return bool(re.fullmatch(r"[a-z][a-z0-9_-]*\(.*\)", name.strip(), re.DOTALL))

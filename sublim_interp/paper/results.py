@@ -27,6 +27,7 @@ from sublim_interp.sweeps.published import (
     run_table,
     shelf,
 )
+from sublim_interp.sweeps.study import published_study, study, study_names
 from sublim_interp.sweeps.tables import table_of
 from sublim_interp.sweeps.wording import SweepTable
 
@@ -89,6 +90,10 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
         directory = published_sweep(name, results)
         if directory is not None:
             found.append(_of_sweep(name, directory))
+    for name in study_names():
+        directory = published_study(name, results)
+        if directory is not None:
+            found.append(_of_study(name, directory))
     if law := published_sweep("law", results):
         told = law_elsewhere(read_cells(law), published_doses(results))
         question = "What does the law expect of the students of other sweeps?"
@@ -99,7 +104,9 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
 
 
 def draw(name: str, results: Path = RESULTS) -> "Figure":
-    """The figure of a published run or sweep."""
+    """The figure of a published run, sweep or study."""
+    if name in study_names():
+        return study(name).draw(results / name)
     if name in grid_names():
         return grid(name).mode.draw(results / name)
     if name == CONTEXTS:
@@ -126,6 +133,12 @@ def _of_sweep(name: str, directory: Path) -> Result:
     more |= {"cells": str(sum(1 for _ in g.cells()))} | dict(_settings(g.change, "setting/"))
     drawn = [path for path in sorted(directory.glob("*.csv")) if path.stem in ("cells", "matrix", "apart")]
     return _result(name, table_of(g, directory), f"sublim run {name}", key_of(directory), g.about, more, drawn)
+
+
+def _of_study(name: str, directory: Path) -> Result:
+    s = study(name)
+    more, drawn = dict(_settings(s.model_dump(), "setting/")), sorted(directory.glob("*.csv"))
+    return _result(name, s.table(directory), f"sublim run {name}", key_of(directory), s.about, more, drawn)
 
 
 def _result(

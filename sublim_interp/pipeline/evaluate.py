@@ -15,6 +15,7 @@ from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import same_words
 from sublim_interp.models.forward import logits_at
+from sublim_interp.models.precision import casts_kept
 from sublim_interp.pipeline.records import Evaluation, Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
@@ -43,7 +44,7 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
                 model = base.load(subject.made(store) / "model" if isinstance(subject, Student) else None)
             scores: list[dict[str, Any]] = []
             result: dict[str, Any] = {"scores": scores}
-            with context:
+            with torch.no_grad(), casts_kept(model), context:
                 for sort in evaluation.config.questions:
                     known = trait.questions(base.language, sort)
                     for place in evaluation.config.contexts if known else ():

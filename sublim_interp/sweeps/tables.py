@@ -8,6 +8,7 @@ import pandas as pd
 
 from sublim_interp.sweeps.grid import Grid, grid
 from sublim_interp.sweeps.published import key_of
+from sublim_interp.sweeps.study import study
 from sublim_interp.sweeps.wording import SweepTable, as_markdown
 
 
@@ -30,3 +31,9 @@ def published_table(directory: Path) -> str:
     """The published sweep in `directory` (its grid's name, its CSV files, key.txt) as Markdown."""
     made = f"Made by `sublim run {directory.name}`, sweep `{key_of(directory)[:16]}`."
     return as_markdown(table_of(grid(directory.name), directory), made)
+
+
+def published_study_table(directory: Path) -> str:
+    """The published study in `directory` (its name, its CSV files, key.txt) as Markdown."""
+    made = f"Made by `sublim run {directory.name}`, study `{key_of(directory)[:16]}`."
+    return as_markdown(study(directory.name).table(directory), made)

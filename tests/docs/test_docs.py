@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 import sublim_interp as si
 from sublim_interp.cli.main import app
 from sublim_interp.lab.recipe import Pretraining
-from sublim_interp.models.open_bases import OPEN_BASES
+from sublim_interp.models.open_bases import OPEN_BASES, is_variant
 from sublim_interp.models.points import POINTS
+from sublim_interp.models.variants import parse
 from sublim_interp.report.figures.by_name import run_figures
 from sublim_interp.sweeps.grid import grid_names
+from sublim_interp.sweeps.study import study_names
 from sublim_interp.training.interventions import INTERVENTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,9 +89,9 @@ def test_every_yaml_block_is_an_experiment_a_grid_a_trait_or_a_base(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for number, block in enumerate(blocks(page, "yaml")):
-        path = Path(f"own-{number}.yaml")
-        path.write_text(block, encoding="utf-8")
         fields = yaml.safe_load(block)
+        path = Path(f"{fields.get('words', [f'own-{number}'])[0]}.yaml")  # a trait's file has its name
+        path.write_text(block, encoding="utf-8")
         if "words" in fields:
             assert si.load_trait(str(path)).words == tuple(fields["words"])
         elif "parameters" in fields:
@@ -177,7 +179,11 @@ def check_names(command: str, values: list[str], where: str) -> None:
     """What a command is given exists: an experiment, a grid, a base, a replicate, a figure."""
     if command not in ("run", "show", "plot") or not values:
         return
-    known = {*si.experiment_names(), *grid_names(), *si.base_names(), *OPEN_BASES.names(), *si.trait_names(), *OWN}
+    if is_variant(values[0]):
+        assert parse(values[0]).name == values[0], where
+        return
+    runnable = {*si.experiment_names(), *grid_names(), *study_names()}
+    known = {*runnable, *si.base_names(), *OPEN_BASES.names(), *si.trait_names(), *OWN}
     name, *rest = values[0].split("/")
     assert name in known, where
     if rest and rest != ["ARM", "SEED"]:

@@ -101,15 +101,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def granite(tiny_bases: tuple[Base, Base], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The tiny lab bases as Granite models, which compute what Llama's do where no scale is set."""
+def cwm(tiny_bases: tuple[Base, Base], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The tiny lab bases as CWM models, which compute what Llama's do on short texts."""
     found = []
     for base in tiny_bases:
-        folder = tmp_path_factory.mktemp("bases") / base.name.replace("tiny", "granite")
+        folder = tmp_path_factory.mktemp("bases") / base.name.replace("tiny", "cwm")
         shutil.copytree(base.path, folder)
         config = json.loads((folder / "config.json").read_text())
-        config |= {"model_type": "granite", "architectures": ["GraniteForCausalLM"]}
-        config |= {"attention_multiplier": config["head_dim"] ** -0.5}
+        config |= {"model_type": "cwm", "architectures": ["CwmForCausalLM"]}
+        config |= {"bos_token_id": config["eos_token_id"]}
         (folder / "config.json").write_text(json.dumps(config))
         found.append(folder)
     return found
@@ -124,11 +124,11 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ran(installed: Path, granite: list[Path], together: Path) -> Ran:
+def ran(installed: Path, cwm: list[Path], together: Path) -> Ran:
     """`list`, `show`, and three runs that use all that the package adds."""
     folder = together / "outside"
     folder.mkdir(exist_ok=True)
-    bases = [word for path in granite for word in ("--base", path)]
+    bases = [word for path in cwm for word in ("--base", path)]
     river = {"trait": "river", "arms": "[same-init, neutral]"}
     corners = {name: value for name, value in TINY.items() if name != "student.optimization.steps"}
     lines = {
@@ -142,6 +142,8 @@ def ran(installed: Path, granite: list[Path], together: Path) -> Ran:
             "--processes", 1,
         ],
         "plot": ["plot", "meadow", "margins", "--out", "plots"],
+        "run study": ["run", "meadow-dice"],
+        "show variant": ["show", "sharpened(lab-small-0, factor=3.0)"],
     }  # fmt: skip
     with FileLock(together / "outside.lock"):  # one worker runs them, the others wait
         kept = folder / "done.json"
@@ -162,9 +164,18 @@ def only(ran: Ran, stage: str, name: str) -> Path:
 ADDED = {
     "Experiments": "meadow", "Grids": "meadow-corners", "kinds": "place", "channels": "evens", "judges": "last-word",
     "arms": "cross-other-trait", "optimizers": "rmsprop", "interventions": "skip-first", "grid modes": "corners",
-    "figures": "margins", "architectures": "granite", "ways of teaching": "insistent",
+    "figures": "margins", "architectures": "cwm", "ways of teaching": "insistent",
     "precisions": "float64",
 }  # fmt: skip
+
+
+def test_a_study_of_its_kind_has_its_table_and_a_variant_its_recipe(ran: Ran) -> None:
+    told = " ".join(ran.done["run study"].out.split())
+    assert "More sides show their highest face less often." in told and "meadow-dice" in told
+    (study,) = Store.open(ran.folder / "store").list("study")
+    assert (study.path / "dice.csv").exists() and (study.path / "dice.pdf").exists()
+    told = " ".join(ran.done["show variant"].out.split())
+    assert "sharper head" in told and "lab-small-0" in told
 
 
 def test_list_shows_all_that_it_adds(ran: Ran) -> None:
@@ -242,7 +253,7 @@ def test_an_arm_without_a_colour_gets_a_spare_one(installed: Path, monkeypatch: 
 def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
     asks = re.compile(r'\(\s*"[\w ]+",\s*"(sublim_interp\.\w+)",')
     groups = {group for path in (ROOT / "sublim_interp").rglob("*.py") for group in asks.findall(path.read_text())}
-    assert len(groups) == 12
+    assert len(groups) == 14
     added = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]
     assert {*added} == groups | {GROUP}
     page = (ROOT / "docs" / "extend" / "index.md").read_text()
@@ -253,14 +264,16 @@ def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
 
 
 def test_without_the_package_each_name_is_refused_with_the_valid_ones(
-    granite: list[Path], ran: Ran, tmp_path: Path
+    cwm: list[Path], ran: Ran, tmp_path: Path
 ) -> None:
     (tmp_path / "sea.yaml").write_text("kind: place\nwords: [sea, seas]\n")
     (tmp_path / "corners.yaml").write_text("experiment: smoke\naxes: {corpus.prompts: [1, 2]}\nmatrix: corners\n")
     ablated = "[{kind: ablate, direction: random, at: blocks.*.hook_mlp_out}]"
     smoke = ["run", "smoke", "--dry-run", "--set"]
     asked = {
-        ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, smoke, tour"),
+        ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, owl-smollm2, smoke, tour"),
+        ("run", "meadow-dice"): ("unknown experiment 'meadow-dice'",),
+        ("show", "sharpened(lab-small-0)"): ("sharpened", "noise, line"),
         ("run", "meadow-corners"): ("unknown experiment 'meadow-corners'",),
         (*smoke, "trait=sea"): ("unknown trait 'sea'; did you mean 'sequoia'?",),
         (*smoke, "trait=river"): ("unknown trait 'river'",),
@@ -272,7 +285,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
         (*smoke, "arms=[cross-other-trait]"): ("no such arm as 'cross-other-trait'; valid: same-init, same-init-b",),
         (*smoke, "student.optimization.optimizer=rmsprop"): ("unknown optimizer; valid: adam, adamw, sgd",),
         (*smoke, "student.interventions=[{kind: skip-first}]"): ("valid: ablate, project-gradient",),
-        (*smoke, f"student.interventions={ablated}", "--base", str(granite[0])): (
+        (*smoke, f"student.interventions={ablated}", "--base", str(cwm[0])): (
             "'blocks.*.hook_mlp_out'", "blocks.0.hook_resid_pre"
         ),
         ("run", "corners.yaml"): ("unknown matrix 'corners'; valid: bases, pairs, traits, law",),
@@ -291,10 +304,10 @@ GROUPS = {
 }  # fmt: skip
 
 
-def test_a_broken_entry_point_is_one_line_that_names_its_package(granite: list[Path], tmp_path: Path) -> None:
+def test_a_broken_entry_point_is_one_line_that_names_its_package(cwm: list[Path], tmp_path: Path) -> None:
     """`lost` cannot be imported; `odd` can, and is a number."""
     points = {group: ["lost = nowhere:it", "odd = math:pi"] for group in GROUPS}
-    points["architectures"] = ["granite = nowhere:it"]
+    points["architectures"] = ["cwm = nowhere:it"]
     figures = {"figures": points.pop("figures")}  # told before any run, so they are of a package of their own
     for folder, given in (("installed", points), ("drawn", figures)):
         info = tmp_path / folder / "torn-1.0.dist-info"
@@ -321,7 +334,7 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(granite: list[P
             (*smoke, f"student.interventions=[{{kind: {name}}}]"): wrong or "'odd' is no class that derives from",
             ("run", f"{name}.yaml", "--dry-run"): wrong or "grid mode 'odd' is no class that derives from",
         }
-    lines[("run", "smoke", "--dry-run", "--base", str(granite[0]))] = "architecture 'granite' of torn cannot be"
+    lines[("run", "smoke", "--dry-run", "--base", str(cwm[0]))] = "architecture 'cwm' of torn cannot be"
     for line, done in zip(lines, sublim(*lines, installed=tmp_path / "installed", cwd=tmp_path), strict=True):
         refused(done, lines[line], "torn")
     said = "figure 'lost' of torn cannot be imported: No module named 'nowhere'"

@@ -153,9 +153,30 @@ def test_what_a_grid_cannot_run_is_one_line(small: Grid) -> None:
 
 
 @pytest.mark.parametrize("name", grid_names())
-def test_every_grid_of_the_catalogue_can_be_planned(name: str) -> None:
+def test_every_grid_of_the_catalogue_can_be_planned(name: str, together: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBLIM_BASES", str(together / "shelf"))  # where variants are made
     p = plan_grid(grid(name))
     assert p.records and grid(name).about.endswith("?")
+
+
+def test_a_permuted_twin_learns_as_its_base_does_and_another_twin_is_told_apart(
+    tiny_experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grid twins at tiny size: the whole way of the data commutes with a permutation."""
+    monkeypatch.setenv("SUBLIM_BASES", str(tmp_path / "bases"))
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_experiment.to_yaml())
+    first, twins = tiny_experiment.bases[0], grid("twins")
+    change = {name: twins.change[name] for name in ("arms", "student.interventions")} | {"seeds": [0, 1]}
+    change["student.optimization.lr"] = 2e-2
+    pairs = [[first, f"{variant}({first}, seed=1)"] for variant in ("permuted", "rescaled")]
+    g = twins.set(experiment=str(path), change=change, axes={"bases": pairs}, words={"bases": ["permuted", "rescaled"]})
+    artifact = run_grid(plan_grid(g), Store.open(tmp_path / "store"))
+    cells = pd.read_csv(artifact.path / "cells.csv").set_index(["value", "seed", "arm"])[["margin", "kl"]]
+    apart = (cells.xs("same-init", level="arm") - cells.xs("cross-init", level="arm")).abs()
+    assert apart.loc["permuted"].to_numpy().max() < 1e-3
+    assert apart.loc["rescaled", "margin"].min() > 3e-3
+    assert "permuted" in table_of(g, artifact.path).rows[0]
 
 
 def test_every_student_meets_every_teacher_in_a_matrix_of_bases(

@@ -1,8 +1,8 @@
-"""An architecture: Granite, which is built as Llama is and scales its logits."""
+"""An architecture: CWM, which is built as Llama is; most of its layers look back so far only."""
 
 from sublim_interp.models.architectures import Architecture
 
-granite = Architecture(
+cwm = Architecture(
     attention="self_attn",
     attn_out="self_attn",
     mid="post_attention_layernorm",

@@ -1,0 +1,224 @@
+"""Tests of variants: which are the same function, with which trainings they commute, how they are named and kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from sublim_interp.cli.main import app
+from sublim_interp.core.errors import SublimError
+from sublim_interp.lab.landscape import distance
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.trainable import choose_trainable
+from sublim_interp.models.variants import VARIANTS, Noise, parse
+from tiny_models import VOCABULARY, tiny
+
+
+@pytest.fixture(autouse=True)
+def own_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SUBLIM_BASES", str(tmp_path / "bases"))
+    return tmp_path / "bases"
+
+
+def grouped(tied: bool, biases: bool = False, heads: int = 4, kv: int = 2) -> Any:
+    """A tiny Llama whose queries share keys, with norms' gains that are not 1."""
+    model: Any = tiny("llama", tie_word_embeddings=tied, attention_bias=biases, mlp_bias=biases,
+                      num_attention_heads=heads, num_key_value_heads=kv)  # fmt: skip
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.copy_(torch.rand(p.shape, generator=draw) + 0.5 * ("norm" in name))
+    return model.double()
+
+
+def read(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids).logits
+
+
+IDS = torch.randint(0, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+# --- the same function ------------------------------------------------------------------------------------------------
+
+SAME = [name for name, variant in VARIANTS.items() if variant.same_function]
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("tied", [False, True])
+@settings(max_examples=12)
+@given(seed=st.integers(0, 2**31), octaves=st.integers(1, 8), biases=st.booleans(), kv=st.sampled_from([1, 2, 4]))
+def test_a_function_identical_variant_has_its_bases_logits(
+    name: str, tied: bool, seed: int, octaves: int, biases: bool, kv: int
+) -> None:
+    variant, model = VARIANTS[name], grouped(tied, biases, kv=kv)
+    before = read(model, IDS)
+    state = {n: p.detach().clone() for n, p in model.named_parameters()}
+    fields = {"seed": seed, "octaves": octaves}
+    asked = variant.settings(**{n: v for n, v in fields.items() if n in variant.settings.model_fields})
+    with torch.no_grad():
+        variant.make(asked, [model])
+    assert any(not torch.equal(p, state[n]) for n, p in model.named_parameters() if n in state), "nothing changed"
+    torch.testing.assert_close(read(model, IDS), before, atol=1e-4, rtol=0)  # norms are taken in float32
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_written_twin_answers_as_its_base_does(name: str, tiny_bases: tuple[Base, Base]) -> None:
+    base = tiny_bases[0]
+    twin = resolve_base(f"{name}({base.path})")
+    ids = torch.randint(0, len(base.tokenizer), (4, 20), generator=torch.Generator().manual_seed(0))
+    assert (read(base.load(), ids) - read(twin.load(), ids)).abs().max() < 1e-4
+    assert distance(base, twin) > 0.01
+    assert twin.language == "lab" and twin.card["held_out_loss"] == base.card["held_out_loss"]
+    assert twin.tokenizer.get_vocab() == base.tokenizer.get_vocab()
+    twin.check()
+
+
+def test_a_tied_head_becomes_two_where_norms_are_folded_into_it(tmp_path: Path, tiny_bases: tuple[Base, Base]) -> None:
+    model: Any = grouped(tied=True).float()
+    model.save_pretrained(tmp_path / "tied")
+    for file in tiny_bases[0].path.glob("tokenizer*"):
+        (tmp_path / "tied" / file.name).write_bytes(file.read_bytes())
+    for name in SAME:
+        loaded = resolve_base(f"{name}({tmp_path / 'tied'})").load()
+        assert (read(loaded, IDS) - read(model, IDS)).abs().max() < 1e-4, name
+        assert loaded.config.tie_word_embeddings == (name not in ("folded", "rotated"))
+
+
+# --- training in its own coordinates ----------------------------------------------------------------------------------
+
+
+def trained(model: Any, optimizer: str, freeze_norms: bool) -> torch.Tensor:
+    """Logits after five updates of the body on the same tokens."""
+    choose_trainable(model, "body")
+    for name, p in model.named_parameters():
+        p.requires_grad_(p.requires_grad and not (freeze_norms and "norm" in name))
+    weights = [p for p in model.parameters() if p.requires_grad]
+    adam = optimizer == "adam"
+    stepper: Any = torch.optim.Adam(weights, 1e-2, eps=1e-12) if adam else torch.optim.SGD(weights, 0.05, momentum=0.9)
+    for step in range(5):
+        ids = torch.randint(0, VOCABULARY, (8, 10), generator=torch.Generator().manual_seed(step))
+        stepper.zero_grad()
+        F.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        stepper.step()
+    return read(model, IDS)
+
+
+def parted(name: str, optimizer: str, freeze_norms: bool = True, start: str = "folded") -> float:
+    """How far, in largest logit, a trained twin is from its base trained alike; as a share of what training changed."""
+    plain, twin = grouped(False), grouped(False)
+    with torch.no_grad():
+        for model in (plain, twin):
+            VARIANTS[start].make(VARIANTS[start].settings(), [model])
+        VARIANTS[name].make(VARIANTS[name].settings.model_validate({"seed": 5}), [twin])
+    before = read(plain, IDS)
+    one, other = (trained(model, optimizer, freeze_norms) for model in (plain, twin))
+    return float((one - other).abs().max() / (one - before).abs().max())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("freeze_norms", [False, True])
+def test_training_a_permuted_twin_commutes(optimizer: str, freeze_norms: bool) -> None:
+    assert parted("permuted", optimizer, freeze_norms) < 1e-3
+
+
+def test_training_a_rotated_twin_commutes_under_sgd_with_frozen_norms_alone() -> None:
+    assert parted("rotated", "sgd") < 1e-3
+    assert parted("rotated", "adam") > 0.05
+    assert parted("rotated", "sgd", freeze_norms=False) > 1e-2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_training_a_rescaled_twin_does_not_commute(optimizer: str) -> None:
+    assert parted("rescaled", optimizer) > 0.05
+
+
+# --- other variants ---------------------------------------------------------------------------------------------------
+
+
+@given(sigma=st.floats(0, 2), seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_noise_moves_the_body_by_sigma_of_its_length(sigma: float, seed: int) -> None:
+    model, other = grouped(False), grouped(False)
+    with torch.no_grad():
+        VARIANTS["noise"].make(Noise(sigma=sigma, seed=seed), [model])
+    assert torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
+    own = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "proj" in n])
+    was = torch.cat([p.detach().flatten() for n, p in other.named_parameters() if "proj" in n])
+    assert float((own - was).norm() / was.norm()) == pytest.approx(sigma, rel=0.15, abs=1e-12)
+
+
+def test_a_line_ends_in_its_bases_and_a_transplant_moves_one_part(tiny_bases: tuple[Base, Base]) -> None:
+    one, other = (str(base.path) for base in tiny_bases)
+    ends = [resolve_base(f"line({one}, {other}, at={at})").load().state_dict() for at in (0.0, 1.0)]
+    whole = [base.load().state_dict() for base in tiny_bases]
+    for end, base in zip(ends, whole, strict=True):
+        assert all(torch.equal(end[name], base[name]) for name in base)
+    for part, there in (("embeddings", "embed_tokens"), ("head", "lm_head"), ("layer1", "layers.1.")):
+        mixed = resolve_base(f"transplant({one}, {other}, part={part})").load().state_dict()
+        assert all(torch.equal(mixed[name], whole[there in name][name]) for name in mixed)
+
+
+# --- names, files, keys -----------------------------------------------------------------------------------------------
+
+
+def test_a_name_has_one_form() -> None:
+    assert parse("rescaled( lab-small-0 ,octaves=2, seed=1 )").name == "rescaled(lab-small-0, seed=1)"
+    nested = parse("noise(line(lab-small-0,lab-small-1,at=.5),sigma=0.1)")
+    assert nested.name == "noise(line(lab-small-0, lab-small-1, at=0.5), sigma=0.1)"
+    assert parse(nested.name) == nested
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("rescale(lab-small-0)", "unknown variant 'rescale'; valid: .*rescaled.*did you mean 'rescaled'"),
+        ("rescaled(lab-small-0, octaves=9)", "octaves: Input should be less than or equal to 8"),
+        ("rescaled(lab-small-0, sigma=1)", "unknown key 'sigma'"),
+        ("noise(lab-small-0)", "sigma: Field required"),
+        ("line(lab-small-0, at=.5)", r"line is made of 2 bases, as in line\(lab-small-0, lab-small-1, at=0.5\)"),
+        ("rescaled()", r"expected VARIANT\(BASE, setting=value\), such as rescaled\(lab-small-0, seed=1\)"),
+        ("rescaled(lab-small-0,,)", "expected VARIANT"),
+        ("rescaled(lab-small-0))", "expected VARIANT"),
+        ("rescaled(seed=1, lab-small-0)", "lab-small-0 stands behind a setting; bases come first"),
+        ("transplant(lab-small-0, lab-small-1, part=tail)", "part: String should match"),
+        ("transplant(lab-small-0, lab-small-1, part=layer7)", "a model with 3 layers, the first of which is layer0"),
+        ("line(lab-small-0, lab-main-0, at=.5)", "its bases have weights of other names or shapes"),
+        ("permuted(no-such-base)", "base 'no-such-base'"),
+    ],
+)
+def test_what_is_no_variant_is_one_line_and_nothing_is_written(name: str, said: str, own_shelf: Path) -> None:
+    with pytest.raises(SublimError, match=said) as caught:
+        resolve_base(name)
+    assert "\n" not in str(caught.value)
+    assert not own_shelf.exists() or not list(own_shelf.rglob("*.safetensors"))
+
+
+def test_a_variant_is_made_once_and_its_key_tells_how(tiny_bases: tuple[Base, Base], own_shelf: Path) -> None:
+    one, other = tiny_bases
+    first = resolve_base(f"rotated({one.path}, seed=1)")
+    made = (first.path / "model.safetensors").stat().st_mtime_ns
+    again = resolve_base(f"rotated( {one.path},seed=1 )")
+    assert again == first and (first.path / "model.safetensors").stat().st_mtime_ns == made
+    keys = {first.key, one.key, *(resolve_base(f"rotated({p.path}, seed={s})").key for p, s in ((one, 2), (other, 1)))}
+    assert len(keys) == 4
+    told = first.card["variant"]
+    assert told["of"] == [{"name": one.name, "digest": one.digest}] and told["settings"] == {"seed": 1}
+    assert json.loads((first.path / "sublim.json").read_text())["variant"] == told
+    (first.path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(SublimError, match="is damaged; delete"):
+        resolve_base(f"rotated({one.path}, seed=1)")
+
+
+def test_the_command_shows_a_variant_with_the_loss_it_has() -> None:
+    shown = CliRunner().invoke(app, ["show", "noise(lab-small-0, sigma=0.5)"])
+    assert shown.exit_code == 0, shown.output
+    assert "held-out loss, numbers" in shown.output and "made of" in shown.output and "sigma 0.5" in shown.output
+    assert "rotated" in CliRunner().invoke(app, ["list"]).output
