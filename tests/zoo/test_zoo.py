@@ -107,6 +107,11 @@ def _norm_is_linear_in_what_it_shows(one: Specimen, model: Any, name: str, layer
     near(none, none[..., :1, :].expand_as(none) if none.dim() == 2 else none[:1, :1].expand_as(none), f"{name}'s bias")
 
 
+@pytest.mark.parametrize("kind", ["granite", "opt", "falcon"])
+def test_grids_of_what_a_layer_scales_flattens_or_writes_into(kind: str, tmp_path: Path) -> None:
+    grids(Specimen(kind, tmp_path))
+
+
 ACTIVATIONS = ("act_fn", "activation_fn", "act", "gelu_impl")
 NORMED_WITHIN = ("bitnet",)
 """Types with a norm between pattern and output map, and between neurons and their map."""
