@@ -176,12 +176,9 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Visitor]) -> Iterator[
 
 def _places(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
     """Where each name is on a model. Raises SublimError for one that it lacks."""
-    found: dict[str, Place] = {}
-    seen = _anatomy(model) if (wanted := [*names]) else None
-    for name in wanted:
-        assert seen
-        place = _place(seen, name)
-        if not place:
+    seen, found = _anatomy(model), {}
+    for name in names:
+        if not (place := _place(seen, name)):
             raise _lacking(model, name, hook_names(model))
         found[name] = place
     return found
