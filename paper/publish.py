@@ -15,7 +15,7 @@ import pandas as pd
 
 from sublim_interp.core.drawing import save
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.store import Store
+from sublim_interp.core.store import Artifact, Store
 from sublim_interp.experiments.catalogue import RESULTS, experiment
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run
@@ -53,25 +53,13 @@ def publish(name: str) -> None:
     """Copies what a finished run or sweep came to into catalogue/results/NAME."""
     directory = RESULTS / name
     if name in grid_names():
-        artifact = find_sweep(plan_grid(grid(name)), Store.open())
-        if artifact is None:
-            raise SublimError(f"the store holds no finished sweep {name}; run it first: sublim run {name}")
-        directory.mkdir(parents=True, exist_ok=True)
-        for table in artifact.path.glob("*.csv"):
-            shutil.copy(table, directory / table.name)
-        (directory / "key.txt").write_text(artifact.key + "\n")
+        _copy_tables(find_sweep(plan_grid(grid(name)), Store.open()), f"sweep {name}", name)
         mode = grid(name).mode
         if isinstance(mode, Pairs):
             write_apart(mode, directory)
         return
     if name in study_names():
-        artifact = find_study(study(name), Store.open())
-        if artifact is None:
-            raise SublimError(f"the store holds no finished study {name}; run it first: sublim run {name}")
-        directory.mkdir(parents=True, exist_ok=True)
-        for table in artifact.path.glob("*.csv"):
-            shutil.copy(table, directory / table.name)
-        (directory / "key.txt").write_text(artifact.key + "\n")
+        _copy_tables(find_study(study(name), Store.open()), f"study {name}", name)
         return
     p, store = plan(experiment(name)), Store.open()
     artifact = find_run(p, store)
@@ -86,6 +74,17 @@ def publish(name: str) -> None:
         heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
     (directory / "key.txt").write_text(finished.key + "\n")
+
+
+def _copy_tables(artifact: Artifact | None, what: str, name: str) -> None:
+    """Copies every CSV file of a finished sweep or study, and writes its key."""
+    if artifact is None:
+        raise SublimError(f"the store holds no finished {what}; run it first: sublim run {name}")
+    directory = RESULTS / name
+    directory.mkdir(parents=True, exist_ok=True)
+    for table in artifact.path.glob("*.csv"):
+        shutil.copy(table, directory / table.name)
+    (directory / "key.txt").write_text(artifact.key + "\n")
 
 
 def write_apart(mode: Pairs, directory: Path) -> None:

@@ -99,7 +99,7 @@ def transform_rows(rows: Sequence[Written], source: Channel, name: str, rng: ran
     Raises SublimError for an unknown name.
     """
     if name not in source.TRANSFORMS:
-        raise SublimError(f"no such transform as '{name}'; {meant(name, source.TRANSFORMS) or 'the channel has none'}")
+        raise SublimError(f"no such transform as '{name}'; {meant(name, source.TRANSFORMS)}")
     answers = source.TRANSFORMS[name]([row["answer"] for row in rows], rng)
     return [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
 

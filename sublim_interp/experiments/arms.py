@@ -173,11 +173,14 @@ def arms_of_two_bases(arms: tuple[str, ...]) -> tuple[str, ...]:
 
 def reads_lists(arms: tuple[str, ...]) -> bool:
     """Whether one of the arms has a student of the experiment's own lists."""
-    routes = (ARMS[name].route for name in arms)
-    return any(route.favourite == "lists" for route in routes if route)
+    return "lists" in _favourites(arms)
 
 
 def needs_other_trait(arms: tuple[str, ...]) -> bool:
     """Whether one of the arms has a teacher of the experiment's other trait."""
-    routes = (ARMS[name].route for name in arms)
-    return any(route.favourite == "other" for route in routes if route)
+    return "other" in _favourites(arms)
+
+
+def _favourites(arms: tuple[str, ...]) -> set[str]:
+    """What the arms' routes say of the teachers' favourites."""
+    return {route.favourite for name in arms if (route := ARMS[name].route)}
