@@ -48,15 +48,22 @@ def measure(setting: Setting) -> str:
         {
             "plain": partial(ours.unrecorded, student, store),
             "examples": partial(recorded, student, store, path / "examples", every),
+            "hooks": partial(recorded, student, store, path / "hooks", Recording(hooks={"blocks.1.*": "every"})),
         }
     )
     short = race({"": partial(recorded, setting.student(SHORT), store, path / "short", every)})[""]
-    share = recording(tracks["examples"], tracks["plain"], whole)
+    share, inside = (recording(tracks[name], tracks["plain"], whole) for name in ("examples", "hooks"))
     default = neox_share(path / "neox", whole)
     growth = tracks["examples"].peak / short.peak
     rows = [
         ("recording, default", "GPT-NeoX 160M, random", f"{digits(100 * default)} %", limit(default, 0.03)),
         ("recording, each example of each update", "lab-small-0", percent(share), limit(share.estimate, 0.1)),
+        (
+            "recording, each hook point of a layer at each update",
+            "lab-small-0",
+            percent(inside),
+            limit(inside.estimate, 0.1),
+        ),
         (
             "peak memory while recording",
             f"lab-small-0, {STEPS} against {SHORT} updates",

@@ -19,6 +19,7 @@ _SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _GROUPED = {**_SHAPE, "num_key_value_heads": 1}
+_OPT = {k: v for k, v in _SHAPE.items() if k not in ("intermediate_size", "initializer_range")}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": _GROUPED,
     "mistral": {**_GROUPED, "sliding_window": 4},
@@ -28,12 +29,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         **_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4, "final_logit_softcapping": 2.0
     },
     "gemma3_text": {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
+    "gemma": {**_GROUPED, "head_dim": 8},
+    "olmo": _GROUPED,
     "olmo2": _GROUPED,
     "phi3": _GROUPED,
     "gpt2": {
         "vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.5
     },
     "gpt_neox": {k: v for k, v in _SHAPE.items() if k != "num_key_value_heads"},
+    "opt": {**_OPT, "ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.5},
+    "phi": {**_SHAPE, "partial_rotary_factor": 0.5},
 }  # fmt: skip
 
 _EXPERTS: dict[str, Any] = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 
 from sublim_interp.analysis.patching.cells import see, sites_of
-from sublim_interp.analysis.patching.heads import heads_site
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of, text_config
-from sublim_interp.models.hooks import STREAM, capture, hook_names, kind_of, lens_of, require_stream
+from sublim_interp.models.hooks import capture, hook_names, kind_of, lens_of, require_stream
+from sublim_interp.models.points import STREAM
 
 
 class Ability(NamedTuple):
@@ -49,7 +49,7 @@ def abilities(model: torch.nn.Module) -> list[Ability]:
     def heads() -> str:
         sites = sites_of(model, "heads")
         found, _ = see(model, sites, ids)
-        return f"{found[heads_site(0)].shape[2]} in each of {len(sites)} layers"
+        return f"{found[sites[0]].shape[2]} in each of {len(sites)} layers"
 
     def lens() -> str:
         norm, _ = lens_of(model)

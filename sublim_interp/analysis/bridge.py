@@ -57,6 +57,7 @@ def bridge(
         try:
             copy = type(model)(deepcopy(model.config))
             copy.load_state_dict(model.state_dict())
+            copy.config.architectures = [type(copy).__name__]  # what a model made in memory does not say
             copy.eval().config.save_pretrained(directory)
             random = torch.Generator().manual_seed(0)
             ids = torch.randint(config.vocab_size, (4, min(16, longest_text(config) or 16)), generator=random)

@@ -31,7 +31,7 @@ Subject = Any
 Ids = Sequence[Sequence[int]] | Int[Tensor, "_ _"]
 """Token ids of each prompt."""
 Metric = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
-"""One number for each row of logits at the answer position; it looks at each row alone."""
+"""One number for each row of logits at the answer position; it looks at each row alone, or has `at` (metrics.py)."""
 
 TOKENS = 8192
 """At most so many tokens run through a model at once."""
@@ -133,8 +133,14 @@ def measure(model: torch.nn.Module, prompts: Ids, metric: Metric) -> Float[Tenso
     """The metric of every prompt, in order."""
     out = torch.empty(len(prompts))
     for places, ids in batches(prompts):
-        out[places] = metric(logits_of(model, ids)).float().cpu()
+        out[places] = metric_at(metric, places)(logits_of(model, ids)).float().cpu()
     return out
+
+
+def metric_at(metric: Metric, places: Sequence[int]) -> Metric:
+    """The metric of rows that are these prompts: itself, but for one that compares each prompt with its own."""
+    at: Any = getattr(metric, "at", None)
+    return metric if at is None else at(places)
 
 
 @torch.no_grad()
@@ -173,17 +179,17 @@ def answer_margin(members: Sequence[int | str], which: int | str, base: Any = No
     which: the member asked for, or its place
     base: whose tokens words are; ids need none
     """
-    ids, place = _members(members, which, base)
+    ids, place = members_of(members, which, base)
     return lambda logits: margin(logits[:, ids], [place] * len(logits))
 
 
 def answer_rate(members: Sequence[int | str], which: int | str, base: Any = None) -> Metric:
     """The metric P(member), 0 to 1, among all tokens. Arguments are those of `answer_margin`."""
-    ids, place = _members(members, which, base)
+    ids, place = members_of(members, which, base)
     return lambda logits: logits.softmax(-1)[:, ids[place]]
 
 
-def _members(members: Sequence[int | str], which: int | str, base: Any) -> tuple[list[int], int]:
+def members_of(members: Sequence[int | str], which: int | str, base: Any) -> tuple[list[int], int]:
     """The first tokens and the place asked for; SublimError where they cannot be told apart, or it is none of them."""
     names = list(members)
     if isinstance(which, str):

@@ -97,7 +97,7 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     teacher = record if isinstance(record, Teacher) else record.data.corpus.teacher
     base, about = record.base, record.trait if isinstance(record, Teacher) else record.probed
     ask = about.questions(base.language, "held-out")[:PROBED_QUESTIONS]
-    tokens, of_trait = sum(map(len, prompts_of(base, ask))), int(any(q.right for q in ask))
+    lengths, of_trait = [*map(len, prompts_of(base, ask))], int(any(q.right for q in ask))
     o = record.config.optimization
     states = len(planned_moments(o.optimizer, o))
     if isinstance(record, Teacher):
@@ -106,10 +106,13 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
         corpus = record.data.corpus
         lists = min(PROBED_LISTS, record.data.config.held_out)
         prompts = channel(corpus.config.channel).prompts(base.language, corpus.seed, 0, lists)
-        tokens += sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts)
-        tokens += lists * corpus.config.max_new_tokens
+        most = corpus.config.max_new_tokens
+        lengths += [len(base.prompt_ids([{"role": "user", "content": p}])) + most for p in prompts]
         directions, references = of_trait + teacher.own_weights, 1 + (not WAYS[teacher.config.kind].OWN_PROMPT)
-    return {"states": states, "tokens": tokens, "directions": directions, "references": references}
+    return {
+        "states": states, "tokens": sum(lengths), "lengths": lengths, "directions": directions,
+        "references": references,
+    }  # fmt: skip
 
 
 _LARGE = 20_000_000

@@ -200,16 +200,25 @@ class Replicate(Shown):
         return [self.base.prompt_ids(q.messages) for q in asked]
 
     @property
+    def answer_tokens(self) -> tuple[list[int], int]:
+        """(first token of each member of the kind, place of the run's trait among them).
+
+        Raises SublimError where the run's trait is none of the members.
+        """
+        e = self.cell.evaluation
+        if e.trait.name not in e.members:
+            raise SublimError(f"{self!r}: the run's trait {e.trait.name} is no answer of its kind; name a metric")
+        return [self.base.answer_ids(member)[0] for member in e.members], e.members.index(e.trait.name)
+
+    @property
     def metric(self) -> "Metric":
-        """The margin of its teacher's trait, on logits at the answer. Raises SublimError for a teacher without one."""
+        """The margin of the run's trait, on logits at the answer, whatever this model's own teacher was given.
+
+        Raises SublimError where the run's trait has none.
+        """
         from sublim_interp.analysis.probes import answer_margin
 
-        trait = self.cell.evaluation.reference.corpus.teacher.trait
-        members = self.cell.evaluation.members
-        if trait.name not in members:
-            raise SublimError(f"{self!r} was taught by a teacher without trait; name a metric")
-        ids = [self.base.answer_ids(member)[0] for member in members]
-        return answer_margin(ids, members.index(trait.name))
+        return answer_margin(*self.answer_tokens)
 
     def bridge(self, processed: bool = False) -> "TransformerBridge":
         """The model as a `TransformerBridge`, on a copy, its logits checked."""

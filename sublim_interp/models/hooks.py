@@ -1,14 +1,15 @@
 """Hooks: the names of what a model computes, and `with` blocks that capture or edit it. Plain Hugging Face models.
 
-Names are TransformerLens's: `blocks.{layer}.hook_{kind}`. Where a kind lies in a layer is a row of architectures.py.
+Names are TransformerLens's, such as `blocks.{layer}.hook_resid_post`; globs mean all that match. What each is on a
+model is a row of points.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from difflib import get_close_matches
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast, get_args
+from itertools import groupby
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
@@ -19,35 +20,12 @@ from torch.utils.hooks import RemovableHandle
 from sublim_interp.core.choices import meant
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import (
-    Architecture,
-    architecture_of,
-    decoder_layers,
-    final_norm,
-    has_middle,
-    text_config,
-)
+from sublim_interp.models.architectures import architecture_of, decoder_layers, final_norm, text_config
 from sublim_interp.models.forward import resting
 from sublim_interp.models.loading import reason_of
+from sublim_interp.models.points import POINTS, STREAM, Anatomy, HookPoint, Place, Stream, Visitor, eager
 
-Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
-"""What a layer reads, adds and leaves, in the order in which it computes them: [batch, position, d_model].
-
-These can be captured, recorded, edited and patched, and have directions.
-"""
-
-Kind = Literal[Stream, "pattern"]
-"""All that can be captured; a pattern is [batch, head, query, key], and is never edited."""
-
-_ENDS = ("resid_pre", "resid_post")
-"""What every layer has, whatever it holds."""
-_WHERE: dict[str, str] = {"attn_out": "attn_out", "resid_mid": "mid", "mlp_out": "mlp_out", "pattern": "attention"}
-"""In which field of an architecture's row the module of a kind is named."""
-
-STREAM: tuple[Stream, ...] = get_args(Stream)
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-Edit = Callable[[Float[Tensor, "batch position d_model"]], Float[Tensor, "batch position d_model"]]
+Edit = Callable[[Float[Tensor, "*axes"]], Float[Tensor, "*axes"]]
 """Gives what takes the place of a tensor, of the same shape; it must not write into what it gets."""
 
 
@@ -55,9 +33,9 @@ Positions = slice | Sequence[int] | None
 """Which positions of a text: a slice, or places from the start, from the end where negative; None means all."""
 
 
-def hook_name(layer: int, kind: Kind) -> str:
+def hook_name(layer: int, kind: str) -> str:
     """The name of one kind in one layer, counted from 0."""
-    return f"blocks.{layer}.{'attn.' if kind == 'pattern' else ''}hook_{kind}"
+    return POINTS[kind].name.format(layer)
 
 
 def layer_of(name: str) -> int:
@@ -65,25 +43,46 @@ def layer_of(name: str) -> int:
     return int(name.split(".")[1])
 
 
+_BY_NAME = {point.name: point for point in POINTS.values()}
+
+
+def point_of(name: str) -> HookPoint:
+    """The row of a name. Raises SublimError for one that no model has."""
+    if _template(name) not in _BY_NAME:
+        raise SublimError(f"no hook '{name}'; {meant(name, _BY_NAME)}")
+    return _BY_NAME[_template(name)]
+
+
+def _template(name: str) -> str:
+    """A name with {} for its layer, where it has one."""
+    block, _, rest = name.partition(".")
+    layer, _, within = rest.partition(".")
+    return f"blocks.{{}}.{within}" if block == "blocks" and layer.isdecimal() and layer == str(int(layer)) else name
+
+
 def kind_of(name: str) -> str:
-    """The kind in a hook's name, as it stands there."""
-    return name.rpartition("hook_")[2]
+    """The kind of a hook's name."""
+    return point_of(name).kind
 
 
-def hook_names(model: torch.nn.Module, kinds: Iterable[Kind] = KINDS) -> list[str]:
-    """The names that a model has of some kinds, layer by layer, in the order in which a layer computes them.
+def axes_of(name: str) -> tuple[str, ...]:
+    """Names of the axes of what a hook shows."""
+    return point_of(name).axes
+
+
+def hook_names(model: torch.nn.Module, kinds: Iterable[str] = tuple(POINTS)) -> list[str]:
+    """The names that a model has of some kinds, in the order in which it computes them.
 
     A layer whose attention and MLP read the same stream (parallel residual) has no `resid_mid`. An architecture
-    without a row in the table has `resid_pre` and `resid_post` only, and so has a layer without the row's modules.
+    without a row in the table has what can be found without one: embeddings, the stream before and after each layer,
+    and mostly `z`, `result` and the final norm. A layer lacks what its own modules do not have.
     """
-    wanted, row = set(kinds), architecture_of(model)
-    if not has_middle(model):
-        wanted.discard("resid_mid")
-    names = []
-    for number, layer in enumerate(decoder_layers(model)):
-        modules = {name for name, _ in layer.named_modules() if name}
-        has = {kind for kind in wanted if kind in _ENDS or (row and getattr(row, _WHERE[kind]) in modules)}
-        names += [hook_name(number, kind) for kind in KINDS if kind in has]
+    wanted, seen = set(kinds), Anatomy.of(model)
+    known = [point for point in POINTS.values() if point.kind in wanted]
+    names: list[str] = []
+    for each_layer, group in groupby(known, lambda point: point.each_layer):
+        some, layers = [*group], range(len(seen.layers) if each_layer else 1)
+        names += [point.name.format(layer) for layer in layers for point in some if point.at(seen, layer)]
     return names
 
 
@@ -99,119 +98,108 @@ def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -
     if not names:
         known = dict.fromkeys(kind_of(name) for name in hook_names(model, STREAM))
         raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, *others])}")
-    if len(names) < (depth := len(decoder_layers(model))):
-        raise SublimError(f"{type(model).__name__} has '{kind}' in {len(names)} of its {depth} layers only")
+    require_each_layer(model, kind, names)
     return names
 
 
-def matching(model: torch.nn.Module, pattern: str) -> list[str]:
-    """The names that can be edited and match a glob, such as `blocks.*.hook_resid_post`; SublimError if none does."""
-    names = hook_names(model, STREAM)
+def require_each_layer(model: torch.nn.Module, kind: str, names: Sequence[str]) -> None:
+    """Raises SublimError where the names of a kind are not of all layers."""
+    if len(names) < (depth := len(decoder_layers(model))):
+        raise SublimError(f"{type(model).__name__} has '{kind}' in {len(names)} of its {depth} layers only")
+
+
+def matching(model: torch.nn.Module, pattern: str, kinds: Iterable[str] = STREAM) -> list[str]:
+    """The names of some kinds that match a glob, such as `blocks.*.hook_resid_post`; SublimError if none does."""
+    names = hook_names(model, kinds)
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         raise SublimError(f"no hook matches '{pattern}'; {meant(pattern, names)}")
     return found
 
 
-class _Point(NamedTuple):
-    """Where a name is: the input of a module, or its output."""
+def expanded(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
+    """Names, and for each glob all that match it, none twice. Raises SublimError for what the model lacks."""
+    seen = _anatomy(model)
+    found: list[str] = []
+    for name in names:
+        if _place(seen, name):
+            found.append(name)
+            continue
+        known = hook_names(model)
+        matches = [n for n in known if fnmatchcase(n, name)]
+        if not matches:
+            raise _lacking(model, name, known)
+        found += matches
+    return list(dict.fromkeys(found))
 
-    module: torch.nn.Module
-    side: Literal["input", "output"]
-    place: int = 0
-    """Which entry of the output counts, where that is a tuple."""
-    shared: bool = False
-    """The layer keeps the same tensor for its residual: a change must be made in place to reach both."""
-    scale: float = 1.0
-    """By which the layer multiplies the tensor before it adds it."""
-    flat: bool = False
-    """The tensor is [batch · position, d_model]; visitors see it as [batch, position, d_model]."""
-    in_place: bool = False
-    """The layer writes into the tensor later: visitors see a copy."""
 
-
-def _points(model: Any, wanted: Iterable[str]) -> list[_Point]:
-    """Where each name is on this model; SublimError for one that it lacks."""
+def _anatomy(model: object) -> Anatomy:
+    """That of a model; SublimError for what is none that runs."""
     if not isinstance(model, torch.nn.Module):
         raise SublimError(
             f"hooks need the model that runs, not a {type(model).__name__}: take x.load() of a base, or x.model "
             "of a replicate, once, and use it inside the block"
         )
-    names, layers, row = set(hook_names(model)), decoder_layers(model), architecture_of(model)
-    points = []
-    for name in wanted:
-        if name not in names:
-            first = ", ".join(n for n in hook_names(model) if n.startswith("blocks.0."))
-            near = get_close_matches(name, hook_names(model), n=1)
-            lacks = f"; of the architecture {text_config(model).model_type} only the residual stream is known"
-            raise SublimError(
-                f"no hook '{name}' on {type(model).__name__} of {len(layers)} layers (from 0); "
-                f"{f'did you mean {near[0]}? ' if near else ''}each has: {first}{'' if row else lacks}"
-            )
-        points.append(_point(model, layers[layer_of(name)], kind_of(name), row))
-    return points
+    return Anatomy.of(model)
 
 
-def _point(model: torch.nn.Module, layer: torch.nn.Module, kind: str, row: Architecture | None) -> _Point:
-    """Where one kind is within a layer."""
-    if kind == "resid_pre":
-        return _Point(layer, "input")
-    if kind == "resid_post":
-        return _Point(layer, "output")
-    assert row, "other kinds are names of architectures with a row only"
-    if kind == "resid_mid":
-        return _Point(layer.get_submodule(row.mid), "input", shared=True, flat=row.flat)
-    if kind == "pattern":
-        return _Point(layer.get_submodule(row.attention), "output", place=1)
-    scale = float(getattr(text_config(model), row.residual_scale)) if row.residual_scale else 1.0
-    if kind == "attn_out":
-        return _Point(layer.get_submodule(row.attn_out), "output", scale=scale)
-    return _Point(layer.get_submodule(row.mlp_out), "output", scale=scale, flat=row.flat, in_place=row.in_place)
+def _lacking(model: torch.nn.Module, name: str, known: Sequence[str]) -> SublimError:
+    """The error about a name that a model lacks, with those that it has."""
+    first = ", ".join(n for n in known if not n.startswith("blocks.") or n.startswith("blocks.0."))
+    near = meant(name, known)
+    lacks = f"; of the architecture {text_config(model).model_type} only what lies around the layers is known"
+    return SublimError(
+        f"no hook '{name}' on {type(model).__name__} of {len(decoder_layers(model))} layers (from 0); "
+        f"{f'{near} ' if near.startswith('did') else ''}each has: {first}{'' if architecture_of(model) else lacks}"
+    )
 
 
 @contextmanager
-def attached(model: torch.nn.Module, visits: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def attached(model: torch.nn.Module, visits: Mapping[str, Visitor]) -> Iterator[None]:
     """Inside the block a visitor sees the tensor of its name in every forward: what `capture` and `edit` are made of.
 
     visits: by hook name, a function of the tensor; what it returns, if anything, takes the tensor's place
 
-    Raises SublimError for a name that the model lacks, and where `require_stream` does.
+    What lies within attention is computed step by step, which changes the last bits of everything, so it is refused
+    while the model trains. Raises SublimError for a name that the model lacks, and where `require_stream` does.
     """
-    points = _points(model, visits)
-    if points:
+    places = _places(model, visits)
+    if places:
         require_stream(model)
-    shape: list[torch.Size] = []
-
-    def keep_shape(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        shape[:] = [(args[0] if args else kwargs["hidden_states"]).shape]
-
     with ExitStack() as held:
-        if any(point.flat for point in points):
-            first = decoder_layers(model)[0].register_forward_pre_hook(keep_shape, with_kwargs=True)
-            held.callback(first.remove)
-        for point, visit in zip(points, visits.values(), strict=True):
-            held.callback(_attach(point, _as_added(point, visit, shape)).remove)
+        if any(point_of(name).eager for name in visits):
+            held.enter_context(eager(model))
+        for name, visit in visits.items():
+            point_of(name).way(places[name], _in_own_precision(visit), held)
         yield
 
 
-def _as_added(
-    point: _Point, visit: Callable[[Tensor], Tensor | None], shape: list[torch.Size]
-) -> Callable[[Tensor], Tensor | None]:
-    """The visitor of a tensor as it stands in the residual stream: [batch, position, d_model], scaled.
+def _places(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
+    """Where each name is on a model. Raises SublimError for one that it lacks."""
+    seen, found = _anatomy(model), {}
+    for name in names:
+        if not (place := _place(seen, name)):
+            raise _lacking(model, name, hook_names(model))
+        found[name] = place
+    return found
 
-    shape: of the stream in the forward that runs
-    """
-    if not (point.flat or point.in_place or point.scale != 1.0):
-        return visit
 
-    def shown(own: Tensor) -> Tensor | None:
-        value = (own.view(shape[0]) if point.flat else own).clone() * point.scale
-        new = visit(value)
-        if new is None and not torch.is_grad_enabled():
-            return None
-        return ((value if new is None else new) / point.scale).view(own.shape)  # else a gradient would pass it by
+def _place(seen: Anatomy, name: str) -> Place | None:
+    """Where a name is on a model; None where it is not there, or is a glob."""
+    point = _BY_NAME.get(_template(name))
+    return point.at(seen, layer_of(name) if point.each_layer else 0) if point else None
 
-    return shown
+
+def _in_own_precision(visitor: Visitor) -> Visitor:
+    """A visitor that works outside autocast, which is the model's, not that of what is done with its tensors."""
+
+    def visit(seen: Tensor) -> Tensor | None:
+        if not torch.is_autocast_enabled(seen.device.type):
+            return visitor(seen)
+        with torch.autocast(seen.device.type, enabled=False):
+            return visitor(seen)
+
+    return visit
 
 
 _SEEN: "WeakSet[torch.nn.Module]" = WeakSet()
@@ -234,7 +222,7 @@ def require_stream(model: torch.nn.Module) -> None:
         for number, layer in enumerate(layers):
             for side in ("input", "output"):
                 keep = partial(lambda *at: seen.append(at), number, side)
-                held.callback(_attach(_Point(layer, side), keep).remove)
+                held.callback(_noted(layer, side, keep).remove)
         try:
             cast(Any, model)(input_ids=ids, use_cache=False)
         except Exception as error:  # of an architecture that nobody has seen here, it may be anything
@@ -268,7 +256,7 @@ def lens_of(model: torch.nn.Module) -> tuple[torch.nn.Module, Any]:
     with ExitStack() as held, torch.no_grad(), torch.random.fork_rng():
         held.enter_context(resting(model))
         for name, (module, side) in {**places, "given": (head, "input")}.items():
-            held.callback(_attach(_Point(module, side), partial(seen.__setitem__, name)).remove)
+            held.callback(_noted(module, side, partial(seen.__setitem__, name)).remove)
         cast(Any, model)(input_ids=_tried_ids(model), use_cache=False)
     same = len(seen) == 4 and torch.equal(seen["left"], seen["read"]) and torch.equal(seen["normed"], seen["given"])
     if not same:
@@ -281,41 +269,25 @@ def _tried_ids(model: torch.nn.Module) -> Tensor:
     return torch.tensor([[1, 2, 3], [3, 1, 2]], device=device_of(model)) % text_config(model).vocab_size
 
 
-def _attach(point: _Point, visitor: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Makes a module show one of its tensors; what the visitor returns, if anything, replaces the tensor."""
+def _noted(module: torch.nn.Module, side: str, keep: Callable[[Tensor], None]) -> RemovableHandle:
+    """Notes the input or output of a module in each forward; the first of several."""
 
-    def visit(seen: Tensor) -> Tensor | None:
-        if not torch.is_autocast_enabled(seen.device.type):
-            return visitor(seen)
-        with torch.autocast(seen.device.type, enabled=False):  # the model's, not of what is done with its tensors
-            return visitor(seen)
+    def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        keep(args[0] if args else kwargs["hidden_states"])
 
-    def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        seen = args[0] if args else kwargs["hidden_states"]
-        new = visit(seen)
-        if new is None:
-            return None
-        if point.shared:
-            seen.copy_(new)
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+    def post(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
+        keep(output[0] if isinstance(output, tuple) else output)
 
-    def post(_module: torch.nn.Module, _args: tuple, output: Any) -> Any:
-        if not isinstance(output, tuple):
-            return visit(output)
-        new = visit(output[point.place])
-        return None if new is None else (*output[: point.place], new, *output[point.place + 1 :])
-
-    if point.side == "input":
-        return point.module.register_forward_pre_hook(pre, with_kwargs=True)
-    return point.module.register_forward_hook(post)
+    if side == "input":
+        return module.register_forward_pre_hook(pre, with_kwargs=True)
+    return module.register_forward_hook(post)
 
 
 class Captured(Mapping[str, Tensor]):
     """What was seen in the latest forward, by name, and after a backward its gradients.
 
-    Tensors are detached, and on the model's device: [batch, position, d_model], or for a pattern
-    [batch, head, query, key].
+    Tensors are detached, and on the model's device, with the axes of their kind (points.py): [batch, position, d_model]
+    for the stream.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -339,11 +311,11 @@ class Captured(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._seen)
 
-    def _see(self, name: str, value: Tensor, *, gradients: bool) -> None:
+    def _see(self, name: str, value: Tensor, *, gradients: bool) -> Tensor | None:
         # An edit of the middle of a layer writes into the tensor that was seen there.
         self._seen[name] = value.detach().clone() if kind_of(name) == "resid_mid" else value.detach()
         if not gradients:
-            return
+            return None
         if not torch.is_grad_enabled():
             raise SublimError(f"gradients of '{name}' are asked for, but the model ran under torch.no_grad()")
         if not value.requires_grad:  # behind frozen weights
@@ -355,24 +327,23 @@ class Captured(Mapping[str, Tensor]):
             self.gradients[name] = gradient.detach() if before is None else before + gradient.detach()
 
         value.register_hook(add)
+        return value  # what is a view of the model's tensor takes its part in the graph
 
 
 @contextmanager
 def capture(model: torch.nn.Module, names: str | Iterable[str], *, gradients: bool = False) -> Iterator[Captured]:
     """Inside the block every forward of `model` leaves the tensors of these names in the block's value.
 
-    names: hook names, or one
-    gradients: whether a backward inside the block leaves the tensors' gradients in `.gradients`; patterns have none
+    names: hook names or globs, such as `blocks.*.attn.hook_z`, or one
+    gradients: whether a backward inside the block leaves the tensors' gradients in `.gradients`
 
-    A pattern needs eager attention. It is switched on for the block and changes the last bits of everything, so it is
-    refused while the model trains. The hooks go with the block, also after an exception.
+    Scores and patterns need eager attention. It is switched on for the block and changes the last bits of everything,
+    so it is refused while the model trains. The hooks go with the block, also after an exception.
 
     Raises SublimError on entry for a name that the model lacks, and on leaving for one that never fired.
     """
-    caught = Captured([names] if isinstance(names, str) else names)
-    patterns = {name for name in caught.names if kind_of(name) == "pattern"}
-    visits = {name: partial(caught._see, name, gradients=gradients and name not in patterns) for name in caught.names}
-    with attached(model, visits), _eager(model) if patterns else nullcontext():
+    caught = Captured(expanded(model, [names] if isinstance(names, str) else names))
+    with attached(model, {name: partial(caught._see, name, gradients=gradients) for name in caught.names}):
         yield caught
     _require_all(model, set(caught.names), set(caught))
 
@@ -387,44 +358,30 @@ def _require_all(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> N
 
 
 @contextmanager
-def _eager(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block attention is computed step by step, so that its pattern exists; SublimError in training mode."""
-    if model.training:
-        raise SublimError("attention patterns need eager attention, which changes a training; call model.eval() first")
-    before = text_config(model)._attn_implementation
-    choose: Any = model.set_attn_implementation
-    choose("eager")
-    try:
-        yield
-    finally:
-        choose(before)
-
-
-@contextmanager
 def edit(model: torch.nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
     """Inside the block tensors are replaced, in every forward of `model`, by what functions make of them.
 
-    edits: by hook name, a function from [batch, position, d_model] to the same shape
+    edits: by hook name or glob, a function of the tensor that gives one of the same shape
 
-    Blocks nest: the outer edit acts first. The hooks go with the block, also after an exception.
+    Blocks nest: the outer edit acts first. The hooks go with the block, also after an exception. Scores and patterns
+    need eager attention, as in `capture`.
 
-    Raises SublimError for a name that the model lacks, for an attention pattern, and for an edit that never fired.
+    Raises SublimError for a name that the model lacks, and for an edit that never fired.
     """
-    if patterns := [name for name in edits if kind_of(name) == "pattern"]:
-        raise SublimError(f"'{patterns[0]}' can be captured but not edited: the model has used it when it is seen")
+    wanted = {name: change for asked, change in edits.items() for name in expanded(model, [asked])}
     fired: set[str] = set()
 
     def visit(name: str, value: Tensor) -> Tensor:
         fired.add(name)
         # The new middle of a layer is written over the old, of which autograd may keep a copy only.
-        new = edits[name](value.clone() if kind_of(name) == "resid_mid" else value)
+        new = wanted[name](value.clone() if kind_of(name) == "resid_mid" else value)
         if new.shape != value.shape:
             raise SublimError(f"edit of '{name}': returned shape {list(new.shape)}, not {list(value.shape)}")
         return new
 
-    with attached(model, {name: partial(visit, name) for name in edits}):
+    with attached(model, {name: partial(visit, name) for name in wanted}):
         yield
-    _require_all(model, set(edits), fired)
+    _require_all(model, set(wanted), fired)
 
 
 def added(

@@ -12,7 +12,8 @@ from sublim_interp.analysis.kinship import space_of
 from sublim_interp.analysis.probes import residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
-from sublim_interp.models.hooks import Stream, names_of
+from sublim_interp.models.hooks import names_of
+from sublim_interp.models.points import Stream
 from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.protocol import Trait
 

@@ -20,6 +20,7 @@ import sublim_interp as si
 from sublim_interp.cli.main import app
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.open_bases import OPEN_BASES, is_variant
+from sublim_interp.models.points import POINTS
 from sublim_interp.models.variants import parse
 from sublim_interp.report.figures.by_name import run_figures
 from sublim_interp.sweeps.grid import grid_names
@@ -277,6 +278,12 @@ def test_every_name_in_a_trace_is_explained(tiny_experiment: Any, tmp_path: Path
         general = re.sub(r"(_dot|_cos|^length)/.*", r"\1/{direction}", general)
         general = re.sub(r"^(full/\w+)/.*", r"\1/{parameter}", general)
         assert f"`{general}`" in page, name
+
+
+def test_every_hook_point_is_explained() -> None:
+    page = (DOCS / "reference" / "trace-names.md").read_text(encoding="utf-8")
+    for point in POINTS.values():
+        assert f"`{point.name.replace('{}', '{l}')}`" in page, point.name
 
 
 def test_the_stages_of_a_store_are_listed(tiny_run: si.Run) -> None:

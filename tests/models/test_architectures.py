@@ -20,13 +20,18 @@ from sublim_interp.models.architectures import (
     has_middle,
     output_map,
 )
-from sublim_interp.models.hooks import STREAM, capture, hook_names, names_of
+from sublim_interp.models.hooks import capture, hook_names, kind_of, names_of
+from sublim_interp.models.points import STREAM
 from tiny_models import ARCHITECTURES as SHAPES
 from tiny_models import tiny
 from zoo import builder
 
 IDS = torch.tensor([[5, 9, 4, 17, 8], [6, 2, 30, 11, 3]])
 PROMPTS = IDS.tolist()
+
+
+ELSEWHERE = {**dict.fromkeys(("qwen2_moe", "qwen3_moe"), ("pre", "pre_linear", "post")), "falcon": ("ln2",)}
+"""What only other configurations of a type have than the tiny one: layers without experts, a residual in sequence."""
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -37,6 +42,9 @@ def test_every_row_is_true_of_its_model(name: str) -> None:
     mid = row.mid if has_middle(model) else ""
     for part in filter(None, (row.attention, row.attn_out, mid, row.mlp, row.mlp_out)):
         assert layer.get_submodule(part) is not layer, part
+    for part in ("ln1", "ln2", "ln1_post", "ln2_post", "q", "k", "v", "pre", "pre_linear", "post"):
+        if part not in ELSEWHERE.get(name, ()):
+            assert layer.get_submodule(getattr(row, part)) is not None, part
     modules = dict(layer.named_modules())
     assert output_map(model, 0) is modules[row.output_map]
     assert final_norm(model) is model.base_model.get_submodule(row.final_norm)
@@ -86,7 +94,8 @@ def without_a_row() -> PreTrainedModel:
 def test_a_type_without_a_row_has_its_stream_and_what_is_found_by_name() -> None:
     model = without_a_row()
     assert architecture_of(model) is None and not has_middle(model)
-    assert {name.rpartition("hook_")[2] for name in hook_names(model)} == {"resid_pre", "resid_post"}
+    assert {kind_of(name) for name in hook_names(model, STREAM)} == {"resid_pre", "resid_post"}
+    assert {"blocks.1.attn.hook_z", "ln_final.hook_scale"} <= set(hook_names(model))
     assert output_map(model, 1) is decoder_layers(model)[1].get_submodule("self_attn.o_proj")
     assert final_norm(model) is model.base_model.norm
     with pytest.raises(SublimError, match="CwmForCausalLM has no 'mlp_out'; valid: resid_pre, resid_post, heads"):

@@ -32,8 +32,9 @@ from sublim_interp.core.randomness import seeded
 from sublim_interp.models.architectures import architecture_of, decoder_layers, has_middle, text_config
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.forward import logits_at
-from sublim_interp.models.hooks import STREAM, capture, edit, hook_names, lens_of
+from sublim_interp.models.hooks import capture, edit, hook_names, lens_of
 from sublim_interp.models.loading import load_model, save_model
+from sublim_interp.models.points import STREAM
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.models.trainable import choose_trainable, merge_adapters
 from sublim_interp.training.batches import Example, collate

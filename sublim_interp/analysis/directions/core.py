@@ -26,7 +26,8 @@ from sublim_interp.analysis.probes import (
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
-from sublim_interp.models.hooks import Stream, capture, names_of
+from sublim_interp.models.hooks import capture, names_of
+from sublim_interp.models.points import Stream
 from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:

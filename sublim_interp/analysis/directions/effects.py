@@ -12,10 +12,30 @@ from torch import Tensor
 
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.kinship import base_of, require_space
-from sublim_interp.analysis.probes import Metric, Subject, asked_of, measure, model_of, part_of, residuals
+from sublim_interp.analysis.probes import (
+    Metric,
+    Subject,
+    asked_of,
+    batches,
+    logits_of,
+    measure,
+    model_of,
+    part_of,
+    residuals,
+)
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import Positions, added, edit, lens_of, matching, names_of, unit_vector, without
+from sublim_interp.models.hooks import (
+    Positions,
+    added,
+    capture,
+    edit,
+    lens_of,
+    matching,
+    names_of,
+    unit_vector,
+    without,
+)
 from sublim_interp.models.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -23,18 +43,27 @@ if TYPE_CHECKING:
 
 
 def logit_lens(
-    model: Subject, d: Directions, prompts: Prompts = None, k: int = 10, across_bases: bool = False
+    model: Subject,
+    d: Directions,
+    prompts: Prompts = None,
+    k: int = 10,
+    across_bases: bool = False,
+    tuned: Prompts = None,
 ) -> "pd.DataFrame":
     """Which tokens a direction would raise, read straight from the unembedding.
 
     prompts: their mean last residual is where head(final norm(x)) is linearised; replicates bring their questions
     k: how many tokens a layer
     across_bases: reads directions of another base too, whose axes are unrelated
+    tuned: texts, chats or ids on which a map from each hook's stream to the last layer's is fitted; directions are
+        taken through it, so that what later layers make of them is counted; 64 or more texts, others than the prompts
 
     Returns a row a layer and rank: layer, rank, token (its id), text (the id again where no tokenizer is known),
     change. The change is the derivative along the whole vector, in logits, minus its mean over the vocabulary, as a
-    shift of all logits says nothing. Layers in between are skipped. Raises SublimError for directions of another base.
-    Source: nostalgebraist 2020, "logit lens".
+    shift of all logits says nothing. Without `tuned` layers in between are skipped.
+    Raises SublimError for directions of another base, and for too few tokens in `tuned`.
+    Source: nostalgebraist 2020, "logit lens". The maps are those of Din et al. 2303.09435, by least squares; Belrose et
+    al. 2303.08112 ("tuned lens") train theirs on the output.
     """
     import pandas as pd
 
@@ -48,7 +77,10 @@ def logit_lens(
     at = rearrange(residuals(ours, names_of(ours, "resid_post")[-1:], asked), "prompt 1 d_model -> prompt d_model")
     at = at.mean(0).to(like)
     rows = []
-    for layer, vector in enumerate(d.vectors.to(like)):
+    vectors = d.vectors.to(like)
+    if tuned is not None:
+        vectors = _through_later_layers(ours, d, asked_of(tuned, model, model=ours)).to(like)
+    for layer, vector in enumerate(vectors):
         change = torch.func.jvp(lambda x: head(norm(x)), (at[None],), (vector[None],))[1][0]
         change = (change - change.mean()).detach()
         top = change.topk(k)
@@ -57,6 +89,35 @@ def logit_lens(
         for rank, (token, text, value) in enumerate(zip(ids, texts, top.values.tolist(), strict=True)):
             rows.append({"layer": layer, "rank": rank, "token": token, "text": text, "change": value})
     return pd.DataFrame(rows)
+
+
+def _through_later_layers(
+    model: torch.nn.Module, d: Directions, texts: Sequence[Sequence[int]]
+) -> Float[Tensor, "layer d_model"]:
+    """Each direction as the last layer has it: through the linear map that best takes its hook's stream there.
+
+    Fitted on every token of the texts by least squares, with a penalty of a thousandth of the stream's variance.
+    """
+    last = names_of(model, "resid_post")[-1]
+    streams: dict[str, list[Tensor]] = {name: [] for name in {*d.names, last}}
+    for _, ids in batches(texts):
+        with torch.no_grad(), capture(model, list(streams)) as seen:
+            logits_of(model, ids)
+        for name, pieces in streams.items():
+            pieces.append(seen[name].flatten(0, 1).double().cpu())
+    joined = {name: torch.cat(pieces) for name, pieces in streams.items()}
+    if len(joined[last]) <= joined[last].shape[1]:
+        raise SublimError(
+            f"logit_lens: tuned has {len(joined[last])} tokens; a map of {joined[last].shape[1]} dimensions needs more"
+        )
+    centred = {name: x - x.mean(0) for name, x in joined.items()}
+    out = []
+    for name, vector in zip(d.names, d.vectors, strict=True):
+        x = centred[name]
+        gram = x.T @ x
+        penalty = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        out.append(vector.double().cpu() @ torch.linalg.solve(gram + penalty, x.T @ centred[last]))
+    return torch.stack(out)
 
 
 def steer(

@@ -12,7 +12,8 @@ from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.kinship import Space, space_of
 from sublim_interp.analysis.probes import Subject, asked_of, models_of, residuals
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import Stream, names_of
+from sublim_interp.models.hooks import names_of
+from sublim_interp.models.points import Stream
 from sublim_interp.models.prompts import Prompts
 
 

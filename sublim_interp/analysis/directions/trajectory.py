@@ -13,7 +13,8 @@ from sublim_interp.analysis.kinship import Space, space_of
 from sublim_interp.analysis.probes import Subject, model_of, residuals
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import Stream, hook_name, kind_of, layer_of, names_of
+from sublim_interp.models.hooks import hook_name, kind_of, layer_of, names_of
+from sublim_interp.models.points import Stream
 from sublim_interp.training.recording.trace import Trace
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from sublim_interp.analysis.kinship import ACROSS, Space, require_one_base, requ
 from sublim_interp.analysis.probes import Subject, models_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
-from sublim_interp.models.hooks import Stream, hook_name
+from sublim_interp.models.hooks import hook_name
+from sublim_interp.models.points import Stream
 
 if TYPE_CHECKING:
     import pandas as pd

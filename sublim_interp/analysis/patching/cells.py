@@ -4,77 +4,66 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sublim_interp.analysis.patching.heads import heads_shown, heads_site, is_heads, layer_of_heads
+from sublim_interp.analysis.patching.patch import axis_of
 from sublim_interp.analysis.probes import TOKENS, Metric, frozen, logits_of
 from sublim_interp.core.device import device_of
+from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of, decoder_layers
 from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import Stream, attached, capture, names_of
+from sublim_interp.models.hooks import attached, capture, hook_names, kind_of, names_of, require_each_layer
+from sublim_interp.models.points import STREAM, Stream
 
-GridKind = Literal[Stream, "heads", "weights"]
-"""What the cells of a grid are: a kind of hook by position, single heads, or the modules of a layer."""
+GridKind = Literal[Stream, "heads", "q", "k", "v", "z", "pattern", "neurons", "weights"]
+"""What the cells of a grid are: a kind of hook by position, single heads or neurons, or the modules of a layer."""
+
+BY_PART: dict[str, tuple[str, str]] = {
+    "heads": ("z", "head"), "q": ("q", "head"), "k": ("k", "head"), "v": ("v", "head"), "z": ("z", "head"),
+    "pattern": ("pattern", "head"), "neurons": ("post", "neuron"),
+}  # fmt: skip
+"""Kinds whose cells are parts of a hook point, at all positions: (the hook point, what its parts are)."""
 
 
 def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
     """The names of one kind, one a layer. Raises SublimError, with the kinds there are, where there is no such one."""
-    if kind == "heads":
-        return [heads_site(layer) for layer in range(len(decoder_layers(model)))]
-    return names_of(model, cast(Stream, kind), others=("heads", "weights"))
+    if kind in BY_PART:
+        names = hook_names(model, (BY_PART[kind][0],))
+        if not names:
+            raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(kinds_of(model))}")
+        require_each_layer(model, kind, names)
+        return names
+    return names_of(model, cast(Stream, kind), others=[k for k in kinds_of(model) if k not in STREAM])
+
+
+def kinds_of(model: torch.nn.Module) -> list[str]:
+    """The kinds of grids that a model has."""
+    known = {kind_of(name) for name in hook_names(model)}
+    return [k for k in get_args(GridKind) if k == "weights" or BY_PART.get(k, (k, ""))[0] in known]
 
 
 def see(
     model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"]
 ) -> tuple[dict[str, Tensor], Float[Tensor, "prompt vocabulary"]]:
-    """What one forward shows at the sites, heads among them, and its logits at the answer."""
-    at_heads = {layer_of_heads(model, s): s for s in sites if is_heads(s)}
-    found: dict[str, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Tensor], None]:
-        return lambda value: found.__setitem__(at_heads[layer], value.detach())
-
-    with (
-        torch.no_grad(),
-        heads_shown(model, {layer: keep(layer) for layer in at_heads}),
-        capture(model, [s for s in sites if s not in at_heads.values()]) as seen,
-    ):
+    """What one forward shows at the sites, and its logits at the answer."""
+    with torch.no_grad(), capture(model, sites) as seen:
         logits = logits_of(model, ids)
-    return {**seen, **found}, logits
+    return dict(seen), logits
 
 
 def slopes_at(
     model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"], metric: Metric
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Float[Tensor, " prompt"]]:
     """(values at the sites, the metric's gradients there, the metric of each prompt)."""
-    at_heads = {layer_of_heads(model, s): s for s in sites if is_heads(s)}
-    heads: dict[str, Tensor] = {}
-    slopes: dict[str, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Tensor], Tensor]:
-        def visit(value: Tensor) -> Tensor:
-            heads[at_heads[layer]] = value.detach()
-            value = value if value.requires_grad else value.requires_grad_()
-            value.register_hook(lambda g: slopes.__setitem__(at_heads[layer], g.detach()))
-            return value
-
-        return visit
-
-    rest = [s for s in sites if s not in at_heads.values()]
-    with (
-        torch.enable_grad(),
-        frozen(model),
-        heads_shown(model, {layer: keep(layer) for layer in at_heads}),
-        capture(model, rest, gradients=True) as seen,
-    ):
+    with torch.enable_grad(), frozen(model), capture(model, sites, gradients=True) as seen:
         measured = metric(logits_of(model, ids))
         measured.sum().backward()
-    return {**seen, **heads}, {**seen.gradients, **slopes}, measured.detach()
+    return dict(seen), seen.gradients, measured.detach()
 
 
 def patched_cells(
@@ -88,9 +77,9 @@ def patched_cells(
     """The metric of each patch of one kind, and without any, on prompts of one length.
 
     ids: of the prompts
-    src: by site, what is put there: [prompt, position, d_model], or [prompt, position, head, d_head]
+    src: by site, what is put there, with the axes of the hook
     metric: what is measured at the answer
-    at_once: how many positions run in one forward; None chooses
+    at_once: how many positions, heads or neurons run in one forward; None chooses
 
     Cells are on the CPU.
     """
@@ -99,22 +88,8 @@ def patched_cells(
     row = architecture_of(model)
     if not (row and row.grows):
         return _one_by_one(model, ids, src, kind, metric)
-    if kind == "heads":
-        heads = values[0].shape[2]
-
-        def swap(layer: int) -> Callable[[Tensor], Tensor]:
-            def put(stream: Tensor) -> Tensor:
-                new = stream.clone()
-                # A view, written in place: so is the tail of put below.
-                tail = rearrange(new[-heads * prompts :], "(head prompt) ... -> head prompt ...", head=heads)
-                for head in range(heads):
-                    tail[head, :, :, head] = values[layer][:, :, head]
-                return new
-
-            return put
-
-        with heads_shown(model, {layer: swap(layer) for layer in range(depth)}):
-            return _in_a_growing_batch(model, ids, unpatched, 0, heads, metric), unpatched.metric
+    if kind in BY_PART:
+        return _parts(model, ids, src, kind, metric, at_once, unpatched), unpatched.metric
 
     if at_once is None:
         size = sum(p.numel() for p in decoder_layers(model).parameters())
@@ -145,6 +120,40 @@ def patched_cells(
     return out, unpatched.metric
 
 
+def _parts(
+    model: torch.nn.Module,
+    ids: Int[Tensor, "prompt position"],
+    src: dict[str, Tensor],
+    kind: GridKind,
+    metric: Metric,
+    at_once: int | None,
+    unpatched: "_Unpatched",
+) -> Float[Tensor, "prompt layer part"]:
+    """The metric of each patch of a head, or neuron, at all positions; `unpatched` is filled."""
+    values = list(src.values())
+    axis, (prompts, length) = axis_of(next(iter(src)), BY_PART[kind][1]), ids.shape
+    count = values[0].shape[axis]
+    each = at_once or max(1, _ROWS // (len(values) * prompts * length))
+    found = []
+    for start in range(0, count, each):
+        parts = range(start, min(count, start + each))
+
+        def swap(layer: int, parts: range = parts) -> Callable[[Tensor], Tensor]:
+            def put(stream: Tensor) -> Tensor:
+                new = stream.clone()
+                # A view, written in place.
+                tail = rearrange(new[-len(parts) * prompts :], "(cell prompt) ... -> cell prompt ...", prompt=prompts)
+                for cell, part in enumerate(parts):
+                    tail[cell].select(axis, part).copy_(values[layer].select(axis, part))
+                return new
+
+            return put
+
+        with attached(model, {name: swap(layer) for layer, name in enumerate(src)}):
+            found.append(_in_a_growing_batch(model, ids, unpatched, 0, len(parts), metric))
+    return torch.cat(found, -1)
+
+
 def _one_by_one(
     model: torch.nn.Module,
     ids: Int[Tensor, "prompt position"],
@@ -153,8 +162,9 @@ def _one_by_one(
     metric: Metric,
 ) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
     """`patched_cells` for any architecture: one forward for the cells of a layer, of as many copies of the prompts."""
-    (prompts, length), depth = ids.shape, len(src)
-    cells = next(iter(src.values())).shape[2] if kind == "heads" else length
+    (prompts, length), depth, first = ids.shape, len(src), next(iter(src))
+    axis = axis_of(first, BY_PART[kind][1] if kind in BY_PART else "position")
+    cells = src[first].shape[axis]
     out = torch.empty(prompts, depth, cells)
     for some in torch.arange(cells).split(max(1, TOKENS // (prompts * length))):
         copies = repeat(ids, "prompt position -> (cell prompt) position", cell=len(some))
@@ -163,18 +173,17 @@ def _one_by_one(
             def put(stream: Tensor, values: Tensor = values, some: Tensor = some) -> Tensor:
                 new = stream.clone()
                 for own, cell in zip(new.chunk(len(some)), some.tolist(), strict=True):
-                    at = (slice(None), slice(None), cell) if kind == "heads" else (slice(None), cell)
-                    own[at] = values[at].to(own)
+                    own.select(axis, cell).copy_(values.select(axis, cell))
                 return new
 
-            if kind == "heads":
-                held = heads_shown(model, {layer_of_heads(model, site): put})
-            else:
-                held = attached(model, {site: put})
-            with held:
+            with attached(model, {site: put}):
                 each = metric(logits_of(model, copies)).float().cpu()
             out[:, layer, some] = rearrange(each, "(cell prompt) -> prompt cell", cell=len(some))
     return out, metric(logits_of(model, ids)).float().cpu()
+
+
+_ROWS = 1 << 16
+"""Positions of all cells that one forward may have where parts are patched."""
 
 
 _WORTH = 300_000_000
@@ -189,7 +198,7 @@ def _last_mlp_at_the_answer(model: torch.nn.Module) -> Iterator[None]:
     as they are.
     """
     with ExitStack() as held:
-        if row := architecture_of(model):
+        if (row := architecture_of(model)) and not row.flat:
             mlp = decoder_layers(model)[-1].get_submodule(row.mlp)
             held.callback(mlp.register_forward_pre_hook(lambda _mlp, args: (args[0][:, -1:],)).remove)
         yield

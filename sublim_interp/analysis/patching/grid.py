@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from sublim_interp.analysis.kinship import name_of, require_one_base
-from sublim_interp.analysis.patching.cells import GridKind, patched_cells, see, sites_of, slopes_at
-from sublim_interp.analysis.patching.heads import is_heads
-from sublim_interp.analysis.patching.patch import Patch, Piece, check_places
+from sublim_interp.analysis.metrics import KL, divergence_from, metric_of
+from sublim_interp.analysis.patching.cells import BY_PART, GridKind, kinds_of, patched_cells, see, sites_of, slopes_at
+from sublim_interp.analysis.patching.patch import Patch, Piece, axis_of
 from sublim_interp.analysis.probes import (
     TOKENS,
     Metric,
@@ -20,8 +19,8 @@ from sublim_interp.analysis.probes import (
     asked_of,
     batches,
     measure,
+    metric_at,
     models_of,
-    part_of,
     words_at,
 )
 from sublim_interp.core.choices import meant
@@ -29,8 +28,9 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import STREAM, hook_names
+from sublim_interp.models.hooks import edit, hook_names, kind_of, layer_of
 from sublim_interp.models.prompts import Prompts
+from sublim_interp.stats.intervals import mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +96,20 @@ class PatchGrid(Shown):
             for layer in range(self.each.shape[1])
             for i, place in enumerate(self.places)
         )
+
+    @property
+    def intervals(self) -> "pd.DataFrame":
+        """A row a cell: layer, place, estimate, low, high, n: the effect with its 95 % interval over prompts."""
+        import pandas as pd
+
+        effects = self.each - self.dst[:, None, None]
+        rows = []
+        for layer in range(effects.shape[1]):
+            for i, place in enumerate(self.places):
+                found = mean_interval([e for e in effects[:, layer, i].tolist() if e == e])
+                ends = {"estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n}
+                rows.append({"layer": layer, "place": place, **ends})
+        return pd.DataFrame(rows)
 
     def error(self, exact: "PatchGrid") -> "GridError":
         """How far this grid is from an exact one of the same cells."""
@@ -163,29 +177,76 @@ class Patching(Shown):
 
     # one patch
 
-    def at(self, site: str, positions: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Patch:
+    def at(
+        self,
+        site: str,
+        positions: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        neurons: Sequence[int] | None = None,
+    ) -> Patch:
         """The patch that puts `src`'s value of one site into `dst`.
 
-        site: the name of a hook, of a layer's heads, or of a parameter
-        positions: which, from the end where negative; all where None
+        site: the name of a hook, or of a parameter
+        positions: which, from the end where negative; of scores and patterns, those that attend; all where None
         heads: which; all where None
+        neurons: which places of the last axis, as of `blocks.1.mlp.hook_post`; all where None
 
         Activations need prompts of one length. Raises SublimError where there are several lengths, or no such site.
         """
         parameters = dict(self.src.named_parameters(remove_duplicate=False))
         if site in parameters:
-            if positions is not None or heads is not None:
+            if (positions, heads, neurons) != (None, None, None):
                 raise SublimError(f"'{site}' is a parameter: it has no positions and no heads")
             return Patch((Piece(site, parameters[site].detach().clone()),))
         together = batches(self.src_prompts)
         if len(together) > 1:
             raise SublimError("a patch of activations needs prompts of one length; choose some, or use `grid`")
-        if not is_heads(site) and site not in (known := hook_names(self.dst, STREAM)):
+        if site not in (known := hook_names(self.dst)):
             raise SublimError(f"no hook '{site}', and no parameter; {meant(site, [*known, *parameters])}")
-        count = text_config(self.dst).num_attention_heads if is_heads(site) else 0
-        check_places(site, positions, heads, together[0][1].shape[1], count)
         value = see(self.src, [site], together[0][1])[0][site]
-        return Patch((Piece(site, value, _tuple(positions), _tuple(heads)),))
+        return Patch((Piece(site, value, _tuple(positions), _tuple(heads), _tuple(neurons)),))
+
+    @torch.no_grad()
+    def path(
+        self,
+        sender: str,
+        receiver: str,
+        positions: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        to_positions: Sequence[int] | None = None,
+        to_heads: Sequence[int] | None = None,
+    ) -> Patch:
+        """The patch of one path: `src`'s value of a sender, as far as it reaches a receiver directly.
+
+        sender: the name of a hook, such as `blocks.0.attn.hook_z` or `blocks.1.hook_mlp_out`
+        receiver: one that is computed later, such as `blocks.2.attn.hook_q` or `blocks.3.hook_resid_post`
+        positions, heads: of the sender; all where None
+        to_positions, to_heads: of the receiver; all where None
+
+        `dst` runs with the sender patched, while what attention and MLPs add in between stays as it is without; what
+        the receiver then is, is the patch. Needs prompts of one length. Raises SublimError where there are several, for
+        a name that is not there, and for a receiver that is not computed after the sender.
+        Source: Wang et al. 2211.00593; Goldowsky-Dill et al. 2304.05969.
+        """
+        patch, known = self.at(sender, positions, heads), hook_names(self.dst)
+        if receiver not in known:
+            raise SublimError(f"no hook '{receiver}'; {meant(receiver, known)}")
+        first, last = known.index(sender), known.index(receiver)
+        if last <= first:
+            raise SublimError(f"path: {receiver} is not computed after {sender}")
+        ids = batches(self.prompts)[0][1]
+        own = {".ln1.": "attn_out", ".attn.": "attn_out", ".ln2.": "mlp_out", ".mlp.": "mlp_out"}
+        onwards = next((kind for part, kind in own.items() if part in sender), "")  # how the sender itself goes on
+        between = [
+            name
+            for name in known[first + 1 : last]
+            if kind_of(name) in ("attn_out", "mlp_out")
+            and not (kind_of(name) == onwards and layer_of(name) == layer_of(sender))
+        ]
+        before = see(self.dst, between, ids)[0]
+        with patch.on(self.dst), edit(self.dst, {name: lambda _, name=name: before[name] for name in between}):
+            value = see(self.dst, [receiver], ids)[0][receiver]
+        return Patch((Piece(receiver, value, _tuple(to_positions), _tuple(to_heads)),))
 
     def weights(self, part: str = "") -> Patch:
         """The patch that puts every parameter of `src` whose name contains `part` into `dst`; all of them for ""."""
@@ -207,8 +268,9 @@ class Patching(Shown):
     def grid(self, kind: GridKind = "resid_pre", positions_at_once: int | None = None) -> PatchGrid:
         """Every cell's patch alone, exactly.
 
-        kind: cells are layer × position; for `heads` layer × head, at all positions; for `weights` layer × module
-        positions_at_once: how many run in one forward; changes speed only
+        kind: cells are layer × position for a kind of the stream; layer × head, at all positions, for `q`, `k`, `v`,
+            `z` (or `heads`) and `pattern`; layer × neuron for `neurons`; layer × module for `weights`
+        positions_at_once: how many positions, heads or neurons run in one forward; changes speed only
 
         Cells share what they have in common. All layers of some positions run in one forward, whose batch grows: at
         each layer come the rows patched there, so nothing is computed twice before it. Positions before the patched
@@ -223,12 +285,13 @@ class Patching(Shown):
         found = []
         for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
             src, logits = see(self.src, sites_of(self.dst, kind), src_ids)
-            theirs = self.metric(logits).cpu()
+            theirs = metric_at(self.metric, places)(logits).cpu()
             size = max(1, TOKENS // (depth * ids.shape[1]))
             for i in range(0, len(places), size):
                 some = slice(i, i + size)
                 part = {name: value[some] for name, value in src.items()}
-                values, before = patched_cells(self.dst, ids[some], part, kind, self.metric, positions_at_once)
+                rule = metric_at(self.metric, places[some])
+                values, before = patched_cells(self.dst, ids[some], part, kind, rule, positions_at_once)
                 found.append((places[some], values, theirs[some], before))
         return self._assemble(kind, "exact", found)
 
@@ -241,19 +304,19 @@ class Patching(Shown):
         Nanda 2023, "Attribution patching"; Syed et al. 2310.10348, equation 1.
         """
         if kind == "weights":
-            raise SublimError(f"no attribution of weights; valid kinds: {', '.join(get_args(GridKind)[:-1])}")
+            raise SublimError(f"no attribution of weights; valid kinds: {', '.join(kinds_of(self.dst)[:-1])}")
         found = []
         sites = sites_of(self.dst, kind)
         for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
             with torch.no_grad():
                 src, logits = see(self.src, sites, src_ids)
-            here, slopes, before = slopes_at(self.dst, sites, ids, self.metric)
+            rule = metric_at(self.metric, places)
+            here, slopes, before = slopes_at(self.dst, sites, ids, rule)
             change = torch.stack([slopes[s] * (src[s] - here[s]) for s in sites], 1)
-            cells = "prompt layer position head d_head -> prompt layer head"
-            if kind != "heads":
-                cells = "prompt layer position d_model -> prompt layer position"
-            effect = before[:, None, None] + reduce(in_single(change), cells, "sum")
-            found.append((places, effect.cpu(), self.metric(logits).cpu(), before.cpu()))
+            place = axis_of(sites[0], BY_PART[kind][1] if kind in BY_PART else "position") + 1  # behind the layer
+            others = [axis for axis in range(2, change.dim()) if axis != place]
+            effect = before[:, None, None] + in_single(change).sum(others)
+            found.append((places, effect.cpu(), rule(logits).cpu(), before.cpu()))
         return self._assemble(kind, "attribution", found)
 
     def _assemble(self, kind: GridKind, method: Literal["exact", "attribution"], found: list[_Batch]) -> PatchGrid:
@@ -264,8 +327,9 @@ class Patching(Shown):
         for places, values, theirs, before in found:
             each[places, :, width - values.shape[2] :] = values
             src[places], dst[places] = theirs, before
-        labels = tuple(range(width)) if kind == "heads" else tuple(range(-width, 0))
-        return PatchGrid(kind, method, each, src, dst, labels, () if kind == "heads" else self.words[-width:])
+        parts = kind in BY_PART
+        labels = tuple(range(width)) if parts else tuple(range(-width, 0))
+        return PatchGrid(kind, method, each, src, dst, labels, () if parts else self.words[-width:])
 
     def _weights_grid(self) -> PatchGrid:
         """The grid of layer × module: each module's weights are swapped in turn."""
@@ -292,7 +356,7 @@ def patch(
     src: Subject,
     dst: Subject,
     prompts: Prompts = None,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     src_prompts: Prompts = None,
     across_bases: bool = False,
 ) -> Patching:
@@ -300,8 +364,9 @@ def patch(
 
     src: the model that patches come from
     dst: the model that they are put into
-    prompts, metric: texts, chats or ids, and what is measured at the answer; replicates bring their held-out questions
-        and the trait's margin; models need both
+    prompts: texts, chats or ids; replicates bring their held-out questions
+    metric: what is measured at the answer: `margin`, `logit-diff`, `logprob` or `rate` of the run's trait, `kl` from
+        what `src` answers, or a function of logits; replicates bring the margin
     src_prompts: what `src` reads instead, prompts of the same lengths
     across_bases: patches between models of two bases too, whose axes are unrelated
 
@@ -318,7 +383,8 @@ def patch(
     others = asked if src_prompts is None else asked_of(src_prompts, src, dst, model=models[0])
     if [len(p) for p in asked] != [len(p) for p in others]:
         raise SublimError("patch: prompts and src_prompts must have the same number and the same lengths, in order")
-    rule, names = part_of("metric", metric, dst, src), (name_of(src, models[0]), name_of(dst, models[1]))
+    rule = divergence_from(models[0], others) if metric == KL else metric_of(metric, dst, src)
+    names = (name_of(src, models[0]), name_of(dst, models[1]))
     return Patching(models[0], models[1], asked, others, rule, words_at(asked, dst, src), names)
 
 

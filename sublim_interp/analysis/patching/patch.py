@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sublim_interp.analysis.patching.heads import heads_shown, is_heads, layer_of_heads
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.hooks import edit
+from sublim_interp.models.hooks import axes_of, edit
 from sublim_interp.training.optimizers import states_of
 
 
@@ -19,25 +19,32 @@ class Piece:
     """One place, and what is put there."""
 
     site: str
-    """The name of a hook, of a layer's heads (`blocks.{l}.attn.hook_z`), or of a parameter; what an optimizer keeps of
-    a parameter is `{state}/{parameter}`, as in `exp_avg/…`."""
+    """The name of a hook, or of a parameter; what an optimizer keeps of a parameter is `{state}/{parameter}`, as in
+    `exp_avg/…`."""
     value: Tensor
-    """The other model's: [prompt, position, d_model], for heads [prompt, position, head, d_head], else the parameter's
+    """The other model's, with the axes of the hook, such as [prompt, position, head, d_head]; else the parameter's
     shape."""
     positions: tuple[int, ...] | None = None
-    """Which positions, counted from the end where negative; None means all."""
+    """Which positions, counted from the end where negative; of a pattern, those that attend. None means all."""
     heads: tuple[int, ...] | None = None
     """Which heads; None means all."""
+    neurons: tuple[int, ...] | None = None
+    """Which places of the last axis, such as neurons of an MLP; None means all."""
 
     def __post_init__(self) -> None:
-        if self.positions is not None or self.heads is not None:
-            shape = [*self.value.shape, 0, 0]
-            check_places(self.site, self.positions, self.heads, shape[1], shape[2] if is_heads(self.site) else 0)
+        for axis, some in self._asked():
+            check_places(self.site, axis, some, self.value.shape)
+
+    def _asked(self) -> list[tuple[str, tuple[int, ...]]]:
+        """(what is chosen, which) for each choice."""
+        chosen = {"position": self.positions, "head": self.heads, "neuron": self.neurons}
+        return [(what, some) for what, some in chosen.items() if some is not None]
 
     def __repr__(self) -> str:
         where = "" if self.positions is None else f" at {', '.join(map(str, self.positions))}"
         which = "" if self.heads is None else f" heads {', '.join(map(str, self.heads))}"
-        return f"<{self.site}{which}{where}>"
+        what = "" if self.neurons is None else f" neurons {', '.join(map(str, self.neurons))}"
+        return f"<{self.site}{which}{what}{where}>"
 
     def into(self, stream: Tensor) -> Tensor:
         """A copy of `stream` with the value in its place."""
@@ -46,32 +53,39 @@ class Piece:
                 f"patch of {self.site}: made for {list(self.value.shape)}, but the model runs on {list(stream.shape)}; "
                 "run the prompts that the patch was made from"
             )
-        new, value = stream.clone(), self.value.to(stream)
-        at = slice(None) if self.positions is None else list(self.positions)
-        if self.heads is None:
-            new[:, at] = value[:, at]
-        else:
-            for head in self.heads:
-                new[:, at, head] = value[:, at, head]
-        return new
+        here = torch.ones_like(stream, dtype=torch.bool)
+        for axis, some in self._asked():
+            chosen = torch.zeros(stream.shape[place := axis_of(self.site, axis)], dtype=torch.bool, device=here.device)
+            chosen[list(some)] = True
+            here &= chosen.view([-1 if i == place else 1 for i in range(stream.dim())])
+        return torch.where(here, self.value.to(stream), stream)
 
 
-def check_places(
-    site: str, positions: Sequence[int] | None, heads: Sequence[int] | None, length: int, count: int
-) -> None:
-    """Raises SublimError for positions that the text, or heads that the site has not.
+def axis_of(site: str, what: str) -> int:
+    """The place of an axis of a hook. Raises SublimError for one that it has not.
 
-    length: tokens of the text
-    count: heads at the site; 0 where it has none
+    what: `position` (of a pattern, what attends), `head`, or `neuron`, the last
     """
-    if odd := [p for p in positions or () if not -length <= p < length]:
-        raise SublimError(
-            f"patch of {site}: no position {odd[0]}; the prompts have {length} tokens, from the end −1 on"
-        )
-    if heads is not None and not count:
-        raise SublimError(f"patch of {site}: it has no heads; those are at blocks.{{l}}.attn.hook_z")
-    if odd := [h for h in heads or () if not 0 <= h < count]:
-        raise SublimError(f"patch of {site}: no head {odd[0]}; there are {count}, counted from 0")
+    axes = axes_of(site)
+    names = {"position": ("position", "query"), "head": ("head",), "neuron": ("d_mlp", "d_model", "d_head")}[what]
+    if not (found := [axes.index(name) for name in names if name in axes]):
+        raise SublimError(f"patch of {site}: it has no {what}s; its axes are {', '.join(axes)}")
+    return found[0]
+
+
+def check_places(site: str, what: str, some: Sequence[int], shape: Sequence[int]) -> None:
+    """Raises SublimError for positions, heads or neurons that a hook has not.
+
+    what, some: which are chosen, as for `axis_of`
+    shape: of its value
+    """
+    size = shape[axis_of(site, what)]
+    least = -size if what == "position" else 0
+    if odd := [i for i in some if not least <= i < size]:
+        there = f"the prompts have {size} tokens, from the end −1 on" if what == "position" else (
+            f"there are {size}, counted from 0"
+        )  # fmt: skip
+        raise SublimError(f"patch of {site}: no {what} {odd[0]}; {there}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +125,12 @@ class Patch:
                 else:
                     at_hooks.setdefault(piece.site, []).append(piece)
 
-            edits = {}
-            for site, pieces in at_hooks.items():
+            def put(stream: Tensor, pieces: Sequence[Piece]) -> Tensor:
+                for piece in pieces:
+                    stream = piece.into(stream)
+                return stream
 
-                def put(stream: Tensor, pieces: Sequence[Piece] = pieces) -> Tensor:
-                    for piece in pieces:
-                        stream = piece.into(stream)
-                    return stream
-
-                if is_heads(site):
-                    held.enter_context(heads_shown(model, {layer_of_heads(model, site): put}))
-                else:
-                    edits[site] = put
-            held.enter_context(edit(model, edits))
+            held.enter_context(edit(model, {site: partial(put, pieces=some) for site, some in at_hooks.items()}))
             yield
 
 

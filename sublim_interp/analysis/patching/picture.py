@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from sublim_interp.analysis.patching.cells import BY_PART
 from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.core.errors import SublimError
 
@@ -24,7 +25,7 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: 
     grid = frame.pivot(index="layer", columns="place", values="recovered")
     grid = grid[list(dict.fromkeys(frame["place"]))]
     kind = str(frame["kind"].iloc[0])
-    axis = {"heads": "head", "weights": "module"}.get(kind, "position, from the end")
+    axis = {**{k: part for k, (_, part) in BY_PART.items()}, "weights": "module"}.get(kind, "position, from the end")
     if labels is None and "token" in frame:
         labels = frame.drop_duplicates("place")["token"].to_list()
     words = [str(p) for p in grid.columns] if labels is None else list(labels)

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.trainable import weights_hash
 from sublim_interp.training.recording.examples import Examples, watch_examples
+from sublim_interp.training.recording.inside import Inside, axes_of_recorded
 from sublim_interp.training.recording.probe import Probe, Reference, Weights
 from sublim_interp.training.recording.series import Series, WeightDirections, minus, norms
 from sublim_interp.training.recording.settings import Recording
@@ -75,6 +76,7 @@ class Recorder:
         self._named, self._unseen = self._trained()
         if probe:
             probe.require_fit(self.model)
+        self._inside = Inside(self.model, probe, self.recording, steps)
         self._parameters = list(self._named.values())
         self._references = dict(references or {})
         begin = self._named if start is None else dict(zip(self._named, self._match("start", start), strict=True))
@@ -141,6 +143,7 @@ class Recorder:
                 "examples": r.examples,
                 **({"half": True} if self._half else {}),
                 **({"probe_steps": list(r.probe_steps)} if r.probe_steps else {}),
+                **({"hooks": r.model_dump(mode="json")["hooks"]} if r.hooks else {}),
             },
             "start": weights_hash(dict(zip(self._named, self._start, strict=True))),
             **({"tied": tied} if tied else {}),
@@ -155,6 +158,7 @@ class Recorder:
             "dims": [
                 ["examples/ids", ["row", "position"]],
                 ["examples/*", ["row", "place", "d_model"]],
+                *([f"*{name}", axes_of_recorded(name)] for name in self._inside.names),
                 ["*blocks.*", hook],
                 ["*answers", ["question", "member"]],
                 ["loss", []],
@@ -187,10 +191,11 @@ class Recorder:
             self._examples = self._held.enter_context(seen)
             self._examples.awake = self._done % self.recording.examples == 0
         # Not of self: it must not live on for this. It is called when the recorder goes, or the process ends.
-        self._rescue = weakref.finalize(self, _write_rest, self._series, self._examples, self._writer, os.getpid())
+        self._rescue = weakref.finalize(self, _write_rest, self._series, self._parts(), self._writer, os.getpid())
         if self._done == 0:
             self._write_references()
             self._keep(0)
+            self._see_inside()
         return self
 
     def _keep_what_lies_there(self) -> None:
@@ -205,6 +210,8 @@ class Recorder:
         for name, reference in self._references.items() if self.probe else ():
             with reference() as model:
                 self._write_probe(f"{name}/", model, f"reference-{name}")
+                assert self._writer
+                self._inside.reference(model, name, self._writer)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._rescue:
@@ -220,6 +227,9 @@ class Recorder:
         if self._done not in self._looks:
             self._keep(self._done, last=True)
         assert self._writer
+        if self._done != self.steps:
+            self._see_inside(last=True)
+        self._inside.write(self._writer, self._done)
         self._writer.sync()
 
     def record_states(self, states: Iterable[tuple[int, torch.nn.Module]]) -> None:
@@ -232,6 +242,9 @@ class Recorder:
             self._done, self.model = step, model
             self._parameters = [dict(model.named_parameters())[name] for name in self._named]
             self._keep(step, last=step == self.steps)
+            self._see_inside()
+        self._inside.write(self._writer, self._done)
+        self._writer.sync()
         self.model = own
 
     # --- each update --------------------------------------------------------------------------------------------------
@@ -258,6 +271,7 @@ class Recorder:
             self._examples.awake = self._done % self.recording.examples == 0
         if self._done in self._looks:
             self._keep(self._done)
+        self._see_inside()
 
     def _refuse_unseen(self, names: list[str]) -> None:
         """Raises SublimError where the optimizer has begun to train parameters that are not recorded."""
@@ -278,10 +292,20 @@ class Recorder:
         if self._quiet:
             return
         assert self._writer
-        if self._examples:
-            self._examples.write(self._writer, self._done)
+        for part in self._parts():
+            part.write(self._writer, self._done)
         self._series.write(self._writer, self._done)
         self._writer.sync()
+
+    def _parts(self) -> list[Examples | Inside]:
+        """What keeps something until it is written, beside the series."""
+        return [*([self._examples] if self._examples else []), self._inside]
+
+    def _see_inside(self, last: bool = False) -> None:
+        """Between two updates: the hook points whose turn has come."""
+        assert self._writer
+        with self._examples.asleep() if self._examples else nullcontext():
+            self._inside.see(self.model, self._done, self._writer, last)
 
     # --- a close look -------------------------------------------------------------------------------------------------
 
@@ -340,11 +364,11 @@ def _rank() -> int:
     return torch.distributed.get_rank() if there else 0
 
 
-def _write_rest(series: Series, examples: Examples | None, writer: Writer, process: int) -> None:
+def _write_rest(series: Series, parts: Sequence[Examples | Inside], writer: Writer, process: int) -> None:
     """Writes what a recorder has seen whose block was never left; not in a fork of its process."""
     if os.getpid() == process:
         done = series.first + len(series.losses)
-        if examples:
-            examples.write(writer, done)
+        for part in parts:
+            part.write(writer, done)
         series.write(writer, done)
         writer.sync()

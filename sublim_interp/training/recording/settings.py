@@ -1,12 +1,28 @@
 """What is recorded of a training, and at which steps: the settings, and the words that stand for some of them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
-from sublim_interp.models.hooks import Stream
+from sublim_interp.models.points import Stream
+
+Schedule = (
+    Literal["every", "log"]
+    | Annotated[int, Field(ge=1, le=1_000_000_000)]
+    | tuple[Annotated[int, Field(ge=0, le=1_000_000_000)], ...]
+)
+"""At which updates: each; the start, powers of 2 and the end; every so many; or those of a list."""
+
+
+def due(when: Schedule, step: int, end: int | None) -> bool:
+    """Whether a schedule means the state after `step` updates, of a training of `end` where that is known."""
+    if when == "every":
+        return True
+    if when == "log":
+        return step & (step - 1) == 0 or step == end
+    return step % when == 0 if isinstance(when, int) else step in when
 
 
 class Recording(Config):
@@ -18,6 +34,10 @@ class Recording(Config):
     """After which updates a close look is taken, beside the start and the end; none given: after powers of 2."""
     stream: tuple[Stream, ...] = Field(default=("resid_post",), min_length=1)
     """Where in each layer the probe is seen; a place that a model lacks is left out."""
+    hooks: dict[str, Schedule] = Field(default={})
+    """Further hook points on the probe, by name or glob, each with its updates: `every`, `log` (powers of 2), a number
+    (every so many) or a list. `{"blocks.1.*": log, "blocks.*.attn.hook_pattern": [0, 100]}`; with `.grad` behind the
+    name, the gradient there. They are kept as asked for, in no budget."""
     examples: int = Field(default=0, ge=0, le=1_000_000_000)
     """Every so many updates each example's residuals are kept; 0: never."""
     positions: tuple[Annotated[int, Field(ge=-1_000_000, le=1_000_000)], ...] = Field(default=(-1,), min_length=1)
@@ -48,7 +68,10 @@ class Recording(Config):
     @model_serializer(mode="wrap")
     def _without_what_came_later(self, handler: Any, info: Any) -> Any:
         """In files a preset is written as its word."""
-        return self.word if self.word and info.mode == "json" else handler(self)
+        if self.word and info.mode == "json":
+            return self.word
+        fields = handler(self)
+        return fields if self.hooks else {name: value for name, value in fields.items() if name != "hooks"}
 
     @property
     def word(self) -> str:

@@ -1,6 +1,7 @@
-"""What is seen inside a model at a recorded step: residuals, answers, gradients; attention patterns would come here."""
+"""What is seen inside a model at a recorded step: residuals, answers, gradients, single hook points."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sublim_interp.core.device import device_of
-from sublim_interp.models.architectures import text_config
+from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.forward import resting
-from sublim_interp.models.hooks import Stream, attached, hook_names, kind_of, layer_of
+from sublim_interp.models.hooks import attached, axes_of, capture, hook_names, kind_of, layer_of
+from sublim_interp.models.points import Stream
 from sublim_interp.stats.margin import margin
 from sublim_interp.training.recording.probe import Probe
 
@@ -116,12 +118,78 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Ids, Bool[Tensor, "example p
     return ids, torch.arange(ids.shape[1]) < rearrange(lengths, "example -> example 1")
 
 
+def look_inside(model: torch.nn.Module, probe: Probe, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """Runs a model on the probe, in eval mode, and gives what hooks show, on the CPU.
+
+    wanted: names of hooks; with `.grad` behind, the gradient there: of the mean margin at questions, of the loss at
+        texts
+
+    Of each token of all rows what has positions: [token, …]; scores and patterns [row, head, query, key], 0 beyond a
+    row's end. Without gradients the model runs as far as the last of the hooks.
+    """
+    names = list(dict.fromkeys(name.removesuffix(".grad") for name in wanted))
+    pushed = [name for name in names if f"{name}.grad" in wanted]
+    widest = max(map(len, probe.rows))
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    asked, texts = probe.rows[: probe.questions], probe.rows[probe.questions :]
+    parts: list[tuple[Sequence[Sequence[int]], Callable[..., Tensor | None]]] = [(asked, _ask), (texts, _predict)]
+    with resting(model), torch.set_grad_enabled(bool(pushed)):
+        for rows, aim in parts:
+            if not rows:
+                continue
+            ids, real = _padded(rows)
+            if pushed:
+                shown, logits = _forward(model, names, ids.to(device_of(model)))
+                target = aim(probe, logits, ids, {})
+                slopes: Sequence[Tensor | None] = [None] * len(pushed)
+                if target is not None:
+                    slopes = torch.autograd.grad(target, [shown[name] for name in pushed], allow_unused=True)
+                for name, slope in zip(pushed, slopes, strict=True):
+                    shown[f"{name}.grad"] = torch.zeros_like(shown[name]) if slope is None else slope
+            else:
+                shown = _as_far_as_needed(model, names, ids.to(device_of(model)))
+            for name in wanted:
+                found[name].append(_real(name, shown[name].detach().cpu(), real, widest))
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def _real(name: str, value: Tensor, real: Bool[Tensor, "example position"], widest: int) -> Tensor:
+    """What is of the rows' own tokens: side by side, or for scores and patterns in a square with zeros elsewhere."""
+    if axes_of(name.removesuffix(".grad"))[1] == "position":
+        return value[real]
+    there = rearrange(real, "row query -> row 1 query 1") & rearrange(real, "row key -> row 1 1 key")
+    more = widest - real.shape[1]
+    return F.pad(torch.where(there, value, 0), (0, more, 0, more))
+
+
+class _Enough(Exception):
+    """The last of the hooks has been seen."""
+
+
+def _as_far_as_needed(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> dict[str, Tensor]:
+    """What hooks show in a forward that ends behind the last layer with one of them."""
+    layers = [layer_of(name) for name in names if name.startswith("blocks.")]
+    within = len(layers) == len([name for name in names if not name.endswith("embed")]) and layers
+
+    def stop(*_: object) -> None:
+        raise _Enough
+
+    with capture(model, names) as seen, ExitStack() as held:
+        if within:  # registered last, so that it comes after those that see
+            held.callback(decoder_layers(model)[max(layers)].register_forward_hook(stop).remove)
+        with suppress(_Enough):
+            model(input_ids=ids, use_cache=False)
+    return dict(seen)
+
+
 def _forward(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> tuple[dict[str, Tensor], Logits]:
-    """(the stream's tensors in the graph, by hook name; logits)."""
+    """(the hooks' tensors in the graph, by name; logits)."""
     stream: dict[str, Tensor] = {}
 
-    def keep(name: str, value: Tensor) -> None:
+    def keep(name: str, value: Tensor) -> Tensor:
+        value = value.clone() if value._is_view() else value  # what it is a view of may be written into
         stream[name] = value if value.requires_grad else value.requires_grad_()
+        return value  # what is a view of the model's tensor takes its part in the graph
 
     with attached(model, {name: partial(keep, name) for name in names}):
         logits = model(input_ids=ids, use_cache=False).logits

@@ -43,7 +43,8 @@ VERSION = 1
 
 _SYNC_BYTES = 16 << 20
 """Shards are forced to disk when so many bytes have piled up: a sync for every shard costs more than the recording."""
-_SHARD = re.compile(r"(series|norms|moments|state|probe|full|examples|reference-.+)-\d{8}\.(safetensors|writing)")
+_SORTS = r"series|norms|moments|state|probe|full|examples|hooks\d+|reference-.+"
+_SHARD = re.compile(rf"({_SORTS})-\d{{8}}\.(safetensors|writing)")
 """Names of the files that a trace leaves beside its manifest: no other file is ever removed."""
 
 

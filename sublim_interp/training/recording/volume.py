@@ -1,12 +1,14 @@
 """How much a recorder keeps of a training, known before it runs."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.trainable import trained_parameters
-from sublim_interp.training.recording.settings import Recording
+from sublim_interp.training.recording.inside import groups, size_of_inside
+from sublim_interp.training.recording.settings import Recording, due
 from sublim_interp.training.recording.snapshot import stream_size
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ def planned_volume(
     directions: int = 0,
     references: int = 0,
     batch: int = 0,
+    lengths: Sequence[int] = (),
     recording: Recording | None = None,
 ) -> "pd.DataFrame":
     """What a recorder of this model keeps over `steps` updates: one row a kind, with how many times, and bytes.
@@ -32,6 +35,7 @@ def planned_volume(
     directions: in weight space, on which everything is projected
     references: other models that go through the probe
     batch: examples of an update
+    lengths: tokens of each row of the probe; none given: one row of `tokens`
     """
     import pandas as pd
 
@@ -60,4 +64,10 @@ def planned_volume(
         times = -(-steps // recording.examples)
         each = batch * len(recording.positions) * len(decoder_layers(model)) * width * 4 * 2
         table.append(("residuals and gradients of each example", f"every {recording.examples}", times, times * each))
+    for group in groups(model, recording):
+        times = sum(due(group.when, step, steps) for step in range(steps + 1))
+        each = size_of_inside(model, group.names, lengths or [tokens])
+        what = f"{group.names[0]}{f' and {len(group.names) - 1} more hooks' if len(group.names) > 1 else ''}"
+        often = {"every": "every update", "log": "log-spaced"}.get(str(group.when), "as recording.hooks says")
+        table.append((what, often, times, (times + references) * each))
     return pd.DataFrame(table, columns=["what", "when", "times", "bytes"])

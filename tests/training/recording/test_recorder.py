@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.models.hooks import Stream, capture, hook_names
+from sublim_interp.models.hooks import capture, hook_names
+from sublim_interp.models.points import Stream
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.records import Student
 from sublim_interp.training.batches import Batch, Example, collate
