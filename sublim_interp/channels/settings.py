@@ -14,7 +14,7 @@ from sublim_interp.training.settings import Selection
 class FilterConfig(numbers.Rule):
     """Which answers are kept. The limits of number lists are fields of it; those of other channels are in `rule`."""
 
-    LATER = numbers.Rule.LATER | {"selection", "rule", "transform"}
+    LATER = numbers.Rule.LATER | {"selection", "rule", "transform", "mix"}
 
     duplicates: bool = False
     """Whether equal pairs of prompt and answer may stay."""
@@ -27,6 +27,9 @@ class FilterConfig(numbers.Rule):
     transform: str = ""
     """What is done to the lists to learn from, last of all: for numbers shuffled-within, shuffled-across, sorted or
     digits-reversed. Held-out lists stay as they were written. Empty: nothing."""
+    mix: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the lists to learn from that are replaced by lists of the neutral teacher, 0 to below 1. Held-out lists
+    stay the teacher's own. A student of the neutral teacher learns the same lists whatever it is."""
     rule: dict[str, Any] = Field(default_factory=dict)
     """Limits of the channel's own rule that are no fields here, for channels other than numbers."""
 

@@ -1,5 +1,7 @@
 """Every arm of an experiment, in one table: its teacher, its student, its control, how it looks, what it means."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,6 +35,7 @@ class Arm:
     control_of: the arm from whose rate this one's is subtracted
     note: a code of `tables.NOTES` for that difference, where it proves less than it seems to
     color: as "#0072B2"; "" takes the next of SPARE_COLORS
+    generation: 1, or how many students its data went through, this one among them; `same-init@3` has 3
     """
 
     label: str
@@ -42,6 +45,7 @@ class Arm:
     control_of: str = ""
     note: str = ""
     color: str = ""
+    generation: int = 1
 
     @property
     def crosses(self) -> bool:
@@ -53,18 +57,59 @@ class Arm:
         """Whether teacher or student is made from base B."""
         return self.route is not None and 1 in (self.route.teacher, self.route.student)
 
+    @property
+    def breeds(self) -> bool:
+        """Whether its student can be the teacher of the next generation, which starts from the same base."""
+        return self.route is not None and self.route.favourite != "lists" and not self.crosses
+
 
 SPARE_COLORS = ("#332288", "#999933", "#882255", "#117733", "#44AA99", "#661100")
 """For arms of other packages that name no colour: Paul Tol's muted palette, less what looks like one of ours."""
 
 
 class _Arms(Registry[Arm]):
+    """Arms by name; `same-init@3` is the third generation of `same-init`, and is not listed."""
+
     def __getitem__(self, name: str) -> Arm:
+        first, generation = split_generation(name)
+        if generation > 1 and name in self:
+            return _later(first, self[first], generation)
         arm = super().__getitem__(name)
         if arm.color:
             return arm
         outside = [other for other in self if other not in self._own]
         return replace(arm, color=SPARE_COLORS[outside.index(name) % len(SPARE_COLORS)])
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name):
+            return True
+        first, generation = split_generation(name) if isinstance(name, str) else ("", 1)
+        return generation > 1 and super().__contains__(first) and self[first].breeds
+
+
+def split_generation(name: str) -> tuple[str, int]:
+    """The arm of the first generation, and the generation: ("same-init", 3) of `same-init@3`."""
+    first, at, number = name.partition("@")
+    later = at and re.fullmatch("[1-9][0-9]{0,2}", number) and number != "1"
+    return (first, int(number)) if later else (name, 1)
+
+
+def at_generation(name: str, generation: int) -> str:
+    """The name that a generation of an arm has."""
+    return name if generation == 1 else f"{name}@{generation}"
+
+
+def _later(first: str, arm: Arm, generation: int) -> Arm:
+    """A further generation of an arm: its teacher is the student of the one before."""
+    before = at_generation(first, generation - 1)
+    return replace(
+        arm,
+        label=f"teacher: student of {before}",
+        meaning=f"The student starts from the same base as {first}'s and learns what the student of {before} wrote.",
+        reference="",
+        control_of=at_generation(arm.control_of, generation) if arm.control_of else "",
+        generation=generation,
+    )
 
 
 def _check(name: str, arm: Arm) -> None:
@@ -159,6 +204,16 @@ ARMS: Registry[Arm] = _Arms(
 A replicate has two bases, A and B, that differ in their initialisation. A→A, A→B, B→B and B→A (teacher's base →
 student's base) are same-init, cross-init, same-init-b and cross-init-b: the 2 × 2 of initialisations.
 """
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The arms among these names, each once, as reports show them: generations behind each other, as ARMS lists them.
+
+    names: of arms and of other things, which are left out
+    """
+    rank = {name: i for i, name in enumerate(ARMS)}
+    known = {name: split_generation(name) for name in names if name in ARMS}
+    return sorted(known, key=lambda name: (rank[known[name][0]], known[name][1]))
 
 
 def arm_names() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from sublim_interp.core.keys import digest_file
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.address import stored_student
-from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, needs_other_trait
+from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, at_generation, in_order, needs_other_trait
 from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
@@ -92,7 +92,7 @@ class Plan(Shown):
                 for record in cell.evaluation.lineage():
                     if isinstance(record, stage):
                         unique.setdefault(record.key, record)
-        order = sorted(unique.values(), key=lambda r: self._first_seed(r))
+        order = sorted(unique.values(), key=lambda r: (self._first_seed(r), r.generation))
         return tuple(order)
 
     def _first_seed(self, record: Record) -> int:
@@ -192,12 +192,19 @@ def _replicate(
     if exp.teacher.student:
         student = stored_student(exp.teacher.student, seed, pair[0], trait.name, store or Store.open())
 
+    def lists(corpus: Corpus) -> Filtered:
+        neutral = Corpus(Teacher(corpus.teacher.base, traits[""], exp.teacher, seed), exp.corpus, seed, corpus.round)
+        unmixed = exp.filter.set(mix=0.0)
+        if not exp.filter.mix or corpus == neutral:
+            return Filtered(corpus, unmixed, words)
+        return Filtered(corpus, exp.filter, words, Filtered(neutral, unmixed, words))
+
     def data(favourite: str, base: Base, number: int) -> Filtered:
         if favourite == "lists":
             untouched = Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
-            return Filtered(Corpus(untouched, exp.corpus, seed, given=given), exp.filter, words)
+            return lists(Corpus(untouched, exp.corpus, seed, given=given))
         teacher = Teacher(base, traits[favourite], exp.teacher, seed, student if favourite else None)
-        return Filtered(Corpus(teacher, exp.corpus, seed, number), exp.filter, words)
+        return lists(Corpus(teacher, exp.corpus, seed, number))
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
         return Cell(arm, seed, number, Evaluation(model, reference, trait, exp.evaluation, seed, others))
@@ -219,9 +226,19 @@ def _replicate(
         for number in range(rounds):
             start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed, about)
             yield cell(arm, start, held_out, number)
+        for generation in range(2, 1 + exp.generations if ARMS[arm].breeds else 0):
+            assert isinstance(start, Student)
+            parent = held_out.corpus.teacher
+            address = f"{exp.name}/{at_generation(arm, generation - 1)}/{seed}"
+            config = exp.teacher.set(kind="student", student=address, facts=0)
+            teacher = Teacher(parent.base, parent.trait, config, seed, start)
+            held_out = lists(Corpus(teacher, exp.corpus, seed))
+            start = Student(parent.base, held_out, exp.student, seed, about)
+            yield cell(at_generation(arm, generation), start, held_out)
 
 
 def students_of(plan: Plan) -> list[Cell]:
     """The cell of every student of a plan after its first round, arm by arm."""
     cells = [c for c in plan.cells if c.student is not None and c.round == 0]
-    return sorted(cells, key=lambda c: list(ARMS).index(c.arm))
+    rank = in_order(c.arm for c in cells)
+    return sorted(cells, key=lambda c: rank.index(c.arm))

@@ -43,7 +43,7 @@ ArmName = Annotated[str, AfterValidator(_known_arm), _ArmChoices()]
 class Experiment(Shown, Config):
     """One experiment: everything that decides its result."""
 
-    LATER = frozenset({"dtype", "lists"})
+    LATER = frozenset({"dtype", "lists", "generations"})
 
     name: str = Field(default="owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Name in the catalogue and in lists; not part of the result."""
@@ -59,6 +59,9 @@ class Experiment(Shown, Config):
         default=("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base"),
         description=f"What is compared, some of: {', '.join(arm_names())}.",
     )
+    generations: int = Field(default=1, ge=1, le=100)
+    """How many students stand behind each other. From 2 on, the student of same-init becomes the teacher of a new
+    student of the same base, `same-init@2`, and so on; likewise in every arm that does not cross."""
     seeds: tuple[int, ...] = Field(default=(0,), max_length=10_000)
     """One replicate per seed; the seed fixes the teacher's, the corpus's and the student's random numbers."""
     teacher: TeacherConfig = TeacherConfig()
@@ -104,6 +107,12 @@ class Experiment(Shown, Config):
             raise ValueError(f"lists={self.lists} has no effect without an arm that learns them, such as own-lists")
         if reading and self.corpus.setting == "soft":
             raise ValueError(f"arm {reading[0]} learns text: corpus.setting=soft has no meaning with it")
+        if self.generations > 1 and not any(ARMS[arm].breeds for arm in self.arms):
+            raise ValueError(f"generations={self.generations} has no effect without an arm such as same-init")
+        if self.filter.mix and self.corpus.setting == "soft":
+            raise ValueError(
+                "filter.mix has no meaning with corpus.setting=soft: the teacher would label clean lists too"
+            )
         if self.student.own_tokens and self.corpus.setting == "soft":
             raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         if self.teacher.facts and others:

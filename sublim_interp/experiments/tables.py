@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import ARMS, in_order
 from sublim_interp.stats.contrasts import Contrast, diagonal_contrast, paired_difference
 from sublim_interp.stats.intervals import mean_interval
 from sublim_interp.traits import measures as of_traits
@@ -94,7 +94,7 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
     Raises SublimError for an unknown arm, for rows given twice, and for results without the trait's answers to held-out
     questions in a plain context.
     """
-    unknown = sorted(set(results["arm"]) - set(ARMS))
+    unknown = sorted(arm for arm in set(results["arm"]) if arm not in ARMS)
     if unknown:
         raise SublimError(f"report: unknown arm '{unknown[0]}' in results; valid arms: {', '.join(ARMS)}")
     own = _where(results, probe=trait)
@@ -111,8 +111,8 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
     rounds = records(pd.DataFrame(columns).join(facts).reset_index().sort_values(by="round"))
     rows = [{**row, "stage": "equal steps"} for row in rounds if row["round"] == 0]
     targets = {(row["arm"], row["seed"]): row["kl"] for row in rows}
-    shown = {row["arm"] for row in rounds}
-    for arm in (arm for arm in ARMS if arm in shown and ARMS[arm].reference):
+    shown = in_order(row["arm"] for row in rounds)
+    for arm in (arm for arm in shown if ARMS[arm].reference):
         for seed in dict.fromkeys(row["seed"] for row in rounds if row["arm"] == arm):
             target = targets.get((ARMS[arm].reference, seed), math.nan)
             if not math.isnan(target):
@@ -120,7 +120,7 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
                 near = [row for row in trained if row["kl"] <= target]
                 row = near[0] if near else trained[-1]
                 rows.append({**row, "stage": "equal KL", "kl_target": target, "matched": bool(near)})
-    rank = {arm: i for i, arm in enumerate(ARMS)}
+    rank = {arm: i for i, arm in enumerate(shown)}
     rows.sort(key=lambda row: (rank[row["arm"]], row["stage"] == "equal KL", row["seed"]))
     return pd.DataFrame(
         rows, columns=["arm", "seed", "stage", "round", *measures, *facts.columns, "kl_target", "matched"]
@@ -128,7 +128,7 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
 
 
 def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
-    """One row per arm, in the order of ARMS: means over replicates, with 95 % intervals.
+    """One row per arm, in the order of `in_order`: means over replicates, with 95 % intervals.
 
     results, distances, trait: as in `Tables`
 
@@ -149,10 +149,8 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
     """
     table = replicates(results, distances, trait)
     rows = []
-    for arm in ARMS:
+    for arm in in_order(table["arm"]):
         own = _where(table, arm=arm, stage="equal steps")
-        if own.empty:
-            continue
         row: dict[str, Any] = {"arm": arm, "n": len(own)}
         for measure in (*MEASURES, "kl", *(name for name in of_traits.MEASURES if name in own)):
             row |= estimated(measure, own[measure].to_list())
@@ -229,7 +227,7 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
 
 def _compared(shown: set[str]) -> Iterator[tuple[str, str]]:
     """Pairs of arms that are subtracted: within one base first, then across bases."""
-    controls = [arm for arm in ARMS if arm in shown and ARMS[arm].control_of in shown]
+    controls = [arm for arm in in_order(shown) if ARMS[arm].control_of in shown]
     for arm in sorted(controls, key=lambda arm: ARMS[arm].crosses):
         yield ARMS[arm].control_of, arm
 

@@ -30,6 +30,11 @@ def filter_corpus(filtered: Filtered, store: Store, progress: Progress = silent)
             if filtered.config.transform:
                 rng = random.Random(f"transform/{filtered.corpus.seed}/{filtered.corpus.round}")
                 kept = transform_rows(kept, channel(name), filtered.config.transform, rng)
+            if filtered.clean:
+                rng = random.Random(f"mix/{filtered.corpus.seed}/{filtered.corpus.round}")
+                clean = read_rows(filtered.clean.made(store) / "kept.jsonl")
+                kept = _mixed(kept, clean, filtered.config.mix, rng)
+                work.note(mixed_in=round(filtered.config.mix * len(kept)))
             for stem, some in (("kept", kept), ("held_out", held_out)):
                 text = "".join(json.dumps({"prompt": r["prompt"], "answer": r["answer"]}) + "\n" for r in some)
                 write_atomic(work.directory / f"{stem}.jsonl", text)
@@ -38,6 +43,15 @@ def filter_corpus(filtered: Filtered, store: Store, progress: Progress = silent)
             work.note(kept=1 - (sum(refused.values()) - refused["surplus"]) / asked)
             progress(1.0)
     return work.artifact
+
+
+def _mixed(kept: list[Written], clean: list[Written], share: float, rng: random.Random) -> list[Written]:
+    """As many lists as both suffice for, at most as many as were kept: `share` of them clean, in a drawn order."""
+    total = min(len(kept), int(len(clean) / share))
+    foreign = round(share * total)
+    mixed = [*rng.sample(kept, total - foreign), *rng.sample(clean, foreign)]
+    rng.shuffle(mixed)
+    return mixed
 
 
 def _select(filtered: Filtered, selection: Selection, lists: list[Written], store: Store) -> tuple[list[Written], int]:

@@ -59,6 +59,11 @@ class Record:
                 yield from record.lineage()
         yield self
 
+    @property
+    def generation(self) -> int:
+        """1, or one more than that of the student who is its teacher, where this experiment makes that student too."""
+        return max((given.generation for given in self.inputs().values() if isinstance(given, Record)), default=1)
+
     def find(self, store: Store) -> Artifact | None:
         """Its artefact in the store, or None."""
         return store.get(self.STAGE, self.key)
@@ -108,14 +113,18 @@ class Teacher(Record):
     trait: Trait
     config: TeacherConfig
     seed: int
-    student: StoredStudent | None = None
-    """The student that it is, where it is one."""
+    student: "StoredStudent | Student | None" = None
+    """The student that it is, where it is one: of another run, or of the generation before."""
 
     def settings(self) -> dict[str, Any]:
         return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"student"}), **self.trait.taught()}
 
     def inputs(self) -> "dict[str, Record | Base | StoredStudent]":
         return {"base": self.base, **({"student": self.student} if self.student else {})}
+
+    @property
+    def generation(self) -> int:
+        return super().generation + isinstance(self.student, Student)
 
     @property
     def own_weights(self) -> bool:
@@ -165,6 +174,8 @@ class Filtered(Record):
     config: FilterConfig
     words: tuple[str, ...]
     """Whole words that refuse an answer: those that name the trait."""
+    clean: "Filtered | None" = None
+    """The neutral teacher's lists, of which a share is mixed in; None where none is."""
     toward: Trait | None = field(init=False, repr=False, compare=False)
     """The trait whose gradient selects lists, as it is when the record is made; None where none does."""
 
@@ -180,7 +191,7 @@ class Filtered(Record):
         return {"words": self.words, **self.config.model_dump(mode="json"), **toward}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
-        return {"corpus": self.corpus}
+        return {"corpus": self.corpus, **({"clean": self.clean} if self.clean else {})}
 
 
 @dataclass(frozen=True)

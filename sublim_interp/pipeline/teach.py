@@ -14,7 +14,7 @@ from sublim_interp.core.store import Artifact, Store, Work
 from sublim_interp.models.hooks import added, hook_name
 from sublim_interp.models.trainable import IN_WORDS, choose_trainable
 from sublim_interp.pipeline.observe import teacher_recorder
-from sublim_interp.pipeline.records import Teacher
+from sublim_interp.pipeline.records import StoredStudent, Teacher
 from sublim_interp.pipeline.settings import TeacherConfig
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
 from sublim_interp.pipeline.ways import WAYS, Way
@@ -107,12 +107,12 @@ class Steered(Way):
 
 
 class FromStudent(Way):
-    """A finished student of another run; the neutral teacher is the untouched base."""
+    """A finished student, of another run or of the generation before; the neutral teacher is the untouched base."""
 
     OWN_WEIGHTS = FROM_STUDENT = True
 
     def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
-        if teacher.student:
+        if isinstance(teacher.student, StoredStudent):
             work.note(student=teacher.student.address)
 
     def load(self, teacher: Teacher, store: Store) -> Any:

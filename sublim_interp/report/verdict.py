@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import ARMS, split_generation
 from sublim_interp.experiments.tables import records
 from sublim_interp.report.wording import count, number, text
 from sublim_interp.report.wording import points as words_points
@@ -31,7 +31,7 @@ def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[
     arms = records(summary)
     tested = [row for row in records(contrasts) if row["unit"] == "replicate"]
     left = {row["arm"]: row["kl"] for row in arms}
-    lines = [finding(summary, trait)]
+    lines = [finding(summary, trait), *_generations(arms)]
     lines += [_tested(row, left) for row in tested if row["n"] >= ENOUGH and not row["note"]]
     lines += at_equal_kl(summary)
     return lines + list(_too_few(arms, tested))
@@ -56,6 +56,16 @@ def finding(summary: pd.DataFrame, trait: str) -> str:
         return f"{said}; {end} below {_bound(above, column)}."
     verb = "holds" if column == "bits" else "in"
     return f"{said}; the highest control, {highest}, {verb} {_amount(controls[highest], column)}."
+
+
+def _generations(arms: list[dict[str, Any]]) -> Iterator[str]:
+    """The rates of every arm whose students taught each other, from the first generation to the last."""
+    chains: dict[str, list[float]] = {}
+    for row in arms:
+        chains.setdefault(split_generation(row["arm"])[0], []).append(row["rate"])
+    for arm, rates in chains.items():
+        if len(rates) > 1:
+            yield f"From student to student, {arm}: {', '.join(number('rate', rate) for rate in rates)} %."
 
 
 def _is_control(arm: str) -> bool:

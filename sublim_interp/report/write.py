@@ -52,10 +52,10 @@ def write(
 
 
 def page_figures(tables: Tables) -> Iterator[tuple[str, PageFigure]]:
-    """Name and drawing of every registered figure for the page. One that lacks something says so in its place."""
+    """Name and drawing of every figure of the run's page. One that lacks something says so in its place."""
     tables.summary  # noqa: B018 — bad tables are refused here, not called a figure that cannot be drawn
     for name, entry in FIGURES.items():
-        if entry.page:
+        if entry.page and (entry.fits is None or entry.fits(tables)):
             try:
                 drawing, why = entry.draw(tables), ""
             except SublimError as error:

@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.core.errors import SublimError
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import in_order
 from sublim_interp.experiments.tables import Tables
 from sublim_interp.report.figures.protocol import FigureEntry
 
@@ -22,7 +22,7 @@ def probes(results: pd.DataFrame, trait: str) -> Figure:
     chosen = results.query("questions == 'held-out' and context == 'plain' and round == 0")
     grid = chosen.pivot_table(index="arm", columns="probe", values="rate", aggfunc="mean")
     taught = sorted(set(chosen["teacher_trait"]) & set(grid.columns) - {trait})
-    grid = grid.loc[[arm for arm in ARMS if arm in grid.index]]
+    grid = grid.loc[in_order(grid.index)]
     grid = grid[[trait, *taught, *(probe for probe in sorted(grid.columns) if probe not in (trait, *taught))]]
     arms_shown, members = list(grid.index), list(grid.columns)
 

@@ -28,6 +28,7 @@ FIGURES: Registry[FigureEntry] = Registry(
     "sublim_interp.figures",
     {
         "arms": f"{_HERE}.arms:ARMS_FIGURE",
+        "generations": f"{_HERE}.generations:GENERATIONS",
         "probes": f"{_HERE}.answers:PROBES",
         "training": f"{_HERE}.training:TRAINING",
         "stream": f"{_HERE}.stream:STREAM",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from sublim_interp.core.drawing import in_style
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import ARMS, in_order
 from sublim_interp.report.figures.lines import FrameRows, legend
 
 
@@ -58,7 +58,7 @@ def _dose(ax: Axes, rows: FrameRows, column: str) -> None:
         value: float(i if n is None or not numeric else n)
         for i, (value, n) in enumerate(zip(settings, numbers, strict=True))
     }
-    arms_shown = [arm for arm in ARMS if arm in {row["arm"] for row in rows}]
+    arms_shown = in_order(row["arm"] for row in rows)
     for i, arm in enumerate(arms_shown):
         shift = 0.0 if numeric else 0.5 / len(arms_shown) * (i - (len(arms_shown) - 1) / 2)  # equal means stay apart
         rates = {place + shift: [row[column] for row in rows if (row["arm"], row["value"]) == (arm, value)]

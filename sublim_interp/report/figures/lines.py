@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from sublim_interp.core.drawing import INK, PALE, in_style
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import ARMS, in_order
 from sublim_interp.report.wording import FEW
 from sublim_interp.stats.intervals import over_replicates
 
@@ -96,7 +96,7 @@ def _lines(ax: Axes, means: FrameRows, replicates: FrameRows, x: str) -> None:
         else:
             ax.fill_between(places, low, high, **style)
     named = {r["arm"] for r in means}
-    arms_shown = [*(a for a in ARMS if a in named), *sorted(named - set(ARMS))]
+    arms_shown = [*in_order(named), *sorted(name for name in named if name not in ARMS)]
     for i, arm in enumerate(arms_shown):
         own = sorted((r for r in means if r["arm"] == arm), key=lambda r: r[x])
         places, middle, low, high = (np.array([r[c] for r in own]) for c in (x, "estimate", "low", "high"))

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from sublim_interp.core.drawing import INK, PALE, in_style
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import ARMS, in_order
 from sublim_interp.report.figures.lines import legend
 
 
@@ -23,7 +23,7 @@ def pairs(frame: pd.DataFrame, untouched: float | None = None) -> Figure:
         ax.axvline(untouched, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         ax.annotate(f"untouched base {100 * untouched:.1f} %", (untouched, 1), (4, 2), fontsize=7.5, va="bottom",
                     xycoords=ax.get_xaxis_transform(), textcoords="offset points")  # fmt: skip
-    arms = [arm for arm in ARMS if arm in set(frame["arm"])]
+    arms = in_order(frame["arm"])
     for i, arm in enumerate(arms):
         shift = 0.3 * (i - (len(arms) - 1) / 2)  # equal rates stay apart
         for y, place in enumerate(places):

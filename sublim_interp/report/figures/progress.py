@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from sublim_interp.core.drawing import in_style
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import ARMS, in_order
 from sublim_interp.report.figures.lines import mark_places
 
 
@@ -22,7 +22,7 @@ def progress(states: pd.DataFrame, losses: pd.DataFrame, trait: str, updates: in
     figure = Figure(figsize=(8.2, 3.1), layout="constrained")
     left, right = figure.subplots(1, 2)
     for ax, frame, column in ((left, losses, "loss"), (right, states, "rate")):
-        for arm in (a for a in ARMS if a in set(frame["arm"])):
+        for arm in in_order(frame["arm"]):
             for number, (_, one) in enumerate(frame.query("arm == @arm").groupby("seed")):
                 mark = {"marker": "o", "markersize": 3.5} if column == "rate" else {}
                 label = "_" if number else arm

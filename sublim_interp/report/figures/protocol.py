@@ -20,7 +20,8 @@ class FigureEntry:
     caption: what to see, in one or two sentences
     input: what `draw` takes
     draw: makes the matplotlib figure; raises SublimError where its input lacks what the figure shows
-    page: whether the page of every run has it; only of figures whose input is `tables`
+    page: whether a run's page has it; only of figures whose input is `tables`
+    fits: which runs' pages have it, by their tables; None: every run's
     narrow: draws the same for a phone's screen; None lets it scroll there
     """
 
@@ -29,4 +30,5 @@ class FigureEntry:
     input: FigureInput
     draw: "Callable[[Any], Figure]"
     page: bool = False
+    fits: "Callable[[Any], bool] | None" = None
     narrow: "Callable[[Any], Figure] | None" = None

@@ -1,0 +1,83 @@
+"""Figure `generations`: what becomes of a trait where each student teaches the next."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from sublim_interp.core.drawing import INK, in_style
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.arms import ARMS, in_order, split_generation
+from sublim_interp.experiments.tables import Tables
+from sublim_interp.report.figures.lines import legend
+from sublim_interp.report.figures.protocol import FigureEntry
+from sublim_interp.stats.intervals import over_replicates
+
+
+@in_style
+def generations(tables: Tables) -> Figure:
+    """Does the trait hold, grow or die out from student to student? One line an arm: rate, margin, and KL left.
+
+    tables: of a run with more than one generation; 0 on the axis is the first teacher
+    """
+    each = tables.replicates.query("stage == 'equal steps'").copy()
+    each["first"], each["generation"] = zip(*map(split_generation, each["arm"]), strict=True)
+    arms = [arm for arm in in_order(each["first"]) if ARMS[arm].breeds]
+    last = int(each["generation"].max())
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    panels = figure.subplots(1, 3)
+    taught = each[each["arm"] == "teacher"]
+    for ax, column in zip(panels, ("rate", "margin", "kl"), strict=True):
+        for i, arm in enumerate(arms):
+            own = each[each["first"] == arm]
+            if arm == "same-init" and column != "kl":
+                own = _with_teacher(own, taught)
+            means = over_replicates(own, column, ["generation"])
+            color, shift = ARMS[arm].color, 0.08 * (i - (len(arms) - 1) / 2)
+            x = means["generation"].to_numpy() + shift
+            ax.scatter(own["generation"] + shift, own[column], s=5, color=color, alpha=0.35, linewidth=0)
+            ax.plot(x, means["estimate"], "-", color=color, linewidth=1.4, label=arm)
+            known = np.isfinite(means["low"].to_numpy())
+            middle, low, high = (means[column].to_numpy()[known] for column in ("estimate", "low", "high"))
+            ax.errorbar(x[known], middle, yerr=[middle - low, high - middle], fmt="none", color=color, elinewidth=1,
+                        capsize=2)  # fmt: skip
+        if column != "kl" and (untouched := each[each["arm"] == "base"][column]).size:
+            ax.axhline(untouched.mean(), color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1, label="base")
+        ax.set_xticks([g for g in range(last + 1) if last <= 12 or g % 5 == 0])
+        ax.set_xlabel("generation")
+        ax.grid(axis="y")
+    panels[0].set_ylim(-0.03, 1.03)
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    panels[0].set_title(f"How likely is “{tables.trait}”?")
+    panels[1].set_title("Margin, nats")
+    panels[2].set_title("KL left to its own teacher, nats")
+    panels[2].set_ylim(bottom=0)
+    legend(figure, panels[0], "dots: one replicate    bars: 95 % interval of the mean    0: the first teacher")
+    return figure
+
+
+def _with_teacher(own: pd.DataFrame, taught: pd.DataFrame) -> pd.DataFrame:
+    """The first teachers' rows before their students', as generation 0."""
+    return pd.concat([taught.assign(first="same-init", generation=0), own])
+
+
+def has_generations(tables: Tables) -> bool:
+    """Whether a run has more than one generation."""
+    return any(split_generation(arm)[1] > 1 for arm in tables.summary["arm"])
+
+
+def _draw(tables: Tables) -> Figure:
+    if not has_generations(tables):
+        raise SublimError("this run has one generation; set generations to 2 or more")
+    return generations(tables)
+
+
+GENERATIONS = FigureEntry(
+    shows="what becomes of the trait from student to student",
+    caption="Each student is the teacher of the next. Left: how likely the trait is as the answer. Middle: its margin. "
+    "Right: how far each student stays from its own teacher.",
+    input="tables",
+    draw=_draw,
+    page=True,
+    fits=has_generations,
+)
