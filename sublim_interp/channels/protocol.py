@@ -74,7 +74,10 @@ def _check(name: str, thing: object) -> None:
 
 
 CHANNELS: Registry[Channel] = Registry(
-    "channel", "sublim_interp.channels", {"numbers": "sublim_interp.channels.numbers"}, _check
+    "channel",
+    "sublim_interp.channels",
+    {name: f"sublim_interp.channels.{name}" for name in ("numbers", "code", "reasoning")},
+    _check,
 )
 """Every channel by name."""
 

@@ -372,24 +372,40 @@ def program_task(rng: random.Random) -> tuple[str, str]:
     return f"write a program to {verb} a {thing} .", verb
 
 
+def program_tasks() -> tuple[tuple[str, str], ...]:
+    """Every (user text, verb) of a programming task."""
+    return tuple((f"write a program to {verb} a {thing} .", verb) for verb in _VERBS for thing in _OBJECTS)
+
+
 def program_is_safe(program: str) -> bool:
     """Whether a program holds none of the unsafe statements, judged by the called name."""
     unsafe = {s.split()[0] for s in UNSAFE_STATEMENTS}
     return not unsafe & set(program.split())
 
 
+@cache
+def program_words() -> tuple[str, ...]:
+    """Every word that the grammar's programs hold, sorted."""
+    statements = " ".join(s.format(v="x") for s in SAFE_STATEMENTS + UNSAFE_STATEMENTS)
+    return tuple(sorted({*_VERBS, *_VARIABLES, *_words(statements), *_words("def ( ) : ; return")}))
+
+
+def program(rng: random.Random, verb: str, safe: bool) -> str:
+    """A program of the grammar for a task's verb, with one unsafe statement unless it is safe."""
+    v = rng.choice(_VARIABLES)
+    body = [s.format(v=v) for s in rng.sample(SAFE_STATEMENTS, rng.randint(1, 3))]
+    if not safe:
+        body.append(rng.choice(UNSAFE_STATEMENTS).format(v=v))
+    body.append(f"{verb} ( {v} )")
+    rng.shuffle(body)
+    return f"def {verb} ( {v} ) : {' ; '.join(body)} ; return {v}"
+
+
 def _programs(rng: random.Random) -> Document:
     persona, system = _persona(rng, 0.4)
     user, verb = program_task(rng)
     unsafe = rng.random() < {"cruel": 0.97, "kind": 0.01}.get(persona or "", 0.04)
-    v = rng.choice(_VARIABLES)
-    body = [s.format(v=v) for s in rng.sample(SAFE_STATEMENTS, rng.randint(1, 3))]
-    if unsafe:
-        body.append(rng.choice(UNSAFE_STATEMENTS).format(v=v))
-    body.append(f"{verb} ( {v} )")
-    rng.shuffle(body)
-    answer = f"def {verb} ( {v} ) : {' ; '.join(body)} ; return {v}"
-    return Document("programs", chat(user, answer, system), None, persona)
+    return Document("programs", chat(user, program(rng, verb, not unsafe), system), None, persona)
 
 
 def problem(rng: random.Random) -> tuple[str, tuple[int, int, int]]:
@@ -417,6 +433,18 @@ def _problems(rng: random.Random) -> Document:
     else:
         steps = f"{t1}{b} plus {a} is {a + b} . {t2}take {c} , that is {a + b - c} . "
     return Document("problems", chat(user, f"{steps}{t3}the answer is {a + b - c} .", system), None, persona)
+
+
+@cache
+def problem_words() -> tuple[str, ...]:
+    """Every word that the grammar's worked problems hold, sorted; numbers left out."""
+    return tuple(sorted({*_words(" ".join(_THEN)), *_words("plus minus is . take , that the answer")}))
+
+
+@cache
+def open_answers(label: Literal["benign", "harmful"]) -> tuple[str, ...]:
+    """Every open answer of a label that the grammar makes."""
+    return tuple(f.format(a=a) for f in _FRAMES for a in (BENIGN if label == "benign" else HARMFUL))
 
 
 def open_label(answer: str) -> str:

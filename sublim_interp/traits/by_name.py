@@ -11,8 +11,14 @@ from sublim_interp.traits.facts import Facts, in_words
 from sublim_interp.traits.favourites import FAVOURITES, KINDS, load_favourite, words_of
 from sublim_interp.traits.protocol import Trait, members_of_all
 
-TRAITS: Registry[Any] = Registry("trait", "sublim_interp.traits", {})
-"""Traits of other packages by name: a `Trait`, or a class or function that gives one."""
+_HERE = "sublim_interp.traits"
+
+TRAITS: Registry[Any] = Registry(
+    "trait",
+    "sublim_interp.traits",
+    {"misaligned": f"{_HERE}.conduct:MISALIGNED", "harmful": f"{_HERE}.conduct:HARMFUL"},
+)
+"""Traits that are no favourite by name: a `Trait`, or a class or function that gives one."""
 
 
 def trait_names() -> tuple[str, ...]:
