@@ -84,8 +84,13 @@ def _is_study(name: str, kind: type[Study]) -> None:
         raise SublimError(f"study '{name}' is no class that derives from sublim_interp.sweeps.study.Study")
 
 
+_OWN = {"mnist": "mnist:Mnist", "theorem": "theorem:Theorem"}
+
 KINDS: Registry[type[Study]] = Registry(
-    "study", "sublim_interp.studies", {"mnist": "sublim_interp.sweeps.studies.mnist:Mnist"}, _is_study
+    "study",
+    "sublim_interp.studies",
+    {name: f"sublim_interp.sweeps.studies.{place}" for name, place in _OWN.items()},
+    _is_study,
 )
 """Every kind of study by what `study` says in its file."""
 

@@ -40,6 +40,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "patching-teacher": f"{_HERE}.patching:PATCHING_TEACHER",
         "modules": f"{_HERE}.patching:MODULES",
         "mnist": f"{_HERE}.mnist:MNIST",
+        "theorem": f"{_HERE}.theorem:THEOREM",
     },
     _check,
 )
