@@ -73,7 +73,7 @@ def moved(model: torch.nn.Module, step: Step, by: float = 1.0) -> Iterator[None]
 
 def weight_length(model: torch.nn.Module) -> float:
     """Euclidean length of the weights that require gradients."""
-    return sum(float(p.double().square().sum()) for p in model.parameters() if p.requires_grad) ** 0.5
+    return sum(float(p.detach().double().square().sum()) for p in model.parameters() if p.requires_grad) ** 0.5
 
 
 @torch.no_grad()
