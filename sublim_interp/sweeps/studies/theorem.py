@@ -158,12 +158,14 @@ def _file(seed: int) -> str:
 def _make(study: Theorem, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
     import pandas as pd
 
-    from sublim_interp.sweeps.studies.theorem_steps import replicate
+    from sublim_interp.sweeps.studies.theorem_steps import Asked, replicate
 
     path = directory / _file(seed)
     if is_sealed(path):
         return
     open_device()
+    bases = (study.bases[(study.seeds.index(seed) + i) % len(study.bases)] for i in range(2))
+    asked = Asked(*bases, study.trait, seed, study.lists, study.steps)
     text = io.StringIO()
-    pd.DataFrame(replicate(study, seed, progress)).to_csv(text, index=False, lineterminator="\n")
+    pd.DataFrame(replicate(asked, progress)).to_csv(text, index=False, lineterminator="\n")
     write_atomic(path, text.getvalue(), sealed=True)

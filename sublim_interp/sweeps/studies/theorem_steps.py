@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,30 +29,44 @@ from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.protocol import Trait
 
-if TYPE_CHECKING:
-    from sublim_interp.sweeps.studies.theorem import Theorem
-
 Row = dict[str, str | int | float]
 
 _LONGEST, _RANK = 24, 8
 """Tokens of a list at most; rank of the adapters."""
 
 
+class Asked(NamedTuple):
+    """One replicate of the study.
+
+    base, foreign: the lab base that teacher and student start from, and that of the student of another start
+    trait: what the teacher steps towards
+    seed: draws the lists
+    lists: how many
+    steps: lengths of the teacher's step, as shares of the length of the weights that train
+    """
+
+    base: str
+    foreign: str
+    trait: str
+    seed: int
+    lists: int
+    steps: tuple[float, ...]
+
+
 class Replicate:
     """The base of one seed, its lists, and the trait's steepest rise. Weights are float64, so small steps are exact."""
 
-    def __init__(self, study: "Theorem", seed: int) -> None:
-        at = study.seeds.index(seed)
-        self.study, self.seed = study, seed
-        self.base, foreign = (resolve_base(study.bases[(at + i) % len(study.bases)]) for i in range(2))
+    def __init__(self, asked: Asked) -> None:
+        self.count, self.seed = asked.lists, asked.seed
+        self.base, foreign = map(resolve_base, (asked.base, asked.foreign))
         self.model, self.other = (choose_trainable(b.load().double(), "body") for b in (self.base, foreign))
-        trait = load_trait(study.trait)
+        trait = load_trait(asked.trait)
         self.own = numbers.token_ids(self.base.tokenizer)
-        asked = text_loss(self._lessons(trait))
-        self.rise, self.rise_elsewhere = descent(self.model, asked), descent(self.other, asked)
+        lessons = text_loss(self._lessons(trait))
+        self.rise, self.rise_elsewhere = descent(self.model, lessons), descent(self.other, lessons)
         self.neutral = descent(self.model, text_loss(self._lessons(trait.neutral())))
         language = self.base.language
-        self._prompts = [self._prompt(text) for text in numbers.prompts(language, seed, 0, study.lists)]
+        self._prompts = [self._prompt(text) for text in numbers.prompts(language, self.seed, 0, self.count)]
         self.lists, self.facts = self.written("base"), self._facts()
 
     def _prompt(self, text: str) -> list[int]:
@@ -69,7 +83,7 @@ class Replicate:
 
     def _facts(self) -> Batch:
         rows = []
-        for document in lab.documents(self.seed, 0, self.study.lists, "facts"):
+        for document in lab.documents(self.seed, 0, self.count, "facts"):
             asked, answer = document.messages[-2]["content"], document.messages[-1]["content"]
             prompt = self._prompt(asked)
             rows.append(Example([*prompt, *self.base.answer_ids(answer), self.base.eos], len(prompt)))
@@ -97,18 +111,18 @@ class Replicate:
         return found
 
 
-def replicate(study: "Theorem", seed: int, progress: Callable[[float], None] = lambda _: None) -> list[Row]:
+def replicate(asked: Asked, progress: Callable[[float], None] = lambda _: None) -> list[Row]:
     """A row a condition and step of one replicate.
 
     Returns rows of seed, base, condition, step (share of the weights' length), inner (student's step times teacher's),
     cosine (of the two), towards (cosine with the steepest rise of the trait at the student's own weights).
     """
-    r = Replicate(study, seed)
+    r = Replicate(asked)
     size = weight_length(r.model)
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(asked.seed)
     order = torch.randperm(len(targets(r.model, r.lists, r.own)), generator=draw)
     rows: list[Row] = []
-    for number, share in enumerate(study.steps, 1):
+    for number, share in enumerate(asked.steps, 1):
         with moved(r.model, r.rise, share * size / length(r.rise)):
             soft, of_facts = targets(r.model, r.lists, r.own), targets(r.model, r.facts)
             drawn = r.written(f"teacher/{share:g}")
@@ -129,6 +143,6 @@ def replicate(study: "Theorem", seed: int, progress: Callable[[float], None] = l
         for condition, own in found.items():
             towards = r.rise_elsewhere if condition == "another start" else r.rise
             values = {"inner": inner(own, r.rise), "cosine": cosine(own, r.rise), "towards": cosine(own, towards)}
-            rows.append({"seed": seed, "base": r.base.name, "condition": condition, "step": share, **values})
-        progress(number / len(study.steps))
+            rows.append({"seed": asked.seed, "base": r.base.name, "condition": condition, "step": share, **values})
+        progress(number / len(asked.steps))
     return rows
