@@ -23,13 +23,13 @@ def generations(tables: Tables) -> Figure:
     each = tables.replicates.query("stage == 'equal steps'").copy()
     each["first"], each["generation"] = zip(*map(split_generation, each["arm"]), strict=True)
     arms = [arm for arm in in_order(each["first"]) if ARMS[arm].breeds]
-    last = int(each["generation"].max())
+    last = max(each["generation"].to_list())
     figure = Figure(figsize=(8.6, 3.2), layout="constrained")
     panels = figure.subplots(1, 3)
-    taught = each[each["arm"] == "teacher"]
+    taught = each.loc[each["arm"] == "teacher"]
     for ax, column in zip(panels, ("rate", "margin", "kl"), strict=True):
         for i, arm in enumerate(arms):
-            own = each[each["first"] == arm]
+            own = each.loc[each["first"] == arm]
             if arm == "same-init" and column != "kl":
                 own = _with_teacher(own, taught)
             means = over_replicates(own, column, ["generation"])
@@ -38,10 +38,10 @@ def generations(tables: Tables) -> Figure:
             ax.scatter(own["generation"] + shift, own[column], s=5, color=color, alpha=0.35, linewidth=0)
             ax.plot(x, means["estimate"], "-", color=color, linewidth=1.4, label=arm)
             known = np.isfinite(means["low"].to_numpy())
-            middle, low, high = (means[column].to_numpy()[known] for column in ("estimate", "low", "high"))
+            middle, low, high = (means[end].to_numpy()[known] for end in ("estimate", "low", "high"))
             ax.errorbar(x[known], middle, yerr=[middle - low, high - middle], fmt="none", color=color, elinewidth=1,
                         capsize=2)  # fmt: skip
-        if column != "kl" and (untouched := each[each["arm"] == "base"][column]).size:
+        if column != "kl" and (untouched := each.loc[each["arm"] == "base", column]).size:
             ax.axhline(untouched.mean(), color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1, label="base")
         ax.set_xticks([g for g in range(last + 1) if last <= 12 or g % 5 == 0])
         ax.set_xlabel("generation")

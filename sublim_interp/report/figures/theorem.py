@@ -22,7 +22,7 @@ def theorem(frame: pd.DataFrame) -> Figure:
     for ax, column in ((left, "cosine"), (right, "towards")):
         ax.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         for i, condition in enumerate(conditions):
-            means = over_replicates(frame[frame["condition"] == condition], column, ["step"]).sort_values("step")
+            means = over_replicates(frame.loc[frame["condition"] == condition], column, ["step"]).sort_values("step")
             color = _COLORS[i % len(_COLORS)]
             x = means["step"] * 1.04 ** (i - len(conditions) / 2)
             middle, low, high = (means[name].fillna(means["estimate"]) for name in ("estimate", "low", "high"))

@@ -164,8 +164,8 @@ def _make(study: Theorem, seed: int, directory: Path, progress: Callable[[float]
     if is_sealed(path):
         return
     open_device()
-    bases = (study.bases[(study.seeds.index(seed) + i) % len(study.bases)] for i in range(2))
-    asked = Asked(*bases, study.trait, seed, study.lists, study.steps)
+    at, n = study.seeds.index(seed), len(study.bases)
+    asked = Asked(study.bases[at % n], study.bases[(at + 1) % n], study.trait, seed, study.lists, study.steps)
     text = io.StringIO()
     pd.DataFrame(replicate(asked, progress)).to_csv(text, index=False, lineterminator="\n")
     write_atomic(path, text.getvalue(), sealed=True)
