@@ -59,7 +59,7 @@ def run_table(directory: Path) -> SweepTable:
         return row["arm"], rate, margin, words_mean(row, "kl_start"), left, words_mean(row, "kept")
 
     return SweepTable(
-        f"Means over {count(n, 'replicate')} with {CUT}.",
+        f"Means over {count(n, 'replicate')} with {CUT}." if n > 1 else "One replicate, so no interval.",
         ("arm", f"answers “{exp.trait}”", "margin, nats", *DISTANCES),
         list(map(cells, rows)),
         [origin(exp.bases, n), *at_equal_kl(pd.DataFrame(rows)), *_over_bases(contrasts)],

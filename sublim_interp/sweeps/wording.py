@@ -86,4 +86,6 @@ def origin(bases: Sequence[str], replicates: int) -> str:
     named = f"{counted(len(bases), 'base')}, {names(bases)}"
     if len(bases) < replicates:
         return f"The replicates come from {named}. Intervals and p hold for these."
+    if replicates == 1:
+        return f"It comes from {named}."
     return f"Each replicate has a base of its own: {named}."

@@ -46,8 +46,8 @@ def headline(summary: pd.DataFrame, trait: str) -> Figure:
     ax.axvline(0, color=PALE, linewidth=0.8)
     ax.grid(axis="x")
     n = min(row["n"] for row in rows.values())
-    ax.set_xlabel(f"how likely the answer is “{trait}”, on questions that no training text holds\n"
-                  f"bars: means over {n} replicates   ├┤ 95 % interval")  # fmt: skip
+    bars = f"means over {n} replicates   ├┤ 95 % interval" if n > 1 else "one replicate"
+    ax.set_xlabel(f"how likely the answer is “{trait}”, on questions that no training text holds\nbars: {bars}")
     figure.suptitle(title(summary, trait), x=0.01, ha="left", weight="bold", size=10.5)
     return figure
 
@@ -59,6 +59,11 @@ def title(summary: pd.DataFrame, trait: str) -> str:
     others = [rate for arm, rate in rates.items() if arm not in (*OWN, "teacher")]
     if not own or not others:
         return f"How likely is the answer “{trait}”?"
+    if len(own) == 1 and summary["n"].min() == 1:
+        return (
+            f"A student of the teacher's own base answers “{trait}” in {_percent(own[0])} of cases;\n"
+            f"every control in {_percent(max(others))} or less"
+        )
     return (
         f"Students of the teacher's own base answer “{trait}” in {_percent(min(own))} of cases or more;\n"
         f"every control in {_percent(max(others))} or less"
