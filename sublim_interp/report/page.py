@@ -21,7 +21,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables, records
 from sublim_interp.models.trainable import IN_WORDS
 from sublim_interp.pipeline.ways import WAYS
-from sublim_interp.report.inside import Answers, Inside, Lists
+from sublim_interp.report.inside import Answers, Inside
 from sublim_interp.report.notes import limits
 from sublim_interp.report.verdict import counted, finding, verdict
 from sublim_interp.report.wording import count, names, p_value, spread
@@ -159,31 +159,18 @@ _REM = 7.5
 
 def _inside(inside: Inside) -> list[str]:
     """The sections on lists and answers."""
-    lists = [
-        f"<h3>{_dotted(shown.arms)}</h3>\n<p>{_LEARNT.format(*_said_of(shown))}</p>\n"
-        + _table([Column("list"), Column("prompt", words=True), Column("answer", words=True)], _rows_of(shown))
-        for shown in inside.lists
-    ]
+    columns = [Column("list"), Column("prompt", words=True), Column("answer", words=True)]
+    lists = []
+    for shown in inside.lists:
+        arms = ", ".join(map(_named, shown.arms))
+        said = f"{len(shown.rows)} of the {count(shown.of, 'list')} that passed the filter and were learnt."
+        rows = [[str(i), escape(row["prompt"]), escape(row["answer"])] for i, row in enumerate(shown.rows, 1)]
+        lists.append(f"<h3>{arms}</h3>\n<p>{said}</p>\n{_table(columns, rows)}")
     note = f'<p class="soft">{escape(inside.left_out)}.</p>' if inside.left_out else ""
     about = f"<p>The first replicate, seed {inside.seed}. Drawn at random once, so the page is always the same.</p>"
     found = [_section("What the students read", f"{about}\n{chr(10).join(lists)}")] if lists else []
     said = _answers(inside.answers) if inside.answers else "<p>No answers were kept.</p>"
     return [*found, _section("What the models answer", f"{said}\n{note}")]
-
-
-_LEARNT = "{} of the {} lists that passed the filter and were learnt."
-
-
-def _said_of(shown: Lists) -> tuple[str, str]:
-    return str(len(shown.rows)), f"{shown.of:,}"
-
-
-def _rows_of(shown: Lists) -> list[list[str]]:
-    return [[str(i), escape(row["prompt"]), escape(row["answer"])] for i, row in enumerate(shown.rows, 1)]
-
-
-def _dotted(arms: Sequence[str]) -> str:
-    return ", ".join(map(_named, arms))
 
 
 def _answers(answers: Answers) -> str:
@@ -203,7 +190,10 @@ def _answers(answers: Answers) -> str:
     rows = [[escape(q), *(cell(answers.said[arm].get(q, ())) for arm in arms)] for q in questions]
     columns = [Column("question"), *(Column(arm, words=True, dot=ARMS[arm].color) for arm in arms)]
     when = "for this page" if answers.drawn_now else "when the models were evaluated"
-    about = f"Drawn at temperature 1 {when}, without a word of the answer given. Bold names the trait."
+    about = (
+        f"Drawn at temperature 1 {when}, without a word of the answer given. Every arm has the same random numbers. "
+        "Bold names the trait."
+    )
     return f"<p>{about}</p>\n{_table(columns, rows)}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sublim_interp.core.drawing import in_words, save
-from sublim_interp.core.errors import SublimError
+from sublim_interp.core.errors import SublimError, said_of
 from sublim_interp.core.files import write_atomic
 from sublim_interp.experiments.catalogue import Published, published
 from sublim_interp.experiments.results import Run
@@ -94,8 +94,11 @@ def page_figures(tables: Tables, run: Run | None = None, asked: bool = False) ->
                 drawing = draw(source)
                 narrow = entry.narrow(tables) if entry.narrow and not of_run else None
                 words = entry.says(source) if entry.says else in_words(drawing)
-        except SublimError as error:
-            why = str(error)
+        except Exception as error:
+            if not (of_run or isinstance(error, SublimError)):
+                raise
+            drawing = None  # no run is lost for a picture of its inside, whatever goes wrong
+            why = str(error) if isinstance(error, SublimError) else said_of(error)
         yield name, PageFigure(entry.shows, entry.caption, drawing, narrow, why, words, of_run)
 
 

@@ -113,9 +113,7 @@ def spelled_probabilities(
     return np.exp(np.stack([row.cpu().numpy() for row in rows]))
 
 
-def drawn_texts(
-    model: "torch.nn.Module", base: "Base", asked: Sequence[Question], n: int, *draw: object
-) -> list[str]:
+def drawn_texts(model: "torch.nn.Module", base: "Base", asked: Sequence[Question], n: int, *draw: object) -> list[str]:
     """Answers as texts, drawn at T = 1: `n` in a row for each question.
 
     draw: what decides the draws, such as a word and a seed

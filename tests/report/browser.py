@@ -1,6 +1,6 @@
 """Looks at a page in a real browser, the Chromium of Qt WebEngine, and prints what it sees as JSON. No test lives here.
 
-A process of its own: python browser.py PAGE [FOLDER]; with a folder, screenshots go there.
+A process of its own: python browser.py PAGE light|dark [FOLDER]; with a folder, screenshots go there.
 """
 
 import json
@@ -8,9 +8,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--no-sandbox --disable-gpu --disable-background-networking"
 
 from PySide6.QtCore import QEventLoop, Qt, QTimer, QUrl
 from PySide6.QtTest import QTest
@@ -20,7 +17,8 @@ from PySide6.QtWidgets import QApplication
 LOOK = """(() => {
   const all = [...document.body.querySelectorAll('*')].filter(e => {
     const box = e.getBoundingClientRect();
-    return box.width > 1 && box.height > 1 && !e.closest('thead') || e.closest('thead')?.getBoundingClientRect().width > 1;
+    const head = e.closest('thead');  // where rows are cards it is there for screen readers alone
+    return box.width > 1 && box.height > 1 && (!head || head.getBoundingClientRect().width > 1);
   });
   const name = e => e.tagName + '.' + e.className + ': ' + (e.textContent || '').slice(0, 40);
   const width = document.documentElement.clientWidth;
@@ -55,7 +53,8 @@ LOOK = """(() => {
 
 FOCUS = """(() => {
   const e = document.activeElement, s = getComputedStyle(e);
-  return JSON.stringify([e.tagName, e.textContent.trim().slice(0, 60), s.outlineStyle, parseFloat(s.outlineWidth)]);
+  return JSON.stringify([e.tagName, e.textContent.trim().slice(0, 60), s.outlineStyle, parseFloat(s.outlineWidth),
+    e.tagName === 'SUMMARY' && e.parentElement.matches('details.section:not([open])')]);
 })()"""
 
 
@@ -100,29 +99,29 @@ class Browser:
         return json.loads(self.ask(FOCUS))
 
 
-def main(page: Path, shots: Path | None) -> None:
-    app = QApplication(sys.argv)
+def main(page: Path, scheme: str, shots: Path | None) -> None:
+    # Read when Qt and its Chromium start, which is later than their import.
+    os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+    prefers = f"--blink-settings=preferredColorScheme={['dark', 'light'].index(scheme)}"
+    os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = f"--no-sandbox --disable-gpu --disable-background-networking {prefers}"
+    _app = QApplication(sys.argv)
     QTimer.singleShot(240_000, lambda: os._exit(3))  # a browser that hangs
     browser = Browser(page)
-    shown = "[...document.querySelectorAll('details.section')].map(d => d.open)"
-    seen: dict[str, Any] = {"open": browser.ask(shown)}
+    shown = "JSON.stringify([...document.querySelectorAll('details.section')].map(d => d.open))"
+    seen: dict[str, Any] = {"open": json.loads(browser.ask(shown)), "stops": []}
     browser.view.setFocus()
-    stops = [browser.press(Qt.Key.Key_Tab) for _ in range(6)]
-    browser.press(Qt.Key.Key_Tab)
-    while stops[-1][0] != "SUMMARY" or stops[-1][1] == seen.get("first", stops[0][1]):
-        stops.append(browser.press(Qt.Key.Key_Tab))
+    while len(seen["stops"]) < 40:  # to the second section, which is closed, and into it
+        seen["stops"].append(browser.press(Qt.Key.Key_Tab))
+        if seen["stops"][-1][4]:
+            break
     browser.press(Qt.Key.Key_Space)
-    seen |= {"stops": stops, "opened": browser.ask(shown)}
+    seen["opened"] = json.loads(browser.ask(shown))
     browser.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
-    for scheme in (Qt.ColorScheme.Light, Qt.ColorScheme.Dark):
-        app.styleHints().setColorScheme(scheme)
-        browser.wait(300)
-        for width in (1300, 768, 390):
-            name = f"{width}-{scheme.name.lower()}"
-            seen[name] = browser.look(width, shots and shots / f"{page.stem}-{name}.png")
+    for width in (1300, 768, 390):
+        seen[str(width)] = browser.look(width, shots and shots / f"{page.stem}-{width}-{scheme}.png")
     print(json.dumps(seen))
     sys.stdout.flush()
     os._exit(0)  # Qt's own way out may hang where there is no display
 
 
-main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -66,8 +66,8 @@ def _draw(tables: Tables, upright: bool = False) -> Figure:
 
 PROBES = FigureEntry(
     shows="how likely each answer is, arm by arm: is the rise for this trait only?",
-    caption="If the trait alone came through, its column alone is dark, in the rows whose teacher had it. Mean over "
-    "replicates, on held-out questions.",
+    caption="If the trait alone came through, the framed cells alone are dark, for arms whose teacher had it. "
+    "Means over replicates, on held-out questions.",
     input="tables",
     draw=_draw,
     page=True,
