@@ -50,7 +50,7 @@ def write(
     for name, frame in frames.items():
         frame.to_csv(directory / f"{name}.csv", index=False, lineterminator="\n", encoding="utf-8")
     drawn = dict(page_figures(tables, run))
-    html = make_page(experiment, tables, drawn, beside, key, versions or {}, run and inside(run))
+    html = make_page(experiment, tables, drawn, beside, key, versions or {}, inside(run) if run is not None else None)
     for name, figure in drawn.items():
         if figure.drawing and not figure.inside:
             for ending in ("png", "pdf"):
