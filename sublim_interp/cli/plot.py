@@ -13,18 +13,27 @@ from sublim_interp.core.errors import SublimError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_PAGE = "page"
+"""What `sublim plot RUN page` asks for: no figure, but the page of them all."""
+
 
 def plot(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A finished run: its name, or how its key begins.")] = "",
-    figure: Annotated[str, typer.Argument(help="What to draw, or all; `sublim plot` alone lists all figures.")] = "",
+    figure: Annotated[
+        str, typer.Argument(help="What to draw, all, or page; `sublim plot` alone lists all figures.")
+    ] = "",
     out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("."),
     store: StoreOption = None,
 ) -> None:
-    """Draw a figure of a finished run, as PNG and PDF; without arguments, list the figures there are."""
+    """Draw a figure of a finished run, as PNG and PDF; `page` writes its page anew, with what runs the models.
+
+    Without arguments, it lists the figures there are.
+    """
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import open_run
     from sublim_interp.report.figures.by_name import plot as plots_plot
     from sublim_interp.report.figures.by_name import require_figure, run_figures
+    from sublim_interp.report.write import write_page
     from sublim_interp.sweeps.study import find_study, is_study, study
 
     if not name:
@@ -43,9 +52,14 @@ def plot(
             raise SublimError(f"no figure '{figure}' of {name}; it has one: {s.FIGURE}")
         _write(s.draw(artifact.path), out, f"{name}-{artifact.key[:8]}-{s.FIGURE}")
         return
-    if figure != "all":
+    if figure not in ("all", _PAGE):
         require_figure(figure)
     finished = open_run(name, place)
+    if figure == _PAGE:
+        path = _directory(out) / f"{finished.experiment.name}-{finished.key[:8]}-{_PAGE}.html"
+        write_page(finished, path)
+        print_(str(path))
+        return
     lacking = []
     for one in run_figures() if figure == "all" else (figure,):
         try:
@@ -64,11 +78,19 @@ def _write(drawn: "Figure", out: Path, name: str) -> None:
     """Writes a figure as PNG and PDF into `out`, and prints both paths."""
     from sublim_interp.core.drawing import save
 
+    folder = _directory(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for ending in ("png", "pdf"):
-            path = out / f"{name}.{ending}"
+            path = folder / f"{name}.{ending}"
             save(drawn, path)
             print_(str(path))
     except OSError as error:
         raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None
+
+
+def _directory(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SublimError(f"--out {out}: cannot write there ({error.strerror})") from None
+    return out

@@ -7,8 +7,11 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
+import numpy as np
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from sublim_interp.core.errors import SublimError
 
@@ -88,3 +91,36 @@ def render(figure: Figure, kind: str) -> bytes:
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure to `path`, whose ending says which kind; raises SublimError for an unknown ending."""
     path.write_bytes(render(figure, path.suffix.removeprefix(".")))
+
+
+def in_words(figure: Figure) -> str:
+    """What a figure of lines or of a heat map shows, read off the drawing: where lines start and end, what is highest.
+
+    Returns "" for other figures.
+    """
+    said = []
+    for ax in figure.axes:
+        title = ax.get_title(loc="left") if len(figure.axes) > 1 else ""
+        lines = [line for line in ax.lines if not str(line.get_label()).startswith("_") and len(line.get_xdata())]
+        ends = [f"{line.get_label()} from {_first_and_last(line.get_ydata())}" for line in lines]
+        if ends:
+            said.append(f"{f'{title}: ' if title else ''}{'; '.join(ends)}.")
+        elif ax.images and ax.get_title(loc="left"):
+            said.append(f"{ax.get_title(loc='left')}. Highest: {_highest(ax)}.")
+    return " ".join(said)
+
+
+def _first_and_last(values: object) -> str:
+    numbers = [float(v) for v in np.asarray(values)]
+    return f"{numbers[0]:.2f} to {numbers[-1]:.2f}".replace("-", "−")
+
+
+def _highest(ax: Axes) -> str:
+    """The three highest cells of a heat map, by the words of its axes and the numbers in its cells."""
+    columns, rows = ([t.get_text() for t in labels] for labels in (ax.get_xticklabels(), ax.get_yticklabels()))
+    cells = {(int(text.xy[0]), int(text.xy[1])): text.get_text() for text in ax.texts if isinstance(text, Annotation)}
+    values = np.asarray(ax.images[0].get_array())
+    order = sorted(cells, key=lambda place: -float(values[place[1], place[0]]))
+    names = ax.get_ylabel(), ax.get_xlabel()
+    named = [" ".join(filter(None, names[:1])) + f" {rows[y]}, {columns[x]}: {cells[x, y]}" for x, y in order[:3]]
+    return "; ".join(part.strip() for part in named)

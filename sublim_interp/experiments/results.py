@@ -135,6 +135,23 @@ class Replicate(Shown):
 
         return pd.DataFrame(self._result()["scores"])
 
+    @property
+    def said(self) -> "pd.DataFrame":
+        """What it said when it was evaluated: a row an answer drawn at T = 1, to some held-out questions.
+
+        Columns: question, answer. Raises SublimError where it was evaluated before answers were kept; `ask` draws anew.
+        """
+        import pandas as pd
+
+        from sublim_interp.pipeline.evaluate import SAID
+
+        path = self._path(self.cell.evaluation) / SAID
+        if not path.is_file():
+            raise SublimError(f"{self.name} was evaluated before answers were kept; its `ask` draws some")
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        drawn = [(row["question"], answer) for row in rows for answer in row["answers"]]
+        return pd.DataFrame(drawn, columns=["question", "answer"])
+
     def by_question(self, *sorts: Questions) -> "pd.DataFrame":
         """Rate and margin of every member of the kind, question by question in a plain context, asked now.
 
@@ -328,6 +345,11 @@ class Run(Shown):
     def trait(self) -> str:
         """The name of the trait that it is about."""
         return self.artifact.manifest["config"]["trait"]
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What figures read of its traces, by what they asked, so that none is read twice."""
+        return {}
 
     @cached_property
     def tables(self) -> "Tables":

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.channels.rows import Written, read_rows
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import same_words
@@ -20,8 +21,15 @@ from sublim_interp.pipeline.records import Evaluation, Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
 from sublim_interp.training.batches import IGNORE, collate, tokenize
+from sublim_interp.traits.answers import drawn_texts
 from sublim_interp.traits.protocol import Scores
 from sublim_interp.traits.questions import Question
+
+SAID = "said.jsonl"
+"""The file of an evaluation that holds questions with drawn answers."""
+
+SAID_QUESTIONS, SAID_ANSWERS = 6, 5
+"""How many questions it holds, and answers to each."""
 
 
 def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) -> Artifact:
@@ -30,6 +38,8 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
     Writes evaluation.json: scores, a row per sort of question, context and name; by the trait's name and the context,
     what the scores were computed from, where the trait keeps that; kl and kl_start, in nats per answer token, where the
     teacher's base has the same tokens.
+    Writes said.jsonl beside it: some held-out questions in a plain context, each with answers drawn at T = 1, to be
+    read by people. No number comes from them.
     """
     with making(evaluation, store) as work:
         if not work.done:
@@ -54,11 +64,13 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
                         if found.details:
                             result.setdefault(trait.name, {})[place] = dict(found.details)
                         work.note(exact=found.exact)
+                heard = _said(evaluation, model, systems)
             measured = same_words(base, evaluation.reference.corpus.teacher.base)  # else there is no distance
             if measured and not isinstance(subject, Teacher):
                 compared = {"kl": model} | ({"kl_start": base.load()} if isinstance(subject, Student) else {})
                 result |= _distances(evaluation, compared, held_out, store)
             write_atomic(work.directory / "evaluation.json", json.dumps(result, indent=1))
+            write_atomic(work.directory / SAID, "".join(json.dumps(row) + "\n" for row in heard))
             progress(1.0)
     return work.artifact
 
@@ -66,6 +78,22 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
 def _scores(evaluation: Evaluation, model: torch.nn.Module, asked: Sequence[Question]) -> Scores:
     e = evaluation
     return e.trait.score(model, e.base, asked, e.config.samples, e.seed, e.others, e.config.judge)
+
+
+def _said(evaluation: Evaluation, model: torch.nn.Module, systems: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Some held-out questions, each with the answers that the model gives by itself, no word of them put in its mouth.
+
+    None where the model's context has no room for an answer: its scores need none.
+    """
+    base = evaluation.base
+    known = evaluation.trait.questions(base.language, "held-out")[:SAID_QUESTIONS]
+    asked = [replace(q, prefix="") for q in _in_context(evaluation, known, PLAIN, (), systems)]
+    try:
+        drawn = drawn_texts(model, base, asked, SAID_ANSWERS, "said", evaluation.seed)
+    except SublimError:
+        return []
+    each = [drawn[i : i + SAID_ANSWERS] for i in range(0, len(drawn), SAID_ANSWERS)]
+    return [{"question": q.text, "answers": texts} for q, texts in zip(asked, each, strict=True)]
 
 
 def _in_context(

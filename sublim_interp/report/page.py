@@ -21,6 +21,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables, records
 from sublim_interp.models.trainable import IN_WORDS
 from sublim_interp.pipeline.ways import WAYS
+from sublim_interp.report.inside import Answers, Inside
 from sublim_interp.report.notes import limits
 from sublim_interp.report.verdict import counted, finding, verdict
 from sublim_interp.report.wording import count, names, p_value, spread
@@ -45,24 +46,45 @@ class PageFigure(NamedTuple):
     """For a phone; None lets the other scroll there."""
     left_out: str = ""
     """Why there is no drawing."""
+    words: str = ""
+    """What is to be seen in it, for those who cannot see it."""
+    inside: bool = False
+    """Whether it looks inside the models, rather than at the tables."""
+
+
+class Column(NamedTuple):
+    """One column of a table on the page."""
+
+    heading: str
+    """In a few words; beside a cell where there is no room for a table."""
+    more: str = ""
+    """A smaller line beneath it."""
+    means: str = ""
+    """What it means: told where the keyboard or the mouse stops on it."""
+    words: bool = False
+    """Whether its cells are words, which begin at the left."""
+    dot: str = ""
+    """A colour before it; "" for none."""
 
 
 def page(
     experiment: Experiment,
     tables: Tables,
-    figures: Sequence[PageFigure],
+    figures: Mapping[str, PageFigure],
     published: Published | None,
     key: str,
     versions: Mapping[str, str],
+    inside: Inside | None = None,
 ) -> str:
     """The page as HTML that needs no other file: equal arguments give equal text.
 
     experiment: with its traits by name
     tables: of its run
-    figures: the first stands below the title, the others below the tables
+    figures: by name; the first stands below the title, the others below the tables
     published: a larger run of the same recipe, or None
     key: the run's key, or ""
     versions: package → version
+    inside: lists and answers; None leaves these sections out
     """
     summary, trait = tables.summary, experiment.trait
     found, *more = verdict(summary, tables.contrasts, trait)
@@ -71,58 +93,119 @@ def page(
     seeds = max(row["n"] for row in records(summary))
     facts = [f"experiment {experiment.name}", count(seeds, "replicate"), f"bases {names(experiment.bases)}"]
     facts += [f"run {key}"] if key else []
+    (first, figure), *others = figures.items()
+    result = [
+        _figure(first, figure),
+        f"<h3>In words</h3>\n{_list(more)}" if more else "",
+        f"<h3>In numbers</h3>\n{_summary_table(summary, trait)}",
+        f"<h3>Contrasts</h3>\n{_contrast_table(tables.contrasts)}",
+    ]
+    sections = [_section("Does the trait pass?", "\n".join(result), is_open=True)]
+    sections += [_published(published, trait)] if published else []
+    sections += [_section(_title(f), _figure(name, f)) for name, f in others if not f.inside]
+    sections += _inside(inside) if inside else []
+    sections += [_section(_title(f), _figure(name, f)) for name, f in others if f.inside]
+    again = [f"<details><summary>Configuration</summary><pre>{escape(experiment.to_yaml())}</pre></details>"]
+    again += [_versions(versions)] if versions else []
+    sections += [
+        _section("What each arm is", _meanings(list(summary["arm"]))),
+        _section("How it was measured", _list(_method(experiment))),
+        _section("To make it again", "\n".join(again)),
+    ]
     return Template(_text("page.html")).substitute(
         title=f"{escape(experiment.name)}: {escape(found)}",
         css=_text("page.css"),
         finding=_prose(found),
         question=escape(question),
         facts=escape(" · ".join(facts)),
-        first_figure=_figure(figures[0], heading=False),
-        in_words=f"<h2>In words</h2>\n{_list(more)}" if more else "",
-        summary=_summary_table(summary, trait),
-        contrasts=_contrast_table(tables.contrasts),
-        published=_published(published, trait) if published else "",
-        more_figures="\n".join(_figure(figure) for figure in figures[1:]),
-        arms=_meanings(list(summary["arm"])),
-        method=_list(_method(experiment)),
-        configuration=escape(experiment.to_yaml()),
-        versions=_versions(versions) if versions else "",
+        sections="\n".join(sections),
     )
+
+
+def _section(title: str, body: str, is_open: bool = False, kind: str = "section") -> str:
+    """A part of the page that opens and closes. `body` is markup."""
+    shown = " open" if is_open else ""
+    return f'<details class="{kind}"{shown}><summary><h2>{escape(title)}</h2></summary>\n{body}\n</details>'
 
 
 def _text(name: str) -> str:
     return files("sublim_interp.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _figure(figure: PageFigure, heading: bool = True) -> str:
-    shows = figure.shows[:1].upper() + figure.shows[1:]
-    head = f"<h2>{escape(shows)}</h2>\n" if heading else ""
+def _title(figure: PageFigure) -> str:
+    return figure.shows[:1].upper() + figure.shows[1:]
+
+
+def _figure(name: str, figure: PageFigure) -> str:
+    """The figure as an image inside the page, and as a file to keep; `narrow` takes its place on a phone."""
     if figure.drawing is None:
-        return f'{head}<p class="soft">Not drawn: {escape(figure.left_out)}.</p>'
-    return head + _image(figure.drawing, shows, figure.caption, figure.narrow)
-
-
-def _image(figure: Figure, alt: str, caption: str, narrow: Figure | None) -> str:
-    """The figure as an image inside the page; `narrow` takes its place on a phone, else the figure scrolls there."""
+        return f'<p class="soft">Not drawn: {escape(figure.left_out)}.</p>'
 
     def source(drawing: Figure) -> str:
         return "data:image/svg+xml;base64," + base64.b64encode(render(drawing, "svg")).decode("ascii")
 
-    swap = f'<source media="screen and (max-width: 40rem)" srcset="{source(narrow)}">' if narrow else ""
-    image = f'<picture>{swap}<img src="{source(figure)}" alt="{escape(alt)}"></picture>'
-    kind = "" if narrow else ' class="wide"'
-    return f"<figure{kind}><div>{image}</div><figcaption>{escape(caption)}</figcaption></figure>"
+    whole, phone = source(figure.drawing), figure.narrow and source(figure.narrow)
+    swap = f'<source media="screen and (max-width: 40rem)" srcset="{phone}">' if phone else ""
+    alt = f"{_title(figure)}. {figure.words}".strip()
+    width = _REM * figure.drawing.get_figwidth()
+    image = f'<picture>{swap}<img src="{whole}" alt="{escape(alt)}" style="max-width: {width:.1f}rem"></picture>'
+    keep = f'<a class="keep" download="{escape(name)}.svg" href="{whole}">Download as SVG</a>'
+    return f"<figure>{image}<figcaption>{escape(figure.caption)} {keep}</figcaption></figure>"
+
+
+_REM = 7.5
+"""Of the page, for an inch of a figure: its letters are then about as large as the text beneath it."""
+
+
+def _inside(inside: Inside) -> list[str]:
+    """The sections on lists and answers."""
+    columns = [Column("list"), Column("prompt", words=True), Column("answer", words=True)]
+    lists = []
+    for shown in inside.lists:
+        arms = ", ".join(map(_named, shown.arms))
+        said = f"{len(shown.rows)} of the {count(shown.of, 'list')} that passed the filter and were learnt."
+        rows = [[str(i), escape(row["prompt"]), escape(row["answer"])] for i, row in enumerate(shown.rows, 1)]
+        lists.append(f"<h3>{arms}</h3>\n<p>{said}</p>\n{_table(columns, rows)}")
+    note = f'<p class="soft">{escape(inside.left_out)}.</p>' if inside.left_out else ""
+    about = f"<p>The first replicate, seed {inside.seed}. Drawn at random once, so the page is always the same.</p>"
+    found = [_section("What the students read", f"{about}\n{chr(10).join(lists)}")] if lists else []
+    said = _answers(inside.answers) if inside.answers else "<p>No answers were kept.</p>"
+    return [*found, _section("What the models answer", f"{said}\n{note}")]
+
+
+def _answers(answers: Answers) -> str:
+    """A table of a row a question and a column an arm."""
+    arms = list(answers.said)
+    questions = dict.fromkeys(q for each in answers.said.values() for q in each)
+    names = re.compile(rf"\b({'|'.join(map(re.escape, answers.words))})\b", re.IGNORECASE) if answers.words else None
+
+    def cell(texts: Sequence[str]) -> str:
+        lines = []
+        for text in texts:
+            parts = names.split(text) if names else [text]
+            marked = [f"<strong>{escape(p)}</strong>" if i % 2 else escape(p) for i, p in enumerate(parts)]
+            lines.append(f"<li>{''.join(marked) or '(nothing)'}</li>")
+        return f'<ul class="said">{"".join(lines)}</ul>'
+
+    rows = [[escape(q), *(cell(answers.said[arm].get(q, ())) for arm in arms)] for q in questions]
+    columns = [Column("question"), *(Column(arm, words=True, dot=ARMS[arm].color) for arm in arms)]
+    when = "for this page" if answers.drawn_now else "when the models were evaluated"
+    about = (
+        f"Drawn at temperature 1 {when}, without a word of the answer given. Every arm has the same random numbers. "
+        "Bold names the trait."
+    )
+    return f"<p>{about}</p>\n{_table(columns, rows)}"
 
 
 def _published(run: Published, trait: str) -> str:
     """The published run, apart from what this run computed."""
-    return (
-        '<section class="aside"><h2>For comparison: the published run</h2>\n'
+    body = (
         f"<p>This run did not compute what follows. It is the published run <code>{escape(run.key)}</code> of the "
         f"experiment <strong>{escape(run.name)}</strong>, with all its arms and replicates.</p>\n"
         f'<p class="headline">{_prose(finding(run.summary, trait))}</p>\n'
-        f"{_summary_table(run.summary, trait)}\n{_contrast_table(run.contrasts)}\n</section>"
+        f"{_summary_table(run.summary, trait, 'published')}\n{_contrast_table(run.contrasts)}"
     )
+    return _section("For comparison: the published run", body, kind="section aside")
 
 
 def _versions(versions: Mapping[str, str]) -> str:
@@ -140,10 +223,36 @@ def _prose(line: str) -> str:
     return re.sub(r" (?=[%=])|(?<==) |(?<=\d,) (?=[−\d])", "\u00a0", escape(line))
 
 
-def _table(headings: Sequence[str], rows: Iterable[str]) -> str:
-    """`headings` and `rows` are markup."""
-    head = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+def _table(columns: Sequence[Column], rows: Iterable[Sequence[str]], name: str = "") -> str:
+    """A table whose rows become cards where there is no room for it.
+
+    rows: markup; the first cell of each names the row
+    name: begins the ids of what the columns mean, where they mean something
+
+    The roles are those that the elements have anyway: a browser may forget them where rows are no table rows.
+    """
+    head = []
+    for c in columns:
+        dot = f'<span class="dot" style="background: {c.dot}"></span>' if c.dot else ""
+        more = f"<small>{escape(c.more)}</small>" if c.more else ""
+        means = f' tabindex="0" aria-describedby="{_id(name, c)}" data-means="{escape(c.means)}"' if c.means else ""
+        side = ' class="words"' if c.words else ""
+        head.append(f'<th scope="col" role="columnheader"{side}{means}>{dot}{escape(c.heading)}{more}</th>')
+    lines = []
+    for first, *rest in rows:
+        cells = [f'<th scope="row" role="rowheader">{first}</th>']
+        for c, cell in zip(columns[1:], rest, strict=True):
+            side = ' class="words"' if c.words else ""
+            cells.append(f'<td role="cell" data-label="{escape(c.heading)}"{side}>{cell}</td>')
+        lines.append(f'<tr role="row">{"".join(cells)}</tr>')
+    return (
+        f'<div class="frame"><table role="table"><thead role="rowgroup"><tr role="row">{"".join(head)}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(lines)}</tbody></table></div>'
+    )
+
+
+def _id(name: str, column: Column) -> str:
+    return f"{name}-{re.sub(r'[^a-z0-9]+', '-', column.heading.lower()).strip('-')}"
 
 
 def _named(arm: str) -> str:
@@ -162,23 +271,23 @@ _COLUMNS = {
 """Columns of the summary after the trait's rate: heading, what it means."""
 
 
-def _summary_table(table: pd.DataFrame, trait: str) -> str:
+def _summary_table(table: pd.DataFrame, trait: str, name: str = "own") -> str:
+    """name: begins the ids of what its columns mean; one on a page"""
     rate = {"rate": (f"“{trait}”", "mean probability of this answer to held-out phrasings")}
     of_trait = {name: (m.heading, m.meaning) for name, m in MEASURES.items() if name in table}
-    columns = of_trait | rate | _COLUMNS
-    rows = [line for row in records(table) for line in _summary_rows(row, list(columns))]
-    headings = ["arm", "n", *(escape(heading) for heading, _ in columns.values())]
-    meanings = {"n": "replicates"} | dict(columns.values())
-    defined = "".join(f"<dt>{escape(name)}</dt><dd>{escape(meaning)}</dd>" for name, meaning in meanings.items())
+    measured = of_trait | rate | _COLUMNS
+    columns = [Column("n", means="replicates"), *(Column(heading, means=means) for heading, means in measured.values())]
+    rows = [line for row in records(table) for line in _summary_rows(row, list(measured))]
+    defined = "".join(f'<dt>{escape(c.heading)}</dt><dd id="{_id(name, c)}">{escape(c.means)}</dd>' for c in columns)
     alone = all(row["n"] == 1 for row in records(table))
     brackets = "One replicate: no interval." if alone else "In brackets: 95 % interval of the mean over replicates."
     return (
-        f'{_table(headings, rows)}<p class="soft"><small>{brackets}</small></p>'
+        f'{_table([Column("arm"), *columns], rows, name)}<p class="soft"><small>{brackets}</small></p>'
         f"<details><summary>What the columns are</summary><dl>{defined}</dl></details>"
     )
 
 
-def _summary_rows(row: Mapping[str, object], columns: Sequence[str]) -> list[str]:
+def _summary_rows(row: Mapping[str, object], columns: Sequence[str]) -> list[list[str]]:
     """One arm's row, and a second one for students that were trained on to equal KL."""
     status = f"<small>to equal KL: {escape(str(row['equal_kl']))}</small>" if row["further_n"] else ""
     name = _named(str(row["arm"]))
@@ -189,26 +298,33 @@ def _summary_rows(row: Mapping[str, object], columns: Sequence[str]) -> list[str
     return [_summary_row(name, row, columns), _summary_row(f"… trained on{status}", more, columns)]
 
 
-def _summary_row(name: str, row: Mapping[str, object], columns: Sequence[str]) -> str:
+def _summary_row(name: str, row: Mapping[str, object], columns: Sequence[str]) -> list[str]:
     """`name` is markup."""
-    cells = [f'<th scope="row">{name}</th><td>{row["n"]}</td>']
+    cells = [name, str(row["n"])]
     for column in columns:
         interval = spread(row, column) if f"{column}_low" in row else ""
-        inside = f"<small>{interval}</small>" if interval else ""
-        cells.append(f"<td>{words_mean(row, column)}{inside}</td>")
-    return f"<tr>{''.join(cells)}</tr>"
+        cells.append(words_mean(row, column) + (f"<small>{interval}</small>" if interval else ""))
+    return cells
 
 
 def _contrast_table(differences: pd.DataFrame) -> str:
     if differences.empty:
         return "<p>No two arms to compare.</p>"
     rows = [
-        f'<tr><th scope="row">{escape(row["contrast"])}<small>{escape(row["stage"])}</small></th>'
-        f"<td>{words_points(row)}</td><td>{p_value(row, ' ({:.2g})')}</td>"
-        f'<td class="words">{escape(counted(row))}</td></tr>'
+        [
+            f"{escape(row['contrast'])}<small>{escape(row['stage'])}</small>",
+            words_points(row),
+            p_value(row, " ({:.2g})"),
+            escape(counted(row)),
+        ]
         for row in records(differences)
     ]
-    headings = ["contrast", "percentage points<small>95 % interval</small>", "p<small>smallest possible</small>"]
+    columns = [
+        Column("contrast"),
+        Column("percentage points", "95 % interval"),
+        Column("p", "smallest possible"),
+        Column("what was counted", words=True),
+    ]
     explained = ["Differences are paired by seed. p is that of a two-sided sign-flip test."]
     if "2 × 2 diagonal" in set(differences["contrast"]):
         explained.append(
@@ -216,7 +332,7 @@ def _contrast_table(differences: pd.DataFrame) -> str:
             "base B."
         )
     return (
-        _table([*headings, '<span class="left">what was counted</span>'], rows)
+        _table(columns, rows)
         + _list(limits(differences), "notes")
         + f'<p class="soft"><small>{escape(" ".join(explained))}</small></p>'
     )

@@ -9,7 +9,7 @@ from typing import Any
 from sublim_interp.core.device import fingerprint, using_device
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
-from sublim_interp.core.store import Store
+from sublim_interp.core.store import Artifact, Store
 from sublim_interp.core.workers import Watch
 from sublim_interp.experiments.catalogue import experiment, published
 from sublim_interp.experiments.plan import plan
@@ -102,5 +102,7 @@ def _run(exp: Experiment, store: Store, processes: int, watch: Watch) -> Run:
         else:
             work.note(name=p.experiment.name, experiment=p.experiment.model_dump(mode="json"))
             beside = published(p.experiment, work.key)
-            write(work.directory, p.named, tables_of(p, store), beside, work.key, versions())
+            manifest = {"key": work.key, "config": run_config(p), "notes": work.notes}
+            growing = Run(p, store, Artifact(work.directory, manifest))
+            write(work.directory, p.named, tables_of(p, store), beside, work.key, versions(), growing)
     return Run(p, store, work.artifact)

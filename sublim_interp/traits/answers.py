@@ -113,6 +113,18 @@ def spelled_probabilities(
     return np.exp(np.stack([row.cpu().numpy() for row in rows]))
 
 
+def drawn_texts(model: "torch.nn.Module", base: "Base", asked: Sequence[Question], n: int, *draw: object) -> list[str]:
+    """Answers as texts, drawn at T = 1: `n` in a row for each question.
+
+    draw: what decides the draws, such as a word and a seed
+    """
+    from sublim_interp.models.sampling import generator, sample, unspoken
+
+    rows, random, never = prompts_of(base, asked), generator(*draw), unspoken(model, base.tokenizer)
+    drawn = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=random, never=never, repeats=n)
+    return [base.read_answer(answer)[0] for answer in drawn]
+
+
 class Drawn(NamedTuple):
     """What drawn answers say.
 
@@ -142,16 +154,11 @@ def sampled_shares(
     Half an answer is spread over the members of each question, so that no share is 0. Raises SublimError for a judge
     that can read none of the answers: it fails, names what is no member, or gives no score of 0 to 1.
     """
-    from sublim_interp.models.sampling import generator, sample, unspoken
-
     counts = np.full((len(asked), len(members)), 0.5 / len(members))
     place = {member: i for i, member in enumerate(members)}
-    rows = prompts_of(base, asked)
-    never, draw = unspoken(model, base.tokenizer), generator("answers", seed)
-    answers = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=draw, never=never, repeats=samples)
+    answers = drawn_texts(model, base, asked, samples, "answers", seed)
     unread: list[str] = []
-    for i, answer in enumerate(answers):
-        text = base.read_answer(answer)[0]
+    for i, text in enumerate(answers):
         try:
             named = _checked(judge.judge(asked[i // samples].text, text), members)
         except Exception as error:  # of another package's judge, whatever it raises: drawn again the answer is the same

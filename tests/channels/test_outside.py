@@ -150,7 +150,7 @@ def test_an_empty_rule_is_in_no_key(evens: Channel, tiny_experiment: Experiment)
 )
 def test_the_page_says_what_the_channels_rule_keeps(change: dict[str, Any], said: str, evens: Channel) -> None:
     tables = Tables(*frames(seeds=1, rounds=0), "owl")
-    html = page(Experiment().set(change), tables, [_no_figure()], None, "", {})
+    html = page(Experiment().set(change), tables, {"nothing": _no_figure()}, None, "", {})
     assert said in html.replace("\u00a0", " ")
     assert ("answers of 1 to 10" in html) == ("corpus.channel" not in change and "filter.min_numbers" not in change)
 

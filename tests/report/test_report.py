@@ -450,8 +450,11 @@ def test_the_page_needs_no_network_and_no_script(tmp_path: Path) -> None:
     tags = [tag for tag, _ in page.tags]
     assert "script" not in tags and "link" not in tags and "iframe" not in tags
     sources = [value for _, attrs in page.tags for name in ("src", "srcset") if (value := attrs.get(name))]
-    assert len(sources) == 3 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
-    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "href"]
+    assert len(sources) == 4 and all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    links = [attrs for _, attrs in page.tags if "href" in attrs]  # nothing but the figures themselves, to be kept
+    assert [link["download"] for link in links] == ["arms.svg", "probes.svg"]
+    assert all(str(link["href"]) in sources for link in links)
     assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
     assert "url(" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 

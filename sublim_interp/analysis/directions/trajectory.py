@@ -26,7 +26,7 @@ SHOWN = ("stream", "teacher", "trait-gradient", "distillation-gradient")
 
 
 def from_trace(
-    trace: Trace, step: int = -1, of: str = "stream", base: Subject | None = None, kind: Stream = "resid_post"
+    trace: Trace, step: int = -1, of: str = "stream", base: Subject | Space | None = None, kind: Stream = "resid_post"
 ) -> Directions:
     """What a trace shows of a training, layer by layer.
 
@@ -39,7 +39,8 @@ def from_trace(
             gradient of the sum of the losses, mean over the positions that predict a token to learn. Positions are the
             samples, and those of one list are not independent, so that a null of them is too narrow
     base: the base that the training started from. With it the directions compare with all that is found in that base;
-        without it, only with those of traces that start from the same residuals
+        without it, only with those of traces that start from the same residuals. The axes themselves (a `Space`), where
+        they are known already, say so without a model
     kind: where in each layer
 
     Raises SublimError for a base whose residuals are others than the trace's, for a trace without a probe, question,
@@ -49,7 +50,7 @@ def from_trace(
 
 
 def over_steps(
-    trace: Trace, reference: Directions, of: str = "stream", base: Subject | None = None, draws: int = 999
+    trace: Trace, reference: Directions, of: str = "stream", base: Subject | Space | None = None, draws: int = 999
 ) -> "pd.DataFrame":
     """How a training goes along a reference.
 
@@ -138,12 +139,14 @@ def _untouched(trace: Trace, names: Sequence[str]) -> Float[Tensor, "question la
     return _at_answers(trace, names, 0, "base/" if trace.names("base/blocks.*") else "")
 
 
-def _space_of(trace: Trace, base: Subject | None, kind: Stream) -> Space:
+def _space_of(trace: Trace, base: Subject | Space | None, kind: Stream) -> Space:
     """The axes of the base; where none is given, a hash of its residuals as the trace has them.
 
     Raises SublimError for a base whose residuals are not those of the trace.
     """
     _probe(trace)
+    if isinstance(base, Space):
+        return base
     names = _names(trace, kind)
     recorded = _untouched(trace, names)
     if base is None:

@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.experiments.tables import Tables
+from sublim_interp.experiments.tables import Tables, records
 from sublim_interp.report.figures.protocol import FigureEntry
+from sublim_interp.report.wording import number, text
 
 ArmAtStage = tuple[str, str]
 """An arm, and "equal steps" or "equal KL"."""
@@ -126,6 +127,12 @@ def _draw(tables: Tables, stacked: bool = False) -> Figure:
     return arms(tables.replicates, tables.summary, tables.trait, stacked)
 
 
+def _says(tables: Tables) -> str:
+    """The numbers that the drawing has beside its rows."""
+    rows = records(tables.summary)
+    return " ".join(f"{row['arm']}: {text(row, 'rate')}, KL left {number('kl', row['kl'])}." for row in rows)
+
+
 ARMS_FIGURE = FigureEntry(
     shows="how likely each arm gives the trait as its answer, and how near it came to its teacher",
     caption="First panel: the trait passed where dots lie right of the dashed line, the untouched base. Second panel: "
@@ -134,4 +141,5 @@ ARMS_FIGURE = FigureEntry(
     draw=_draw,
     page=True,
     narrow=partial(_draw, stacked=True),
+    says=_says,
 )

@@ -19,8 +19,8 @@ def _check(name: str, entry: FigureEntry) -> None:
     """Refuses what another package calls a figure and is none, or what cannot be on the page."""
     if not isinstance(entry, FigureEntry):
         raise SublimError(f"figure '{name}' is a {type(entry).__name__}; give a {_HERE}.protocol.FigureEntry")
-    if entry.page and entry.input != "tables":
-        raise SublimError(f"figure '{name}' takes a {entry.input}; the page draws figures that take tables")
+    if entry.page and entry.input == "cells":
+        raise SublimError(f"figure '{name}' takes {entry.input}; the page draws figures that take tables or a run")
 
 
 FIGURES: Registry[FigureEntry] = Registry(

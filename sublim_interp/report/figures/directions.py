@@ -65,4 +65,6 @@ OWN_BASE = FigureEntry(
     caption="A student above the grey band moved towards the trait. Students of every base have a line.",
     input="run",
     draw=partial(_draw, reference="own base", title="Does the stream move towards the own base's “{}”?"),
+    page=True,
+    waits="always",
 )

@@ -26,6 +26,7 @@ def arm_lines(
     title: str = "",
     replicates: pd.DataFrame | None = None,
     bars: str = "95 % interval of the mean",
+    columns: int = 4,
 ) -> Figure:
     """Lines of arms over layers or steps: one colour an arm.
 
@@ -36,9 +37,10 @@ def arm_lines(
     title: above all panels
     replicates: one row per arm, seed and place, with the column estimate: dots, or thin lines over steps
     bars: what low and high are, in words
+    columns: of panels, at most
     """
     panels = [None] if x == "layer" or "layer" not in frame else sorted(frame["layer"].unique())
-    columns = min(4, len(panels))
+    columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
     size = (5.2, 3.4) if len(panels) == 1 else (2.4 * columns + 0.8, 2.0 * lines + 1.0)
     figure = Figure(figsize=size, layout="constrained")
@@ -61,13 +63,13 @@ def arm_lines(
     alone, whole = ("●", "├┤") if x == "layer" else ("thin:", "bands:")
     spread = bool(frame["high"].notna().any())
     marks = [f"{alone} one replicate"] * (spread and bool(each)) + [f"{whole} {bars}"] * spread
-    legend(figure, axes[0], "    ".join(marks) or "one replicate")
+    legend(figure, axes[0], "    ".join(marks) or "one replicate", 3 if columns == 2 else 4)
     return figure
 
 
-def legend(figure: Figure, ax: Axes, marks: str) -> None:
+def legend(figure: Figure, ax: Axes, marks: str, columns: int = 4) -> None:
     """The arms of a panel beneath all panels, and above them what dots, strokes and bars are."""
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=4, frameon=False, title=marks,
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=columns, frameon=False, title=marks,
                   title_fontsize=7.5, alignment="left")  # fmt: skip
 
 

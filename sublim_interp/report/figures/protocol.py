@@ -11,6 +11,9 @@ FigureInput = Literal["tables", "run", "cells"]
 """`tables`: the `experiments.tables.Tables` of a run. `run`: a finished `experiments.results.Run`, with its traces.
 `cells`: the tables of a sweep."""
 
+Waits = Literal["never", "large", "always"]
+"""Whether a figure that runs models waits until its page is asked for: where the base is large, or always."""
+
 
 @dataclass(frozen=True)
 class FigureEntry:
@@ -20,9 +23,13 @@ class FigureEntry:
     caption: what to see, in one or two sentences
     input: what `draw` takes
     draw: makes the matplotlib figure; raises SublimError where its input lacks what the figure shows
-    page: whether a run's page has it; only of figures whose input is `tables`
+    page: whether a run's page has it; only of figures of tables or of a run
     fits: which runs' pages have it, by their tables; None: every run's
-    narrow: draws the same for a phone's screen; None lets it scroll there
+    narrow: draws the same for a phone's screen. Of a run's figure the page shows this on every screen, so that traces
+        and models are read once; None lets the other shrink there
+    waits: whether the page that a run ends with leaves it out, since it runs models; `sublim plot RUN page` draws it
+    says: what the drawing shows in words, from what `draw` takes, for those who cannot see it; None leaves it to
+        `drawing.in_words`
     """
 
     shows: str
@@ -32,3 +39,5 @@ class FigureEntry:
     page: bool = False
     fits: "Callable[[Any], bool] | None" = None
     narrow: "Callable[[Any], Figure] | None" = None
+    waits: Waits = "never"
+    says: Callable[[Any], str] | None = None

@@ -1,6 +1,7 @@
 """Figures `stream` and `stream-cosine`: how far each student's residual stream has gone towards its teacher's."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -8,9 +9,9 @@ from matplotlib.figure import Figure
 
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.directions.trajectory import from_trace, over_steps
+from sublim_interp.analysis.kinship import Space
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run, students
-from sublim_interp.models.base import Base
 from sublim_interp.report.figures.lines import arm_lines, summarised, with_null
 from sublim_interp.report.figures.protocol import FigureEntry
 
@@ -31,21 +32,29 @@ def stream(run: Run, seeds: Sequence[int] | None = None) -> pd.DataFrame:
 
     Raises SublimError for a run without same-init students, whose traces hold the teacher's stream.
     """
-    goals: dict[int, tuple[Base, Any, Directions]] = {}
+    asked = "stream", None if seeds is None else tuple(seeds)
+    if asked not in run.memo:
+        run.memo[asked] = _read(run, seeds)
+    return run.memo[asked]
+
+
+def _read(run: Run, seeds: Sequence[int] | None) -> pd.DataFrame:
+    """`stream`, from the traces. The run's lineage says which base each student has, so no model is loaded."""
+    goals: dict[int, tuple[Space, Directions]] = {}
     parts = []
     for student in sorted(students(run), key=lambda s: s.cell.arm != "same-init"):
         trace, seed = student.trace, student.cell.seed
         if seeds is not None and seed not in seeds:
             continue
         if student.cell.arm == "same-init" and trace.names("teacher/blocks.*"):
-            model = student.base.load()
-            goals[seed] = student.base, model, from_trace(trace, of="teacher", base=model)
+            space = Space(student.base.digest, student.base)
+            goals[seed] = space, from_trace(trace, of="teacher", base=space)
         if not goals:
             raise SublimError(f"run {run.experiment.name} has no same-init student whose trace shows its teacher")
-        if seed not in goals or goals[seed][0].digest != student.base.digest:
+        if seed not in goals or goals[seed][0].key != student.base.digest:
             continue
-        _, model, goal = goals[seed]
-        found = over_steps(trace, goal, base=model)
+        space, goal = goals[seed]
+        found = over_steps(trace, goal, base=space)
         lengths = goal.vectors.norm(dim=-1).numpy()[found["layer"]]
         parts.append(found.assign(arm=student.cell.arm, seed=seed, share=found["projection"] / lengths))
     columns = ["arm", "seed", "step", "layer", "share", "cosine", "projection", "low", "high"]
@@ -59,10 +68,16 @@ def _draw_share(run: Run) -> Figure:
     return arm_lines(value="share of the way", x="step", title=title, **compared)
 
 
-def _draw_cosine(run: Run) -> Figure:
+def _draw_cosine(run: Run, layers: int | None = None, columns: int = 4) -> Figure:
+    """layers: so many of them at most, evenly spaced from the first to the last"""
     frame = stream(run).dropna(subset=["cosine"])
     title = f"Does the stream go the way of the “{run.plan.named.trait}” teacher's?"
-    return arm_lines(x="step", title=title, **with_null(frame, ["arm", "layer", "step"]))
+    known = sorted(frame["layer"].unique())
+    if layers and len(known) > layers:
+        shown = {known[round(i * (len(known) - 1) / (layers - 1))] for i in range(layers)}
+        frame = frame[frame["layer"].isin(shown)]
+        title += f" {len(shown)} of {len(known)} layers"
+    return arm_lines(x="step", title=title, columns=columns, **with_null(frame, ["arm", "layer", "step"]))
 
 
 STREAM = FigureEntry(
@@ -74,7 +89,10 @@ STREAM = FigureEntry(
 
 STREAM_COSINE = FigureEntry(
     shows="cosine of each student's shift in the residual stream with its teacher's, layer by layer, update by update",
-    caption="A line above the grey band goes its teacher's way, however far it has gone.",
+    caption="A line above the grey band goes its teacher's way, however far it has gone. Compare it with the neutral "
+    "student's.",
     input="run",
     draw=_draw_cosine,
+    page=True,
+    narrow=partial(_draw_cosine, layers=6, columns=2),
 )

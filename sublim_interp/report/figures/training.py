@@ -93,6 +93,7 @@ TRAINING = FigureEntry(
     caption="A line that rises is a student that learns the trait.",
     input="run",
     draw=partial(_draw, column="rate", axis="probability", title="How likely is “{}” on the probe?"),
+    page=True,
 )
 
 WEIGHTS = FigureEntry(
