@@ -2,6 +2,7 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.report.figures.protocol import FigureEntry
@@ -29,6 +30,9 @@ def theorem(frame: pd.DataFrame) -> Figure:
             ax.errorbar(x, middle, yerr=[middle - low, high - middle], fmt="o-", markersize=3, linewidth=1.2,
                         capsize=2, color=color, label=condition)  # fmt: skip
         ax.set_xscale("log")
+        ax.xaxis.set_minor_locator(NullLocator())
+        steps = sorted(set(frame["step"]))
+        ax.set_xticks(steps, [f"{step:g}" for step in steps])
         ax.set_xlabel("teacher's step, share of the weights' length")
         ax.grid(axis="y")
     left.set_ylabel("cosine")

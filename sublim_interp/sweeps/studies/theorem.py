@@ -142,9 +142,8 @@ def _interval(frame: "pd.DataFrame", condition: str, at: float) -> Interval:
 
 def _cosines(values: "pd.Series") -> str:
     found = mean_interval(values.to_list(), bounds=(-1, 1))
-    if found.n < 2:
-        return minus(f"{found.estimate:.3f}")
-    return minus(f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]")
+    middle, low, high = (f"{round(end, 3) + 0.0:.3f}" for end in (found.estimate, found.low, found.high))  # no −0.000
+    return minus(middle if found.n < 2 else f"{middle} [{low}, {high}]")
 
 
 def _piece(seed: int) -> str:
