@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sublim_interp.analysis.attribution import (
+from sublim_interp.analysis.attribution.scores import (
     TokenScores,
     disagreement,
     divergence,

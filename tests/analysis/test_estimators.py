@@ -1,0 +1,124 @@
+"""Estimators of influence equal an explicit inverse, agree with the curvature itself, and name what was planted."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+
+from sublim_interp.analysis.attribution import estimators
+from sublim_interp.analysis.attribution.estimators import fisher, gradients, trak
+from sublim_interp.analysis.attribution.scores import influence, margin_gradient
+from sublim_interp.analysis.probes import answer_margin
+from sublim_interp.models.sampling import generator, sample
+from sublim_interp.training.batches import Example
+
+MARGIN = answer_margin([3, 4, 5], 1)
+
+
+def build(kind: str = "llama") -> PreTrainedModel:
+    """A model of fewer than a thousand body weights."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.5,
+        "intermediate_size": 12, "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": 1,
+    }  # fmt: skip
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(num_key_value_heads=1, **shape)).eval()
+    if kind == "gemma2":
+        return Gemma2ForCausalLM(Gemma2Config(num_key_value_heads=1, head_dim=4, sliding_window=3, **shape)).eval()
+    small: dict[str, Any] = {"vocab_size": 12, "n_embd": 8, "n_layer": 1, "n_head": 2, "initializer_range": 0.5}
+    return GPT2LMHeadModel(GPT2Config(**small, bos_token_id=None, eos_token_id=1)).eval()
+
+
+def written_by(model: PreTrainedModel, count: int) -> list[Example]:
+    """Lists of up to five tokens that a model answers to prompts of two."""
+    draw = generator("test", 0)
+    prompts = torch.randint(2, 12, (count, 2), generator=draw).tolist()
+    answers = sample(model, prompts, eos=1, max_new_tokens=5, random=draw)
+    return [Example([*p, *a], 2) for p, a in zip(prompts, answers, strict=True)]
+
+
+def flat(named: Any) -> torch.Tensor:
+    return torch.cat([value.flatten(1) if value.dim() > 3 else value.reshape(-1) for value in named.values()]).double()
+
+
+def each_alone(model: PreTrainedModel, rows: list[Example], names: Any) -> torch.Tensor:
+    """The oracle: the gradient of each list's log-probability by a backward of its own, [list, entry]."""
+    places, found = dict(model.named_parameters()), []
+    for ids, first in rows:
+        log = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        said = log[torch.arange(first - 1, len(ids) - 1), torch.tensor(ids[first:])].sum()
+        own = torch.autograd.grad(said, [places[n] for n in names])
+        found.append(torch.cat([g.flatten() for g in own]).double())
+    return torch.stack(found)
+
+
+def correlation(a: Any, b: Any) -> float:
+    return float(np.corrcoef(np.asarray(a), np.asarray(b))[0, 1])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_the_gradients_are_those_of_each_list_alone(kind: str) -> None:
+    model = build(kind)
+    rows, slope = written_by(model, 9), margin_gradient(model, [[5, 9, 4], [6, 2]], MARGIN)
+    found = [torch.cat([each[n].flatten(1) for n in slope], 1) for each in gradients(model, rows, slope)]
+    ordered = sorted(rows, key=lambda row: len(row.ids))
+    torch.testing.assert_close(torch.cat(found).double(), each_alone(model, ordered, slope), atol=1e-4, rtol=1e-3)
+
+
+def test_trak_without_a_projection_is_the_explicit_inverse() -> None:
+    model = build()
+    rows, slope = written_by(model, 60), margin_gradient(model, [[5, 9, 4], [6, 2]], MARGIN)
+    phi = each_alone(model, rows, slope)
+    assert phi.shape[1] < estimators.DIMENSIONS
+    gram = phi.T @ phi / len(phi)
+    gram += estimators.DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    explicit = phi @ torch.linalg.solve(gram, flat(slope))
+    found = influence(model, rows, trak(model, rows, slope))
+    np.testing.assert_allclose(found.totals, explicit, rtol=1e-3, atol=1e-3 * explicit.abs().max().item())
+
+
+def test_a_projection_keeps_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    rows, slope = written_by(model, 200), margin_gradient(model, [[5, 9, 4], [6, 2]], MARGIN)
+    exact = influence(model, rows, trak(model, rows, slope)).totals
+    monkeypatch.setattr(estimators, "DIMENSIONS", 400)
+    assert correlation(influence(model, rows, trak(model, rows, slope)).totals, exact) > 0.85
+
+
+def test_better_estimators_are_nearer_to_the_inverse_of_the_curvature() -> None:
+    """The curvature is the explicit Gauss-Newton matrix of the lists' loss, ΣJᵀ(diag p − ppᵀ)J, inverted whole."""
+    model = build()
+    rows, slope = written_by(model, 1000), margin_gradient(model, [[5, 9, 4], [6, 2], [7, 7, 10]], MARGIN)
+    own = {n: dict(model.named_parameters())[n].detach() for n in slope}
+    curvature = torch.zeros(2 * [sum(p.numel() for p in own.values())], dtype=torch.float64)
+    for ids, first in rows[:120]:
+
+        def logits(own: Any, ids: Any = ids, first: int = first) -> torch.Tensor:
+            asked = {"input_ids": torch.tensor([ids[:-1]]), "use_cache": False}
+            return functional_call(model, own, (), asked).logits[0, first - 1 :]
+
+        with sdpa_kernel(SDPBackend.MATH):
+            j = torch.cat([part.flatten(2) for part in jacrev(logits)(own).values()], 2).detach().double()
+            p = logits(own).detach().double().softmax(-1)
+        inner = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+        curvature += torch.einsum("tva,tvw,twb->ab", j, inner, j) / 120
+    curvature += estimators.DAMPING * curvature.diagonal().mean() * torch.eye(len(curvature), dtype=torch.float64)
+    exact = each_alone(model, rows[:120], slope) @ torch.linalg.solve(curvature, flat(slope))
+    near = {}
+    for name, bend in (("gradient", estimators.gradient), ("fisher", fisher), ("trak", trak)):
+        near[name] = correlation(influence(model, rows[:120], bend(model, rows, slope)).totals, exact)
+    print(near)
+    assert near["trak"] > 0.9 and near["gradient"] < near["fisher"] < near["trak"]
