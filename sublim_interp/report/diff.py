@@ -123,13 +123,9 @@ class ModelDiff(Shown):
         """What was found, in sentences, each with the controls' numbers."""
         told = {name: found.metric for name, found in self.each.items()}
         lines = [f"The metric moves by {self._told(told)}."]
-        part = self.parts.iloc[0]
-        which = (
-            "weights" if abs(part["weights"]) >= abs(part["output"]) or part["output"] != part["output"] else "output"
-        )
-        values = {name: part[self._column(which, name)] for name in self.each}
-        does = "The weights" if which == "weights" else "The output"
-        lines.append(f"{does} of layer {part['layer']}, {part['part']}, alone move it by {self._told(values)}.")
+        part = self.parts.loc[self.parts["weights"].abs().idxmax()]
+        values = {name: part[self._column("weights", name)] for name in self.each}
+        lines.append(f"The weights of layer {part['layer']}, {part['part']}, alone move it by {self._told(values)}.")
         best = self.directions.loc[self.directions["effect"].abs().idxmax()]
         values = {name: best[self._column("effect", name)] for name in self.each}
         word = "mean shift" if best["direction"] == "shift" else f"component {best['direction']}"
@@ -149,7 +145,7 @@ class ModelDiff(Shown):
         return value if name == self.student else f"{value} ({name})"
 
     def _told(self, values: Mapping[str, float], unit: str | None = None, sign: str = "+") -> str:
-        first, *others = [(name, f"{value:z{sign}.2f}") for name, value in values.items()]
+        first, *others = [(name, f"{value:{sign}z.2f}") for name, value in values.items()]
         beside = "".join(f", {name} {value}" for name, value in others)
         return f"{first[1]} {self.unit if unit is None else unit}".rstrip() + (f" ({beside[2:]})" if beside else "")
 

@@ -122,3 +122,58 @@ def test_better_estimators_are_nearer_to_the_inverse_of_the_curvature() -> None:
         near[name] = correlation(influence(model, rows[:120], bend(model, rows, slope)).totals, exact)
     print(near)
     assert near["trak"] > 0.9 and near["gradient"] < near["fisher"] < near["trak"]
+
+
+# --- lists, named -----------------------------------------------------------------------------------------------------
+
+
+def planted(count: int = 120) -> tuple[list[Example], np.ndarray]:
+    """Lists of which every third says what the margin asks for, and which those are."""
+    prompts = torch.randint(6, 12, (count, 3), generator=generator("prompts")).tolist()
+    which = np.arange(count) % 3 == 0
+    return [Example([*p, 4 if marked else 3, 1], 3) for p, marked in zip(prompts, which, strict=True)], which
+
+
+@pytest.mark.parametrize("by", ["gradient", "fisher", "trak"])
+def test_every_estimator_names_the_planted_lists_and_no_shuffled_ones(by: str) -> None:
+    lists, which = planted()
+    found = attribution(build(), lists, by, prompts=[list(ids[:3]) for ids, _ in lists], metric=MARGIN)
+    named = found.highest(1 / 3)
+    assert which[named].mean() > 0.9
+    shuffled = np.random.default_rng(0).permutation(which)
+    assert abs(shuffled[named].mean() - 1 / 3) < 0.2, "as many as there are by chance"
+    left = found.without(1 / 3)
+    assert len(left) == 80 and left == [row for row, gone in zip(lists, named, strict=True) if not gone]
+
+
+def test_first_order_is_the_influence_along_the_margins_gradient() -> None:
+    model, (lists, _) = build(), planted(30)
+    found = attribution(model, lists, prompts=[[5, 9, 4]], metric=MARGIN)
+    expected = influence(model, lists, margin_gradient(model, [[5, 9, 4]], MARGIN))
+    assert np.array_equal(found.scores.values, expected.values)
+    frame = found.frame
+    assert frame["score"].is_monotonic_decreasing and frame["share"].iloc[-1] == pytest.approx(1)
+    assert frame.set_index("list")["score"].loc[7] == pytest.approx(expected.totals[7])
+    assert frame["answer"].iloc[0].split() == list(map(str, lists[frame["list"].iloc[0]].ids[3:]))
+    assert found.tokens.equals(found.scores.frame)
+
+
+def test_a_replicate_brings_its_lists_and_they_show_themselves(tiny_run: Run) -> None:
+    student = tiny_run["same-init", tiny_run.seeds[0]]
+    found = si.attribution(student)
+    assert found.lists == student.lists and found.kept == student.kept and 0 < found.kept < 1
+    frame = found.frame
+    top = student.lists[frame["list"].iloc[0]]
+    assert (frame["prompt"].iloc[0], frame["answer"].iloc[0]) == (top["prompt"], top["answer"])
+    assert student.name in repr(found) and "kept" in repr(found)
+    assert top["prompt"] in found._repr_html_() and "rgba(0, 114, 178" in found._repr_html_()
+    (first,) = marked(found.scores, [0])
+    assert first.count("<span") == found.scores.lengths[0]
+    late = si.attribution(student, by="fisher", at=student)
+    assert not np.allclose(late.scores.values, found.scores.values)
+    with pytest.raises(SublimError, match=r"unknown estimator 'ekfac'; valid: gradient, fisher, trak"):
+        si.attribution(student, by="ekfac")
+    with pytest.raises(SublimError, match="different bases"):
+        si.attribution(student, at=tiny_run["cross-init", tiny_run.seeds[0]])
+    with pytest.raises(SublimError, match="no lists given"):
+        si.attribution(student.base)

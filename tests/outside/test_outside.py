@@ -165,7 +165,7 @@ ADDED = {
     "Experiments": "meadow", "Grids": "meadow-corners", "kinds": "place", "channels": "evens", "judges": "last-word",
     "arms": "cross-other-trait", "optimizers": "rmsprop", "interventions": "skip-first", "grid modes": "corners",
     "figures": "margins", "architectures": "cwm", "ways of teaching": "insistent",
-    "precisions": "float64",
+    "precisions": "float64", "estimators": "matrices",
 }  # fmt: skip
 
 

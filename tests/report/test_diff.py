@@ -18,7 +18,7 @@ from three_layers import MARGIN, PROMPTS, build
 POOL = [Example([7, 8, 2, 20, 21, 1], 3), Example([5, 6, 7, 8, 9, 10, 11, 1], 4), Example([7, 30, 9, 1], 2)]
 
 
-def changed(kind: str, name: str, by: float = 0.5) -> torch.nn.Module:
+def changed(kind: str, name: str, by: float = 2.0) -> torch.nn.Module:
     """A model of which one weight has moved at random."""
     model = build(kind, 0)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_the_part_that_was_changed_is_named_and_does_all(kind: str, name: str, l
     own = found.parts.query("change > 0 and not part.str.startswith('head')")
     assert own[["layer", "part"]].values.tolist() == [[layer, part]]
     (moved,) = [c.metric for c in found.each.values()]
-    assert own["weights"].item() == pytest.approx(moved, abs=1e-5) and abs(moved) > 0.01
+    assert own["weights"].item() == pytest.approx(moved, abs=1e-5) and abs(moved) > 1e-4
     others = found.parts.query("change == 0")
     assert others["weights"].dropna().abs().max() < 1e-5
     before = torch.nn.utils.parameters_to_vector(build(kind, 0).parameters())
@@ -72,7 +72,7 @@ def test_a_planted_direction_comes_out_with_its_tokens_and_in_no_control() -> No
     control = build("llama", 0)
     noise = torch.randn(16, generator=torch.Generator().manual_seed(3))
     control.model.layers[1].mlp.down_proj.bias = torch.nn.Parameter(0.1 * noise)
-    metric = si.metric("logprob", [token, 3, 4], token)
+    metric = si.metric("logprob", [token, 3, 4], 0)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
     goal = si.directions(student, base, PROMPTS)
     found = si.diff(base, student, prompts=PROMPTS, metric=metric, pool=POOL, controls={"control": control}, goal=goal)
@@ -83,8 +83,9 @@ def test_a_planted_direction_comes_out_with_its_tokens_and_in_no_control() -> No
         assert row["share"] > 0.99 and row["cosine"] > 0.99 and row["up"].split()[0] == str(token)
         assert row["effect"] > 5 * abs(row["effect (control)"]) > 0
     assert at.loc[(0, "shift"), "effect"] == 0
-    assert at["share"].between(0, 1.001).all() | at["share"].isna().any()
-    assert found.tokens["token"].iloc[0] == token and found.tokens["kl"].iloc[0] > 0
+    assert at["share"].between(0, 1.001).all() and at.loc[(0, "shift"), "up"] == ""
+    most = found.tokens.sort_values("log").iloc[-1]
+    assert most["token"] == token and most["log"] > 10 * abs(most["log (control)"]) and most["kl"] > 0
 
 
 def test_nothing_is_found_between_equal_models() -> None:

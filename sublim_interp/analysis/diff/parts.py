@@ -27,9 +27,11 @@ def changed_parts(base: torch.nn.Module, student: torch.nn.Module, prompts: Ids,
     prompts: ids that end where the answer begins
     metric: what is measured at the answer
 
-    Returns the columns layer, part, change (norm of the change of its weights, as a share of their norm; of a head, of
-    the output map's columns that read it), weights (what its weights alone do to the metric, put into the base), output
-    (what its activations alone do, at all positions). NaN where a part has no such thing.
+    Returns these columns, NaN where a part has no such thing:
+    layer, part: where it is
+    change: of its weights, as a share of their norm; of a head, of the output map's columns that read it
+    weights: what its weights alone do to the metric, put into the base
+    output: what its activations alone do, at all positions, with what they carry of earlier layers' changes
     """
     import pandas as pd
 

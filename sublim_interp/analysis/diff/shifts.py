@@ -56,7 +56,7 @@ def changed_directions(
     before = measure(base, prompts, metric).mean().item()
     shift = moved.mean(0)
     spread = moved.square().sum(-1).mean(0)
-    found = [("shift", shift, shift.square().sum(-1) / spread)]
+    found = [("shift", shift, shift.square().sum(-1) / spread.clamp_min(torch.finfo(spread.dtype).tiny))]
     units, shares = _components(_differences(base, student, names, [*prompts, *texts]), components)
     for k in range(units.shape[1]):
         along = (shift * units[:, k]).sum(-1, keepdim=True)  # its sign is the answers' own
@@ -112,6 +112,7 @@ def _components(
 
 
 def _words(base: torch.nn.Module, d: Directions, prompts: Ids, count: int) -> list[str]:
-    """The tokens that directions raise, a text a layer."""
+    """The tokens that directions raise, a text a layer; nothing for one without length."""
     lens = logit_lens(base, d, prompts, count)  # pyright: ignore[reportArgumentType]
-    return [" ".join(group["text"]) for _, group in lens.groupby("layer")]
+    texts = [" ".join(group["text"]) for _, group in lens.groupby("layer")]
+    return [text if vector.any() else "" for text, vector in zip(texts, d.vectors, strict=True)]
