@@ -21,6 +21,8 @@ from sublim_interp.analysis.attribution import estimators
 from sublim_interp.analysis.attribution.estimators import fisher, gradients, trak
 from sublim_interp.analysis.attribution.scores import influence, margin_gradient
 from sublim_interp.analysis.probes import answer_margin
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.results import Run
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.training.batches import Example
 
