@@ -17,8 +17,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+import sublim_interp as si
 from sublim_interp.analysis.attribution import estimators
 from sublim_interp.analysis.attribution.estimators import fisher, gradients, trak
+from sublim_interp.analysis.attribution.lists import attribution
+from sublim_interp.analysis.attribution.marked import marked
 from sublim_interp.analysis.attribution.scores import influence, margin_gradient
 from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.core.errors import SublimError
@@ -128,23 +131,26 @@ def test_better_estimators_are_nearer_to_the_inverse_of_the_curvature() -> None:
 # --- lists, named -----------------------------------------------------------------------------------------------------
 
 
-def planted(count: int = 120) -> tuple[list[Example], np.ndarray]:
+def planted(count: int = 200) -> tuple[list[Example], np.ndarray]:
     """Lists of which every third says what the margin asks for, and which those are."""
     prompts = torch.randint(6, 12, (count, 3), generator=generator("prompts")).tolist()
     which = np.arange(count) % 3 == 0
-    return [Example([*p, 4 if marked else 3, 1], 3) for p, marked in zip(prompts, which, strict=True)], which
+    return [Example([*p, 4 if marked else 3], 3) for p, marked in zip(prompts, which, strict=True)], which
 
 
-@pytest.mark.parametrize("by", ["gradient", "fisher", "trak"])
-def test_every_estimator_names_the_planted_lists_and_no_shuffled_ones(by: str) -> None:
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """P(a positive scores higher than a negative): .5 is chance."""
+    return float((scores[positive][:, None] > scores[~positive]).mean())
+
+
+@pytest.mark.parametrize(("by", "least"), [("gradient", 0.7), ("fisher", 0.9), ("trak", 0.9)])
+def test_every_estimator_names_the_planted_lists_and_no_shuffled_ones(by: str, least: float) -> None:
     lists, which = planted()
     found = attribution(build(), lists, by, prompts=[list(ids[:3]) for ids, _ in lists], metric=MARGIN)
-    named = found.highest(1 / 3)
-    assert which[named].mean() > 0.9
-    shuffled = np.random.default_rng(0).permutation(which)
-    assert abs(shuffled[named].mean() - 1 / 3) < 0.2, "as many as there are by chance"
-    left = found.without(1 / 3)
-    assert len(left) == 80 and left == [row for row, gone in zip(lists, named, strict=True) if not gone]
+    assert auc(found.scores.totals, which) > least
+    assert abs(auc(found.scores.totals, np.random.default_rng(0).permutation(which)) - 0.5) < 0.13, "3 standard errors"
+    left = found.without(0.25)
+    assert len(left) == 150 and left == [row for row, gone in zip(lists, found.highest(0.25), strict=True) if not gone]
 
 
 def test_first_order_is_the_influence_along_the_margins_gradient() -> None:
