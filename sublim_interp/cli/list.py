@@ -64,6 +64,7 @@ def _named() -> "RenderableType":
     from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.sweeps.grid import MODES
     from sublim_interp.sweeps.study import KINDS as STUDY_KINDS
+    from sublim_interp.training.estimators import ESTIMATORS
     from sublim_interp.training.interventions import INTERVENTIONS
     from sublim_interp.training.optimizers import OPTIMIZERS
     from sublim_interp.traits.favourites import KINDS
@@ -78,6 +79,7 @@ def _named() -> "RenderableType":
         ("arms", "arms", arm_names()),
         ("optimizers", "optimization.optimizer", OPTIMIZERS),
         ("interventions", "student.interventions", INTERVENTIONS),
+        ("estimators", "filter.selection.by", ESTIMATORS),
         ("studies", "study, in a study's file", STUDY_KINDS),
         ("precisions", "dtype", PRECISIONS),
         ("grid modes", "matrix, in a grid's file", filter(None, MODES)),

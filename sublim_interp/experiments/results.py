@@ -252,6 +252,15 @@ class Replicate(Shown):
         return read_rows(self._path(student.data) / "kept.jsonl") if student else []
 
     @property
+    def kept(self) -> float | None:
+        """Share of what its teacher wrote that the filter let pass, 0 to 1; None for a model that learnt no lists."""
+        student = self.cell.student
+        if student is None:
+            return None
+        self._path(student.data)
+        return student.data.find(self.store).manifest["notes"]["kept"]  # type: ignore[union-attr]
+
+    @property
     def written(self) -> "pd.DataFrame":
         """All that its teacher wrote, before any filter.
 

@@ -4,7 +4,7 @@ import json
 import random
 from collections import Counter
 
-from sublim_interp.analysis import attribution
+from sublim_interp.analysis.attribution.scores import highest, longest
 from sublim_interp.channels.filter import filter_rows
 from sublim_interp.channels.protocol import channel, transform_rows
 from sublim_interp.channels.rows import Written, read_rows
@@ -59,6 +59,7 @@ def _select(filtered: Filtered, selection: Selection, lists: list[Written], stor
     corpus = filtered.corpus
     draw = generator("selection", corpus.seed, corpus.round)
     scores = token_scores(selection, filtered.toward, corpus, lists, store, draw)
-    top = attribution.highest(scores, selection.share)
+    choose = longest if selection.by == "length" else highest
+    top = choose(scores, selection.share)
     chosen = top if selection.keep == "top" else ~top
     return [row for row, is_chosen in zip(lists, chosen, strict=True) if is_chosen], int((~chosen).sum())

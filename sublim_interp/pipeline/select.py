@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sublim_interp.analysis import attribution
+from sublim_interp.analysis.attribution import scores
 from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
@@ -14,6 +14,7 @@ from sublim_interp.models.sampling import generator
 from sublim_interp.pipeline.records import Corpus, Student
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.training.batches import Example, tokenize
+from sublim_interp.training.estimators import ESTIMATORS
 from sublim_interp.training.settings import Selection
 from sublim_interp.traits.protocol import Trait
 
@@ -25,7 +26,7 @@ def token_scores(
     lists: Sequence[Written],
     store: Store,
     draw: torch.Generator,
-) -> attribution.TokenScores:
+) -> scores.TokenScores:
     """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them.
 
     trait: the trait whose margin's gradient is taken; None where the selection goes by none
@@ -35,14 +36,18 @@ def token_scores(
     base = corpus.teacher.base
     rows = tokenize(base, lists)
     if selection.by == "random":
-        return attribution.random(rows, draw)
+        return scores.random(rows, draw)
+    if selection.by == "length":
+        return scores.same(rows)
     if trait:
         asked = [base.prompt_ids(q.messages) for q in trait.questions(base.language, "seen")]
         margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
-        return attribution.influence(base, rows, attribution.margin_gradient(base, asked, margin))
+        model = base.load()
+        along = ESTIMATORS[selection.by](model, rows, scores.margin_gradient(model, asked, margin))
+        return scores.influence(model, rows, along)
     speaker = Speaker(corpus.teacher, store)
     with speaker.speaking():
-        return attribution.divergence(speaker.model, base, rows, speaker.heard(rows, lists))
+        return scores.divergence(speaker.model, base, rows, speaker.heard(rows, lists))
 
 
 def learnt_tokens(
@@ -64,10 +69,10 @@ def learnt_tokens(
             continue
         draw = generator("selected tokens", number, corpus.seed, corpus.round)
         trait = student.traits.get(i.selection.trait)
-        scores = token_scores(i.selection, trait, corpus, lists, store, draw)
-        if scores.token.tolist() != [token for ids, first in rows for token in ids[first:]]:
+        found = token_scores(i.selection, trait, corpus, lists, store, draw)
+        if found.token.tolist() != [token for ids, first in rows for token in ids[first:]]:
             raise SublimError("mask-tokens by a selection needs a teacher and a student whose tokens are the same")
-        flagged = scores.flagged(i.selection.share)
+        flagged = found.flagged(i.selection.share)
         left &= flagged if i.selection.keep == "top" else ~flagged
         notes.append({**i.model_dump(mode="json"), "flagged": flagged.mean(), "learnt": left.mean()})
     if not notes:

@@ -163,6 +163,11 @@ class MaskTokens(InterventionKind):
     def uses(cls, asked: "Intervention") -> frozenset[str]:
         return frozenset({"selection" if asked.selection else "share"})
 
+    @classmethod
+    def check_settings(cls, asked: "Intervention") -> None:
+        if asked.selection and asked.selection.by == "length":
+            raise ValueError("kind=mask-tokens chooses tokens, which have no length; choose another selection.by")
+
     def mask(self, batches: list[Batch], draw: torch.Generator) -> list[Batch]:
         share = self.asked.share
         return [mask_labels(batch, share, draw) for batch in batches] if share else batches

@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from sublim_interp.core.choices import meant
 from sublim_interp.core.settings import Config
+from sublim_interp.training.estimators import ESTIMATORS
 from sublim_interp.training.optimizers import OPTIMIZERS
 
 
@@ -47,13 +49,26 @@ class Optimization(Config):
         return self
 
 
+OTHER_SCORES = ("divergence", "random", "length")
+"""What a selection can go by beside estimators: they need no gradient."""
+
+
+def _known_score(name: str) -> str:
+    if name not in OTHER_SCORES and name not in ESTIMATORS:
+        raise ValueError(f"unknown score; {meant(name, [*OTHER_SCORES, *ESTIMATORS])}")
+    if name in ESTIMATORS and ESTIMATORS.origin(name):
+        ESTIMATORS[name]  # imported, so that one of another package fails before anything runs
+    return name
+
+
 class Selection(Config):
     """Which of the lists that passed, or in an intervention which of their tokens, are learnt from: the check on a
     guess at what carries the trait."""
 
-    by: Literal["divergence", "gradient", "random"] = "random"
+    by: Annotated[str, AfterValidator(_known_score)] = "random"
     """divergence: log-likelihood under the teacher minus that under its base; gradient: how much a small step on the
-    list or token raises the trait's margin, at the teacher's base; random: as many, knowing nothing."""
+    list or token raises the trait's margin, at the teacher's base; fisher, trak: the same, less what all lists push
+    alike; random: as many, knowing nothing; length: the lists of the most tokens; or an estimator of a package."""
     keep: Literal["top", "rest"] = "top"
     """The lists that score highest, each among the lists of as many tokens (or the tokens whose scores are the furthest
     from 0); or all the others."""
@@ -61,12 +76,13 @@ class Selection(Config):
     """Share of the lists or tokens that counts as the highest: .25 and top keep a quarter, .75 and rest the lowest
     quarter."""
     trait: str = ""
-    """Name of the trait whose margin's gradient is taken; needed by gradient alone, and need not be the teacher's."""
+    """Name of the trait whose margin's gradient is taken; needed by gradient, fisher and trak, and need not be the
+    teacher's."""
 
     @model_validator(mode="after")
-    def _gradient_needs_a_trait(self) -> "Selection":
-        if self.by == "gradient" and not self.trait:
-            raise ValueError("by=gradient needs trait, for instance owl")
-        if self.by != "gradient" and self.trait:
+    def _an_estimator_needs_a_trait(self) -> "Selection":
+        if self.by in ESTIMATORS and not self.trait:
+            raise ValueError(f"by={self.by} needs trait, for instance owl")
+        if self.by not in ESTIMATORS and self.trait:
             raise ValueError(f"trait has no effect with by={self.by}")
         return self

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sublim_interp.analysis.attribution import (
+from sublim_interp.analysis.attribution.scores import (
     TokenScores,
     disagreement,
     divergence,
@@ -33,7 +33,7 @@ from sublim_interp.analysis.probes import answer_margin, measure
 from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import read_yaml
+from sublim_interp.core.settings import read_yaml, validate
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
@@ -43,6 +43,7 @@ from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Corpus, Filtered, Teacher
 from sublim_interp.pipeline.settings import CorpusConfig, TeacherConfig
 from sublim_interp.training.batches import Example
+from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.settings import Optimization, Selection
 from sublim_interp.traits.by_name import load_trait
 
@@ -295,7 +296,8 @@ def test_a_selection_is_written_read_and_checked(tiny_experiment: Experiment, tm
         ({"by": "gradient"}, "needs trait"),
         ({"by": "random", "trait": "owl"}, "no effect"),
         ({"by": "random", "share": 1}, "share"),
-        ({"by": "luck"}, "'divergence', 'gradient' or 'random'"),
+        ({"by": "trak"}, "by=trak needs trait"),
+        ({"by": "luck"}, "divergence, random, length, gradient, fisher, trak"),
         ({"by": "random", "part": 1}, "valid keys: by, keep, share, trait"),
     ]:
         with pytest.raises(SublimError, match=said):
@@ -322,8 +324,8 @@ def test_every_selection_parts_the_same_lists_into_equal_numbers(
 
     whole = lists(plain)
     tops = {}
-    for by, trait in (("divergence", ""), ("gradient", "owl"), ("random", "")):
-        top = Selection(by=by, trait=trait, share=0.25)  # type: ignore[arg-type]
+    for by, trait in (("divergence", ""), ("gradient", "owl"), ("fisher", "owl"), ("trak", "owl"), ("random", "")):
+        top = Selection(by=by, trait=trait, share=0.25)
         kept, rest = (filtered(tiny_bases[0], s) for s in (top, top.set(keep="rest")))
         assert len({plain.key, kept.key, rest.key}) == 3
         assert len(lists(kept)) == round(0.25 * len(whole))
@@ -334,8 +336,21 @@ def test_every_selection_parts_the_same_lists_into_equal_numbers(
         assert (notes["lists"], notes["unselected"]) == (len(lists(kept)), len(lists(rest)))
         assert notes["kept"] == make(plain, store).manifest["notes"]["kept"]  # the filter lets as much pass
         tops[by] = tuple(lists(kept))
-    assert len(set(tops.values())) == 3
+    assert len(set(tops.values())) == 5
     assert "unselected" not in make(plain, store).manifest["notes"]
+
+
+def test_the_control_by_length_leaves_out_the_longest(tiny_bases: tuple[Base, Base], store_root: Path) -> None:
+    store, base = Store.open(store_root), tiny_bases[0]
+
+    def lengths(selection: Selection | None) -> list[int]:
+        rows = read_rows(make(filtered(base, selection), store).path / "kept.jsonl")
+        return sorted(len(base.answer_ids(row["answer"])) for row in rows)
+
+    whole, left = lengths(None), lengths(Selection(by="length", share=0.25, keep="rest"))
+    assert left == whole[: len(left)] and len(left) == len(whole) - round(0.25 * len(whole))
+    with pytest.raises(SublimError, match="tokens, which have no length"):
+        validate(Intervention, {"kind": "mask-tokens", "selection": {"by": "length"}}, "interventions")
 
 
 @pytest.mark.parametrize("kind", ["prompted", "steered"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sublim_interp as si
-from sublim_interp.analysis import attribution
+from sublim_interp.analysis.attribution import scores as attribution
 from sublim_interp.analysis.kinship import KIN, likeness, space_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Replicate, Run

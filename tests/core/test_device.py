@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from command import sublim
-from sublim_interp.analysis import attribution
+from sublim_interp.analysis.attribution import scores as attribution
 from sublim_interp.analysis.directions.core import directions
 from sublim_interp.analysis.directions.effects import ablate, logit_lens, steer, steering
 from sublim_interp.analysis.patching.grid import patch

@@ -165,7 +165,7 @@ ADDED = {
     "Experiments": "meadow", "Grids": "meadow-corners", "kinds": "place", "channels": "evens", "judges": "last-word",
     "arms": "cross-other-trait", "optimizers": "rmsprop", "interventions": "skip-first", "grid modes": "corners",
     "figures": "margins", "architectures": "cwm", "ways of teaching": "insistent",
-    "precisions": "float64",
+    "precisions": "float64", "estimators": "matrices",
 }  # fmt: skip
 
 
@@ -300,7 +300,7 @@ GROUPS = {
     "traits": "trait", "channels": "channel", "judges": "judge", "arms": "arm", "optimizers": "optimizer",
     "interventions": "kind of intervention", "ways": "way of teaching", "precisions": "precision",
     "grid_modes": "grid mode", "figures": "figure",
-    "architectures": "architecture",
+    "architectures": "architecture", "estimators": "estimator",
 }  # fmt: skip
 
 
@@ -332,6 +332,8 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(cwm: list[Path]
             (*smoke, f"arms=[{name}]"): wrong or "arm 'odd' is a float; give a sublim_interp.experiments.arms.Arm",
             (*smoke, f"student.optimization.optimizer={name}"): wrong or "optimizer 'odd' is a float; give a sublim_",
             (*smoke, f"student.interventions=[{{kind: {name}}}]"): wrong or "'odd' is no class that derives from",
+            (*smoke, f"filter.selection={{by: {name}, trait: owl}}"): wrong
+            or "estimator 'odd' is a float; give a function",
             ("run", f"{name}.yaml", "--dry-run"): wrong or "grid mode 'odd' is no class that derives from",
         }
     lines[("run", "smoke", "--dry-run", "--base", str(cwm[0]))] = "architecture 'cwm' of torn cannot be"

@@ -39,6 +39,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "patching": f"{_HERE}.patching:PATCHING",
         "patching-teacher": f"{_HERE}.patching:PATCHING_TEACHER",
         "modules": f"{_HERE}.patching:MODULES",
+        "diff": f"{_HERE}.diff:DIFF",
         "mnist": f"{_HERE}.mnist:MNIST",
         "theorem": f"{_HERE}.theorem:THEOREM",
     },

@@ -1,7 +1,7 @@
-"""Attribution: which lists, and which tokens in them, carry a trait. Scores from models alone; nothing is trained here.
+"""Scores of tokens and lists: what of them may carry a trait, from models alone; nothing is trained here.
 
 A score is a guess. The honest check is to keep or remove what scores highest, train again, and compare with as many
-lists drawn at random: that is `filter.selection` of an Experiment, and the grid `carriers` of the catalogue.
+lists drawn at random: that is `filter.selection` of an Experiment, and the grids `carriers` and `removals`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,8 +85,9 @@ class TokenScores(Shown):
 
         first = np.cumsum(self.lengths) - self.lengths
         place = np.arange(len(self.of)) - first[self.of]
-        text = self._texts(self.token)
-        return pd.DataFrame({"list": self.of, "place": place, "token": self.token, "text": text, "score": self.values})
+        return pd.DataFrame(
+            {"list": self.of, "place": place, "token": self.token, "text": self.texts, "score": self.values}
+        )
 
     @property
     def by_token(self) -> "pd.DataFrame":
@@ -98,6 +99,11 @@ class TokenScores(Shown):
         found = found.sort_values("total", ascending=False, kind="stable").reset_index()
         found.insert(1, "text", self._texts(found["token"]))
         return found
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each token; its id where no tokenizer is known."""
+        return self._texts(self.token)
 
     def _texts(self, tokens: Any) -> list[str]:
         """Tokens as text; their ids where no tokenizer is known."""
@@ -124,7 +130,18 @@ def highest(scores: TokenScores, share: float) -> Bool[np.ndarray, " list"]:
         same = np.flatnonzero(scores.lengths == length)
         order = np.argsort(scores.totals[same], kind="stable")
         quantile[same[order]] = (np.arange(len(same)) + 0.5) / len(same)
-    chosen = _extreme(quantile, share)
+    return _some(_extreme(quantile, share), share)
+
+
+def longest(scores: TokenScores, share: float) -> Bool[np.ndarray, " list"]:
+    """The lists of the most tokens, of equal ones the first: the control of choosing by length alone.
+
+    share: as of `highest`
+    """
+    return _some(_extreme(scores.lengths.astype(float), share), share)
+
+
+def _some(chosen: Bool[np.ndarray, " list"], share: float) -> Bool[np.ndarray, " list"]:
     if chosen.all() or not chosen.any():
         raise SublimError(f"share {share:g} of {len(chosen)} lists is {'all' if chosen.any() else 'none'} of them")
     return chosen
@@ -183,6 +200,25 @@ def disagreement(carrier: Subject, reference: Subject, rows: Lists, across_bases
     return _scores(rows, (found[0] != found[1]).double(), chat)
 
 
+@torch.no_grad()
+def shift(carrier: Subject, reference: Subject, rows: Lists, across_bases: bool = False) -> TokenScores:
+    """KL(carrier ‖ reference) of what may stand at each token that was written, in nats: how far the model has moved.
+
+    Arguments are those of `divergence`, which compares the written tokens alone.
+    """
+    models, rows, chat = _compared("shift", carrier, reference, rows, across_bases)
+    found = []
+    for batch in _cut(rows):
+        p, q = (logits_at(m, batch.ids, batch.labels != IGNORE).double().log_softmax(-1) for m in models)
+        found.append((p.exp() * (p - q)).sum(-1).cpu())
+    return _scores(rows, torch.cat(found), chat)
+
+
+def same(rows: Sequence[Example]) -> TokenScores:
+    """1 for each token: a list's total is its length."""
+    return _scores(rows, torch.ones(sum(len(ids) - first for ids, first in rows)))
+
+
 def random(rows: Sequence[Example], generator: torch.Generator) -> TokenScores:
     """Standard normal numbers: the control, which knows nothing."""
     count = sum(len(ids) - first for ids, first in rows)
@@ -202,7 +238,7 @@ def influence(model: Subject, rows: Lists, along: Weights, across_bases: bool = 
     equation 1.
     """
     subject, model = model, model_of(model)
-    rows, chat = _tokenized(rows, subject, model)
+    rows, chat = tokenized(rows, subject, model)
     if isinstance(along, WeightDelta):
         require_space("influence", subject, model, along.space, across_bases)
         along = along.delta
@@ -248,10 +284,10 @@ def _compared(
     """The models of two subjects of one base, the lists as tokens, and whose tokens they are."""
     models = models_of(carrier, reference)
     require_one_base(what, carrier, reference, models, across_bases)
-    return models, *_tokenized(rows, carrier, models[0], reference, models[1])
+    return models, *tokenized(rows, carrier, models[0], reference, models[1])
 
 
-def _tokenized(rows: Lists, *known: Any) -> "tuple[list[Example], Chat | None]":
+def tokenized(rows: Lists, *known: Any) -> "tuple[list[Example], Chat | None]":
     """Lists as tokens, by the tokenizer of the first of `known` whose base is known; and that base's chat."""
     base = next((found for one in known if (found := base_of(one))), None)
     if rows and isinstance(rows[0], Mapping):
