@@ -73,6 +73,8 @@ def publish(name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for file in ("summary.csv", "contrasts.csv"):
         shutil.copy(finished.artifact.path / file, directory / file)
+    replicates = finished.tables.replicates
+    replicates.loc[replicates["stage"] == "equal steps"].to_csv(directory / "replicates.csv", index=False)
     if "indirect" in finished.experiment.evaluation.questions:
         heard = finished.heard("indirect")
         heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")

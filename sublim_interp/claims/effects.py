@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sublim_interp.claims.evidence import Evidence
-    from sublim_interp.claims.schema import Rows, Test
+    from sublim_interp.claims.test import Rows, Test
 
 
 class Measured(NamedTuple):
@@ -54,16 +54,15 @@ def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Test") -> "pd.DataFrame"
     Raises SublimError, with the valid ones, for a column, an arm or a value that the table lacks.
     """
     measure = rows.measure or test.measure
-    for column in (measure, *(name for name in ("arm", "field", "value") if getattr(rows, name))):
+    wanted = {name: getattr(rows, name) for name in ("arm", "field", "value") if getattr(rows, name)} | rows.also
+    for column in (measure, *wanted):
         if column not in frame:
             raise SublimError(f"{test.table}, table {test.file}: no column {column}; {meant(column, frame.columns)}")
-    for name in ("arm", "field", "value"):
-        wanted = getattr(rows, name)
-        if wanted:
-            known = list(dict.fromkeys(map(str, frame[name])))
-            frame = frame.loc[frame[name] == wanted]
-            if frame.empty:
-                raise SublimError(f"{test.table}, table {test.file}: no {name} '{wanted}'; {meant(wanted, known)}")
+    for column, value in wanted.items():
+        known = list(dict.fromkeys(map(str, frame[column])))
+        frame = frame.loc[frame[column] == value]
+        if frame.empty:
+            raise SublimError(f"{test.table}, table {test.file}: no {column} '{value}'; {meant(value, known)}")
     return frame.assign(effect=frame[measure])
 
 

@@ -29,6 +29,10 @@ class Evidence:
     directory: Path
     given: "Mapping[str, pd.DataFrame]" = field(default_factory=dict)
 
+    def has(self, file: str) -> bool:
+        """Whether it has the table of a file, without ending."""
+        return file in self.given or (self.directory / f"{file}.csv").exists()
+
     def table(self, file: str) -> "pd.DataFrame":
         """The table of a file, without ending; `value` is text. Raises SublimError where it is not there."""
         import pandas as pd
@@ -36,7 +40,7 @@ class Evidence:
         if file in self.given:
             return self.given[file]
         path = self.directory / f"{file}.csv"
-        if not path.exists():
+        if not self.has(file):
             there = ", ".join(sorted(path.stem for path in self.directory.glob("*.csv"))) or "none"
             raise SublimError(f"{self.name} has no table {file}; its tables: {there}")
         return pd.read_csv(path, dtype={"value": str})

@@ -10,7 +10,8 @@ import numpy as np
 
 from sublim_interp.claims.effects import EFFECTS, rows_of
 from sublim_interp.claims.evidence import Evidence, published_evidence
-from sublim_interp.claims.schema import Claim, Test
+from sublim_interp.claims.schema import Claim
+from sublim_interp.claims.test import Test
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
@@ -29,8 +30,19 @@ ALPHA = 0.05
 NEAR = 1.25
 """Distances from the teacher count as equal where the larger is at most so many times the smaller."""
 
-Look = Callable[[str], Evidence | None]
-"""Gives the evidence of a grid, study or experiment by name, or None where nobody ran it."""
+Look = Callable[[Test], Evidence | None]
+"""Gives the evidence that a test reads, or None where nobody ran it."""
+
+
+def published_for(test: Test) -> Evidence | None:
+    """The published evidence of a test, or None; None too where what is published lacks the table that it reads."""
+    found = published_evidence(test.table)
+    return found if found and found.has(test.file) else None
+
+
+def with_given(given: Mapping[str, Evidence]) -> Look:
+    """Looks for evidence among what is given first, by name, then among what is published."""
+    return lambda test: given[test.table] if test.table in given else published_for(test)
 
 
 @dataclass(frozen=True)
@@ -128,15 +140,15 @@ def _all_of(outcomes: Sequence[str]) -> str:
     return next(outcome for outcome in order if outcome in outcomes)
 
 
-def judge(claims: Iterable[Claim], look: Look = published_evidence) -> list[Verdict]:
+def judge(claims: Iterable[Claim], look: Look = published_for) -> list[Verdict]:
     """The verdict on each claim, in order.
 
     claims: all of them, since p-values are adjusted for their number
-    look: gives the evidence of a table's name; as it is, what is published
+    look: gives the evidence of a test; as it is, what is published
 
     Raises SublimError for a table that lacks what a test reads.
     """
-    found = [(claim, [tested(test, look(test.table)) for test in claim.tests]) for claim in claims]
+    found = [(claim, [tested(test, look(test)) for test in claim.tests]) for claim in claims]
     every = [finding for _, findings in found for finding in findings if not math.isnan(finding.p)]
     adjusted = iter(holm([finding.p for finding in every]) if every else ())
 
@@ -226,8 +238,3 @@ def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
     bases = {exp.pair(seed)[0] for _, _, exp in grid(evidence.name).cells() for seed in exp.seeds if seed in seeds}
     starts = {base: resolve_base(base).card.get("pretraining", {}).get("init_seed", base) for base in bases}
     return len({*starts.values()})
-
-
-def with_given(given: Mapping[str, Evidence]) -> Look:
-    """Looks for evidence among what is given first, by name, then among what is published."""
-    return lambda name: given[name] if name in given else published_evidence(name)

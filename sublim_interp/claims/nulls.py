@@ -7,7 +7,7 @@ import numpy as np
 
 from sublim_interp.claims.evidence import Evidence, published_evidence
 from sublim_interp.claims.judge import ALPHA, WEAK, tested
-from sublim_interp.claims.schema import Rows, Test
+from sublim_interp.claims.test import Rows, Test
 from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.intervals import Interval, wilson
 

@@ -15,7 +15,7 @@ from sublim_interp.claims.judge import (
     Verdict,
 )
 from sublim_interp.claims.nulls import Nulls
-from sublim_interp.claims.schema import Test
+from sublim_interp.claims.test import Test
 from sublim_interp.report.wording import FEW, count
 from sublim_interp.stats.intervals import Interval
 from sublim_interp.sweeps.wording import SweepTable, minus
@@ -35,12 +35,12 @@ def claims_table(verdicts: Sequence[Verdict], nulls: Nulls | None = None) -> Swe
         n = ", ".join(dict.fromkeys(str(finding.n) for finding in found))
         ps = ", ".join(dict.fromkeys(_p(finding) for finding in found))
         effect = _effect(found[0]) if found else ""
+        first = (found or verdict.deciding)[0].test
+        needs = f"{'>' if first.above is not None else '<'} {_told(first, first.threshold)}"
         stated = ", ".join(dict.fromkeys(finding.test.threshold_stated for finding in verdict.deciding))
-        rows.append(
-            (verdict.claim.short, verdict.claim.claim, outcome(verdict), results or "–", n or "–", effect or "–",
-             ps or "–", stated)
-        )  # fmt: skip
-    columns = ("no.", "claim", "verdict", "result", "n", "effect", "p", "threshold stated")
+        cells = (results or "–", n or "–", effect or "–", needs, ps or "–", stated)
+        rows.append((verdict.claim.short, verdict.claim.claim, outcome(verdict), *cells))
+    columns = ("no.", "claim", "verdict", "result", "n", "effect", "needs", "p", "threshold stated")
     return SweepTable(
         "Each verdict is computed from the result that its row names.", columns, rows, list(_below(verdicts, nulls))
     )

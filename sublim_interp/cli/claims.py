@@ -50,7 +50,7 @@ def claims(
         return
     if claim is None:
         told = claims_table(judge(all_claims()))
-        shown = [i for i, column in enumerate(told.columns) if column != "effect"]  # in full beside each claim
+        shown = [i for i, column in enumerate(told.columns) if column not in ("effect", "needs")]
         table = table_of("Claims of the field", *(told.columns[i] for i in shown), right=("no.", "n", "p"))
         table.columns[1].min_width = 48
         for row in told.rows:

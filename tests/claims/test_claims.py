@@ -23,7 +23,8 @@ from sublim_interp.claims.judge import (
     judge,
     tested,
 )
-from sublim_interp.claims.schema import Claim, Rows, Test, all_claims, find_claim
+from sublim_interp.claims.schema import Claim, all_claims, find_claim
+from sublim_interp.claims.test import Rows, Test
 from sublim_interp.claims.wording import claim_rows, claims_table
 from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
@@ -162,7 +163,7 @@ def test_the_number_of_tests_counts(tmp_path: Path) -> None:
     assert alone.outcome == SUPPORTED and 0.002 < alone.p < 0.05
     claim = find_claim("24").model_copy(update={"tests": (asked(),)})
     many = judge(
-        [claim.model_copy(update={"name": f"{i}-x"}) for i in range(40)], lambda _: evidence_of(tmp_path, frame)
+        [claim.model_copy(update={"name": f"{i}-x"}) for i in range(40)], lambda _test: evidence_of(tmp_path, frame)
     )
     assert {verdict.outcome for verdict in many} == {WEAK}
     assert many[0].findings[0].reasons == (f"p = {many[0].findings[0].adjusted:.2g}, adjusted for 40 tests.",)

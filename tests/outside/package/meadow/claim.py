@@ -2,7 +2,7 @@
 
 from sublim_interp.claims.effects import Effect, Measured, rows_of
 from sublim_interp.claims.evidence import Evidence
-from sublim_interp.claims.schema import Test
+from sublim_interp.claims.test import Test
 
 
 def measure(test: Test, evidence: Evidence) -> Measured:
