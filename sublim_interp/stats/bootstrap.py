@@ -1,5 +1,6 @@
 """Bootstrap over what values share: bases that stand in several pairs, replicates of one base."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from sublim_interp.stats.intervals import Interval
 def over_bases(
     values: Column, bases: Sequence[tuple[str, ...]], level: float = 0.95, seed: int = 0, resamples: int = 9_999
 ) -> Interval:
-    """Percentile interval of a mean whose values share bases: bases are drawn with return, not values.
+    """Interval of a mean whose values share bases: its standard error comes from drawing bases with return, not values.
 
     values: one number a pair of bases, or a replicate
     bases: the bases of each value, one or two; replicates of one base name the same
@@ -21,8 +22,9 @@ def over_bases(
     resamples: how many
 
     A value counts as often as its bases are drawn, multiplied where they are two. So pairs that share a base rise and
-    fall together, which an interval over pairs leaves out. `n` counts bases. Where every value has one base of its own
-    this is the ordinary bootstrap of the mean. It is on the wide side, and too narrow below about eight bases.
+    fall together, which an interval over pairs leaves out. `n` counts bases. The interval is Student's t for as many: the
+    percentiles of so few bases' draws would be too narrow. Where every value has one base of its own this is the
+    ordinary bootstrap of the mean.
 
     Raises SublimError for empty, non-numeric or non-finite values, bases that are not one or two a value, fewer than
     two bases in all, a level outside (0, 1), or resamples < 1. Source: Owen 2007, Ann. Appl. Stat. 1 (pigeonhole).
@@ -44,5 +46,10 @@ def over_bases(
     weights = np.where(first == second, counts[:, first], counts[:, first] * counts[:, second])
     total = weights.sum(1)
     means = (weights @ data)[total > 0] / total[total > 0]  # a draw may hold no pair at all
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(data.mean()), float(low), float(high), level, len(names), "percentile bootstrap over bases")
+
+    from scipy import stats
+
+    n, estimate = len(names), float(data.mean())
+    error = float(means.std(ddof=1)) * math.sqrt(n / (n - 1))  # draws of n bases vary as if there were n - 1
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return Interval(estimate, estimate - half, estimate + half, level, n, "Student t, bootstrap over bases")
