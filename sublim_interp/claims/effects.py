@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sublim_interp.claims.evidence import Evidence
-    from sublim_interp.claims.test import Rows, Test
+    from sublim_interp.claims.trial import Rows, Trial
 
 
 class Measured(NamedTuple):
@@ -44,11 +44,11 @@ class Effect:
     """
 
     shows: str
-    measure: "Callable[[Test, Evidence], Measured]"
-    check: "Callable[[Test], None]" = lambda test: None
+    measure: "Callable[[Trial, Evidence], Measured]"
+    check: "Callable[[Trial], None]" = lambda test: None
 
 
-def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Test") -> "pd.DataFrame":
+def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Trial") -> "pd.DataFrame":
     """The rows of a table that are meant, with the column `effect` that is read of them.
 
     Raises SublimError, with the valid ones, for a column, an arm or a value that the table lacks.
@@ -66,7 +66,7 @@ def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Test") -> "pd.DataFrame"
     return frame.assign(effect=frame[measure])
 
 
-def _difference(test: "Test", evidence: "Evidence") -> Measured:
+def _difference(test: "Trial", evidence: "Evidence") -> Measured:
     """The mean of `plus` minus that of `minus`, for each unit that has both."""
     frame = evidence.table(test.file)
     if test.over not in frame:
@@ -84,7 +84,7 @@ def _difference(test: "Test", evidence: "Evidence") -> Measured:
     return _whole(values, test)
 
 
-def _specificity(test: "Test", evidence: "Evidence") -> Measured:
+def _specificity(test: "Trial", evidence: "Evidence") -> Measured:
     """γ of each replicate: how much a teacher's own trait rises beyond what teacher and probe explain."""
     students = rows_of(evidence.table(test.file), test.plus[0], test)
     traits = list(dict.fromkeys(students["teacher"]))
@@ -93,7 +93,7 @@ def _specificity(test: "Test", evidence: "Evidence") -> Measured:
     return _whole(list(specificity(lift).values), test)
 
 
-def _diagonal(test: "Test", evidence: "Evidence") -> Measured:
+def _diagonal(test: "Trial", evidence: "Evidence") -> Measured:
     """((A→A + B→B) − (A→B + B→A)) / 2 of each pair of bases; its interval draws bases, its test pairs them anew."""
     students = rows_of(evidence.table(test.file), test.plus[0], test)
     square = students.pivot_table("effect", "teacher", "student")
@@ -105,7 +105,7 @@ def _diagonal(test: "Test", evidence: "Evidence") -> Measured:
     return Measured(tuple(values), len(bases), over_bases(values, named), shared_base_contrast(rate).p)
 
 
-def _trend(test: "Test", evidence: "Evidence") -> Measured:
+def _trend(test: "Trial", evidence: "Evidence") -> Measured:
     """Spearman's ρ of the measure with `along`, within each unit."""
     frame = rows_of(evidence.table(test.file), test.plus[0], test)
     if test.along == "distance":
@@ -121,24 +121,24 @@ def _trend(test: "Test", evidence: "Evidence") -> Measured:
     return found._replace(interval=mean_interval(found.values, bounds=(-1, 1)))
 
 
-def _whole(values: list[float], test: "Test") -> Measured:
+def _whole(values: list[float], test: "Trial") -> Measured:
     if not values:
         raise SublimError(f"{test.table}, table {test.file}: no {test.over} has all rows that the test compares")
     return Measured(tuple(values), len(values))
 
 
-def _one_set_of_rows(test: "Test") -> None:
+def _one_set_of_rows(test: "Trial") -> None:
     if len(test.plus) != 1 or test.minus:
         raise ValueError(f"effect={test.effect} takes one set of rows in plus, and none in minus")
 
 
-def _bases_at_zero(test: "Test") -> None:
+def _bases_at_zero(test: "Trial") -> None:
     _one_set_of_rows(test)
     if test.threshold or test.over != "base":
         raise ValueError("effect=diagonal is tested against 0, with over=base")
 
 
-def _needs_along(test: "Test") -> None:
+def _needs_along(test: "Trial") -> None:
     _one_set_of_rows(test)
     if not test.along:
         raise ValueError("effect=trend needs along")

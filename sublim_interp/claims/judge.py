@@ -11,7 +11,7 @@ import numpy as np
 from sublim_interp.claims.effects import EFFECTS, rows_of
 from sublim_interp.claims.evidence import Evidence, published_evidence
 from sublim_interp.claims.schema import Claim
-from sublim_interp.claims.test import Test
+from sublim_interp.claims.trial import Trial
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
@@ -30,11 +30,11 @@ ALPHA = 0.05
 NEAR = 1.25
 """Distances from the teacher count as equal where the larger is at most so many times the smaller."""
 
-Look = Callable[[Test], Evidence | None]
+Look = Callable[[Trial], Evidence | None]
 """Gives the evidence that a test reads, or None where nobody ran it."""
 
 
-def published_for(test: Test) -> Evidence | None:
+def published_for(test: Trial) -> Evidence | None:
     """The published evidence of a test, or None; None too where what is published lacks the table that it reads."""
     found = published_evidence(test.table)
     return found if found and found.has(test.file) else None
@@ -49,7 +49,7 @@ def with_given(given: Mapping[str, Evidence]) -> Look:
 class Finding:
     """What one test came to."""
 
-    test: Test
+    test: Trial
     outcome: str
     """SUPPORTED, CONTRADICTED, WEAK or NOT_TRIED."""
     key: str = ""
@@ -148,7 +148,7 @@ def judge(claims: Iterable[Claim], look: Look = published_for) -> list[Verdict]:
 
     Raises SublimError for a table that lacks what a test reads.
     """
-    found = [(claim, [tested(test, look(test)) for test in claim.tests]) for claim in claims]
+    found = [(claim, [finding_of(test, look(test)) for test in claim.tests]) for claim in claims]
     every = [finding for _, findings in found for finding in findings if not math.isnan(finding.p)]
     adjusted = iter(holm([finding.p for finding in every]) if every else ())
 
@@ -160,7 +160,7 @@ def judge(claims: Iterable[Claim], look: Look = published_for) -> list[Verdict]:
     return [Verdict(claim, tuple(map(counted, findings))) for claim, findings in found]
 
 
-def tested(test: Test, evidence: Evidence | None) -> Finding:
+def finding_of(test: Trial, evidence: Evidence | None) -> Finding:
     """What a test comes to in its evidence, as if it were the only one.
 
     evidence: None where nobody ran it
@@ -190,7 +190,7 @@ def _decided(finding: Finding) -> Finding:
 # --- what an experiment must have -------------------------------------------------------------------------------------
 
 
-def _lacks(test: Test, evidence: Evidence, n: int) -> Iterator[str]:
+def _lacks(test: Trial, evidence: Evidence, n: int) -> Iterator[str]:
     """Why the experiment allows no verdict, whatever its numbers say: a sentence for each reason."""
     unit = {"seed": "replicate"}.get(test.over, test.over)
     if n < test.least:
@@ -209,7 +209,7 @@ def _lacks(test: Test, evidence: Evidence, n: int) -> Iterator[str]:
         yield test.lacks
 
 
-def _unequal(test: Test, evidence: Evidence) -> Iterator[str]:
+def _unequal(test: Trial, evidence: Evidence) -> Iterator[str]:
     """Where students end at different distances from their teachers."""
     file = "cells" if (evidence.directory / "cells.csv").exists() and test.file == "matrix" else test.file
     frame = evidence.table(file)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from sublim_interp.claims.evidence import Evidence, published_evidence
-from sublim_interp.claims.judge import ALPHA, WEAK, tested
-from sublim_interp.claims.test import Rows, Test
+from sublim_interp.claims.judge import ALPHA, WEAK, finding_of
+from sublim_interp.claims.trial import Rows, Trial
 from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.intervals import Interval, wilson
 
@@ -34,15 +34,15 @@ class Nulls(NamedTuple):
         return ALPHA
 
 
-def _between(table: str, file: str, measure: str, one: Rows, other: Rows) -> Test:
-    return Test(
+def _between(table: str, file: str, measure: str, one: Rows, other: Rows) -> Trial:
+    return Trial(
         asks="", table=table, file=file, measure=measure, plus=(one,), minus=(other,), above=0, counts=1,
         threshold_stated="before",
     )  # fmt: skip
 
 
-def _own(table: str) -> Test:
-    return Test(
+def _own(table: str) -> Trial:
+    return Trial(
         asks="", table=table, file="matrix", effect="specificity", measure="rate", plus=(Rows(arm="same-init"),),
         above=0, counts=1, threshold_stated="before",
     )  # fmt: skip
@@ -68,11 +68,11 @@ def null_experiments(each: int = 50, seed: int = 0) -> Nulls:
     """
     if each < 1:
         raise SublimError(f"null experiments: {each} shuffles of each table; needs 1 or more")
-    outcomes = [tested(test, evidence).outcome for test, evidence in _shuffled(each, np.random.default_rng(seed))]
+    outcomes = [finding_of(test, evidence).outcome for test, evidence in _shuffled(each, np.random.default_rng(seed))]
     return Nulls(len(outcomes), sum(outcome != WEAK for outcome in outcomes))
 
 
-def _shuffled(each: int, draw: np.random.Generator) -> "Iterator[tuple[Test, Evidence]]":
+def _shuffled(each: int, draw: np.random.Generator) -> "Iterator[tuple[Trial, Evidence]]":
     for test in DESIGNS:
         evidence = published_evidence(test.table)
         if evidence is None:
@@ -83,7 +83,7 @@ def _shuffled(each: int, draw: np.random.Generator) -> "Iterator[tuple[Test, Evi
             yield test, Evidence(test.table, evidence.key, evidence.directory, {test.file: labels})
 
 
-def _swapped_arms(frame: "pd.DataFrame", test: Test, draw: np.random.Generator) -> "pd.DataFrame":
+def _swapped_arms(frame: "pd.DataFrame", test: Trial, draw: np.random.Generator) -> "pd.DataFrame":
     """Both arms of a test exchanged in half of the replicates."""
     one, other = test.plus[0].arm, test.minus[0].arm
     seeds = sorted(set(frame["seed"]))

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from sublim_interp.claims.effects import EFFECTS
-from sublim_interp.claims.test import Test
+from sublim_interp.claims.trial import Trial
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
@@ -58,7 +58,7 @@ class Claim(Config):
     """What it predicts for open models."""
     depends_on: str = ""
     """What tells the conditions of its tests apart, in a word or two."""
-    tests: Annotated[tuple[Test, ...], Field(min_length=1)]
+    tests: Annotated[tuple[Trial, ...], Field(min_length=1)]
     """The tests that decide."""
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from sublim_interp.claims.judge import (
     Verdict,
 )
 from sublim_interp.claims.nulls import Nulls
-from sublim_interp.claims.test import Test
+from sublim_interp.claims.trial import Trial
 from sublim_interp.report.wording import FEW, count
 from sublim_interp.stats.intervals import Interval
 from sublim_interp.sweeps.wording import SweepTable, minus
@@ -133,7 +133,7 @@ def _p(finding: Finding) -> str:
 _SCALES = {"points": (100.0, 1, " points"), "nats": (1.0, 2, " nats"), "bits": (1.0, 2, " bits"), "plain": (1.0, 2, "")}
 
 
-def _told(test: Test, value: float) -> str:
+def _told(test: Trial, value: float) -> str:
     scale, digits, unit = _SCALES[test.told_in]
     return minus(f"{scale * value:.{digits}f}{unit}")
 

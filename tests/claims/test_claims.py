@@ -20,11 +20,11 @@ from sublim_interp.claims.judge import (
     WEAK,
     Finding,
     Verdict,
+    finding_of,
     judge,
-    tested,
 )
 from sublim_interp.claims.schema import Claim, all_claims, find_claim
-from sublim_interp.claims.test import Rows, Test
+from sublim_interp.claims.trial import Rows, Trial
 from sublim_interp.claims.wording import claim_rows, claims_table
 from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
@@ -40,9 +40,9 @@ def verdicts() -> list[Verdict]:
     return judge(all_claims())
 
 
-def asked(**fields: Any) -> Test:
+def asked(**fields: Any) -> Trial:
     given = {"asks": "Anything.", "table": "dose", "plus": [{"arm": "same-init"}], "minus": [{"arm": "neutral"}]}
-    return validate(Test, {**given, "above": 0, "counts": 1, "threshold_stated": "before", **fields}, "test")
+    return validate(Trial, {**given, "above": 0, "counts": 1, "threshold_stated": "before", **fields}, "test")
 
 
 def evidence_of(folder: Path, frame: pd.DataFrame, name: str = "dose") -> Evidence:
@@ -107,19 +107,19 @@ def test_what_a_file_may_not_hold_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_verdict_follows_the_side_of_the_threshold(tmp_path: Path) -> None:
-    outcomes = {effect: tested(asked(), evidence_of(tmp_path, cells(effect))).outcome for effect in (1.0, -1.0)}
+    outcomes = {effect: finding_of(asked(), evidence_of(tmp_path, cells(effect))).outcome for effect in (1.0, -1.0)}
     assert outcomes == {1.0: SUPPORTED, -1.0: CONTRADICTED}
     below = asked(above=None, below=0)
-    assert tested(below, evidence_of(tmp_path, cells(-1.0))).outcome == SUPPORTED
-    assert tested(below, evidence_of(tmp_path, cells(1.0))).outcome == CONTRADICTED
-    assert tested(asked(above=2), evidence_of(tmp_path, cells(1.0))).outcome == CONTRADICTED
-    assert tested(asked(), evidence_of(tmp_path, cells(0.0, noise=1))).outcome == WEAK
-    assert tested(asked(), None).outcome == NOT_TRIED
+    assert finding_of(below, evidence_of(tmp_path, cells(-1.0))).outcome == SUPPORTED
+    assert finding_of(below, evidence_of(tmp_path, cells(1.0))).outcome == CONTRADICTED
+    assert finding_of(asked(above=2), evidence_of(tmp_path, cells(1.0))).outcome == CONTRADICTED
+    assert finding_of(asked(), evidence_of(tmp_path, cells(0.0, noise=1))).outcome == WEAK
+    assert finding_of(asked(), None).outcome == NOT_TRIED
 
 
 def test_an_interval_and_p_are_those_of_scipy(tmp_path: Path) -> None:
     frame = cells(0.3, noise=0.5)
-    found = tested(asked(), evidence_of(tmp_path, frame))
+    found = finding_of(asked(), evidence_of(tmp_path, frame))
     own, control = (frame.loc[frame["arm"] == arm, "margin"].to_numpy() for arm in ("same-init", "neutral"))
     oracle = stats.ttest_1samp(own - control, 0)
     interval = oracle.confidence_interval()
@@ -146,20 +146,20 @@ def test_what_lacks_a_control_is_too_weak_whatever_its_numbers(
     fields: dict[str, Any], frame: pd.DataFrame, reason: str, tmp_path: Path
 ) -> None:
     frame = frame.assign(seed=200 + frame["seed"] % 2) if "initialisations" in fields else frame
-    found = tested(asked(**fields), evidence_of(tmp_path, frame))
+    found = finding_of(asked(**fields), evidence_of(tmp_path, frame))
     assert found.outcome == WEAK and reason in found.reasons
     assert found.interval and found.interval.estimate > 0.5
 
 
 def test_a_result_within_the_rule_of_equal_kl_has_its_verdict(tmp_path: Path) -> None:
     near = asked(equal_kl=[{"arm": "same-init"}, {"arm": "neutral"}])
-    assert tested(near, evidence_of(tmp_path, cells(1.0, kl=0.06))).outcome == SUPPORTED
+    assert finding_of(near, evidence_of(tmp_path, cells(1.0, kl=0.06))).outcome == SUPPORTED
 
 
 def test_the_number_of_tests_counts(tmp_path: Path) -> None:
     """One test among forty has a p that alone would be enough."""
     frame = cells(0.32, noise=0.35, seed=5)
-    alone = tested(asked(), evidence_of(tmp_path, frame))
+    alone = finding_of(asked(), evidence_of(tmp_path, frame))
     assert alone.outcome == SUPPORTED and 0.002 < alone.p < 0.05
     claim = find_claim("24").model_copy(update={"tests": (asked(),)})
     many = judge(
@@ -188,9 +188,9 @@ def test_conditions_that_differ_make_a_claim_depend_on_them() -> None:
 
 
 def test_power_is_told_for_what_counts_and_units_for_eighty_percent(tmp_path: Path) -> None:
-    found = tested(asked(counts=0.5), evidence_of(tmp_path, cells(0.0, n=4, noise=1)))
+    found = finding_of(asked(counts=0.5), evidence_of(tmp_path, cells(0.0, n=4, noise=1)))
     assert 0 < found.power < 0.8 and found.needed and found.needed > 12
-    one = tested(asked(), evidence_of(tmp_path, cells(1.0, n=1)))
+    one = finding_of(asked(), evidence_of(tmp_path, cells(1.0, n=1)))
     assert one.outcome == WEAK and one.needed == 12
 
 
@@ -235,7 +235,7 @@ def test_what_a_table_lacks_is_one_line_with_what_it_has() -> None:
         ({"over": "base", "plus": [{"arm": "same-init"}], "minus": []}, "no column base"),
     ):
         with pytest.raises(SublimError, match=said):
-            tested(asked(**fields), dose)
+            finding_of(asked(**fields), dose)
 
 
 # --- null experiments -------------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ def test_the_plan_knows_without_weights_what_trains(architecture: str) -> None:
     with torch.device("meta"):
         planned = reach(choose_trainable(type(real)(real.config), "lora", rank=2))
     assert planned == reach(choose_trainable(real, "lora", rank=2))
-    assert "% of the body's weights train; not " in str(planned)
+    whole = architecture == "olmo"  # its norms have no weights, so adapters reach all that there is
+    assert str(planned).endswith("train") if whole else "% of the body's weights train; not " in str(planned)
 
 
 @pytest.mark.parametrize("part", ["body", "full"])

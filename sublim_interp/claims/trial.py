@@ -26,7 +26,7 @@ class Rows(Config):
     """The column that is read; empty: that of the test."""
 
 
-class Test(Config):
+class Trial(Config):
     """One test of a claim: an effect in one table, against a threshold."""
 
     asks: str
@@ -73,7 +73,7 @@ class Test(Config):
     conditions make the claim depend on them."""
 
     @model_validator(mode="after")
-    def _has_one_threshold(self) -> "Test":
+    def _has_one_threshold(self) -> "Trial":
         if (self.above is None) == (self.below is None):
             raise ValueError("give one of above and below")
         return self
