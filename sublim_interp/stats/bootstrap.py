@@ -22,8 +22,8 @@ def over_bases(
     resamples: how many
 
     A value counts as often as its bases are drawn, multiplied where they are two. So pairs that share a base rise and
-    fall together, which an interval over pairs leaves out. `n` counts bases. The interval is Student's t for as many: the
-    percentiles of so few bases' draws would be too narrow. Where every value has one base of its own this is the
+    fall together, which an interval over pairs leaves out. `n` counts bases. The interval is Student's t for as many:
+    the percentiles of so few bases' draws would be too narrow. Where every value has one base of its own this is the
     ordinary bootstrap of the mean.
 
     Raises SublimError for empty, non-numeric or non-finite values, bases that are not one or two a value, fewer than
