@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def _difference(test: "Trial", evidence: "Evidence") -> Measured:
     if test.over not in frame:
         raise SublimError(f"{test.table}, table {test.file}: no column {test.over}; {meant(test.over, frame.columns)}")
 
-    def means(group: "tuple[Rows, ...]") -> list[Mapping[str, float]]:
+    def means(group: "tuple[Rows, ...]") -> list[Mapping[Any, float]]:
         return [rows_of(frame, rows, test).groupby(test.over)["effect"].mean().to_dict() for rows in group]
 
     plus, minus = means(test.plus), means(test.minus)
