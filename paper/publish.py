@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from sublim_interp.claims.judge import judge
+from sublim_interp.claims.nulls import null_experiments
+from sublim_interp.claims.schema import all_claims
+from sublim_interp.claims.wording import claims_table
 from sublim_interp.core.drawing import save
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Artifact, Store
@@ -37,7 +41,7 @@ from sublim_interp.sweeps.published import (
 )
 from sublim_interp.sweeps.study import find_study, published_study, study, study_names
 from sublim_interp.sweeps.tables import published_study_table, published_table
-from sublim_interp.sweeps.wording import bare
+from sublim_interp.sweeps.wording import as_markdown, bare
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -69,6 +73,8 @@ def publish(name: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for file in ("summary.csv", "contrasts.csv"):
         shutil.copy(finished.artifact.path / file, directory / file)
+    replicates = finished.tables.replicates
+    replicates.loc[replicates["stage"] == "equal steps"].to_csv(directory / "replicates.csv", index=False)
     if "indirect" in finished.experiment.evaluation.questions:
         heard = finished.heard("indirect")
         heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
@@ -103,6 +109,9 @@ def tables() -> dict[str, Callable[[], str]]:
         "headline": lambda: headline(RESULTS / HEADLINE),
         "contexts": lambda: contexts_table(RESULTS / HEADLINE),
         "bases": lambda: bare(shelf([resolve_base(base) for base in base_names()])),
+        "claims": lambda: as_markdown(
+            claims_table(judge(all_claims()), null_experiments()), "Made by `sublim claims`."
+        ),
         "law-elsewhere": lambda: bare(law_elsewhere(read_cells(RESULTS / "law"), published_doses())),
     }
     for name in published_runs():

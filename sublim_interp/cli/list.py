@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def list_(store: StoreOption = None) -> None:
     """Show experiments, grids, traits and bases at hand, what their fields may name, and the runs in the store."""
+    from sublim_interp.claims.schema import CLAIMS
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment, experiment_names
     from sublim_interp.sweeps.grid import grid, grid_names
@@ -40,6 +41,7 @@ def list_(store: StoreOption = None) -> None:
     for kind, names in kinds.items():
         traits.add_row(kind, " ".join(names))
     print_(experiments, grids, traits, _named(), bases_table())
+    print_(f"{len(CLAIMS.names())} claims of the field, with verdicts: `sublim claims`")
     place = Store.open(store)
     runs = place.list("run")
     if runs:
@@ -56,6 +58,7 @@ def list_(store: StoreOption = None) -> None:
 def _named() -> "RenderableType":
     """What fields of experiments and grids may name, and the figures of a run: our own, then other packages'."""
     from sublim_interp.channels.protocol import CHANNELS
+    from sublim_interp.claims.effects import EFFECTS
     from sublim_interp.core.device import PRECISIONS
     from sublim_interp.experiments.arms import arm_names
     from sublim_interp.models.architectures import ARCHITECTURES
@@ -84,6 +87,7 @@ def _named() -> "RenderableType":
         ("precisions", "dtype", PRECISIONS),
         ("grid modes", "matrix, in a grid's file", filter(None, MODES)),
         ("variants", "bases, as NAME(BASE, …)", VARIANTS),
+        ("effects", "effect, in a claim's file", EFFECTS),
         ("figures", "`sublim plot RUN FIGURE`", FIGURES),
         ("architectures", "a base's model_type", ARCHITECTURES),
     ):

@@ -1,11 +1,11 @@
-"""Permutation tests and the false discovery rate."""
+"""Permutation tests, and p-values of several hypotheses adjusted for their number."""
 
 import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.checks import TIE, Column, finite_numbers
@@ -95,9 +95,7 @@ def bh_fdr(pvalues: Column, q: float = 0.05) -> FalseDiscovery:
     Raises SublimError for empty, non-numeric or NaN p-values, any outside [0, 1], or q outside (0, 1). Source:
     Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57.
     """
-    data = finite_numbers(pvalues, "pvalues", "bh_fdr")
-    if data.min() < 0 or data.max() > 1:
-        raise SublimError(f"bh_fdr: p-values run from {data.min():g} to {data.max():g}; valid are 0 to 1")
+    data = _checked_pvalues(pvalues, "bh_fdr")
     if not 0 < q < 1:
         raise SublimError(f"bh_fdr: q is {q:g}; valid is a rate strictly between 0 and 1, such as 0.05")
 
@@ -105,3 +103,26 @@ def bh_fdr(pvalues: Column, q: float = 0.05) -> FalseDiscovery:
 
     adjusted = stats.false_discovery_control(data, method="bh")
     return FalseDiscovery(tuple(map(float, adjusted)), tuple(bool(p <= q) for p in adjusted), q)
+
+
+def holm(pvalues: Column) -> tuple[float, ...]:
+    """Holm's adjusted p-values, in the order given: with those below q rejected, any false rejection has chance q.
+
+    pvalues: one a hypothesis; they may depend on each other in any way
+
+    Raises SublimError for empty, non-numeric or NaN p-values, and any outside [0, 1]. Source: Holm 1979, Scand. J.
+    Stat. 6.
+    """
+    data = _checked_pvalues(pvalues, "holm")
+    order = np.argsort(data, kind="stable")
+    scaled = np.minimum(data[order] * np.arange(len(data), 0, -1), 1.0)
+    adjusted = np.empty(len(data))
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return tuple(map(float, adjusted))
+
+
+def _checked_pvalues(pvalues: Column, where: str) -> Float[np.ndarray, " hypothesis"]:
+    data = finite_numbers(pvalues, "pvalues", where)
+    if data.min() < 0 or data.max() > 1:
+        raise SublimError(f"{where}: p-values run from {data.min():g} to {data.max():g}; valid are 0 to 1")
+    return data

@@ -143,6 +143,8 @@ def ran(installed: Path, cwm: list[Path], together: Path) -> Ran:
         ],
         "plot": ["plot", "meadow", "margins", "--out", "plots"],
         "run study": ["run", "meadow-dice"],
+        "claims": ["claims"],
+        "claims sea-passes": ["claims", "sea-passes", "meadow"],
         "show variant": ["show", "sharpened(lab-small-0, factor=3.0)"],
     }  # fmt: skip
     with FileLock(together / "outside.lock"):  # one worker runs them, the others wait
@@ -164,7 +166,7 @@ def only(ran: Ran, stage: str, name: str) -> Path:
 ADDED = {
     "Experiments": "meadow", "Grids": "meadow-corners", "kinds": "place", "channels": "evens", "judges": "last-word",
     "arms": "cross-other-trait", "optimizers": "rmsprop", "interventions": "skip-first", "grid modes": "corners",
-    "figures": "margins", "architectures": "cwm", "ways of teaching": "insistent",
+    "effects": "share-above", "figures": "margins", "architectures": "cwm", "ways of teaching": "insistent",
     "precisions": "float64", "estimators": "matrices",
 }  # fmt: skip
 
@@ -176,6 +178,15 @@ def test_a_study_of_its_kind_has_its_table_and_a_variant_its_recipe(ran: Ran) ->
     assert (study.path / "dice.csv").exists() and (study.path / "dice.pdf").exists()
     told = " ".join(ran.done["show variant"].out.split())
     assert "sharper head" in told and "lab-small-0" in told
+
+
+def test_a_claim_of_its_own_is_judged_by_its_effect_in_its_run(ran: Ran) -> None:
+    said = " ".join(ran.done["claims"].out.split())
+    assert "sea-passes The sea passes in most replicates not tried yet" in said
+    told = " ".join(ran.done["claims sea-passes"].out.split())
+    assert "The claim needs it above 50.0 points, stated before the result was known. Found:" in told
+    assert "over 1 replicate. Too weak to tell. 1 replicate; a verdict needs 12." in told
+    assert f"Key {only(ran, 'run', 'meadow').name}." in told
 
 
 def test_list_shows_all_that_it_adds(ran: Ran) -> None:
@@ -253,7 +264,7 @@ def test_an_arm_without_a_colour_gets_a_spare_one(installed: Path, monkeypatch: 
 def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
     asks = re.compile(r'\(\s*"[\w ]+",\s*"(sublim_interp\.\w+)",')
     groups = {group for path in (ROOT / "sublim_interp").rglob("*.py") for group in asks.findall(path.read_text())}
-    assert len(groups) == 15
+    assert len(groups) == 16
     added = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]
     assert {*added} == groups | {GROUP}
     page = (ROOT / "docs" / "extend" / "index.md").read_text()
@@ -272,6 +283,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
     smoke = ["run", "smoke", "--dry-run", "--set"]
     asked = {
         ("run", "meadow"): ("unknown experiment 'meadow'", "demo, owl, owl-smollm2, smoke, tour"),
+        ("claims", "sea-passes"): ("no claim 'sea-passes'; valid: 1 to 31, or a name",),
         ("run", "meadow-dice"): ("unknown experiment 'meadow-dice'",),
         ("show", "sharpened(lab-small-0)"): ("sharpened", "noise, line"),
         ("run", "meadow-corners"): ("unknown experiment 'meadow-corners'",),
@@ -299,7 +311,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
 GROUPS = {
     "traits": "trait", "channels": "channel", "judges": "judge", "arms": "arm", "optimizers": "optimizer",
     "interventions": "kind of intervention", "ways": "way of teaching", "precisions": "precision",
-    "grid_modes": "grid mode", "figures": "figure",
+    "grid_modes": "grid mode", "figures": "figure", "claims": "effect",
     "architectures": "architecture", "estimators": "estimator",
 }  # fmt: skip
 
@@ -317,6 +329,8 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(cwm: list[Path]
         (info / "entry_points.txt").write_text(text + "\n")
     for name in ("lost", "odd"):
         (tmp_path / f"{name}.yaml").write_text(f"experiment: smoke\naxes: {{seeds: [[0]]}}\nmatrix: {name}\n")
+        claim = (PACKAGE / "meadow" / "catalogue" / "claims" / "sea-passes.yaml").read_text()
+        (tmp_path / f"{name}-claim.yaml").write_text(claim.replace("share-above", name))
     lines: dict[tuple[str, ...], str] = {}
     for name, wrong in (("lost", "cannot be imported: No module named 'nowhere'"), ("odd", "")):
         smoke = ("run", "smoke", "--dry-run", "--set")
@@ -334,6 +348,7 @@ def test_a_broken_entry_point_is_one_line_that_names_its_package(cwm: list[Path]
             (*smoke, f"student.interventions=[{{kind: {name}}}]"): wrong or "'odd' is no class that derives from",
             (*smoke, f"filter.selection={{by: {name}, trait: owl}}"): wrong
             or "estimator 'odd' is a float; give a function",
+            ("claims", f"{name}-claim.yaml"): wrong or "effect 'odd' is a float; give a sublim_interp.claims.effects",
             ("run", f"{name}.yaml", "--dry-run"): wrong or "grid mode 'odd' is no class that derives from",
         }
     lines[("run", "smoke", "--dry-run", "--base", str(cwm[0]))] = "architecture 'cwm' of torn cannot be"

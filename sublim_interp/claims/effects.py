@@ -1,0 +1,158 @@
+"""Effects: what a test of a claim measures in a table, one number a unit. One registry."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from sublim_interp.core.choices import meant
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.registry import Registry, instances_of
+from sublim_interp.stats.bootstrap import over_bases
+from sublim_interp.stats.contrasts import shared_base_contrast, specificity
+from sublim_interp.stats.intervals import Interval, mean_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sublim_interp.claims.evidence import Evidence
+    from sublim_interp.claims.trial import Rows, Trial
+
+
+class Measured(NamedTuple):
+    """What a test found in a table."""
+
+    values: tuple[float, ...]
+    """One number a unit."""
+    n: int
+    """How many units there are; of values that share bases, how many bases."""
+    interval: Interval | None = None
+    """Of the mean, where it is not Student's over the values."""
+    p: float | None = None
+    """Of a test against 0, where it is not the sign-flip test."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One kind of effect.
+
+    shows: what it is, in a few words
+    measure: gives what a test finds in its evidence; SublimError for a table that lacks what it reads
+    check: ValueError for a test that does not say all that the effect needs
+    """
+
+    shows: str
+    measure: "Callable[[Trial, Evidence], Measured]"
+    check: "Callable[[Trial], None]" = lambda test: None
+
+
+def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Trial") -> "pd.DataFrame":
+    """The rows of a table that are meant, with the column `effect` that is read of them.
+
+    Raises SublimError, with the valid ones, for a column, an arm or a value that the table lacks.
+    """
+    measure = rows.measure or test.measure
+    wanted = {name: getattr(rows, name) for name in ("arm", "field", "value") if getattr(rows, name)} | rows.also
+    for column in (measure, *wanted):
+        if column not in frame:
+            raise SublimError(f"{test.table}, table {test.file}: no column {column}; {meant(column, frame.columns)}")
+    for column, value in wanted.items():
+        known = list(dict.fromkeys(map(str, frame[column])))
+        frame = frame.loc[frame[column] == value]
+        if frame.empty:
+            raise SublimError(f"{test.table}, table {test.file}: no {column} '{value}'; {meant(value, known)}")
+    return frame.assign(effect=frame[measure])
+
+
+def _difference(test: "Trial", evidence: "Evidence") -> Measured:
+    """The mean of `plus` minus that of `minus`, for each unit that has both."""
+    frame = evidence.table(test.file)
+    if test.over not in frame:
+        raise SublimError(f"{test.table}, table {test.file}: no column {test.over}; {meant(test.over, frame.columns)}")
+
+    def means(group: "tuple[Rows, ...]") -> list[Mapping[Any, float]]:
+        return [rows_of(frame, rows, test).groupby(test.over)["effect"].mean().to_dict() for rows in group]
+
+    plus, minus = means(test.plus), means(test.minus)
+    units = [unit for unit in plus[0] if all(unit in part for part in (*plus, *minus))]
+    values = [
+        float(np.mean([part[unit] for part in plus]) - (np.mean([part[unit] for part in minus]) if minus else 0.0))
+        for unit in units
+    ]
+    return _whole(values, test)
+
+
+def _specificity(test: "Trial", evidence: "Evidence") -> Measured:
+    """γ of each replicate: how much a teacher's own trait rises beyond what teacher and probe explain."""
+    students = rows_of(evidence.table(test.file), test.plus[0], test)
+    traits = list(dict.fromkeys(students["teacher"]))
+    tables = [own.pivot(index="teacher", columns="student", values="effect") for _, own in students.groupby(test.over)]
+    lift = np.stack([table.reindex(index=traits, columns=traits).to_numpy() for table in tables], -1)
+    return _whole(list(specificity(lift).values), test)
+
+
+def _diagonal(test: "Trial", evidence: "Evidence") -> Measured:
+    """((A→A + B→B) − (A→B + B→A)) / 2 of each pair of bases; its interval draws bases, its test pairs them anew."""
+    students = rows_of(evidence.table(test.file), test.plus[0], test)
+    square = students.pivot_table("effect", "teacher", "student")
+    bases = [base for base in square.index if base in square and square.loc[base].notna().all()]
+    rate = square.loc[bases, bases].to_numpy()
+    pairs = [(a, b) for a in range(len(bases)) for b in range(a)]
+    values = [float(rate[a, a] + rate[b, b] - rate[a, b] - rate[b, a]) / 2 for a, b in pairs]
+    named = [(str(bases[a]), str(bases[b])) for a, b in pairs]
+    return Measured(tuple(values), len(bases), over_bases(values, named), shared_base_contrast(rate).p)
+
+
+def _trend(test: "Trial", evidence: "Evidence") -> Measured:
+    """Spearman's ρ of the measure with `along`, within each unit."""
+    frame = rows_of(evidence.table(test.file), test.plus[0], test)
+    if test.along == "distance":
+        frame = frame.merge(evidence.distances(), on="value")
+    if test.along not in frame:
+        raise SublimError(f"{test.table}: nothing goes along {test.along}; {meant(test.along, frame.columns)}")
+    try:
+        frame = frame.assign(along=frame[test.along].astype(float))
+    except ValueError:
+        raise SublimError(f"{test.table}: {test.along} holds words, and a trend needs numbers") from None
+    rhos = [own["effect"].corr(own["along"], method="spearman") for _, own in frame.groupby(test.over)]
+    found = _whole([float(rho) for rho in rhos if not math.isnan(rho)], test)
+    return found._replace(interval=mean_interval(found.values, bounds=(-1, 1)))
+
+
+def _whole(values: list[float], test: "Trial") -> Measured:
+    if not values:
+        raise SublimError(f"{test.table}, table {test.file}: no {test.over} has all rows that the test compares")
+    return Measured(tuple(values), len(values))
+
+
+def _one_set_of_rows(test: "Trial") -> None:
+    if len(test.plus) != 1 or test.minus:
+        raise ValueError(f"effect={test.effect} takes one set of rows in plus, and none in minus")
+
+
+def _bases_at_zero(test: "Trial") -> None:
+    _one_set_of_rows(test)
+    if test.threshold or test.over != "base":
+        raise ValueError("effect=diagonal is tested against 0, with over=base")
+
+
+def _needs_along(test: "Trial") -> None:
+    _one_set_of_rows(test)
+    if not test.along:
+        raise ValueError("effect=trend needs along")
+
+
+EFFECTS: Registry[Effect] = Registry(
+    "effect",
+    "sublim_interp.claims",
+    {
+        "difference": Effect("some rows minus others, paired over units", _difference),
+        "specificity": Effect("γ of the trait × trait model", _specificity, _one_set_of_rows),
+        "diagonal": Effect("the 2 × 2 of initialisations, over pairs of bases", _diagonal, _bases_at_zero),
+        "trend": Effect("Spearman's ρ along distances or values", _trend, _needs_along),
+    },
+    instances_of("effect", Effect),
+)
+"""Every effect by what `effect` says in a claim's file."""

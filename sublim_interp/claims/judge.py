@@ -1,0 +1,240 @@
+"""The verdict on a claim, computed from tables by its tests; p-values are adjusted for all tests of all claims."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sublim_interp.claims.effects import EFFECTS, rows_of
+from sublim_interp.claims.evidence import Evidence, published_evidence
+from sublim_interp.claims.schema import Claim
+from sublim_interp.claims.trial import Trial
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.base import resolve_base
+from sublim_interp.report.wording import count
+from sublim_interp.stats.intervals import Interval, mean_interval
+from sublim_interp.stats.permutation import holm, sign_flip_test
+from sublim_interp.stats.power import power_of_mean, units_needed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUPPORTED, CONTRADICTED, WEAK, NOT_TRIED = "supported", "contradicted", "too weak to tell", "not tried yet"
+DEPENDS = "depends on"
+
+ALPHA = 0.05
+"""Level of every test, after Holm's adjustment."""
+NEAR = 1.25
+"""Distances from the teacher count as equal where the larger is at most so many times the smaller."""
+
+Look = Callable[[Trial], Evidence | None]
+"""Gives the evidence that a test reads, or None where nobody ran it."""
+
+
+def published_for(test: Trial) -> Evidence | None:
+    """The published evidence of a test, or None; None too where what is published lacks the table that it reads."""
+    found = published_evidence(test.table)
+    return found if found and found.has(test.file) else None
+
+
+def with_given(given: Mapping[str, Evidence]) -> Look:
+    """Looks for evidence among what is given first, by name, then among what is published."""
+    return lambda test: given[test.table] if test.table in given else published_for(test)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one test came to."""
+
+    test: Trial
+    outcome: str
+    """SUPPORTED, CONTRADICTED, WEAK or NOT_TRIED."""
+    key: str = ""
+    """Of the run, sweep or study that decided."""
+    interval: Interval | None = None
+    """The effect with its 95 % interval over units."""
+    n: int = 0
+    """How many units."""
+    p: float = math.nan
+    """Of the two-sided test against the threshold; nan for one unit."""
+    adjusted: float = math.nan
+    """The same by Holm, over all tests of all claims that have one."""
+    values: tuple[float, ...] = ()
+    """The effect in each unit, or in each pair of bases."""
+    lacks: tuple[str, ...] = ()
+    """What the experiment lacks, whatever its numbers say: a sentence for each."""
+    family: int = 1
+    """How many tests `adjusted` counts."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is too weak, a sentence each; nothing where it is not."""
+        if self.outcome != WEAK:
+            return ()
+        if math.isnan(self.p) or self.adjusted <= ALPHA:
+            return self.lacks
+        return (*self.lacks, f"p = {self.adjusted:.2g}, adjusted for {count(self.family, 'test')}.")
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the values; nan for one unit."""
+        return math.nan if self.n < 2 else float(np.std(self.values, ddof=1))
+
+    @property
+    def power(self) -> float:
+        """Chance of a verdict with so many units where the effect lies `counts` from the threshold; nan for one."""
+        if math.isnan(self.deviation):
+            return math.nan
+        return power_of_mean(self.test.counts, self.deviation, self.n, ALPHA)
+
+    @property
+    def needed(self) -> int | None:
+        """Units for 80 % of power, at least as many as a verdict needs; None where no number is enough."""
+        if math.isnan(self.deviation):
+            return self.test.least
+        found = units_needed(self.test.counts, self.deviation, alpha=ALPHA)
+        return None if found is None else max(found, self.test.least)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the effect lies on the claim's side of the threshold."""
+        return self.interval is not None and (self.interval.estimate > self.test.threshold) == (
+            self.test.above is not None
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests of a claim come to together."""
+
+    claim: Claim
+    findings: tuple[Finding, ...]
+
+    @property
+    def by_condition(self) -> dict[str, str]:
+        """The outcome under each condition; all tests under one must hold."""
+        conditions = dict.fromkeys(finding.test.under for finding in self.findings)
+        return {under: _all_of([f.outcome for f in self.findings if f.test.under == under]) for under in conditions}
+
+    @property
+    def outcome(self) -> str:
+        """SUPPORTED, CONTRADICTED, DEPENDS, WEAK or NOT_TRIED."""
+        found = {*self.by_condition.values()}
+        if {SUPPORTED, CONTRADICTED} <= found:
+            return DEPENDS
+        return next(outcome for outcome in (CONTRADICTED, SUPPORTED, WEAK, NOT_TRIED) if outcome in found)
+
+    @property
+    def deciding(self) -> tuple[Finding, ...]:
+        """The findings that the outcome rests on: where it depends on a condition, all that were decided."""
+        wanted = (SUPPORTED, CONTRADICTED) if self.outcome == DEPENDS else (self.outcome,)
+        return tuple(finding for finding in self.findings if finding.outcome in wanted)
+
+
+def _all_of(outcomes: Sequence[str]) -> str:
+    """The outcome of tests that must all hold: one that fails is enough, one that is too weak leaves it open."""
+    order = (CONTRADICTED, WEAK, SUPPORTED, NOT_TRIED)
+    return next(outcome for outcome in order if outcome in outcomes)
+
+
+def judge(claims: Iterable[Claim], look: Look = published_for) -> list[Verdict]:
+    """The verdict on each claim, in order.
+
+    claims: all of them, since p-values are adjusted for their number
+    look: gives the evidence of a test; as it is, what is published
+
+    Raises SublimError for a table that lacks what a test reads.
+    """
+    found = [(claim, [finding_of(test, look(test)) for test in claim.tests]) for claim in claims]
+    every = [finding for _, findings in found for finding in findings if not math.isnan(finding.p)]
+    adjusted = iter(holm([finding.p for finding in every]) if every else ())
+
+    def counted(finding: Finding) -> Finding:
+        if math.isnan(finding.p):
+            return finding
+        return _decided(replace(finding, adjusted=next(adjusted), family=len(every)))
+
+    return [Verdict(claim, tuple(map(counted, findings))) for claim, findings in found]
+
+
+def finding_of(test: Trial, evidence: Evidence | None) -> Finding:
+    """What a test comes to in its evidence, as if it were the only one.
+
+    evidence: None where nobody ran it
+
+    Raises SublimError for a table that lacks what the test reads.
+    """
+    if evidence is None:
+        return Finding(test, NOT_TRIED)
+    measured = EFFECTS[test.effect].measure(test, evidence)
+    values = np.array(measured.values)
+    whole = test.told_in == "points" and float(np.abs(values).max()) <= 1
+    interval = measured.interval or mean_interval(values, bounds=(-1, 1) if whole else None)
+    p = measured.p
+    if p is None:
+        p = sign_flip_test(values - test.threshold).p if measured.n > 1 else math.nan
+    lacks = tuple(_lacks(test, evidence, measured.n))
+    return _decided(Finding(test, WEAK, evidence.key, interval, measured.n, p, p, measured.values, lacks))
+
+
+def _decided(finding: Finding) -> Finding:
+    """Decides a finding by its adjusted p-value; one that lacks something stays too weak."""
+    if finding.lacks or not finding.adjusted <= ALPHA:  # nan is not
+        return replace(finding, outcome=WEAK)
+    return replace(finding, outcome=SUPPORTED if finding.holds else CONTRADICTED)
+
+
+# --- what an experiment must have -------------------------------------------------------------------------------------
+
+
+def _lacks(test: Trial, evidence: Evidence, n: int) -> Iterator[str]:
+    """Why the experiment allows no verdict, whatever its numbers say: a sentence for each reason."""
+    unit = {"seed": "replicate"}.get(test.over, test.over)
+    if n < test.least:
+        yield f"{count(n, unit)}; a verdict needs {test.least}."
+    frame = evidence.table(test.file)
+    if test.initialisations:
+        known = initialisations(evidence, frame)
+        if known < test.initialisations:
+            yield f"Its teachers have {count(known, 'initialisation')}; this claim needs {test.initialisations}."
+    for arm in test.controls:
+        if arm not in set(frame["arm"]):
+            yield f"It has no arm {arm}."
+    if test.equal_kl:
+        yield from _unequal(test, evidence)
+    if test.lacks:
+        yield test.lacks
+
+
+def _unequal(test: Trial, evidence: Evidence) -> Iterator[str]:
+    """Where students end at different distances from their teachers."""
+    file = "cells" if (evidence.directory / "cells.csv").exists() and test.file == "matrix" else test.file
+    frame = evidence.table(file)
+    left: dict[str, float] = {}
+    for rows in test.equal_kl:
+        found = rows_of(frame, rows.model_copy(update={"measure": "kl"}), test)["effect"].dropna()
+        left[" ".join(filter(None, (rows.value, rows.arm)))] = fmean(found.to_list())
+    if max(left.values()) > NEAR * min(left.values()):
+        said = ", ".join(f"{arm} at {value:.4f}" for arm, value in left.items())
+        yield f"Not at equal KL: {said}."
+
+
+def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
+    """How many initialisations the teachers' bases of a table have; of a study, how many replicates.
+
+    frame: one of the evidence's tables
+    """
+    from sublim_interp.sweeps.grid import grid, grid_names
+    from sublim_interp.sweeps.study import study_names
+
+    if evidence.name in study_names():
+        return frame["seed"].nunique()
+    if evidence.name not in grid_names():
+        raise SublimError(f"{evidence.name} is no grid or study, so its initialisations are not known")
+    seeds = set(frame["seed"])
+    bases = {exp.pair(seed)[0] for _, _, exp in grid(evidence.name).cells() for seed in exp.seeds if seed in seeds}
+    starts = {base: resolve_base(base).card.get("pretraining", {}).get("init_seed", base) for base in bases}
+    return len({*starts.values()})
