@@ -73,7 +73,8 @@ def _difference(test: "Trial", evidence: "Evidence") -> Measured:
         raise SublimError(f"{test.table}, table {test.file}: no column {test.over}; {meant(test.over, frame.columns)}")
 
     def means(group: "tuple[Rows, ...]") -> list[Mapping[Any, float]]:
-        return [rows_of(frame, rows, test).groupby(test.over)["effect"].mean().to_dict() for rows in group]
+        columns: list[Any] = [rows_of(frame, rows, test).groupby(test.over)["effect"].mean() for rows in group]
+        return [column.to_dict() for column in columns]
 
     plus, minus = means(test.plus), means(test.minus)
     units = [unit for unit in plus[0] if all(unit in part for part in (*plus, *minus))]
@@ -116,8 +117,9 @@ def _trend(test: "Trial", evidence: "Evidence") -> Measured:
         frame = frame.assign(along=frame[test.along].astype(float))
     except ValueError:
         raise SublimError(f"{test.table}: {test.along} holds words, and a trend needs numbers") from None
-    rhos = [own["effect"].corr(own["along"], method="spearman") for _, own in frame.groupby(test.over)]
-    found = _whole([float(rho) for rho in rhos if not math.isnan(rho)], test)
+    groups: list[Any] = [own for _, own in frame.groupby(test.over)]
+    rhos = [float(own["effect"].corr(own["along"], method="spearman")) for own in groups]
+    found = _whole([rho for rho in rhos if not math.isnan(rho)], test)
     return found._replace(interval=mean_interval(found.values, bounds=(-1, 1)))
 
 

@@ -231,7 +231,7 @@ def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
     from sublim_interp.sweeps.study import study_names
 
     if evidence.name in study_names():
-        return frame["seed"].nunique()
+        return len(set(frame["seed"]))
     if evidence.name not in grid_names():
         raise SublimError(f"{evidence.name} is no grid or study, so its initialisations are not known")
     seeds = set(frame["seed"])

@@ -88,8 +88,9 @@ def _swapped_arms(frame: "pd.DataFrame", test: Trial, draw: np.random.Generator)
     one, other = test.plus[0].arm, test.minus[0].arm
     seeds = sorted(set(frame["seed"]))
     turned = dict(zip(seeds, draw.random(len(seeds)) < 0.5, strict=True))
-    turn = frame["seed"].map(turned)
-    return frame.assign(arm=frame["arm"].where(~turn, frame["arm"].replace({one: other, other: one})))
+    swapped = {one: other, other: one}
+    places = zip(frame["seed"], frame["arm"], strict=True)
+    return frame.assign(arm=[swapped.get(arm, arm) if turned[seed] else arm for seed, arm in places])
 
 
 def _permuted_probes(frame: "pd.DataFrame", draw: np.random.Generator) -> "pd.DataFrame":

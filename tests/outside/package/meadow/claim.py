@@ -7,8 +7,10 @@ from sublim_interp.claims.trial import Trial
 
 def measure(test: Trial, evidence: Evidence) -> Measured:
     frame = evidence.table(test.file)
-    plus, minus = (rows_of(frame, rows, test).set_index(test.over)["effect"] for rows in (test.plus[0], test.minus[0]))
-    above = tuple(float(plus[unit] > minus[unit]) for unit in plus.index.intersection(minus.index))
+    one, other = (
+        rows_of(frame, rows, test).set_index(test.over)["effect"].to_dict() for rows in (*test.plus, *test.minus)
+    )
+    above = tuple(float(one[unit] > other[unit]) for unit in one if unit in other)
     return Measured(above, len(above))
 
 
