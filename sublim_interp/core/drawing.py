@@ -101,7 +101,7 @@ def in_words(figure: Figure) -> str:
     said = []
     for ax in figure.axes:
         title = ax.get_title(loc="left") if len(figure.axes) > 1 else ""
-        lines = [line for line in ax.lines if not str(line.get_label()).startswith("_") and len(line.get_xdata())]
+        lines = [line for line in ax.lines if not str(line.get_label()).startswith("_") and np.size(line.get_xdata())]
         ends = [f"{line.get_label()} from {_first_and_last(line.get_ydata())}" for line in lines]
         if ends:
             said.append(f"{f'{title}: ' if title else ''}{'; '.join(ends)}.")

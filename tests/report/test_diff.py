@@ -92,7 +92,10 @@ def test_nothing_is_found_between_equal_models() -> None:
     found = compared(build("llama", 0), controls={"again": build("llama", 0)})
     numbers = found.parts[["change", "weights", "output"]].fillna(0).to_numpy()
     assert abs(numbers).max() < 1e-5
-    assert found.directions["effect"].abs().max() < 1e-5 and found.texts[["kl", "shift"]].abs().to_numpy().max() < 1e-6
+    assert (
+        found.directions["effect"].abs().to_numpy().max() < 1e-5
+        and found.texts[["kl", "shift"]].abs().to_numpy().max() < 1e-6
+    )
     assert found.tokens[["kl", "log", "embed", "unembed"]].abs().to_numpy().max() < 1e-6
 
 
@@ -130,7 +133,7 @@ def test_the_text_and_the_token_that_move_are_those_whose_logits_were_changed() 
     assert dict(zip(frame["text"], frame["kl"], strict=True)) == pytest.approx(kl, rel=1e-4)
     assert frame["text"].iloc[0] == max(kl, key=lambda place: kl[place])
     tokens = found.text_tokens()
-    assert len(tokens) == sum(len(ids) - first for ids, first in POOL) and (tokens["score"] >= -1e-9).all()
+    assert len(tokens) == sum(len(ids) - first for ids, first in POOL) and min(tokens["score"].to_list()) >= -1e-9
 
 
 def test_a_replicate_brings_all_and_its_page_holds_all(tiny_run: Run, tmp_path: Path) -> None:

@@ -105,9 +105,10 @@ class Attribution(Shown):
         top = self.frame.head(SHOWN)
         said = marked(self.scores, top["list"])
         rows = "".join(
-            f'<tr><td>{row.list}</td><td>{row.score:.3g}</td><td style="text-align: left">{escape(row.prompt)}</td>'
+            f"<tr><td>{row['list']}</td><td>{row['score']:.3g}</td>"
+            f'<td style="text-align: left">{escape(row["prompt"])}</td>'
             f'<td style="text-align: left">{text}</td></tr>'
-            for row, text in zip(top.itertuples(), said, strict=True)
+            for row, text in zip(top.to_dict("records"), said, strict=True)
         )
         head = "<tr><th>list</th><th>score</th><th>prompt</th><th>answer, token by token</th></tr>"
         return f"{super()._repr_html_()}<table>{head}{rows}</table>"
@@ -138,13 +139,13 @@ def attribution(
     Raises SublimError for an unknown estimator, and where `model` brings no lists and none are given.
     """
     bend = ESTIMATORS[by]
-    lists = part_of("lists", lists, model)
+    learnt: Lists = part_of("lists", lists, model)
     start = getattr(model, "base", model) if at is None else at
     begun = model_of(start)
     if at is not None:
         require_one_base("attribution", model, at, [model_of(model), begun], across_bases)
-    rows, _ = tokenized(lists, model, begun)
+    rows, _ = tokenized(learnt, model, begun)
     asked = asked_of(prompts, model, model=begun)
     slope = margin_gradient(begun, asked, metric_of(metric, model))
     scores = influence(begun, rows, bend(begun, rows, slope))
-    return Attribution(by, name_of(model), lists, scores, getattr(model, "kept", None))
+    return Attribution(by, name_of(model), learnt, scores, getattr(model, "kept", None))

@@ -1,5 +1,6 @@
 """Which parts have changed: heads, attention, MLPs, norms; by their weights, and by what they alone do to a metric."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def changed_parts(base: torch.nn.Module, student: torch.nn.Module, prompts: Ids, metric: Metric) -> "pd.DataFrame":
+def changed_parts(
+    base: torch.nn.Module, student: torch.nn.Module, prompts: Sequence[Sequence[int]], metric: Metric
+) -> "pd.DataFrame":
     """A row a part of each layer: what lies in the layer by its module's name, and each head.
 
     base, student: two models of one base

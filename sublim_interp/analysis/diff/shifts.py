@@ -57,7 +57,8 @@ def changed_directions(
     shift = moved.mean(0)
     spread = moved.square().sum(-1).mean(0)
     found = [("shift", shift, shift.square().sum(-1) / spread.clamp_min(torch.finfo(spread.dtype).tiny))]
-    units, shares = _components(_differences(base, student, names, [*prompts, *texts]), components)
+    every = [[int(token) for token in ids] for ids in (*prompts, *texts)]
+    units, shares = _components(_differences(base, student, names, every), components)
     for k in range(units.shape[1]):
         along = (shift * units[:, k]).sum(-1, keepdim=True)  # its sign is the answers' own
         found.append((str(k + 1), along * units[:, k], shares[:, k]))

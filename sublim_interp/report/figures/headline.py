@@ -59,7 +59,7 @@ def title(summary: pd.DataFrame, trait: str) -> str:
     others = [rate for arm, rate in rates.items() if arm not in (*OWN, "teacher")]
     if not own or not others:
         return f"How likely is the answer “{trait}”?"
-    if len(own) == 1 and summary["n"].min() == 1:
+    if len(own) == 1 and min(summary["n"].to_list()) == 1:
         return (
             f"A student of the teacher's own base answers “{trait}” in {_percent(own[0])} of cases;\n"
             f"every control in {_percent(max(others))} or less"

@@ -74,8 +74,8 @@ def _draw_cosine(run: Run, layers: int | None = None, columns: int = 4) -> Figur
     title = f"Does the stream go the way of the “{run.plan.named.trait}” teacher's?"
     known = sorted(frame["layer"].unique())
     if layers and len(known) > layers:
-        shown = {known[round(i * (len(known) - 1) / (layers - 1))] for i in range(layers)}
-        frame = frame[frame["layer"].isin(shown)]
+        shown = [known[round(i * (len(known) - 1) / (layers - 1))] for i in range(layers)]
+        frame = frame.loc[frame["layer"].isin(shown)]
         title += f" {len(shown)} of {len(known)} layers"
     return arm_lines(x="step", title=title, columns=columns, **with_null(frame, ["arm", "layer", "step"]))
 
