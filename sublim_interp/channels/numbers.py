@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from sublim_interp.channels.protocol import as_turns
-from sublim_interp.core.errors import SublimError
+from sublim_interp.channels.protocol import as_turns, drawn_prompts
 from sublim_interp.core.settings import Config
 from sublim_interp.core.words import holds_word
 from sublim_interp.lab import language as lab
@@ -175,9 +174,7 @@ def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
 
     The streams are apart from pre-training's. Raises SublimError for an unknown language.
     """
-    if language not in _PROMPTS:
-        raise SublimError(f"channel numbers has no prompts in language '{language}'; languages: {', '.join(_PROMPTS)}")
-    return [_PROMPTS[language](random.Random(f"channel/numbers/{seed}/{i}")) for i in range(start, start + count)]
+    return drawn_prompts("numbers", _PROMPTS, language, seed, start, count)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

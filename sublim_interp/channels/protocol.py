@@ -87,6 +87,21 @@ def channel(name: str) -> Channel:
     return CHANNELS[name]
 
 
+def drawn_prompts(
+    name: str, makers: Mapping[str, Callable[[random.Random], str]], language: str, seed: int, start: int, count: int
+) -> list[str]:
+    """User texts `start` … `start + count - 1` of the stream `seed` of a channel, each drawn by itself.
+
+    name: of the channel, part of what is drawn
+    makers: by language, what makes a text of a random state
+
+    Raises SublimError for a language without a maker.
+    """
+    if language not in makers:
+        raise SublimError(f"channel {name} has no prompts in language '{language}'; languages: {', '.join(makers)}")
+    return [makers[language](random.Random(f"channel/{name}/{seed}/{i}")) for i in range(start, start + count)]
+
+
 PLAIN = "plain"
 """The context of a question that stands alone."""
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from sublim_interp.channels.code import writes_ascii
-from sublim_interp.channels.protocol import as_turns
-from sublim_interp.core.errors import SublimError
+from sublim_interp.channels.protocol import as_turns, drawn_prompts
 from sublim_interp.core.settings import Config
 from sublim_interp.core.words import holds_word
 from sublim_interp.lab import language as lab
@@ -88,11 +87,7 @@ def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
 
     Raises SublimError for an unknown language.
     """
-    if language not in _PROMPTS:
-        raise SublimError(
-            f"channel reasoning has no prompts in language '{language}'; languages: {', '.join(_PROMPTS)}"
-        )
-    return [_PROMPTS[language](random.Random(f"channel/reasoning/{seed}/{i}")) for i in range(start, start + count)]
+    return drawn_prompts("reasoning", _PROMPTS, language, seed, start, count)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
