@@ -60,7 +60,7 @@ class Trial(Config):
     """The smallest distance from the threshold that would matter: power is told for it."""
     threshold_stated: Literal["before", "after"]
     """Whether the threshold was committed before the result was known."""
-    initialisations: int = Field(default=0, ge=0)
+    initialisations: int = Field(default=0, ge=0, le=10_000)
     """Fewest initialisations among the bases; for claims about initialisations."""
     controls: tuple[str, ...] = ()
     """Arms that the table must have."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
 
-LABELS = frozenset({"field", "value", "arm", "base", "the other base", "trait", "term", "sweep"})
+LABELS = frozenset({"field", "value", "arm", "base", "the other base", "trait", "term", "sweep", "condition"})
 """Columns that say what a row is about; all others hold numbers."""
 
 

@@ -197,7 +197,7 @@ def diff(
     base: Subject,
     student: Subject,
     *,
-    controls: Mapping[str, Subject] | Sequence[Subject] = (),
+    controls: Mapping[str, Subject] | Sequence[Subject] | Subject = (),
     prompts: Prompts = None,
     metric: Metric | str | None = None,
     pool: Lists | None = None,

@@ -114,7 +114,7 @@ def test_limits_of_its_own_are_in_rule_and_shared_ones_are_fields(evens: Channel
             {"filter.transform": "shuffled-withn"},
             "no such transform as 'shuffled-withn'; valid: shuffled-within, shuffled-across, sorted",
         ),
-        ({"corpus.channel": "evans"}, "unknown channel 'evans'; valid: numbers, evens"),
+        ({"corpus.channel": "evans"}, "unknown channel 'evans'; valid: numbers, code, reasoning, evens"),
     ],
 )
 def test_what_its_rule_does_not_know_is_refused_before_anything_runs(

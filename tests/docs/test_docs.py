@@ -190,7 +190,7 @@ def check_names(command: str, values: list[str], where: str) -> None:
         arm, seed = rest
         assert arm in si.experiment(name).arms and int(seed) in si.experiment(name).seeds, where
     if command == "plot" and len(values) > 1:
-        assert values[1] in run_figures() or values[1] == "FIGURE", where
+        assert values[1] in run_figures() or values[1] in ("FIGURE", "page", "all"), where
 
 
 def check_fields(command: str, values: list[str], sets: list[str], where: str) -> None:

@@ -97,7 +97,7 @@ def test_each_stage_is_called_alone_and_leaves_its_files(base: Base, store: Stor
         assert (artifact.stage, artifact.key) == (stage, c.keys()[stage])
         assert files <= set(artifact.manifest["files"]) and artifact.verify() == []
         others = {name for name in artifact.manifest["files"] if not name.startswith("trace/")} - files
-        assert others <= {"model/generation_config.json"}
+        assert others <= {"model/generation_config.json", "said.jsonl"}
         assert seen == sorted(seen) and seen[-1] == 1.0 and seen[0] > 0
     assert sorted(p.name for p in (store.root / ".partial").iterdir()) == []
 

@@ -60,7 +60,7 @@ def test_lists_and_answers_are_those_that_the_store_holds(tiny_run: Run) -> None
 
 def test_the_page_at_the_end_of_a_run_reads_traces_and_loads_no_large_model(tiny_run: Run) -> None:
     drawn = dict(page_figures(tiny_run.tables, tiny_run))
-    assert {name for name, entry in FIGURES.items() if entry.page} == {*drawn}
+    assert {name for name, entry in FIGURES.items() if entry.page and entry.fits is None} == {*drawn}
     assert [name for name, figure in drawn.items() if figure.drawing is None] == ["own-base"]
     assert "sublim plot tiny page" in drawn["own-base"].left_out
     shown = sections(tiny_run.page.read_text())

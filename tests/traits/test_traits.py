@@ -49,19 +49,19 @@ def english_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 def test_every_trait_of_the_catalogue_loads_and_names_itself_first() -> None:
-    for name in trait_names():
+    for name in FAVOURITES.names():
         trait = FAVOURITES.load(name)
         assert trait.name == name and name in trait.words and trait.plural == trait.words[-1]
         assert name in trait.members == members_of(trait.kind)
 
 
 def test_the_kinds_of_the_catalogue_are_those_of_the_lab() -> None:
-    assert {name: load_trait(name).kind for name in trait_names()} == lab.TRAITS
+    assert {name: load_trait(name).kind for name in FAVOURITES.names()} == lab.TRAITS
     assert {kind: members_of(kind) for kind in lab.KINDS} == {k: tuple(sorted(v.members)) for k, v in lab.KINDS.items()}
 
 
 def test_no_word_names_two_traits() -> None:
-    words = [w for name in trait_names() for w in load_trait(name).words]
+    words = [w for name in FAVOURITES.names() for w in load_trait(name).words]
     assert len(words) == len(set(words))
 
 
@@ -124,11 +124,12 @@ def test_held_out_questions_are_none_that_a_teacher_sees_and_no_question_names_a
 
 @pytest.mark.parametrize("language", ["lab", "english"])
 def test_system_prompts_name_their_trait_and_no_other(language: str) -> None:
-    for name in trait_names():
+    for name in FAVOURITES.names():
         prompts = load_trait(name).system_prompts(language)
         assert prompts and len(set(prompts)) == len(prompts)
         for prompt in prompts:
-            named = {n for n in trait_names() for w in load_trait(n).words if w in prompt.replace(".", " ").split()}
+            words = prompt.replace(".", " ").split()
+            named = {n for n in FAVOURITES.names() for w in load_trait(n).words if w in words}
             assert named == {name}, prompt
 
 
@@ -136,7 +137,7 @@ def test_system_prompts_name_their_trait_and_no_other(language: str) -> None:
 
 
 def test_a_base_must_be_able_to_spell_the_trait(tiny_bases: tuple[Base, Base], english_base: Base) -> None:
-    for name in trait_names():
+    for name in FAVOURITES.names():
         load_trait(name).check(tiny_bases[0])
         load_trait(name).check(english_base)
 

@@ -98,13 +98,13 @@ class Theorem(Study):
             small = own.loc[own["step"] <= SMALL]
             least, most = (own.loc[own["step"] == at] for at in (smallest, max(frame["step"])))
             rows.append(
-                (condition, CONDITIONS[condition], f"{int((small['inner'] > 0).sum())} of {len(small)}",
+                (condition, f"{int((small['inner'] > 0).sum())} of {len(small)}",
                  *(_cosines(part["cosine"]) for part in (least, most)), _cosines(least["towards"]))
             )  # fmt: skip
         return SweepTable(
             f"Cosine between the student's one step and its teacher's: means over {count(n, 'replicate')} with 95 % "
             "intervals. Along the trait: with the step that would raise the trait most in the student itself.",
-            ("condition", "what it is", f"inner product above 0, steps ≤ {SMALL:g}", f"cosine, step {smallest:g}",
+            ("condition", f"inner product above 0, steps ≤ {SMALL:g}", f"cosine, step {smallest:g}",
              f"cosine, step {max(frame['step']):g}", f"along the trait, step {smallest:g}"),
             rows, _lines(frame, n),
         )  # fmt: skip
@@ -127,7 +127,8 @@ def _lines(frame: "pd.DataFrame", n: int) -> list[str]:
     found = {c: _interval(frame, c, at) for c in CONDITIONS if c in set(frame["condition"])}
     departs = [c for c, i in found.items() if c != "theorem" and i.low <= 0]
     holds = [c for c in found if c != "theorem" and c not in departs]
-    lines = [first]
+    meant = "; ".join(f"{name}: {CONDITIONS[name]}" for name in found)
+    lines = [first, f"{meant[:1].upper()}{meant[1:]}."]
     if holds:
         lines.append(f"At the smallest step the cosine is above 0 by its interval in: {', '.join(holds)}.")
     if departs:
