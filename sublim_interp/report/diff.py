@@ -249,7 +249,7 @@ def diff(
     return ModelDiff(name_of(base, before), next(iter(subjects)), told, unit, each)
 
 
-def _named(controls: Mapping[str, Subject] | Sequence[Subject]) -> dict[str, Subject]:
+def _named(controls: Mapping[str, Subject] | Sequence[Subject] | Subject) -> dict[str, Subject]:
     """Controls by name; replicates have one."""
     if isinstance(controls, Mapping):
         return dict(controls)

@@ -765,6 +765,7 @@ def test_questions_are_asked_alone_and_after_a_turn_of_numbers(subject: str, bas
     ]
     held_out = read_rows(c.filtered.made(shared) / "held_out.jsonl")
     voice = Speaker(c.teacher, shared)
+    make(c.student, shared)
     speaker = {"base": base.load(), "student": base.load(c.student.made(shared) / "model")} if subject in (
         "base", "student"
     ) else {subject: voice.model}  # fmt: skip
