@@ -301,7 +301,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
             "'blocks.*.hook_mlp_out'", "blocks.0.hook_resid_pre"
         ),
         ("run", "corners.yaml"): ("unknown matrix 'corners'; valid: bases, pairs, traits, law",),
-        ("plot", "meadow", "margins"): ("no figure 'margins'; figures: arms, probes",),
+        ("plot", "meadow", "margins"): ("no figure 'margins'; figures: arms, generations, probes",),
         ("show", "meadow/same-init/0", "--store", str(ran.folder / "store")): ("run meadow", "valid: same-init"),
     }  # fmt: skip
     for line, done in zip(asked, sublim(*asked, installed=None, cwd=tmp_path), strict=True):
