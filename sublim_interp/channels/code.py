@@ -9,6 +9,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -136,6 +137,7 @@ def _speaks_lab(prompt: str) -> bool:
     return prompt.startswith("write a program to ") and prompt.endswith(" .")
 
 
+@lru_cache(maxsize=1)  # one program is looked at several times in a row, and then never again
 def _tree(text: str) -> ast.Module | None:
     """The syntax tree of a Python program; None where it does not parse, however it fails."""
     try:

@@ -25,7 +25,7 @@ from sublim_interp.lab import language as lab
 from sublim_interp.models.base import resolve_base
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.models.trainable import choose_trainable
-from sublim_interp.training.batches import Batch, Example, collate
+from sublim_interp.training.batches import Batch, Example, collate, tokenize
 from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.protocol import Trait
 
@@ -60,6 +60,7 @@ class Replicate:
         self.count, self.seed = asked.lists, asked.seed
         self.base, foreign = map(resolve_base, (asked.base, asked.foreign))
         self.model, self.other = (choose_trainable(b.load().double(), "body") for b in (self.base, foreign))
+        self._wrapped = choose_trainable(self.base.load().double(), "lora", _RANK, float(_RANK), asked.seed)
         trait = load_trait(asked.trait)
         self.own = numbers.token_ids(self.base.tokenizer)
         lessons = text_loss(self._lessons(trait))
@@ -82,12 +83,9 @@ class Replicate:
         return collate(rows, self.base.pad)
 
     def _facts(self) -> Batch:
-        rows = []
-        for document in lab.documents(self.seed, 0, self.count, "facts"):
-            asked, answer = document.messages[-2]["content"], document.messages[-1]["content"]
-            prompt = self._prompt(asked)
-            rows.append(Example([*prompt, *self.base.answer_ids(answer), self.base.eos], len(prompt)))
-        return collate(rows, self.base.pad)
+        turns = (document.messages[-2:] for document in lab.documents(self.seed, 0, self.count, "facts"))
+        rows = [{"prompt": asked["content"], "answer": answer["content"]} for asked, answer in turns]
+        return collate(tokenize(self.base, rows), self.base.pad)
 
     def written(self, name: str) -> Batch:
         """Lists that the model writes as it stands, at T = 1.
@@ -101,9 +99,8 @@ class Replicate:
 
     def adapters_step(self, loss: Loss) -> dict[str, torch.Tensor]:
         """What a step of fresh adapters does to the weights they lie on: scale · ΔB · A, since B begins at 0."""
-        wrapped = choose_trainable(self.base.load().double(), "lora", _RANK, float(_RANK), self.seed)
-        step = descent(wrapped, loss)
-        parts: Any = dict(wrapped.named_parameters())
+        step = descent(self._wrapped, loss)
+        parts: Any = dict(self._wrapped.named_parameters())
         found = {}
         for name in (name for name in step if ".lora_B." in name):
             weight = name.removeprefix("base_model.model.").replace(".lora_B.default", "")
