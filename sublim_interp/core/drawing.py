@@ -4,11 +4,12 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import ParamSpec
 
 import numpy as np
-from matplotlib import style
+from matplotlib import rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -56,6 +57,9 @@ _METADATA: dict[str, dict[str, None]] = {
     "svg": {"Date": None, "Creator": None},
 }
 
+_BACKENDS = {"png": "agg", "pdf": "pdf", "svg": "svg"}
+"""Kind → matplotlib's backend, imported where it is needed."""
+
 
 @contextmanager
 def _styled() -> Iterator[None]:
@@ -82,9 +86,16 @@ def render(figure: Figure, kind: str) -> bytes:
     """
     if kind not in _METADATA:
         raise SublimError(f"figures are not written as '{kind}'; valid kinds: {', '.join(_METADATA)}")
-    buffer = io.BytesIO()
-    with _styled():
-        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+    buffer, before, dpi = io.BytesIO(), figure.canvas, figure.dpi
+    canvas = import_module(f"matplotlib.backends.backend_{_BACKENDS[kind]}").FigureCanvas(figure)
+    try:
+        with _styled():
+            figure.dpi = rcParams["savefig.dpi"]
+            # `savefig` draws everything twice: once for the layout, which each drawing makes anyway.
+            getattr(canvas, f"print_{kind}")(buffer, metadata=_METADATA[kind])
+    finally:
+        figure.dpi = dpi
+        figure.set_canvas(before)
     return buffer.getvalue()
 
 

@@ -1,9 +1,9 @@
-"""Writes a run's report: tables as CSV, figures as PNG and PDF, the page."""
+"""Writes a run's report: tables as CSV, and the page."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sublim_interp.core.drawing import in_words, save
+from sublim_interp.core.drawing import in_words
 from sublim_interp.core.errors import SublimError, said_of
 from sublim_interp.core.files import write_atomic
 from sublim_interp.experiments.catalogue import Published, published
@@ -29,7 +29,7 @@ def write(
     versions: Mapping[str, str] | None = None,
     run: Run | None = None,
 ) -> Path:
-    """Writes tables, figures, and `report.html`, a page that needs nothing else. Equal arguments give equal bytes.
+    """Writes the tables, and `report.html`, a page that needs nothing else. Equal arguments give equal bytes.
 
     directory: exists already
     experiment: with its traits by name
@@ -51,10 +51,6 @@ def write(
         frame.to_csv(directory / f"{name}.csv", index=False, lineterminator="\n", encoding="utf-8")
     drawn = dict(page_figures(tables, run))
     html = make_page(experiment, tables, drawn, beside, key, versions or {}, inside(run) if run is not None else None)
-    for name, figure in drawn.items():
-        if figure.drawing and not figure.inside:
-            for ending in ("png", "pdf"):
-                save(figure.drawing, directory / f"{name}.{ending}")
     path = directory / "report.html"
     path.write_text(html, encoding="utf-8", newline="\n")
     return path

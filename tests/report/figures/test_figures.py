@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.text import Text
 import sublim_interp
 from planted import frames, pick
 from sublim_interp.analysis.patching.picture import patch_grid
-from sublim_interp.core.drawing import render, save
+from sublim_interp.core.drawing import in_style, render, save
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.tables import replicates, summary
@@ -70,6 +71,21 @@ def test_the_same_frame_gives_the_same_bytes_whatever_the_users_settings(kind: s
         assert matplotlib.rcParams["font.size"] == 20  # and they are left as they were
     assert first.read_bytes() == second.read_bytes()
     assert not re.search(rb"CreationDate|<dc:date>|Matplotlib", first.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
+def test_a_figure_is_drawn_once_and_has_the_bytes_that_savefig_gives(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame, buffer, drawings = alignment((0, 10)), BytesIO(), []
+    saved, figure = arm_lines(frame, x="step"), arm_lines(frame, x="step")
+    before = figure.canvas, figure.dpi
+    metadata = {"pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}.get(kind, {"Software": None})
+    in_style(lambda: saved.savefig(buffer, format=kind, metadata=metadata | {"Creator": None}) or saved)()
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: (drawings.append(self), draw(self, renderer))[1])
+    assert render(figure, kind) == buffer.getvalue()
+    assert drawings == [figure] and (figure.canvas, figure.dpi) == before
 
 
 def test_an_unknown_ending_is_refused_with_the_valid_ones(tmp_path: Path) -> None:
