@@ -58,6 +58,11 @@ FOCUS = """(() => {
 })()"""
 
 
+STATE = """[[...document.querySelectorAll('*')].indexOf(document.activeElement),
+  ...[...document.querySelectorAll('details')].map(d => d.open)].join()"""
+"""What a key changes: where the focus is, and what is open."""
+
+
 class Browser:
     def __init__(self, page: Path) -> None:
         self.view = QWebEngineView()
@@ -87,15 +92,20 @@ class Browser:
             self.wait(300)
             height = int(self.ask("document.documentElement.scrollHeight"))
         self.view.resize(width, height)
-        self.wait(1500 if shot else 300)
+        self.wait(1500 if shot else 100)
+        while self.ask("window.innerWidth") != width:  # a busy machine takes its time
+            self.wait(20)
         if shot:
             self.view.grab().save(str(shot))
         return json.loads(self.ask(LOOK))
 
     def press(self, key: Qt.Key) -> list[Any]:
-        target = self.view.focusProxy() or self.view
-        QTest.keyClick(target, key)
-        self.wait(50)
+        before = self.ask(STATE)
+        QTest.keyClick(self.view.focusProxy() or self.view, key)
+        for _ in range(200):  # a busy machine takes its time
+            self.wait(20)
+            if self.ask(STATE) != before:
+                break
         return json.loads(self.ask(FOCUS))
 
 
