@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz zoo lab clean
+.PHONY: help demo test fuzz zoo lab notebooks clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 	$(BIN)/sublim run demo
@@ -33,6 +33,10 @@ zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all 
 
 lab: $(VENV)/notebooks.stamp ## open the notebooks in JupyterLab, on the demo's store
 	SUBLIM_STORE="$${SUBLIM_STORE:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks
+
+notebooks: $(VENV)/notebooks.stamp ## run the notebooks again, and keep their outputs
+	SUBLIM_STORE="$${SUBLIM_STORE:-$(CURDIR)/runs}" $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean: ## remove .venv, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import ParamSpec
@@ -69,39 +69,58 @@ def _styled() -> Iterator[None]:
 
 
 def in_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorates a function that draws a figure, so that it draws in the house style."""
+    """Decorates a function that draws a figure: in the house style, and notebooks show it without pyplot."""
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with _styled():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+        figure._repr_png_ = partial(small_png, figure)  # type: ignore[attr-defined]
+        return figure
 
     return styled
 
 
-def render(figure: Figure, kind: str) -> bytes:
+def small_png(figure: Figure) -> bytes:
+    """The figure as a small PNG, as a notebook keeps it: some 20 kB."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(render(figure, "png", _NOTEBOOK_DPI))) as image:
+        image.convert("RGB").quantize(_NOTEBOOK_COLORS).save(small, "png", optimize=True)
+    return small.getvalue()
+
+
+_NOTEBOOK_DPI, _NOTEBOOK_COLORS = 100, 256
+
+
+def render(figure: Figure, kind: str, dpi: float | int | None = None) -> bytes:
     """The figure as a file: equal bytes for equal figures, with no date and no program in it.
 
     kind: `png`, `pdf` or `svg`; raises SublimError for another
+    dpi: dots an inch; as for print where not given
     """
     if kind not in _METADATA:
         raise SublimError(f"figures are not written as '{kind}'; valid kinds: {', '.join(_METADATA)}")
-    buffer, before, dpi = io.BytesIO(), figure.canvas, figure.dpi
+    buffer, before, own_dpi = io.BytesIO(), figure.canvas, figure.dpi
     canvas = import_module(f"matplotlib.backends.backend_{_BACKENDS[kind]}").FigureCanvas(figure)
     try:
         with _styled():
-            figure.dpi = rcParams["savefig.dpi"]
+            figure.dpi = dpi or rcParams["savefig.dpi"]
             # `savefig` draws everything twice: once for the layout, which each drawing makes anyway.
             getattr(canvas, f"print_{kind}")(buffer, metadata=_METADATA[kind])
     finally:
-        figure.dpi = dpi
+        figure.dpi = own_dpi
         figure.set_canvas(before)
     return buffer.getvalue()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes the figure to `path`, whose ending says which kind; raises SublimError for an unknown ending."""
-    path.write_bytes(render(figure, path.suffix.removeprefix(".")))
+def save(figure: Figure, path: Path | str) -> None:
+    """Writes a figure as a file: equal bytes for equal figures.
+
+    path: its ending says which kind: png, pdf or svg; SublimError for another
+    """
+    Path(path).write_bytes(render(figure, Path(path).suffix.removeprefix(".")))
 
 
 def in_words(figure: Figure) -> str:

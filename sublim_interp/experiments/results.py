@@ -237,6 +237,20 @@ class Replicate(Shown):
 
         return answer_margin(*self.answer_tokens)
 
+    def value(self, metric: "Metric | str | None" = None, model: "PreTrainedModel | None" = None) -> float:
+        """A metric at the answer, mean over the held-out questions.
+
+        metric: the margin of the run's trait where None; `rate`, `logprob` and so on; or a function of logits
+        model: one that is asked instead, such as this one's while `si.ablate` or `si.steer` acts on it
+
+        Raises SublimError for an unknown metric, and where the run's trait is no answer of its kind.
+        """
+        from sublim_interp.analysis.metrics import metric_of
+        from sublim_interp.analysis.probes import measure
+
+        asked = self.model if model is None else model
+        return measure(asked, self.prompts, metric_of(metric or self.metric, self)).mean().item()
+
     def bridge(self, processed: bool = False) -> "TransformerBridge":
         """The model as a `TransformerBridge`, on a copy, its logits checked."""
         from sublim_interp.analysis.bridge import bridge
@@ -387,6 +401,23 @@ class Run(Shown):
     def contrasts(self) -> "pd.DataFrame":
         """Differences between arms, paired over replicates, and the diagonal contrast of the 2 × 2."""
         return self.tables.contrasts
+
+    @property
+    def filtered(self) -> "pd.DataFrame":
+        """What the filter did with the teachers' answers: a row a reason, `kept` first, a column an arm, 0 to 1.
+
+        Shares are means over replicates; arms that read one teacher's lists have equal columns.
+        """
+        import pandas as pd
+
+        shares: dict[str, list[Any]] = {}
+        for student in students(self):
+            notes = student.cell.student.data.find(self.store).manifest["notes"]  # type: ignore[union-attr]
+            counted = {"kept": notes["lists"] + notes["held_out"], **notes["refused"]}
+            shares.setdefault(student.arm, []).append(pd.Series(counted) / notes["asked"])
+        each = {arm: pd.concat(some, axis=1).fillna(0).mean(axis=1) for arm, some in shares.items()}
+        frame = pd.DataFrame(each).fillna(0)
+        return frame.loc[["kept", *frame.drop("kept").sum(axis=1).sort_values(ascending=False).index]]
 
     def __iter__(self) -> Iterator[Replicate]:
         """Every replicate after its first round, arm by arm."""

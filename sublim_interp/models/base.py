@@ -64,6 +64,11 @@ class Base:
             return self.digest
         return stage_key("base", 1, {"dtype": self.dtype}, {"files": self.digest})
 
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What was found out about it untouched, by what was asked, so that nothing is computed twice."""
+        return {}
+
     @property
     def language(self) -> str:
         """One of `LANGUAGES`: `lab` for the project's own bases, else what its card says, or `english`."""

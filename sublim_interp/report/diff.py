@@ -27,6 +27,7 @@ from sublim_interp.core.files import write_atomic
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.prompts import Prompts
 from sublim_interp.report.figures.diff import part_bars
+from sublim_interp.report.html import Column, html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +64,8 @@ class ModelDiff(Shown):
     """The student, in words."""
     pool: Sequence[Mapping[str, Any]]
     """The texts that were compared."""
+    metric: str
+    """Its name."""
     unit: str
     """Of the metric."""
     each: Mapping[str, _Changes]
@@ -122,7 +125,7 @@ class ModelDiff(Shown):
     def finding(self) -> list[str]:
         """What was found, in sentences, each with the controls' numbers."""
         told = {name: found.metric for name, found in self.each.items()}
-        lines = [f"The metric moves by {self._told(told)}."]
+        lines = [f"The {self.metric} moves by {self._told(told)}."]
         part = self.parts.loc[self.parts["weights"].abs().idxmax()]
         values = {name: part[self._column("weights", name)] for name in self.each}
         lines.append(f"The weights of layer {part['layer']}, {part['part']}, alone move it by {self._told(values)}.")
@@ -144,25 +147,47 @@ class ModelDiff(Shown):
     def _column(self, value: str, name: str) -> str:
         return value if name == self.student else f"{value} ({name})"
 
+    def _table(self, frame: pd.DataFrame, raw: Sequence[str] = ()) -> str:
+        """A frame as HTML, its first column naming the rows, a control's name beneath the heading of its columns.
+
+        raw: columns that are markup
+        """
+        columns = []
+        for name in map(str, frame.columns):
+            value, _, control = name.removesuffix(")").partition(" (")
+            numbers = pd.api.types.is_numeric_dtype(frame[name])
+            columns.append(Column(value, control, words=not numbers, label=name))
+        rows = [
+            [str(value) if name in raw else _cell(value) for name, value in zip(frame.columns, row, strict=True)]
+            for row in frame.itertuples(index=False)
+        ]
+        return html_table(columns, rows)
+
     def _told(self, values: Mapping[str, float], unit: str | None = None, sign: str = "+") -> str:
-        first, *others = [(name, f"{value:{sign}z.2f}") for name, value in values.items()]
+        first, *others = [
+            (name, f"{value:{sign}z.2f}".replace("-", "\N{MINUS SIGN}")) for name, value in values.items()
+        ]
         beside = "".join(f", {name} {value}" for name, value in others)
         return f"{first[1]} {self.unit if unit is None else unit}".rstrip() + (f" ({beside[2:]})" if beside else "")
 
     def card(self) -> Card:
         facts = {"": f"{self.base} → {self.student}", "beside": ", ".join(self.controls) or "no control"}
-        facts["metric"] = self._told({name: found.metric for name, found in self.each.items()})
+        facts[self.metric] = self._told({name: found.metric for name, found in self.each.items()})
         return Card("ModelDiff", facts, self.parts.head(SHOWN))
 
     def plot(self) -> "Figure":
         """The parts that do most, beside the controls'."""
-        return part_bars({name: found.parts for name, found in self.each.items()}, self.unit)
+        return part_bars({name: found.parts for name, found in self.each.items()}, self.unit, metric=self.metric)
 
     def page(self, path: Path | str) -> Path:
         """Writes everything as one self-contained HTML page, and returns its path."""
         alt = "What the weights of each part, or a head's output, alone do to the metric, put into the base."
         top = self.texts.head(SHOWN).drop(columns="answer")
         texts = top.assign(tokens=marked(self.each[self.student].kl, top["text"]))
+        parts = self.parts.head(SHOWN)
+        ways = self.directions.assign(direction=["shift" if d == "shift" else f"component {d}" for d in
+                                                 self.directions["direction"]])  # fmt: skip
+        words = self.tokens.head(SHOWN).drop(columns="token")
         html = Template(_file("diff.html")).substitute(
             title=escape(f"What changed from {self.base} to {self.student}?"),
             css=_file("page.css"),
@@ -170,10 +195,10 @@ class ModelDiff(Shown):
             finding="".join(f"<li>{escape(line)}</li>" for line in self.finding),
             figure=base64.b64encode(render(self.plot(), "svg")).decode("ascii"),
             alt=escape(alt),
-            parts=_table(self.parts.head(SHOWN)),
-            directions=_table(self.directions),
-            tokens=_table(self.tokens.head(SHOWN)),
-            texts=_table(texts, "texts", raw=("tokens",)),
+            parts=self._table(_placed(parts, "part")),
+            directions=self._table(_placed(ways, "direction")),
+            tokens=self._table(words),
+            texts=self._table(texts, raw=("tokens",)),
         )
         write_atomic(Path(path), html)
         return Path(path)
@@ -183,14 +208,19 @@ def _file(name: str) -> str:
     return files("sublim_interp.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _table(frame: pd.DataFrame, kind: str = "", raw: Sequence[str] = ()) -> str:
-    """A frame as HTML, escaped but for the columns in `raw`."""
-    safe = frame.copy()
-    for column in safe.columns:
-        if column not in raw and not pd.api.types.is_numeric_dtype(safe[column]):
-            safe[column] = [escape(str(value)) for value in safe[column]]
-    table = safe.to_html(index=False, escape=False, border=0, na_rep="", float_format="{:.3f}".format)
-    return f'<div class="scroll {kind}">{table}</div>'
+def _cell(value: Any) -> str:
+    """A value as a table has it; nothing where there is none."""
+    if not isinstance(value, float):
+        return escape(str(value))
+    return "" if value != value else f"{value:z.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _placed(frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The frame with layer and `what` as one column, which names its rows."""
+    names = [f"layer {layer}, {one}" for layer, one in zip(frame["layer"], frame[what], strict=True)]
+    rest = frame.drop(columns=["layer", what])
+    rest.insert(0, what, names)
+    return rest
 
 
 def diff(
@@ -246,7 +276,8 @@ def diff(
         )
     unit = "" if callable(metric) or metric == "rate" else "logits" if metric == "logit-diff" else "nats"
     told = [row if isinstance(row, Mapping) else _text(row, chat) for row in pool]
-    return ModelDiff(name_of(base, before), next(iter(subjects)), told, unit, each)
+    called = metric if isinstance(metric, str) else "metric" if callable(metric) else "margin"
+    return ModelDiff(name_of(base, before), next(iter(subjects)), told, called, unit, each)
 
 
 def _named(controls: Mapping[str, Subject] | Sequence[Subject] | Subject) -> dict[str, Subject]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sublim_interp.core.drawing import render
+from sublim_interp.core.drawing import small_png
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
@@ -45,7 +45,7 @@ def live(exp: "Experiment | str", store: Store | None = None, every: float = 2.0
                 traces = so_far(p, place)
                 seen = [len(trace.shards) for _, trace in traces]
                 if finished or seen != shown:
-                    picture.update(image(render(drawn(p, traces), "png"), width=820))
+                    picture.update(image(small_png(drawn(p, traces))))
                 shown, failed = seen, False
             except SublimError:
                 if failed or finished:

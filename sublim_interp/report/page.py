@@ -3,7 +3,7 @@
 import base64
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -21,6 +21,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import Tables, records
 from sublim_interp.models.trainable import IN_WORDS
 from sublim_interp.pipeline.ways import WAYS
+from sublim_interp.report.html import Column, html_table, term_id
 from sublim_interp.report.inside import Answers, Inside
 from sublim_interp.report.notes import limits
 from sublim_interp.report.verdict import counted, finding, verdict
@@ -50,21 +51,6 @@ class PageFigure(NamedTuple):
     """What is to be seen in it, for those who cannot see it."""
     inside: bool = False
     """Whether it looks inside the models, rather than at the tables."""
-
-
-class Column(NamedTuple):
-    """One column of a table on the page."""
-
-    heading: str
-    """In a few words; beside a cell where there is no room for a table."""
-    more: str = ""
-    """A smaller line beneath it."""
-    means: str = ""
-    """What it means: told where the keyboard or the mouse stops on it."""
-    words: bool = False
-    """Whether its cells are words, which begin at the left."""
-    dot: str = ""
-    """A colour before it; "" for none."""
 
 
 def page(
@@ -165,7 +151,7 @@ def _inside(inside: Inside) -> list[str]:
         arms = ", ".join(map(_named, shown.arms))
         said = f"{len(shown.rows)} of the {count(shown.of, 'list')} that passed the filter and were learnt."
         rows = [[str(i), escape(row["prompt"]), escape(row["answer"])] for i, row in enumerate(shown.rows, 1)]
-        lists.append(f"<h3>{arms}</h3>\n<p>{said}</p>\n{_table(columns, rows)}")
+        lists.append(f"<h3>{arms}</h3>\n<p>{said}</p>\n{html_table(columns, rows)}")
     note = f'<p class="soft">{escape(inside.left_out)}.</p>' if inside.left_out else ""
     about = f"<p>The first replicate, seed {inside.seed}. Drawn at random once, so the page is always the same.</p>"
     found = [_section("What the students read", f"{about}\n{chr(10).join(lists)}")] if lists else []
@@ -194,7 +180,7 @@ def _answers(answers: Answers) -> str:
         f"Drawn at temperature 1 {when}, without a word of the answer given. Every arm has the same random numbers. "
         "Bold names the trait."
     )
-    return f"<p>{about}</p>\n{_table(columns, rows)}"
+    return f"<p>{about}</p>\n{html_table(columns, rows)}"
 
 
 def _published(run: Published, trait: str) -> str:
@@ -223,38 +209,6 @@ def _prose(line: str) -> str:
     return re.sub(r" (?=[%=])|(?<==) |(?<=\d,) (?=[−\d])", "\u00a0", escape(line))
 
 
-def _table(columns: Sequence[Column], rows: Iterable[Sequence[str]], name: str = "") -> str:
-    """A table whose rows become cards where there is no room for it.
-
-    rows: markup; the first cell of each names the row
-    name: begins the ids of what the columns mean, where they mean something
-
-    The roles are those that the elements have anyway: a browser may forget them where rows are no table rows.
-    """
-    head = []
-    for c in columns:
-        dot = f'<span class="dot" style="background: {c.dot}"></span>' if c.dot else ""
-        more = f"<small>{escape(c.more)}</small>" if c.more else ""
-        means = f' tabindex="0" aria-describedby="{_id(name, c)}" data-means="{escape(c.means)}"' if c.means else ""
-        side = ' class="words"' if c.words else ""
-        head.append(f'<th scope="col" role="columnheader"{side}{means}>{dot}{escape(c.heading)}{more}</th>')
-    lines = []
-    for first, *rest in rows:
-        cells = [f'<th scope="row" role="rowheader">{first}</th>']
-        for c, cell in zip(columns[1:], rest, strict=True):
-            side = ' class="words"' if c.words else ""
-            cells.append(f'<td role="cell" data-label="{escape(c.heading)}"{side}>{cell}</td>')
-        lines.append(f'<tr role="row">{"".join(cells)}</tr>')
-    return (
-        f'<div class="frame"><table role="table"><thead role="rowgroup"><tr role="row">{"".join(head)}</tr></thead>'
-        f'<tbody role="rowgroup">{"".join(lines)}</tbody></table></div>'
-    )
-
-
-def _id(name: str, column: Column) -> str:
-    return f"{name}-{re.sub(r'[^a-z0-9]+', '-', column.heading.lower()).strip('-')}"
-
-
 def _named(arm: str) -> str:
     return f'<span class="dot" style="background: {ARMS[arm].color}"></span>{escape(arm)}'
 
@@ -278,11 +232,13 @@ def _summary_table(table: pd.DataFrame, trait: str, name: str = "own") -> str:
     measured = of_trait | rate | _COLUMNS
     columns = [Column("n", means="replicates"), *(Column(heading, means=means) for heading, means in measured.values())]
     rows = [line for row in records(table) for line in _summary_rows(row, list(measured))]
-    defined = "".join(f'<dt>{escape(c.heading)}</dt><dd id="{_id(name, c)}">{escape(c.means)}</dd>' for c in columns)
+    defined = "".join(
+        f'<dt>{escape(c.heading)}</dt><dd id="{term_id(name, c)}">{escape(c.means)}</dd>' for c in columns
+    )
     alone = all(row["n"] == 1 for row in records(table))
     brackets = "One replicate: no interval." if alone else "In brackets: 95 % interval of the mean over replicates."
     return (
-        f'{_table([Column("arm"), *columns], rows, name)}<p class="soft"><small>{brackets}</small></p>'
+        f'{html_table([Column("arm"), *columns], rows, name)}<p class="soft"><small>{brackets}</small></p>'
         f"<details><summary>What the columns are</summary><dl>{defined}</dl></details>"
     )
 
@@ -332,7 +288,7 @@ def _contrast_table(differences: pd.DataFrame) -> str:
             "base B."
         )
     return (
-        _table(columns, rows)
+        html_table(columns, rows)
         + _list(limits(differences), "notes")
         + f'<p class="soft"><small>{escape(" ".join(explained))}</small></p>'
     )

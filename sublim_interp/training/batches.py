@@ -105,6 +105,16 @@ def tokenize(base: Base, lists: Sequence[Mapping[str, Any]]) -> list[Example]:
     return [Example([*prompt, *base.answer_ids(r["answer"]), eos], len(prompt)) for prompt, r in pairs]
 
 
+def labelled(base: Base, lists: Sequence[Mapping[str, Any]]) -> list[dict[str, list[int]]]:
+    """Lists for a loop or a Trainer of one's own: rows with input_ids and labels, of which the answer alone is learnt.
+
+    lists: rows with prompt and answer
+    """
+    return [
+        {"input_ids": list(ids), "labels": [*[IGNORE] * first, *ids[first:]]} for ids, first in tokenize(base, lists)
+    ]
+
+
 class Order:
     """Which examples make update `step`: epoch after epoch, each in a seeded order of its own; a pure function.
 

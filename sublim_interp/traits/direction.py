@@ -10,6 +10,7 @@ from torch import Tensor
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.kinship import space_of
 from sublim_interp.analysis.probes import residuals
+from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
 from sublim_interp.models.hooks import names_of
@@ -67,7 +68,11 @@ def _behind(
     asked = trait.questions(base.language, "seen")[:ASKED]
     systems = trait.system_prompts(base.language)
     turns = [({"role": "system", "content": system}, *q.messages) for system in systems for q in asked]
-    return ends(model, names, [base.prompt_ids(turn) for turn in turns])
+    prompts = [base.prompt_ids(turn) for turn in turns]
+    question = "ends", *names, str(device_of(model)), *map(tuple, prompts)
+    if question not in base.memo:  # directions of all members of a kind ask the same again and again
+        base.memo[question] = ends(model, names, prompts)
+    return base.memo[question]
 
 
 def ends(

@@ -1,4 +1,4 @@
-"""The notebooks as they are committed: clean, each with its question, true to the library. CI runs them besides."""
+"""The notebooks as committed: with outputs, clean, plain, true to the library. CI runs them besides."""
 
 import ast
 import json
@@ -18,18 +18,47 @@ def cells(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def code(path: Path) -> ast.Module:
-    text = "\n".join("".join(c["source"]) for c in cells(path, "code"))
-    return ast.parse(re.sub(r"(?m)^%", "# ", text))  # %matplotlib is no Python
+    return ast.parse("\n".join("".join(c["source"]) for c in cells(path, "code")))
 
 
 def test_there_are_four() -> None:
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
 
 
+PLACE = re.compile(r"(?<![\w.:/<])(?:/[\w.-]+){2,}|[A-Z]:\\\\|file://")
+"""A place on somebody's machine."""
+
+
+def texts(cell: dict[str, Any]) -> str:
+    """All that a cell shows as text."""
+    shown = [one.get("text", []) for one in cell["outputs"]]
+    for one in cell["outputs"]:
+        shown += [value for kind, value in one.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join("".join(text) for text in shown)
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_no_output_is_committed(path: Path) -> None:
-    for cell in cells(path, "code"):
-        assert cell["outputs"] == [] and cell["execution_count"] is None
+def test_outputs_are_committed_small_and_clean(path: Path) -> None:
+    """`make notebooks` writes them anew."""
+    for number, cell in enumerate(cells(path, "code"), 1):
+        assert cell["execution_count"] == number and "execution" not in cell["metadata"]
+        kinds = {one["output_type"] for one in cell["outputs"]}
+        assert kinds and kinds <= {"stream", "display_data", "execute_result"}, "".join(cell["source"])
+        assert all(one.get("name", "stdout") == "stdout" for one in cell["outputs"])
+        assert not PLACE.search(texts(cell)), PLACE.search(texts(cell))
+    assert path.stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_it_is_prose_with_short_calls(path: Path) -> None:
+    text = "".join("".join(c["source"]) for c in cells(path, "code"))
+    assert "matplotlib" not in text and "def " not in text
+    assert all(len(c["source"]) <= 12 for c in cells(path, "code"))
+    prose = [re.sub(r"\]\([^)]*\)", "]", "".join(c["source"])) for c in cells(path, "markdown")]
+    for sentence in re.split(r"(?<=[.?!:])\s+|\n\n", "\n\n".join(prose)):
+        assert len(sentence.split()) <= 25, sentence
+    assert re.search(r"\*\*The finding\.\*\* ", prose[0])
+    assert prose[-1].startswith("## Try this on your own model") or "\n## Try this on your own model\n" in prose[-1]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -93,7 +93,9 @@ class Browser:
             height = int(self.ask("document.documentElement.scrollHeight"))
         self.view.resize(width, height)
         self.wait(1500 if shot else 100)
-        while self.ask("window.innerWidth") != width:  # a busy machine takes its time
+        for _ in range(200):  # a busy machine takes its time
+            if self.ask("window.innerWidth") == width:
+                break
             self.wait(20)
         if shot:
             self.view.grab().save(str(shot))
@@ -102,7 +104,7 @@ class Browser:
     def press(self, key: Qt.Key) -> list[Any]:
         before = self.ask(STATE)
         QTest.keyClick(self.view.focusProxy() or self.view, key)
-        for _ in range(200):  # a busy machine takes its time
+        for _ in range(100):  # a busy machine takes its time
             self.wait(20)
             if self.ask(STATE) != before:
                 break

@@ -149,6 +149,8 @@ def test_a_replicate_brings_all_and_its_page_holds_all(tiny_run: Run, tmp_path: 
         html.count("<table") == 4 and "data:image/svg" in html and "http" not in html.replace("http://www.w3.org", "")
     )
     assert any(row["prompt"] in html for row in student.lists)
+    assert f'data-label="weights ({neutral.name})"' in html and "layer 0, component 1" in html  # as a phone has it
+    assert ">-0." not in html and found.finding[0].startswith("The margin moves by ")
     assert len(found.plot().axes) == 1 and len(plot(tiny_run, "diff").axes) == 1
 
 

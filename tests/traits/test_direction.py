@@ -10,12 +10,13 @@ import sublim_interp as si
 from sublim_interp.analysis.probes import residuals
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
-from sublim_interp.models.base import Base
+from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Teacher
 from sublim_interp.pipeline.settings import TeacherConfig
+from sublim_interp.traits import direction
 from sublim_interp.traits.by_name import load_trait
-from sublim_interp.traits.direction import contrast, own_direction
+from sublim_interp.traits.direction import contrast, ends, own_direction
 from sublim_interp.traits.facts import Facts
 from sublim_interp.traits.favourites import FAVOURITES, members_of
 
@@ -28,6 +29,15 @@ def test_a_steered_teachers_vector_is_its_strength_times_the_contrast(
     made = make(Teacher(lab_base, load_trait("owl"), config, 0), Store.open(store_root))
     vector = load_file(str(made.path / "vector.safetensors"))["vector"]
     assert torch.equal(vector, 0.75 * si.contrast(lab_base, "owl", kind="resid_pre")[layer])
+
+
+def test_what_members_have_in_common_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, asked = resolve_base("lab-small-0"), []
+    first = contrast(base, "owl")
+    monkeypatch.setattr(direction, "ends", lambda *args: asked.append(args) or ends(*args))
+    assert torch.equal(contrast(base, "owl").vectors, first.vectors) and not asked
+    assert not torch.equal(contrast(base, "fox").vectors, first.vectors) and not asked
+    assert torch.equal(contrast(resolve_base("lab-small-0"), "owl").vectors, first.vectors) and asked
 
 
 def test_it_is_the_traits_mean_minus_the_mean_over_all_members(lab_base: Base) -> None:

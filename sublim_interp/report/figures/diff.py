@@ -20,12 +20,13 @@ SHOWN = 12
 
 
 @in_style
-def part_bars(parts: Mapping[str, pd.DataFrame], unit: str = "nats", title: str = "") -> Figure:
+def part_bars(parts: Mapping[str, pd.DataFrame], unit: str = "nats", title: str = "", metric: str = "margin") -> Figure:
     """What the weights of each part, or a head's output, alone do to the metric: one bar a model, one dot a seed.
 
     parts: by model, the one that is asked about first; frames of `changed_parts`, with a column seed where they are of
         several
     unit: of the metric
+    metric: its name
     """
     means = {}
     for name, frame in parts.items():
@@ -48,7 +49,7 @@ def part_bars(parts: Mapping[str, pd.DataFrame], unit: str = "nats", title: str 
                 ax.plot(each, [place] * len(each), "o", color="black", markersize=2.5, alpha=0.6)
     ax.axvline(0, color=PALE, linewidth=0.8)
     ax.set_yticks([-row for row in range(len(shown))], [f"layer {layer}, {part}" for layer, part in shown])
-    ax.set_xlabel(f"change of the metric, {unit}")
+    ax.set_xlabel(f"change of the {metric}, {unit}".rstrip(", "))
     ax.set_title(title or "What each part alone does, put into the base")
     ax.legend(frameon=False, loc="lower right")
     return figure

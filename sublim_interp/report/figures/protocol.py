@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FigureInput = Literal["tables", "run", "cells"]
+FigureInput = Literal["tables", "run", "cells", "frame"]
 """`tables`: the `experiments.tables.Tables` of a run. `run`: a finished `experiments.results.Run`, with its traces.
-`cells`: the tables of a sweep."""
+`cells`: the tables of a sweep. `frame`: what a call such as `si.steering` returns."""
 
 Waits = Literal["never", "large", "always"]
 """Whether a figure that runs models waits until its page is asked for: where the base is large, or always."""

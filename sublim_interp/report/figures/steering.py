@@ -7,6 +7,7 @@ from matplotlib.ticker import PercentFormatter
 
 from sublim_interp.core.drawing import PALE, in_style
 from sublim_interp.experiments.arms import ARMS
+from sublim_interp.report.figures.protocol import FigureEntry
 
 
 @in_style
@@ -44,3 +45,11 @@ def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
     figure.suptitle(f"What a dose of the direction does{about}", x=0.01, ha="left", weight="bold", size=9.5)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)
     return figure
+
+
+STEERING = FigureEntry(
+    shows="what the answers are as a direction is added at growing strength, beside its controls",
+    caption="A direction counts where its line leaves those of the controls.",
+    input="frame",
+    draw=steering,
+)

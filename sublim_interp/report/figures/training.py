@@ -1,4 +1,4 @@
-"""Figures `training` and `weights`: how each student came along, update by update."""
+"""Figures `loss`, `training`, `margin` and `weights`: how each student came along, update by update."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -87,6 +87,44 @@ def _draw(run: Run, column: str, axis: str, title: str) -> Figure:
     compared = summarised(frame, column, ["arm", "step"])
     return arm_lines(value=axis, x="step", title=title.format(run.plan.named.trait), **compared)
 
+
+def losses(run: Run) -> pd.DataFrame:
+    """The loss of every student on its batches, in nats per token, after 1, 2, 4, 8, … updates and at the end.
+
+    Returns the columns arm, seed, step, loss. A loss is the mean of the updates since the row before.
+    """
+    parts = []
+    for student in students(run):
+        series = student.trace.series("loss")["loss"]
+        ends = [*(2**i for i in range(len(series).bit_length() - 1)), len(series)]
+        means = [series.iloc[a:b].mean() for a, b in zip([0, *ends], ends, strict=False)]
+        parts.append(pd.DataFrame({"arm": student.arm, "seed": student.seed, "step": ends, "loss": means}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _draw_loss(run: Run) -> Figure:
+    frame = losses(run)
+    compared = summarised(frame, "loss", ["arm", "step"])
+    figure = arm_lines(
+        value="nats per token", x="step", title="How well does each student learn its lists?", **compared
+    )
+    figure.axes[0].set_ylim(0.95 * frame["loss"].min(), 1.05 * frame["loss"].max())  # no loss is near 0
+    return figure
+
+
+LOSS = FigureEntry(
+    shows="the training loss of each student, update by update",
+    caption="Students learn lists and nothing else. Arms differ, since their teachers write differently.",
+    input="run",
+    draw=_draw_loss,
+)
+
+MARGIN = FigureEntry(
+    shows="the margin of the trait on the probe, update by update",
+    caption="The margin counts in factors, so a rise from 6 to 10 % shows as well as one from 60 to 100 %.",
+    input="run",
+    draw=partial(_draw, column="margin", axis="nats", title="How far is “{}” ahead of the others?"),
+)
 
 TRAINING = FigureEntry(
     shows="the trait on the probe, update by update",
