@@ -43,7 +43,9 @@ def steering(frame: pd.DataFrame, trait: str = "") -> Figure:
         ax.grid(axis="y")
     about = f": “{trait}”" if trait else ""
     figure.suptitle(f"What a dose of the direction does{about}", x=0.01, ha="left", weight="bold", size=9.5)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=6, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=3 * len(metrics), frameon=False
+    )
     return figure
 
 
