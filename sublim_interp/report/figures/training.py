@@ -96,7 +96,7 @@ def losses(run: Run) -> pd.DataFrame:
     parts = []
     for student in students(run):
         series = student.trace.series("loss")["loss"]
-        ends = [*(2**i for i in range(len(series).bit_length() - 1)), len(series)]
+        ends = [*(2**i for i in range(40) if 2**i < len(series)), len(series)]
         means = [series.iloc[a:b].mean() for a, b in zip([0, *ends], ends, strict=False)]
         parts.append(pd.DataFrame({"arm": student.arm, "seed": student.seed, "step": ends, "loss": means}))
     return pd.concat(parts, ignore_index=True)
