@@ -19,9 +19,9 @@ from sublim_interp.models.base import Base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.hooks import added, names_of
 from sublim_interp.models.trainable import body_parameters
+from sublim_interp.training.batches import IGNORE, Batch, Example, collate, tokenize
 from sublim_interp.traits.answers import prompts_of
 from sublim_interp.traits.favourites import Favourite, member
-from sublim_interp.training.batches import IGNORE, Batch, Example, collate, tokenize
 
 if TYPE_CHECKING:
     import pandas as pd
