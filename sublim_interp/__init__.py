@@ -59,6 +59,7 @@ _HOME = {
     "record": "training.recording.callbacks",
     "resolve_base": "models.base",
     "run": "report.run",
+    "run_audit": "audit.audit",
     "steer": "analysis.directions.effects",
     "steering": "analysis.directions.effects",
     "subspace_overlap": "analysis.directions.weights",

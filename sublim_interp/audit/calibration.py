@@ -111,9 +111,13 @@ class Calibration(Study):
         return error_table(read_table(directory / "cases.csv"), read_table(directory / "origins.csv"))
 
     def draw(self, directory: Path) -> "Figure":
+        from sublim_interp.audit.errors import CASE, held_out_bounds, scored
         from sublim_interp.report.figures.by_name import FIGURES
 
-        return FIGURES[self.FIGURE].draw(read_table(directory / "cases.csv"))
+        cases = read_table(directory / "cases.csv")
+        bounded = held_out_bounds(cases, "base")
+        most = bounded.loc[bounded.groupby(list(CASE), sort=False)["shift"].idxmax(), [*CASE, "bound"]]
+        return FIGURES[self.FIGURE].draw(scored(cases).merge(most, on=list(CASE)))
 
 
 def _piece(number: int) -> str:

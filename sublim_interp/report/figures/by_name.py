@@ -42,6 +42,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "diff": f"{_HERE}.diff:DIFF",
         "mnist": f"{_HERE}.mnist:MNIST",
         "theorem": f"{_HERE}.theorem:THEOREM",
+        "audit": f"{_HERE}.audit:AUDIT",
     },
     _check,
 )
