@@ -119,8 +119,8 @@ def run_audit(
     progress(0.1)
     said = []
     if rows is not None:
-        rows = _speakable(rows, chosen, found)
         _refused(rows, rule, kinds, found)
+        rows = _speakable(rows, chosen, found)
         told = evidence(chosen, rows, kinds, lambda share: progress(0.1 + 0.6 * share))
         said.append(_weigh(told, known, found))
         if teacher is not None:

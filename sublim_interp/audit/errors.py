@@ -217,8 +217,9 @@ def _alarm_lines(scores: "pd.DataFrame") -> list[str]:
         found = int(alarm[whole.index].sum())
         ends = wilson(false, n)
         lines.append(
-            f"Whole {by}s held out: {found} of {len(whole)} undiluted planted cases raise an alarm. So do {false} of {n} "
-            f"others, {100 * false / n:.1f} % [{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: {100 * LEVEL:g} %."
+            f"Whole {by}s held out: {found} of {len(whole)} undiluted planted cases raise an alarm. So do {false} of "
+            f"{n} others, {100 * false / n:.1f} % [{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: "
+            f"{100 * LEVEL:g} %."
         )
     lines.append(f"The trait that stands out most is the planted one in {named} of {len(whole)} undiluted cases.")
     return lines

@@ -37,12 +37,12 @@ class Origin(Shown):
 
     @property
     def sure(self) -> bool:
-        """Whether it is told apart: the next base lies more than 3 standard errors behind, or is no kin."""
+        """Whether it is told apart: the next base lies 3 standard errors behind, or, of a model, 3 times as far away."""
         if not self.base or len(self.frame) < 2:
             return bool(self.base)
         following = self.frame.iloc[1]
         if "likeness" in self.frame:
-            return bool(following["likeness"] < KIN)
+            return bool(1 - following["likeness"] > 3 * (1 - self.frame.iloc[0]["likeness"]) + 1e-6)
         return bool(following["behind"] > 3 * following["error"])
 
     def card(self) -> Card:

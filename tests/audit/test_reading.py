@@ -66,7 +66,7 @@ def test_parquet_and_folders_of_datasets_hold_the_same_rows(tmp_path: Path) -> N
         assert read_data(path).rows == rows
 
 
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
+@given(count=st.integers(1, 60), kept=st.integers(1, 60), seed=st.integers(0, 5))
 def test_a_draw_keeps_as_many_as_asked_for_in_their_order(
     count: int, kept: int, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
