@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
-from sublim_interp.core.errors import SublimError
+from sublim_interp.core.errors import DeadEnd, SublimError
 from sublim_interp.core.files import is_sealed, write_atomic
 from sublim_interp.core.settings import changed, name_once
 from sublim_interp.core.workers import Task
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from sublim_interp.core.store import Store
+
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)
 """Numbers of lists from which a base is guessed."""
+FILES = ("cases", "origins", "dead_ends")
+"""What the study's CSV files are called, and what each teacher leaves of them."""
 DRAWS = 50
 """Guesses a corpus and number of lists."""
 
@@ -98,17 +102,25 @@ class Calibration(Study):
     def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
         import pandas as pd
 
-        parts = {"cases": "cases", "origins": "origins"}
-        numbers = range(self.replicates)
-        return {
-            name: pd.concat([read_table(directory / _file(n, part)) for n in numbers], ignore_index=True)
-            for name, part in parts.items()
-        }
+        found: dict[str, list[pd.DataFrame]] = {name: [] for name in FILES}
+        for number in range(self.replicates):
+            for name in FILES:
+                text = (directory / _file(number, name)).read_text(encoding="utf-8")
+                found[name] += [read_table(directory / _file(number, name))] if text.strip() else []
+        frames = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
+        if "cases" not in frames:
+            raise SublimError(f"study {self.name}: no teacher wrote enough that passes the filter")
+        return frames
 
     def table(self, directory: Path) -> SweepTable:
         from sublim_interp.audit.errors import error_table
 
-        return error_table(read_table(directory / "cases.csv"), read_table(directory / "origins.csv"))
+        table = error_table(read_table(directory / "cases.csv"), read_table(directory / "origins.csv"))
+        if (path := directory / "dead_ends.csv").exists():
+            lost = len(read_table(path))
+            line = f"{lost} of {self.replicates} teachers wrote too little that passes the filter; they are no cases."
+            table.lines.append(line)
+        return table
 
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.audit.errors import CASE, held_out_bounds, scored
@@ -134,27 +146,38 @@ def _make(study: Calibration, number: int, directory: Path, progress: Callable[[
 
     from sublim_interp.core.store import Store
 
-    if all(is_sealed(directory / _file(number, what)) for what in ("cases", "origins")):
+    if all(is_sealed(directory / _file(number, name)) for name in FILES):
         return
     open_device()
     store = Store(directory / f".store-{number}")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
+    try:
+        found["cases"], found["origins"] = _measured(study, number, store, progress)
+    except DeadEnd as why:
+        found["dead_ends"] = [{"case": number, "trait": study.case(number, 0.0).trait, "why": str(why)}]
+    for name, rows in found.items():
+        text = io.StringIO()
+        if rows:
+            pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n", float_format="%.5g")
+        write_atomic(directory / _file(number, name), text.getvalue(), sealed=True)
+    _remove(store.root)
+
+
+def _measured(
+    study: Calibration, number: int, store: "Store", progress: Callable[[float], None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of cases and of origins."""
     plans = {clean: plan(study.case(number, clean), store) for clean in study.clean}
     records = [record for p in plans.values() for record in p.records]
     _make_all(records, store, lambda share: progress(share / 2))
     rows: list[dict[str, Any]] = []
-    audited = 2 + len(study.clean) + 1
+    audited = (3 + len(study.clean)) * len(study.traits)
     for clean, p in plans.items():
         for cell in p.cells:
-            if cell.student is None:
-                continue
-            rows += _case(study, number, clean, p, plans[0.0], cell, store)
-            progress(0.5 + min(0.45, 0.45 * len(rows) / (audited * len(study.traits))))
-    origins = _origins(study, plans[0.0], store)
-    for what, found in (("cases", rows), ("origins", origins)):
-        text = io.StringIO()
-        pd.DataFrame(found).to_csv(text, index=False, lineterminator="\n", float_format="%.5g")
-        write_atomic(directory / _file(number, what), text.getvalue(), sealed=True)
-    _remove(store.root)
+            if cell.student is not None:
+                rows += _case(study, number, clean, p, plans[0.0], cell, store)
+                progress(0.5 + min(0.45, 0.45 * len(rows) / audited))
+    return rows, _origins(study, plans[0.0], store)
 
 
 def _make_all(records: Sequence[Any], store: Any, progress: Callable[[float], None]) -> None:
