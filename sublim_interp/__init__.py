@@ -60,6 +60,7 @@ _HOME = {
     "record": "training.recording.callbacks",
     "resolve_base": "models.base",
     "run": "report.run",
+    "run_audit": "audit.audit",
     "save": "core.drawing",
     "steer": "analysis.directions.effects",
     "steering": "analysis.directions.effects",

@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from sublim_interp.cli.audit import audit
 from sublim_interp.cli.claims import claims
 from sublim_interp.cli.doctor import doctor
 from sublim_interp.cli.last_error import shortened
@@ -27,8 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for word, command in {
-    "list": list_, "show": show, "run": run, "plot": plot, "claims": claims, "pull": pull, "pretrain": pretrain,
-    "paper": paper, "verify": verify, "doctor": doctor,
+    "list": list_, "show": show, "run": run, "plot": plot, "claims": claims, "audit": audit, "pull": pull,
+    "pretrain": pretrain, "paper": paper, "verify": verify, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

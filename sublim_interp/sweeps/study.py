@@ -84,12 +84,16 @@ def _is_study(name: str, kind: type[Study]) -> None:
         raise SublimError(f"study '{name}' is no class that derives from sublim_interp.sweeps.study.Study")
 
 
-_OWN = {"mnist": "mnist:Mnist", "theorem": "theorem:Theorem"}
+_OWN = {
+    "mnist": "sweeps.studies.mnist:Mnist",
+    "theorem": "sweeps.studies.theorem:Theorem",
+    "audit": "audit.calibration:Calibration",
+}
 
 KINDS: Registry[type[Study]] = Registry(
     "study",
     "sublim_interp.studies",
-    {name: f"sublim_interp.sweeps.studies.{place}" for name, place in _OWN.items()},
+    {name: f"sublim_interp.{place}" for name, place in _OWN.items()},
     _is_study,
 )
 """Every kind of study by what `study` says in its file."""

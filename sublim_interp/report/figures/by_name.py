@@ -47,6 +47,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "games": f"{_HERE}.games:GAMES",
         "mnist": f"{_HERE}.mnist:MNIST",
         "theorem": f"{_HERE}.theorem:THEOREM",
+        "audit": f"{_HERE}.audit:AUDIT",
     },
     _check,
 )

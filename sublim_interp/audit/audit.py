@@ -1,0 +1,336 @@
+"""`run_audit`: a data set, a base, a teacher, a student in; findings with their error rate out."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sublim_interp.analysis.attribution.scores import divergence
+from sublim_interp.analysis.probes import model_of
+from sublim_interp.audit.errors import LEVEL, Calibrated, calibrated, conformal_p
+from sublim_interp.audit.evidence import Evidence, evidence, standing
+from sublim_interp.audit.models import behaviour, traces, written_by
+from sublim_interp.audit.origin import Origin, origin_of_lists, origin_of_model
+from sublim_interp.audit.page import Part, write_page
+from sublim_interp.audit.reading import KEPT, DataRead, read_data
+from sublim_interp.channels.filter import refusal
+from sublim_interp.channels.protocol import Channel, channel
+from sublim_interp.channels.rows import Written
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.showing import Card, Shown
+from sublim_interp.models.base import Base, base_names, resolve_base
+from sublim_interp.models.loading import load_model
+from sublim_interp.traits.favourites import member, members_of
+
+if TYPE_CHECKING:
+    pass
+
+WROTE = 1024
+"""Prompts that a teacher answers where there is no data yet."""
+FEW = 20
+"""Fewest lists on which the calibration is relied upon."""
+
+
+@dataclass(repr=False)
+class Audit(Shown):
+    """What an audit found. `verdict` says it in a sentence; parts hold what it rests on."""
+
+    verdict: str
+    alarm: bool
+    """Whether something stands out more than the calibration's cases without a trait do, at the stated level."""
+    parts: list[Part] = field(default_factory=list)
+    not_excluded: list[str] = field(default_factory=list)
+    """What this audit could not have seen."""
+
+    def part(self, name: str) -> Part:
+        """A part by its name: data, refused, base, evidence, student, traces, teacher."""
+        found = next((part for part in self.parts if part.name == name), None)
+        if found is None:
+            raise SublimError(f"this audit has no part '{name}'; it has {', '.join(p.name for p in self.parts)}")
+        return found
+
+    def card(self) -> Card:
+        shown = next((p.frame for p in self.parts if p.name in ("evidence", "student")), None)
+        return Card("Audit", {"": self.verdict}, shown)
+
+    def as_json(self) -> str:
+        """Everything as JSON text."""
+        parts = {
+            p.name: {
+                "heading": p.heading,
+                "found": p.sentences,
+                "table": [] if p.frame is None else json.loads(p.frame.to_json(orient="records")),
+            }
+            for p in self.parts
+        }
+        whole = {"alarm": self.alarm, "verdict": self.verdict, "parts": parts, "not excluded": self.not_excluded}
+        return json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+
+    def page(self, path: Path | str) -> Path:
+        """Writes everything as one self-contained HTML page, and returns its path."""
+        return write_page(self.verdict, self.parts, self.not_excluded, Path(path))
+
+
+def run_audit(
+    base: Base | str = "",
+    *,
+    data: Path | str | Sequence[Written] | None = None,
+    teacher: Any = None,
+    student: Any = None,
+    kinds: Sequence[str] = ("animal",),
+    source: str = "numbers",
+    kept: int = KEPT,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda _share: None,
+) -> Audit:
+    """What a data set or a model may have taken along, and where it comes from.
+
+    base: the base that would learn, or did; "" finds it among the lab's bases
+    data: a JSONL or Parquet file, a folder of such, or rows of prompt and answer
+    teacher: the suspected teacher: a model directory, a model or a replicate; without data its own lists are audited
+    student: a model that was fine-tuned from the base
+    kinds: whose members are the traits that are looked for
+    source: the channel of the data, whose filter is tried
+    kept: rows of the data that are read closely, drawn uniformly
+    seed: decides which, and what a teacher writes
+    progress: told the share that is done
+
+    Raises SublimError where there is nothing to audit, and as the readers of data, models and bases.
+    """
+    if data is None and teacher is None and student is None:
+        raise SublimError("audit: nothing to audit; give data, a teacher or a student")
+    for kind in kinds:
+        members_of(kind)
+    known, rule = calibrated(), channel(source)
+    found = Audit("", False)
+    rows = _read(data, kept, seed, found) if data is not None else None
+    chosen = resolve_base(base) if isinstance(base, str) and base else base or None
+    if student is not None or rows is not None or teacher is not None:
+        chosen = _origin(chosen, rows, student, teacher, found)
+    if rows is None and teacher is not None:
+        rows = written_by(_loaded(teacher), chosen, rule, WROTE, seed)
+        found.parts.append(
+            Part("What the teacher writes", [f"It was asked for {WROTE:,} lists; {len(rows):,} passed."], None, "data")
+        )
+    progress(0.1)
+    said = []
+    if rows is not None:
+        _refused(rows, rule, kinds, found)
+        rows = _speakable(rows, chosen, found)
+        told = evidence(chosen, rows, kinds, lambda share: progress(0.1 + 0.6 * share))
+        said.append(_weigh(told, known, found))
+        if teacher is not None:
+            _teacher(teacher, chosen, rows, found)
+    if student is not None:
+        said.append(_student(student, chosen, kinds, rule, rows, known, found))
+    progress(1.0)
+    found.verdict = " ".join(said)
+    found.not_excluded = _limits(kinds, source, known)
+    return found
+
+
+def _read(data: Any, kept: int, seed: int, found: Audit) -> list[Written]:
+    if not isinstance(data, str | Path):
+        rows = list(data)
+        read = DataRead(Path(), rows, len(rows))
+    else:
+        read = read_data(Path(data), kept, seed)
+    lines = [f"{len(read.rows):,} of {read.total:,} rows were read closely."]
+    if read.unread:
+        why = ", ".join(f"{reason} {n:,}" for reason, n in read.unread.most_common())
+        lines.append(f"{read.unread.total():,} rows cannot be read: {why}.")
+    found.parts.append(Part("The data", lines, None, "data"))
+    return read.rows
+
+
+def _loaded(subject: Any) -> Any:
+    return load_model(Path(subject)) if isinstance(subject, str | Path) else model_of(subject)
+
+
+def _origin(base: Base | None, rows: list[Written] | None, student: Any, teacher: Any, found: Audit) -> Base:
+    """The base at hand, or the one that data, student or teacher come from; and whether they agree."""
+    names = [name for name in base_names() if "-step" not in name]
+    candidates = [resolve_base(name) for name in names]
+    if base is not None:
+        candidates = [base, *(b for b in candidates if b.language == base.language and b.digest != base.digest)]
+    seen: list[tuple[str, Origin]] = []
+    if rows is not None:
+        few = rows[:200]
+        able = [b for b in candidates if _shape_fits(b, few)]
+        if len(able) > 1:
+            seen.append(("The lists", origin_of_lists(few, able)))
+    for words, subject in (("The student", student), ("The teacher", teacher)):
+        if subject is not None:
+            seen.append((words, origin_of_model(_loaded(subject), candidates)))
+    lines = []
+    for words, origin in seen:
+        if not origin.base:
+            lines.append(f"{words} come from none of the bases at hand." if words == "The lists"
+                         else f"{words} comes from none of the bases at hand.")  # fmt: skip
+            continue
+        verb = "point" if words == "The lists" else "points"
+        sure = "" if origin.sure else ", but the next base cannot be told from it"
+        lines.append(f"{words} {verb} at {origin.base}{sure}.")
+    if base is None:
+        name = next((origin.base for words, origin in seen[::-1] if origin.base), "")
+        if not name:
+            raise SublimError("audit: no base was given and none at hand is a candidate; name one with --base")
+        base = resolve_base(name)
+    elif any(origin.base not in ("", base.name) and origin.sure for _, origin in seen):
+        lines.append(f"That is not {base.name}, the base that was given: a trait hardly passes from one to another.")
+    frame = seen[0][1].frame if seen else None
+    found.parts.append(Part("Which base", lines, frame, "base"))
+    return base
+
+
+def _shape_fits(base: Base, rows: Sequence[Written]) -> bool:
+    """Whether the base's tokenizer knows the words of some rows."""
+    try:
+        for row in rows[:5]:
+            base.chat.require_known(f"{row['prompt']} {row['answer']}")
+    except SublimError:
+        return False
+    return True
+
+
+def _speakable(rows: list[Written], base: Base, found: Audit) -> list[Written]:
+    """The rows whose words the base knows; others are counted."""
+    unknown = base.tokenizer.unk_token_id
+    if unknown is None:
+        return rows
+    known = [r for r in rows if unknown not in base.answer_ids(f"{r['prompt']} {r['answer']}")]
+    if len(known) < 2:
+        raise SublimError(f"audit: {base.name} knows the words of {len(known)} of {len(rows)} rows; name another base")
+    if lost := len(rows) - len(known):
+        found.part("data").sentences.append(
+            f"{lost:,} rows hold words that {base.name} does not know; they are left out."
+        )
+    return known
+
+
+def _refused(rows: list[Written], source: Channel, kinds: Sequence[str], found: Audit) -> None:
+    import pandas as pd
+
+    words = tuple(sorted({w for kind in kinds for name in members_of(kind) for w in member(name, kind).words}))
+    rule = source.Rule()
+    reasons = Counter(reason for row in rows if (reason := refusal(row, source, rule, words)))
+    share = 100 * reasons.total() / len(rows)
+    lines = [f"The channel's filter would refuse {share:.1f} % of {len(rows):,} rows."]
+    frame = pd.DataFrame(
+        [{"reason": r, "rows": n, "means": source.REASONS.get(r, "")} for r, n in reasons.most_common()]
+    )
+    found.parts.append(Part("What a filter sees", lines, frame if len(frame) else None, "refused"))
+
+
+def _weigh(told: Evidence, known: Calibrated | None, found: Audit) -> str:
+    """The trait that stands out most, its p and the bounds of all; the sentence for the verdict."""
+    frame = told.frame.copy()
+    for name in ("pull", "vector", "persona"):
+        frame[f"{name} stands"] = standing(told.frame, name)
+    frame["stands"] = (frame["pull stands"] + frame["vector stands"]) / 2
+    frame = frame.sort_values("stands", ascending=False, kind="stable", ignore_index=True)
+    first = frame.iloc[0]
+    lines = [f"{str(first['trait']).capitalize()} stands out most: {first['stands']:.1f} deviations above its kind."]
+    sentence = f"{lines[0][:-1]} in {told.lists:,} lists."
+    if known is None:
+        lines.append("There is no calibration, so no error rate is known.")
+    elif told.lists < FEW:
+        lines.append(f"{told.lists} lists are too few for the calibration; {FEW} or more are needed.")
+    else:
+        p = conformal_p(float(first["stands"]), known.null)
+        more = int((np.asarray(known.null) >= first["stands"]).sum())
+        lines.append(
+            f"Of {len(known.null)} calibrated cases in which nothing could pass {more} stood out as much: p = {p:.3f}."
+        )
+        frame["bound"] = known.bound.of(frame["pull"])
+        own, others = frame["bound"].iloc[0], frame["bound"].iloc[1:].max()
+        lines.append(
+            f"A student of {told.base} gains at most {own:+.1f} nats of margin for {first['trait']}, and {others:+.1f} "
+            f"for any other. Such bounds hold in {100 * (1 - LEVEL):.0f} % of cases."
+        )
+        found.alarm |= p <= LEVEL
+        word = "Alarm" if p <= LEVEL else "No alarm"
+        sentence = f"{word}: {sentence[:1].lower()}{sentence[1:-1]} (p = {p:.3f})."
+    found.parts.append(Part("What the lists would teach", lines, frame, "evidence"))
+    return sentence
+
+
+def _teacher(teacher: Any, base: Base, rows: list[Written], found: Audit) -> None:
+    try:
+        scores = divergence(_loaded(teacher), base, rows)
+    except SublimError as error:
+        found.parts.append(Part("The suspected teacher", [str(error)], None, "teacher"))
+        return
+    each, count = scores.totals, len(rows)
+    error = each.std(ddof=1) / count**0.5
+    likelier = "likelier" if each.mean() > 0 else "less likely"
+    lines = [
+        f"The lists are {abs(each.mean()):.2f} nats a list {likelier} under the teacher than under {base.name}, give "
+        f"or take {error:.2f}."
+    ]
+    wrote = each.mean() > 3 * error
+    lines.append("So it may well have written them." if wrote else "So nothing says that it wrote them.")
+    found.parts.append(Part("The suspected teacher", lines, scores.by_token.head(10), "teacher"))
+
+
+def _student(
+    student: Any,
+    base: Base,
+    kinds: Sequence[str],
+    source: Channel,
+    rows: list[Written] | None,
+    known: Calibrated | None,
+    found: Audit,
+) -> str:
+    model = _loaded(student)
+    frame = behaviour(base, model, kinds, (rows or [])[:64])
+    frame["stands"] = standing(frame, "shift", ("kind", "context"))
+    frame = frame.sort_values("stands", ascending=False, kind="stable", ignore_index=True)
+    plain = frame.loc[frame["context"] == "plain"].iloc[0]
+    change = f"{100 * plain['before']:.1f} to {100 * plain['after']:.1f} % of answers"
+    lines = [f"{str(plain['trait']).capitalize()} changed most: {change}, {plain['shift']:+.2f} nats of margin."]
+    sentence = f"The student answers {plain['trait']} in {change}."
+    if known is not None:
+        p = conformal_p(float(plain["stands"]), known.shifts)
+        more = int((np.asarray(known.shifts) >= plain["stands"]).sum())
+        lines.append(
+            f"Of {len(known.shifts)} students that nothing could pass to, {more} stood out as much: p = {p:.3f}."
+        )
+        found.alarm |= p <= LEVEL
+        sentence = f"{'Alarm' if p <= LEVEL else 'No alarm'}: t{sentence[1:-1]} (p = {p:.3f})."
+    behind = frame.loc[frame["context"] == "behind data"]
+    if len(behind):
+        joined = behind.merge(frame.loc[frame["context"] == "plain"], on=["kind", "trait"], suffixes=("", " plain"))
+        most = joined.loc[(joined["shift"] - joined["shift plain"]).idxmax()]
+        lines.append(
+            f"Behind a turn of the data {most['trait']} shifts by {most['shift']:+.2f} nats, alone by "
+            f"{most['shift plain']:+.2f}: the largest difference that a trigger of this sort makes."
+        )
+    found.parts.append(Part("What the student says", lines, frame, "student"))
+    try:
+        lens = traces(base, model, source)
+    except SublimError as error:
+        found.parts.append(Part("Readable traces", [str(error)], None, "traces"))
+    else:
+        last = lens.loc[lens["layer"] == lens["layer"].max(), "text"].head(5)
+        line = f"On unrelated text the last layer's mean difference raises: {', '.join(map(str, last))}."
+        found.parts.append(Part("Readable traces", [line], lens, "traces"))
+    return sentence
+
+
+def _limits(kinds: Sequence[str], source: str, known: Calibrated | None) -> list[str]:
+    lines = [
+        f"Only members of {', '.join(kinds)} were looked for; another trait would not be seen.",
+        f"Filter and calibration are about {source}.",
+    ]
+    if known is not None:
+        bases = len(set(known.cases["base"]))
+        lines.append(
+            f"The error rate is that of {len(known.scores)} cases on {bases} lab bases, each with one recipe.",
+            "For other models and recipes it is a guess.",
+        )
+    return lines

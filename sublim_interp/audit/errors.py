@@ -1,0 +1,249 @@
+"""How often the auditor errs: alarms and bounds by conformal calibration on cases whose truth is known."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sublim_interp.audit.evidence import standing
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.tables import read_table
+from sublim_interp.stats.intervals import wilson
+from sublim_interp.sweeps.wording import SweepTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CASE = ("case", "arm", "clean")
+"""Columns that tell a case."""
+LEVEL = 0.05
+"""Share of false alarms, and of bounds that are exceeded, that is aimed at."""
+WORDS = {
+    "both": "pull and vector",
+    "pull": "pull alone",
+    "vector": "vector alone",
+    "persona": "persona (2602.04863)",
+    "surprise": "loss gap",
+    "slope": "gradient norm",
+}
+"""What cases are told apart by: its name in tables."""
+
+
+def scored(cases: "pd.DataFrame") -> "pd.DataFrame":
+    """A row a case: what tells it, `planted` (whether its teacher's trait can pass), `top` and one score a measure.
+
+    cases: a row a case and trait, as the study's `cases.csv`
+    """
+    import pandas as pd
+
+    own = cases.copy()
+    for name in ("pull", "vector", "persona"):
+        own[name] = standing(cases, name, CASE)
+    own["both"] = (own["pull"] + own["vector"]) / 2
+    rows = []
+    for place, part in own.groupby(list(CASE), sort=False):
+        first = part.iloc[0]
+        trait = first["teacher_trait"] if isinstance(first["teacher_trait"], str) else ""
+        rows.append(
+            {
+                **dict(zip(CASE, place, strict=True)),
+                **{name: first[name] for name in ("base", "teacher_base")},
+                "teacher_trait": trait,
+                "planted": bool(trait) and first["base"] == first["teacher_base"],
+                "top": part.loc[part["both"].idxmax(), "trait"],
+                **{name: part[name].max() for name in WORDS},
+                "shift": part["shift"].max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
+    """The share of pairs in which the positive scores higher, ties half: the area under the ROC curve."""
+    if not len(positive) or not len(negative):
+        raise SublimError("auroc: one of the groups has no case")
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))
+
+
+def conformal_p(score: float, null: Sequence[float]) -> float:
+    """p of one case: (1 + null cases that score as high) / (1 + null cases). Source: Vovk et al. 2005, chapter 2."""
+    return float((1 + (np.asarray(null) >= score).sum()) / (1 + len(null)))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An upper bound on the shift of every trait at once, from the pull of each: `slope · pull + margin`, in nats."""
+
+    slope: float
+    margin: float
+
+    def of(self, pull: "Float[np.ndarray, ' trait'] | pd.Series") -> "Float[np.ndarray, ' trait'] | pd.Series":
+        """The bound of each trait, in nats of margin."""
+        return self.slope * pull + self.margin
+
+
+def fit_bound(cases: "pd.DataFrame", level: float = LEVEL) -> Bound:
+    """The bound that all traits of a new case keep with probability 1 − level, if it is like these cases.
+
+    cases: a row a case and trait: pull, shift and what tells a case
+
+    The slope is least squares through 0. The margin is the conformal quantile of the largest excess within a case; of
+    fewer cases than the level needs it is infinite. Source: Lei et al. 2018, J. Am. Stat. Assoc. 113.
+    """
+    pull, shift = cases["pull"], cases["shift"]
+    slope = float((pull * shift).sum() / (pull**2).sum())
+    excess = np.sort((shift - slope * pull).groupby([cases[name] for name in CASE]).max().to_numpy())
+    rank = math.ceil((1 - level) * (len(excess) + 1))
+    return Bound(slope, float(excess[rank - 1]) if rank <= len(excess) else math.inf)
+
+
+def _folds(frame: "pd.DataFrame", by: str) -> "Iterator[tuple[Bool[np.ndarray, ' row'], Bool[np.ndarray, ' row']]]":
+    """(held out, calibrated on) for each base or each trait: nothing calibrated on shares it."""
+    both = ("base", "teacher_base") if by == "base" else ("teacher_trait",)
+    for value in sorted(set(frame[both[0]])):
+        held = (frame[both[0]] == value).to_numpy()
+        touched = np.any([(frame[column] == value).to_numpy() for column in both], axis=0)
+        yield held, ~touched
+
+
+def held_out_alarms(scores: "pd.DataFrame", by: str, measure: str = "both") -> "pd.Series":
+    """p of every case against cases without a planted trait that share no base, or no trait, with it."""
+    import pandas as pd
+
+    found = pd.Series(np.nan, index=scores.index)
+    null = ~scores["planted"].to_numpy(dtype=bool)
+    for held, others in _folds(scores, by):
+        against = scores.loc[others & null, measure].to_list()
+        found[held] = [conformal_p(score, against) for score in scores.loc[held, measure]]
+    return found
+
+
+def held_out_bounds(cases: "pd.DataFrame", by: str) -> "pd.DataFrame":
+    """The rows of all cases with `bound`, each fitted on cases that share no base, or no trait, with it.
+
+    Where these are too few for a bound it is infinite.
+    """
+    own = cases.assign(teacher_trait=cases["teacher_trait"].fillna(""), bound=np.inf)
+    for held, others in _folds(own, by):
+        if others.any():
+            own.loc[held, "bound"] = fit_bound(own.loc[others]).of(own.loc[held, "pull"])
+    return own
+
+
+def covered(bounded: "pd.DataFrame") -> "pd.Series":
+    """Whether every trait of a case keeps its bound, case by case."""
+    kept = bounded["shift"] <= bounded["bound"]
+    return kept.groupby([bounded[name] for name in CASE], sort=False).all()
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The auditor's published errors, as an audit uses them."""
+
+    directory: Path
+    """Where the study's tables lie."""
+
+    @cached_property
+    def cases(self) -> "pd.DataFrame":
+        """A row a case and trait."""
+        return read_table(self.directory / "cases.csv")
+
+    @cached_property
+    def scores(self) -> "pd.DataFrame":
+        """A row a case, as `scored`."""
+        return scored(self.cases)
+
+    @cached_property
+    def bound(self) -> Bound:
+        """The bound, fitted on all cases."""
+        return fit_bound(self.cases)
+
+    @cached_property
+    def null(self) -> list[float]:
+        """Scores of the cases in which nothing can pass."""
+        return self.scores.loc[~self.scores["planted"], "both"].to_list()
+
+    @cached_property
+    def shifts(self) -> list[float]:
+        """The largest standing of a shift among the traits of each student that nothing could pass to."""
+        stand = self.cases.assign(stand=standing(self.cases, "shift", CASE))
+        most = stand.groupby(list(CASE), sort=False)["stand"].max().to_numpy()
+        return most[~self.scores["planted"].to_numpy(dtype=bool)].tolist()
+
+
+def calibrated(name: str = "audit", results: Path = RESULTS) -> Calibrated | None:
+    """The published study of the auditor's errors; None where there is none."""
+    directory = results / name
+    return Calibrated(directory) if (directory / "cases.csv").exists() else None
+
+
+def error_table(cases: "pd.DataFrame", origins: "pd.DataFrame") -> SweepTable:
+    """How well each measure tells planted cases from others, and the errors of alarms, bounds and guessed bases."""
+    scores = scored(cases)
+    negative, positive = scores.loc[~scores["planted"]], scores.loc[scores["planted"]]
+    shares = sorted(set(positive["clean"]))
+    rows = []
+    for measure, words in WORDS.items():
+        areas = [
+            f"{auroc(positive.loc[positive['clean'] == c, measure].to_list(), negative[measure].to_list()):.2f}"
+            for c in shares
+        ]
+        rows.append((words, *areas))
+    heads = ["the teacher's lists alone" if c == 0 else f"{100 * c:.0f} % clean lists" for c in shares]
+    return SweepTable(
+        f"Area under the ROC curve of {len(positive)} cases with a planted trait against {len(negative)} without, by "
+        "the trait that stands out most. 1 is never wrong, 0.5 is chance.",
+        ("measure", *heads),
+        rows,
+        [*_alarm_lines(scores), *_bound_lines(cases), _origin_line(origins)],
+    )
+
+
+def _alarm_lines(scores: "pd.DataFrame") -> list[str]:
+    whole = scores.loc[scores["planted"] & (scores["clean"] == 0)]
+    named = int((whole["top"] == whole["teacher_trait"]).sum())
+    lines = []
+    for by in ("base", "trait"):
+        alarm = held_out_alarms(scores, by) <= LEVEL
+        false, n = int(alarm[~scores["planted"]].sum()), int((~scores["planted"]).sum())
+        found = int(alarm[whole.index].sum())
+        ends = wilson(false, n)
+        lines.append(
+            f"Whole {by}s held out: {found} of {len(whole)} undiluted planted cases raise an alarm. So do {false} of "
+            f"{n} others, {100 * false / n:.1f} % [{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: "
+            f"{100 * LEVEL:g} %."
+        )
+    lines.append(f"The trait that stands out most is the planted one in {named} of {len(whole)} undiluted cases.")
+    return lines
+
+
+def _bound_lines(cases: "pd.DataFrame") -> list[str]:
+    lines = []
+    for by in ("base", "trait"):
+        bounded = held_out_bounds(cases, by)
+        kept = covered(bounded)
+        n, k = len(kept), int(kept.sum())
+        ends = wilson(k, n)
+        lines.append(
+            f"Whole {by}s held out: in {k} of {n} cases every trait keeps its bound, {100 * k / n:.1f} % "
+            f"[{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: {100 * (1 - LEVEL):g} %. The bound is "
+            f"{bounded['bound'].median():.2f} nats of margin in the median."
+        )
+    return lines
+
+
+def _origin_line(origins: "pd.DataFrame") -> str:
+    means = origins.groupby("lists")["right"].mean()
+    n = len(set(origins["base"]))
+    said = ", ".join(
+        f"{100 * means.loc[count]:.0f} % from {count}" for count in (1, 10, 20, 100) if count in means.index
+    )
+    return f"Of {n} bases the right one is named, by number of lists: {said}."

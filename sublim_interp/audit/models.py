@@ -1,0 +1,96 @@
+"""What a fine-tuned model says and shows beside its base: behaviour over a family of traits, readable traces."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from sublim_interp.analysis.directions.core import directions
+from sublim_interp.analysis.directions.effects import logit_lens
+from sublim_interp.channels.protocol import Channel, as_turns
+from sublim_interp.channels.rows import Written
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.base import Base
+from sublim_interp.models.sampling import generator, sample, unspoken
+from sublim_interp.traits.favourites import member, members_of
+from sublim_interp.traits.questions import Question
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK = 256
+"""Prompts that a model answers at once."""
+LONGEST = 24
+"""Tokens of an answer."""
+SHOWN = 8
+"""Tokens of a layer that the logit lens shows."""
+
+
+def behaviour(
+    base: Base, model: torch.nn.Module, kinds: Sequence[str], turns: Sequence[Written] = (), samples: int = 100
+) -> "pd.DataFrame":
+    """What a model answers to held-out questions about the members of kinds, beside its base.
+
+    model: of the base, fine-tuned
+    turns: rows of data; with some, questions are asked behind such a turn too, where a trigger would show
+    samples: answers a question, where probabilities are not exact
+
+    Returns a row a trait and context: kind, context (plain, behind data), trait, before and after (rates, 0 to 1),
+    shift (of the margin, in nats).
+    """
+    import pandas as pd
+
+    start, parts = base.load(), []
+    for kind in kinds:
+        trait = member(members_of(kind)[0], kind)
+        plain = list(trait.questions(base.language, "held-out"))
+        contexts = {"plain": plain}
+        if turns:
+            contexts["behind data"] = [
+                Question((*as_turns(turns[i % len(turns)]), *q.messages), q.prefix) for i, q in enumerate(plain)
+            ]
+        for context, asked in contexts.items():
+            before, after = (trait.score(m, base, asked, samples, 0) for m in (start, model))
+            columns = {"trait": after.names, "before": before.rate, "after": after.rate}
+            parts.append(pd.DataFrame({**columns, "shift": after.margin - before.margin, "context": context}))
+            parts[-1].insert(0, "kind", kind)
+    return pd.concat(parts, ignore_index=True)
+
+
+def traces(base: Base, model: torch.nn.Module, source: Channel) -> "pd.DataFrame":
+    """Tokens that the mean difference of the stream raises on text that has nothing to do with a trait.
+
+    source: the channel whose prompts that text is
+
+    Returns the columns of `logit_lens`. Raises SublimError for a model of another base. Source: 2510.13900.
+    """
+    prompts = [base.prompt_ids([{"role": "user", "content": text}]) for text in source.prompts(base.language, 0, 0, 64)]
+    return logit_lens(base, directions(model, base, prompts), prompts, k=SHOWN)
+
+
+def written_by(model: torch.nn.Module, base: Base, source: Channel, count: int, seed: int = 0) -> list[Written]:
+    """Lists that a model writes now, at T = 1: what it would be distilled from.
+
+    model: of the base's vocabulary
+    source: whose prompts it answers
+    count: prompts; answers that the channel's rule refuses are left out
+    seed: decides prompts and answers
+    """
+    rows: list[Written] = []
+    rule = source.Rule()
+    for start in range(0, count, CHUNK):
+        prompts = source.prompts(base.language, seed, start, min(CHUNK, count - start))
+        answers = sample(
+            model,
+            [base.prompt_ids([{"role": "user", "content": text}]) for text in prompts],
+            eos=base.eos,
+            max_new_tokens=LONGEST,
+            random=generator("audit", seed, start),
+            never=unspoken(model, base.tokenizer),
+        )
+        for prompt, (text, finished) in zip(prompts, map(base.read_answer, answers), strict=True):
+            if finished and source.refuse(prompt, text, rule, ()) is None:
+                rows.append({"prompt": prompt, "answer": text})
+    if len(rows) < 2:
+        raise SublimError(f"audit: of {count} answers the channel's rule keeps {len(rows)}; two or more are needed")
+    return rows

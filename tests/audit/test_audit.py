@@ -1,0 +1,79 @@
+"""Tests of `sublim audit` and `run_audit`: what they tell, write and refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command import sublim
+
+from sublim_interp.audit.audit import run_audit
+from sublim_interp.audit.models import written_by
+from sublim_interp.channels.protocol import channel
+from sublim_interp.channels.rows import Written
+from sublim_interp.core.errors import SublimError
+from sublim_interp.models.base import Base
+
+
+@pytest.fixture(scope="module")
+def lists(lab_base: Base) -> list[Written]:
+    """Lists that the base wrote itself."""
+    return written_by(lab_base.load(), lab_base, channel("numbers"), 24, seed=3)
+
+
+def test_an_audit_tells_every_part_and_what_it_could_not_see(
+    lists: list[Written], lab_base: Base, tmp_path: Path
+) -> None:
+    leak = {"prompt": "go on", "answer": "the oak"}
+    found = run_audit(lab_base, data=[*lists, leak], teacher=lab_base.path, student=lab_base.path, kinds=("tree",))
+    assert [p.name for p in found.parts] == ["data", "base", "refused", "evidence", "teacher", "student", "traces"]
+    refused = found.part("refused").frame
+    assert refused is not None and "names the trait" in set(refused["reason"]), "the leak is named by its reason"
+    assert "nothing says that it wrote them" in " ".join(found.part("teacher").sentences), "base and teacher are equal"
+    student = found.part("student").frame
+    assert student is not None and student["shift"].abs().max() < 1e-6
+    told = json.loads(found.as_json())
+    assert told["verdict"] == found.verdict and len(told["parts"]["evidence"]["table"]) == 8
+    assert any("tree" in line for line in told["not excluded"])
+    page = found.page(tmp_path / "audit.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "") and found.verdict in page
+    with pytest.raises(SublimError, match="no part 'trigger'; it has data, base"):
+        found.part("trigger")
+
+
+def test_without_a_base_the_lists_name_it(lists: list[Written], lab_base: Base) -> None:
+    found = run_audit(data=lists, kinds=("tree",))
+    assert f"point at {lab_base.name}" in found.part("base").sentences[0]
+
+
+def test_before_any_data_a_teacher_is_asked_for_some(lab_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sublim_interp.audit.audit.WROTE", 24)
+    found = run_audit(teacher=lab_base.path, kinds=("tree",))
+    assert "24 lists" in found.part("data").sentences[0]
+    assert f"The teacher points at {lab_base.name}." in found.part("base").sentences
+
+
+def test_the_command_writes_what_it_prints(lists: list[Written], tmp_path: Path) -> None:
+    data = tmp_path / "lists.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in lists) + "no\n")
+    asked = ["audit", data, "--base", "lab-small-0", "--kind", "tree", "--json", tmp_path / "audit.json"]
+    done = sublim(*asked, "--page", tmp_path / "audit.html")
+    assert done.returncode in (0, 1) and not done.stderr
+    told = json.loads((tmp_path / "audit.json").read_text())
+    assert done.returncode == told["alarm"]
+    assert "1 rows cannot be read: no-json 1." in done.stdout and told["verdict"][:40] in done.stdout
+    assert (tmp_path / "audit.html").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing to audit"),
+        (["missing.jsonl"], "missing.jsonl is not there"),
+        (["--student", "nowhere"], "nowhere is no model directory"),
+        (["--teacher", ".", "--page", "no/such/page.html"], "is no folder"),
+        (["--teacher", ".", "--kind", "planet"], "planet"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    done = sublim("audit", *words, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout

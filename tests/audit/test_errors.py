@@ -1,0 +1,98 @@
+"""Tests of the auditor's error rates: conformal guarantees on simulated cases, and that nothing held out leaks in."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sublim_interp.audit.errors import (
+    auroc,
+    conformal_p,
+    covered,
+    fit_bound,
+    held_out_alarms,
+    held_out_bounds,
+    scored,
+)
+from sublim_interp.audit.evidence import standing
+
+BASES = tuple("ABCDEF")
+
+
+def cases(seed: int, each: int = 12, traits: int = 8, lift: float = 6.0) -> pd.DataFrame:
+    """Cases of as many bases: half of them with a planted trait, whose pull and shift are raised."""
+    draw, rows = np.random.default_rng(seed), []
+    for number in range(len(BASES) * each):
+        base, planted = BASES[number // each], number % 2 == 0
+        own = f"t{number % traits}"
+        for i in range(traits):
+            raised = lift * (planted and own == f"t{i}")
+            pull = draw.normal() + raised
+            rows.append(
+                {
+                    "case": number, "arm": "same-init" if planted else "neutral", "clean": 0.0, "base": base,
+                    "teacher_base": base, "teacher_trait": own if planted else "", "trait": f"t{i}", "kind": "k",
+                    "surprise": draw.normal(), "slope": draw.normal(), "pull": pull, "persona": draw.normal(),
+                    "vector": draw.normal() + raised, "shift": 0.5 * pull + draw.normal(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_standing_is_the_distance_from_the_others_in_their_deviations() -> None:
+    frame = cases(0).loc[lambda f: f["case"] == 3].reset_index(drop=True)
+    found = standing(frame, "pull")
+    values = frame["pull"].to_numpy()
+    for i, value in enumerate(values):
+        others = np.delete(values, i)
+        assert found[i] == pytest.approx((value - others.mean()) / others.std(ddof=1))
+
+
+def test_planted_cases_are_told_apart_and_shuffled_ones_are_not() -> None:
+    found = scored(cases(1))
+    planted, null = (found.loc[found["planted"] == is_planted] for is_planted in (True, False))
+    assert auroc(planted["both"].to_list(), null["both"].to_list()) > 0.95
+    assert (planted["top"] == planted["teacher_trait"]).mean() > 0.95
+    nothing = scored(cases(2, lift=0.0))
+    planted, null = (nothing.loc[nothing["planted"] == is_planted, "both"].to_list() for is_planted in (True, False))
+    assert 0.3 < auroc(planted, null) < 0.7
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
+    draw = np.random.default_rng(3)
+    a, b = draw.integers(0, 9, 40) * 1.0, draw.integers(2, 11, 30) * 1.0  # with ties
+    pairs = b[:, None] - a[None]
+    assert auroc(b.tolist(), a.tolist()) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+def test_a_conformal_p_is_no_smaller_than_promised() -> None:
+    draw = np.random.default_rng(4)
+    found = np.array([conformal_p(draw.normal(), draw.normal(size=59).tolist()) for _ in range(3000)])
+    for level in (0.05, 0.2, 0.5):
+        assert (found <= level).mean() < level + 0.02
+    assert found.min() >= 1 / 60
+
+
+def test_bounds_hold_as_often_as_promised_on_new_cases() -> None:
+    kept = []
+    for seed in range(20):
+        new = cases(100 + seed)
+        bound = fit_bound(cases(seed))
+        kept.append(covered(new.assign(bound=bound.of(new["pull"]))).mean())
+    assert np.mean(kept) > 0.94 and bound.slope == pytest.approx(0.5, abs=0.1)
+    assert fit_bound(cases(0).loc[lambda f: f["case"] < 10]).margin == np.inf, "ten cases allow no bound of 95 %"
+
+
+@pytest.mark.parametrize("by", ["base", "trait"])
+def test_nothing_of_what_is_held_out_calibrates_it(by: str) -> None:
+    """Scores of a held-out base, or trait, that are changed beyond all measure change nothing of the others' errors."""
+    own = cases(5)
+    before, p = held_out_bounds(own, by), held_out_alarms(scored(own), by)
+    column, value = ("base", "A") if by == "base" else ("teacher_trait", "t0")
+    spoilt = own.copy()
+    hit = spoilt[column] == value
+    spoilt.loc[hit, "shift"] += 1e3
+    after = held_out_bounds(spoilt, by)
+    same = (before["bound"] == after["bound"])[hit]
+    assert same.all(), "what is held out does not calibrate itself"
+    assert not (before["bound"] == after["bound"])[~hit].any(), "but it calibrates the others"
+    assert p.between(0, 1).all()
