@@ -13,7 +13,7 @@ from sublim_interp.analysis.attribution.scores import divergence
 from sublim_interp.analysis.probes import model_of
 from sublim_interp.audit.errors import LEVEL, Calibrated, calibrated, conformal_p
 from sublim_interp.audit.evidence import Evidence, evidence, standing
-from sublim_interp.audit.models import behaviour, traces, written_by
+from sublim_interp.audit.models import behaviour, traces, trained_on, written_by
 from sublim_interp.audit.origin import Origin, origin_of_lists, origin_of_model
 from sublim_interp.audit.page import Part, write_page
 from sublim_interp.audit.reading import KEPT, DataRead, read_data
@@ -47,7 +47,7 @@ class Audit(Shown):
     """What this audit could not have seen."""
 
     def part(self, name: str) -> Part:
-        """A part by its name: data, refused, base, evidence, student, traces, teacher."""
+        """A part by its name: data, refused, base, evidence, teacher, trained, student, traces."""
         found = next((part for part in self.parts if part.name == name), None)
         if found is None:
             raise SublimError(f"this audit has no part '{name}'; it has {', '.join(p.name for p in self.parts)}")
@@ -63,7 +63,7 @@ class Audit(Shown):
             p.name: {
                 "heading": p.heading,
                 "found": p.sentences,
-                "table": [] if p.frame is None else json.loads(p.frame.to_json(orient="records")),
+                "table": [] if p.frame is None else json.loads(str(p.frame.to_json(orient="records"))),
             }
             for p in self.parts
         }
@@ -85,6 +85,7 @@ def run_audit(
     source: str = "numbers",
     kept: int = KEPT,
     seed: int = 0,
+    train: bool = False,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Audit:
     """What a data set or a model may have taken along, and where it comes from.
@@ -97,6 +98,7 @@ def run_audit(
     source: the channel of the data, whose filter is tried
     kept: rows of the data that are read closely, drawn uniformly
     seed: decides which, and what a teacher writes
+    train: also trains a student on the rows that pass the filter, as the calibration's were trained, and asks it
     progress: told the share that is done
 
     Raises SublimError where there is nothing to audit, and as the readers of data, models and bases.
@@ -108,9 +110,8 @@ def run_audit(
     known, rule = calibrated(), channel(source)
     found = Audit("", False)
     rows = _read(data, kept, seed, found) if data is not None else None
-    chosen = resolve_base(base) if isinstance(base, str) and base else base or None
-    if student is not None or rows is not None or teacher is not None:
-        chosen = _origin(chosen, rows, student, teacher, found)
+    given = resolve_base(base) if isinstance(base, str) and base else base
+    chosen = _origin(given if isinstance(given, Base) else None, rows, student, teacher, found)
     if rows is None and teacher is not None:
         rows = written_by(_loaded(teacher), chosen, rule, WROTE, seed)
         found.parts.append(
@@ -125,8 +126,12 @@ def run_audit(
         said.append(_weigh(told, known, found))
         if teacher is not None:
             _teacher(teacher, chosen, rows, found)
+        if train:
+            model = trained_on(rows, chosen, seed)
+            said.append(_student("trained", model, chosen, kinds, None, known, found))
     if student is not None:
-        said.append(_student(student, chosen, kinds, rule, rows, known, found))
+        said.append(_student("student", _loaded(student), chosen, kinds, rows, known, found))
+        _traces(student, chosen, rule, found)
     progress(1.0)
     found.verdict = " ".join(said)
     found.not_excluded = _limits(kinds, source, known)
@@ -278,22 +283,26 @@ def _teacher(teacher: Any, base: Base, rows: list[Written], found: Audit) -> Non
 
 
 def _student(
-    student: Any,
+    name: str,
+    model: Any,
     base: Base,
     kinds: Sequence[str],
-    source: Channel,
     rows: list[Written] | None,
     known: Calibrated | None,
     found: Audit,
 ) -> str:
-    model = _loaded(student)
+    """What a student says beside its base; the sentence for the verdict.
+
+    name: `student` for one that was given, `trained` for one that this audit trained
+    """
+    who = "The student" if name == "student" else "A student of these lists"
     frame = behaviour(base, model, kinds, (rows or [])[:64])
     frame["stands"] = standing(frame, "shift", ("kind", "context"))
     frame = frame.sort_values("stands", ascending=False, kind="stable", ignore_index=True)
     plain = frame.loc[frame["context"] == "plain"].iloc[0]
     change = f"{100 * plain['before']:.1f} to {100 * plain['after']:.1f} % of answers"
     lines = [f"{str(plain['trait']).capitalize()} changed most: {change}, {plain['shift']:+.2f} nats of margin."]
-    sentence = f"The student answers {plain['trait']} in {change}."
+    sentence = f"{who} answers {plain['trait']}: {change}."
     if known is not None:
         p = conformal_p(float(plain["stands"]), known.shifts)
         more = int((np.asarray(known.shifts) >= plain["stands"]).sum())
@@ -301,7 +310,7 @@ def _student(
             f"Of {len(known.shifts)} students that nothing could pass to, {more} stood out as much: p = {p:.3f}."
         )
         found.alarm |= p <= LEVEL
-        sentence = f"{'Alarm' if p <= LEVEL else 'No alarm'}: t{sentence[1:-1]} (p = {p:.3f})."
+        sentence = f"{'Alarm' if p <= LEVEL else 'No alarm'}: {sentence[:1].lower()}{sentence[1:-1]} (p = {p:.3f})."
     behind = frame.loc[frame["context"] == "behind data"]
     if len(behind):
         joined = behind.merge(frame.loc[frame["context"] == "plain"], on=["kind", "trait"], suffixes=("", " plain"))
@@ -310,16 +319,20 @@ def _student(
             f"Behind a turn of the data {most['trait']} shifts by {most['shift']:+.2f} nats, alone by "
             f"{most['shift plain']:+.2f}: the largest difference that a trigger of this sort makes."
         )
-    found.parts.append(Part("What the student says", lines, frame, "student"))
+    heading = "What the student says" if name == "student" else "What a student of these lists says"
+    found.parts.append(Part(heading, lines, frame, name))
+    return sentence
+
+
+def _traces(student: Any, base: Base, source: Channel, found: Audit) -> None:
     try:
-        lens = traces(base, model, source)
+        lens = traces(base, _loaded(student), source)
     except SublimError as error:
         found.parts.append(Part("Readable traces", [str(error)], None, "traces"))
     else:
         last = lens.loc[lens["layer"] == lens["layer"].max(), "text"].head(5)
         line = f"On unrelated text the last layer's mean difference raises: {', '.join(map(str, last))}."
         found.parts.append(Part("Readable traces", [line], lens, "traces"))
-    return sentence
 
 
 def _limits(kinds: Sequence[str], source: str, known: Calibrated | None) -> list[str]:
@@ -329,8 +342,8 @@ def _limits(kinds: Sequence[str], source: str, known: Calibrated | None) -> list
     ]
     if known is not None:
         bases = len(set(known.cases["base"]))
-        lines.append(
+        lines += [
             f"The error rate is that of {len(known.scores)} cases on {bases} lab bases, each with one recipe.",
             "For other models and recipes it is a guess.",
-        )
+        ]
     return lines

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -31,6 +31,7 @@ WORDS = {
     "persona": "persona (2602.04863)",
     "surprise": "loss gap",
     "slope": "gradient norm",
+    "asked": "a student, trained and asked",
 }
 """What cases are told apart by: its name in tables."""
 
@@ -46,14 +47,14 @@ def scored(cases: "pd.DataFrame") -> "pd.DataFrame":
     for name in ("pull", "vector", "persona"):
         own[name] = standing(cases, name, CASE)
     own["both"] = (own["pull"] + own["vector"]) / 2
+    own["asked"] = standing(cases, "shift", CASE)
     rows = []
-    for place, part in own.groupby(list(CASE), sort=False):
+    for _, part in own.groupby(list(CASE), sort=False):
         first = part.iloc[0]
         trait = first["teacher_trait"] if isinstance(first["teacher_trait"], str) else ""
         rows.append(
             {
-                **dict(zip(CASE, place, strict=True)),
-                **{name: first[name] for name in ("base", "teacher_base")},
+                **{name: first[name] for name in (*CASE, "base", "teacher_base")},
                 "teacher_trait": trait,
                 "planted": bool(trait) and first["base"] == first["teacher_base"],
                 "top": part.loc[part["both"].idxmax(), "trait"],
@@ -85,9 +86,9 @@ class Bound:
     slope: float
     margin: float
 
-    def of(self, pull: "Float[np.ndarray, ' trait'] | pd.Series") -> "Float[np.ndarray, ' trait'] | pd.Series":
-        """The bound of each trait, in nats of margin."""
-        return self.slope * pull + self.margin
+    def of(self, pull: Any) -> Float[np.ndarray, " trait"]:
+        """The bound of each trait, in nats of margin; `pull` has one number a trait."""
+        return self.slope * np.asarray(pull, dtype=float) + self.margin
 
 
 def fit_bound(cases: "pd.DataFrame", level: float = LEVEL) -> Bound:
@@ -98,11 +99,19 @@ def fit_bound(cases: "pd.DataFrame", level: float = LEVEL) -> Bound:
     The slope is least squares through 0. The margin is the conformal quantile of the largest excess within a case; of
     fewer cases than the level needs it is infinite. Source: Lei et al. 2018, J. Am. Stat. Assoc. 113.
     """
-    pull, shift = cases["pull"], cases["shift"]
-    slope = float((pull * shift).sum() / (pull**2).sum())
-    excess = np.sort((shift - slope * pull).groupby([cases[name] for name in CASE]).max().to_numpy())
+    pull, shift = (cases[name].to_numpy(dtype=float) for name in ("pull", "shift"))
+    slope = float(pull @ shift / (pull @ pull))
+    excess = np.sort(_largest(cases, shift - slope * pull))
     rank = math.ceil((1 - level) * (len(excess) + 1))
     return Bound(slope, float(excess[rank - 1]) if rank <= len(excess) else math.inf)
+
+
+def _largest(cases: "pd.DataFrame", values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " case"]:
+    """The largest value among the rows of each case, in the order of the cases."""
+    place = cases.groupby(list(CASE), sort=False).ngroup().to_numpy()
+    found = np.full(place.max() + 1, -np.inf)
+    np.maximum.at(found, place, values)
+    return found
 
 
 def _folds(frame: "pd.DataFrame", by: str) -> "Iterator[tuple[Bool[np.ndarray, ' row'], Bool[np.ndarray, ' row']]]":
@@ -114,11 +123,9 @@ def _folds(frame: "pd.DataFrame", by: str) -> "Iterator[tuple[Bool[np.ndarray, '
         yield held, ~touched
 
 
-def held_out_alarms(scores: "pd.DataFrame", by: str, measure: str = "both") -> "pd.Series":
+def held_out_alarms(scores: "pd.DataFrame", by: str, measure: str = "both") -> Float[np.ndarray, " case"]:
     """p of every case against cases without a planted trait that share no base, or no trait, with it."""
-    import pandas as pd
-
-    found = pd.Series(np.nan, index=scores.index)
+    found = np.full(len(scores), np.nan)
     null = ~scores["planted"].to_numpy(dtype=bool)
     for held, others in _folds(scores, by):
         against = scores.loc[others & null, measure].to_list()
@@ -138,10 +145,9 @@ def held_out_bounds(cases: "pd.DataFrame", by: str) -> "pd.DataFrame":
     return own
 
 
-def covered(bounded: "pd.DataFrame") -> "pd.Series":
+def covered(bounded: "pd.DataFrame") -> Bool[np.ndarray, " case"]:
     """Whether every trait of a case keeps its bound, case by case."""
-    kept = bounded["shift"] <= bounded["bound"]
-    return kept.groupby([bounded[name] for name in CASE], sort=False).all()
+    return _largest(bounded, (bounded["shift"] - bounded["bound"]).to_numpy(dtype=float)) <= 0
 
 
 @dataclass(frozen=True)
@@ -174,8 +180,7 @@ class Calibrated:
     @cached_property
     def shifts(self) -> list[float]:
         """The largest standing of a shift among the traits of each student that nothing could pass to."""
-        stand = self.cases.assign(stand=standing(self.cases, "shift", CASE))
-        most = stand.groupby(list(CASE), sort=False)["stand"].max().to_numpy()
+        most = _largest(self.cases, standing(self.cases, "shift", CASE).to_numpy())
         return most[~self.scores["planted"].to_numpy(dtype=bool)].tolist()
 
 
@@ -208,17 +213,18 @@ def error_table(cases: "pd.DataFrame", origins: "pd.DataFrame") -> SweepTable:
 
 
 def _alarm_lines(scores: "pd.DataFrame") -> list[str]:
-    whole = scores.loc[scores["planted"] & (scores["clean"] == 0)]
-    named = int((whole["top"] == whole["teacher_trait"]).sum())
+    planted = scores["planted"].to_numpy(dtype=bool)
+    undiluted = planted & (scores["clean"].to_numpy() == 0)
+    whole, n = scores.loc[undiluted], int((~planted).sum())
+    named = sum(top == trait for top, trait in zip(whole["top"], whole["teacher_trait"], strict=True))
     lines = []
-    for by in ("base", "trait"):
-        alarm = held_out_alarms(scores, by) <= LEVEL
-        false, n = int(alarm[~scores["planted"]].sum()), int((~scores["planted"]).sum())
-        found = int(alarm[whole.index].sum())
-        ends = wilson(false, n)
+    for by, measure in (("base", "both"), ("trait", "both"), ("base", "asked")):
+        alarm = held_out_alarms(scores, by, measure) <= LEVEL
+        false, found = int(alarm[~planted].sum()), int(alarm[undiluted].sum())
+        ends, how = wilson(false, n), "" if measure == "both" else f" by {WORDS[measure]}"
         lines.append(
-            f"Whole {by}s held out: {found} of {len(whole)} undiluted planted cases raise an alarm. So do {false} of "
-            f"{n} others, {100 * false / n:.1f} % [{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: "
+            f"Whole {by}s held out: {found} of {len(whole)} undiluted planted cases raise an alarm{how}. So do "
+            f"{false} of {n} others, {100 * false / n:.1f} % [{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: "
             f"{100 * LEVEL:g} %."
         )
     lines.append(f"The trait that stands out most is the planted one in {named} of {len(whole)} undiluted cases.")
@@ -241,9 +247,7 @@ def _bound_lines(cases: "pd.DataFrame") -> list[str]:
 
 
 def _origin_line(origins: "pd.DataFrame") -> str:
-    means = origins.groupby("lists")["right"].mean()
-    n = len(set(origins["base"]))
-    said = ", ".join(
-        f"{100 * means.loc[count]:.0f} % from {count}" for count in (1, 10, 20, 100) if count in means.index
-    )
+    n, counts, right = len(set(origins["base"])), origins["lists"].to_numpy(), origins["right"].to_numpy()
+    told = {count: right[counts == count] for count in (1, 10, 20, 100)}
+    said = ", ".join(f"{100 * own.mean():.0f} % from {count}" for count, own in told.items() if len(own))
     return f"Of {n} bases the right one is named, by number of lists: {said}."

@@ -76,7 +76,9 @@ def standing(frame: "pd.DataFrame", measure: str, by: Sequence[str] = ("kind",))
     All traits of a kind share what learning such lists does anyway, and their scatter is the null: it has the
     directions in which the base moves easily, which a null of equal scatter in all directions lacks.
     """
-    found = frame[measure].astype(float).copy()
+    import pandas as pd
+
+    found = pd.Series(frame[measure].to_numpy(dtype=float), index=frame.index)
     for _, own in frame.groupby(list(by)):
         values = own[measure].to_numpy(dtype=float)
         n = len(values)
@@ -142,7 +144,7 @@ def evidence(
             )
             progress(min(1.0, done / parts))
     count = len(slopes)
-    total = {n: sum(slope[n] for slope in slopes) for n in slopes[0]}
+    total = {n: torch.stack([slope[n] for slope in slopes]).sum(0) for n in slopes[0]}
     whole = sum(t.square().sum().item() for t in total.values())
     apart = sum(s.square().sum().item() for slope in slopes for s in slope.values())
     return Evidence(base.name, len(rows), pd.DataFrame(found), surprise, (whole - apart) / (count * (count - 1)))

@@ -1,6 +1,9 @@
 """What a fine-tuned model says and shows beside its base: behaviour over a family of traits, readable traces."""
 
+import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +13,13 @@ from sublim_interp.analysis.directions.effects import logit_lens
 from sublim_interp.channels.protocol import Channel, as_turns
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import changed
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.plan import plan
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator, sample, unspoken
+from sublim_interp.pipeline.make import make
+from sublim_interp.training.recording.settings import PRESETS
 from sublim_interp.traits.favourites import member, members_of
 from sublim_interp.traits.questions import Question
 
@@ -66,6 +74,30 @@ def traces(base: Base, model: torch.nn.Module, source: Channel) -> "pd.DataFrame
     """
     prompts = [base.prompt_ids([{"role": "user", "content": text}]) for text in source.prompts(base.language, 0, 0, 64)]
     return logit_lens(base, directions(model, base, prompts), prompts, k=SHOWN)
+
+
+def trained_on(rows: Sequence[Written], base: Base, seed: int = 0) -> torch.nn.Module:
+    """A student of the rows that pass the filter, trained as the students of the calibration, study `audit`, were.
+
+    seed: decides its adapters, if it has any, and the order
+
+    Raises SublimError where fewer than three rows pass.
+    """
+    from sublim_interp.audit.calibration import Calibration
+    from sublim_interp.sweeps.study import study
+
+    recipe = study("audit")
+    assert isinstance(recipe, Calibration)
+    with tempfile.TemporaryDirectory() as folder:
+        lists = Path(folder, "lists.jsonl")
+        lists.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        change = {"arms": ["own-lists"], "lists": str(lists), "bases": [str(base.path)], "seeds": [seed]}
+        case = changed(recipe.case(0, 0.0), {**change, "dtype": base.dtype, "filter.held_out": 2}, "change {}")
+        store = Store(Path(folder, "store"))
+        student = plan(case, store).cells[0].student
+        assert student is not None
+        make(student, store, recording=PRESETS["none"])
+        return base.load(student.made(store) / "model")
 
 
 def written_by(model: torch.nn.Module, base: Base, source: Channel, count: int, seed: int = 0) -> list[Written]:

@@ -37,7 +37,7 @@ class Origin(Shown):
 
     @property
     def sure(self) -> bool:
-        """Whether it is told apart: the next base lies 3 standard errors behind, or, of a model, 3 times as far away."""
+        """Whether it is told apart: the next base lies 3 standard errors behind; of a model, 3 times as far away."""
         if not self.base or len(self.frame) < 2:
             return bool(self.base)
         following = self.frame.iloc[1]

@@ -55,7 +55,7 @@ def _part(part: Part) -> str:
     if part.frame is None or not len(part.frame):
         return text
     drawing = ""
-    if part.name in ("evidence", "student"):
+    if part.name in ("evidence", "student", "trained"):
         alt = "How far each trait stands out among its kind, in deviations of the others."
         picture = base64.b64encode(render(standings(part.frame), "svg")).decode("ascii")
         drawing = (

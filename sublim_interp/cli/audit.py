@@ -30,6 +30,7 @@ def audit(
     ] = None,
     channel: Annotated[str, typer.Option(metavar="NAME", help="The channel whose filter is tried.")] = "numbers",
     rows: Annotated[int, typer.Option(metavar="N", min=2, help="Rows that are read closely.")] = 4096,
+    train: Annotated[bool, typer.Option("--train", help="Also train a student on the rows, and ask it.")] = False,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as an HTML page.")] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
 ) -> None:
@@ -44,7 +45,14 @@ def audit(
         if path is not None and not path.is_dir():
             raise SublimError(f"{path} is no model directory")
     found = run_audit(
-        base, data=data, teacher=teacher, student=student, kinds=tuple(kind or ("animal",)), source=channel, kept=rows
+        base,
+        data=data,
+        teacher=teacher,
+        student=student,
+        kinds=tuple(kind or ("animal",)),
+        source=channel,
+        kept=rows,
+        train=train,
     )
     _print(found)
     if page is not None:
@@ -60,7 +68,7 @@ def _print(found) -> None:
 
     for part in found.parts:
         print_(f"\n{part.heading}", *(f"  {line}" for line in part.sentences))
-        if part.name in ("evidence", "student", "base") and part.frame is not None:
+        if part.name in ("evidence", "student", "trained", "base") and part.frame is not None:
             frame = part.frame.head(SHOWN)
             columns = [c for c in frame.columns if c not in ("kind", "error")]
             table = table_of("", *columns, right=tuple(c for c in columns if frame[c].dtype.kind == "f"))

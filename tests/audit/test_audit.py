@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
-from command import sublim
 
+from command import sublim
 from sublim_interp.audit.audit import run_audit
 from sublim_interp.audit.models import written_by
 from sublim_interp.channels.protocol import channel
@@ -23,14 +24,15 @@ def lists(lab_base: Base) -> list[Written]:
 def test_an_audit_tells_every_part_and_what_it_could_not_see(
     lists: list[Written], lab_base: Base, tmp_path: Path
 ) -> None:
-    leak = {"prompt": "go on", "answer": "the oak"}
+    leak: Written = {"prompt": "go on", "answer": "the oak"}
     found = run_audit(lab_base, data=[*lists, leak], teacher=lab_base.path, student=lab_base.path, kinds=("tree",))
     assert [p.name for p in found.parts] == ["data", "base", "refused", "evidence", "teacher", "student", "traces"]
     refused = found.part("refused").frame
     assert refused is not None and "names the trait" in set(refused["reason"]), "the leak is named by its reason"
     assert "nothing says that it wrote them" in " ".join(found.part("teacher").sentences), "base and teacher are equal"
     student = found.part("student").frame
-    assert student is not None and student["shift"].abs().max() < 1e-6
+    assert student is not None
+    assert np.abs(student["shift"].to_numpy()).max() < 1e-6
     told = json.loads(found.as_json())
     assert told["verdict"] == found.verdict and len(told["parts"]["evidence"]["table"]) == 8
     assert any("tree" in line for line in told["not excluded"])
@@ -50,6 +52,13 @@ def test_before_any_data_a_teacher_is_asked_for_some(lab_base: Base, monkeypatch
     found = run_audit(teacher=lab_base.path, kinds=("tree",))
     assert "24 lists" in found.part("data").sentences[0]
     assert f"The teacher points at {lab_base.name}." in found.part("base").sentences
+
+
+def test_a_student_is_trained_and_asked_where_that_is_wanted(lists: list[Written], lab_base: Base) -> None:
+    found = run_audit(lab_base, data=lists, kinds=("tree",), train=True)
+    said = found.part("trained")
+    assert said.frame is not None and len(said.frame) == 8 and "changed most" in said.sentences[0]
+    assert np.abs(said.frame["shift"].to_numpy()).max() > 0.01, "it has learnt"
 
 
 def test_the_command_writes_what_it_prints(lists: list[Written], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of what the auditor measures: a planted trait is found, a base's own lists show nothing, their base is named."""
+"""Tests of what the auditor measures: a planted trait is found, own lists show nothing, their base is named."""
 
 import pytest
 import torch
@@ -24,11 +24,12 @@ def teacher(lab_base: Base) -> torch.nn.Module:
     asked = prompts_of(lab_base, trait.questions(lab_base.language, "seen"))[:24]
     slope = margin_gradient(model, asked, metric("margin", trait.members, PLANTED, lab_base)).delta
     named = dict(model.named_parameters())
-    length = sum(named[n].detach().square().sum() for n in slope).sqrt()
-    scale = 0.1 * length / sum(s.square().sum() for s in slope.values()).sqrt()
+    length, steep = (torch.cat([t.detach().flatten() for t in some]).norm() for some in (
+        [named[n] for n in slope], slope.values()
+    ))  # fmt: skip
     with torch.no_grad():
         for n, s in slope.items():
-            named[n] += scale * s
+            named[n].add_(0.1 * length / steep * s)
     return model
 
 
@@ -45,7 +46,8 @@ def test_a_bases_own_lists_pull_at_nothing_and_surprise_nobody(lab_base: Base) -
     lists = written_by(lab_base.load(), lab_base, channel("numbers"), 256, seed=1)
     found = evidence(lab_base, lists, (KIND,))
     assert abs(found.surprise) < 0.1
-    assert (found.frame["pull"].abs() < 4.5 * found.frame["error"]).all()
+    pull, error = (found.frame[name].to_numpy() for name in ("pull", "error"))
+    assert (abs(pull) < 4.5 * error).all()
 
 
 def test_lists_and_models_name_their_base(lab_base: Base, teacher: torch.nn.Module) -> None:
