@@ -15,8 +15,8 @@ from sublim_interp.experiments.executors.ledger import Ledger, Standing, find_le
 from sublim_interp.experiments.executors.site import Site
 from two_nodes import Cluster, wait_for
 
-EXPERIMENT = ("smoke", "--set", "arms=[same-init,neutral]", "--set", "student.optimization.steps=200")
-"""The smallest experiment with two students, who train long enough to be met in the middle."""
+EXPERIMENT = ("smoke", "--set", "arms=[same-init]", "--set", "student.optimization.steps=100")
+"""The smallest experiment with one student, who trains long enough to be met in the middle."""
 
 
 def sublim(*words: object) -> subprocess.CompletedProcess[str]:
@@ -34,10 +34,19 @@ def standings(ledger: Ledger, root: Path) -> list[Standing]:
     return ledger.standings(Store(root), Slurm(Site()).alive(ledger.jobs))
 
 
-def running(ledger: Ledger, root: Path, stage: str) -> Standing | None:
-    """A piece of a stage that is past its beginning."""
-    some = [s for s in standings(ledger, root) if s.stage == stage and s.state == "runs" and ", 0%" not in s.why]
-    return some[0] if some else None
+def student(ledger: Ledger, root: Path) -> Standing | None:
+    """The student, if it trains just now."""
+    return next((s for s in standings(ledger, root) if s.stage == "student" and s.state == "runs"), None)
+
+
+def wait_for_student(ledger: Ledger, root: Path) -> Standing:
+    """The student, once it is in the middle of its training."""
+    wait_for(
+        lambda: student(ledger, root) and list((root / ".partial").glob("student-*/trace")), "the student to train"
+    )
+    found = student(ledger, root)
+    assert found
+    return found
 
 
 def wait_for_end(ledger: Ledger, root: Path) -> None:
@@ -91,6 +100,55 @@ def site(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_node_that_dies_in_the_middle(cluster: Cluster, reference: Path, store_root: Path, site: Path) -> None:
+    ledger = schedule(store_root, site)
+    node = wait_for_student(ledger, store_root).why.partition(",")[0]
+    cluster.kill_node(node)
+    wait_for(lambda: cluster.state(node).startswith("down"), f"SLURM to notice that {node} is gone")
+    try:
+        wait_for_end(ledger, store_root)
+    finally:
+        cluster.revive(node)
+    check(ledger, store_root, reference, f"{node} killed")
+
+
+def test_a_job_that_is_preempted(cluster: Cluster, reference: Path, store_root: Path, site: Path) -> None:
+    ledger = schedule(store_root, site)
+    wait_for_student(ledger, store_root)
+    cluster.say("sbatch", "--partition=high", "--nodes=2", "--wrap", "sleep 5", f"--output={store_root}.high")
+    wait_for(lambda: not student(ledger, store_root), "the student to be pushed aside")
+    wait_for_end(ledger, store_root)
+    check(ledger, store_root, reference, "pre-empted")
+
+
+def test_a_time_limit_that_is_hit(cluster: Cluster, reference: Path, store_root: Path, tmp_path: Path) -> None:
+    site = tmp_path / "short.yaml"
+    site.write_text("partition: low\npack: 1\n")
+    ledger = schedule(store_root, site)
+    (job,) = ledger.jobs
+    wait_for_student(ledger, store_root)
+    cluster.say("scancel", "--signal=USR2", job)  # as SLURM warns, also where the machine is faster than a minute
+    wait_for_end(ledger, store_root)
+    log = ledger.log(job).read_text()
+    assert "Requeued job" in log, "the job was to be longer than its time"
+    check(ledger, store_root, reference, f"time limit hit {log.count('Requeued job')} times")
+
+
+def test_a_store_that_goes_away(cluster: Cluster, reference: Path, store_root: Path, site: Path) -> None:
+    ledger = schedule(store_root, site)
+    wait_for_student(ledger, store_root)
+    away = store_root.with_name("away")
+    store_root.rename(away)
+    time.sleep(20)
+    assert not store_root.exists(), "nothing is begun anew where the store was"
+    away.rename(store_root)
+    wait_for_end(ledger, store_root)
+    if any(s.state != "done" for s in standings(ledger, store_root)):
+        ledger = schedule(store_root, site)
+        wait_for_end(ledger, store_root)
+    check(ledger, store_root, reference, "store away for 20 s")
+
+
 def test_a_queue_that_is_full_is_one_line_and_the_same_command_goes_on(
     cluster: Cluster, reference: Path, store_root: Path, site: Path
 ) -> None:
@@ -103,53 +161,3 @@ def test_a_queue_that_is_full_is_one_line_and_the_same_command_goes_on(
     assert again.jobs == ledger.jobs, "nothing is scheduled twice"
     wait_for_end(ledger, store_root)
     check(ledger, store_root, reference, "a full queue")
-
-
-def test_a_node_that_dies_in_the_middle(cluster: Cluster, reference: Path, store_root: Path, site: Path) -> None:
-    ledger = schedule(store_root, site)
-    wait_for(lambda: running(ledger, store_root, "student"), "a student to train")
-    met = running(ledger, store_root, "student")
-    assert met
-    node = met.why.partition(",")[0]
-    cluster.kill_node(node)
-    wait_for(lambda: cluster.state(node).startswith("down"), f"SLURM to notice that {node} is gone")
-    try:
-        wait_for_end(ledger, store_root)
-    finally:
-        cluster.revive(node)
-    check(ledger, store_root, reference, f"{node} killed")
-
-
-def test_a_job_that_is_preempted(cluster: Cluster, reference: Path, store_root: Path, site: Path) -> None:
-    ledger = schedule(store_root, site)
-    wait_for(lambda: running(ledger, store_root, "student"), "a student to train")
-    cluster.say("sbatch", "--partition=high", "--nodes=2", "--wrap", "sleep 5", f"--output={store_root}.high")
-    wait_for(lambda: not running(ledger, store_root, "student"), "the student to be pushed aside")
-    wait_for_end(ledger, store_root)
-    check(ledger, store_root, reference, "pre-empted")
-
-
-def test_a_time_limit_that_is_hit(cluster: Cluster, reference: Path, store_root: Path, tmp_path: Path) -> None:
-    site = tmp_path / "short.yaml"
-    site.write_text("partition: low\npack: 1\nhours: 0.016\nwarning: 20\n")
-    ledger = schedule(store_root, site)
-    assert len(ledger.jobs) == 1
-    wait_for_end(ledger, store_root)
-    log = ledger.log(ledger.jobs[0]).read_text()
-    assert "Requeued job" in log, "the job was to be longer than its time"
-    check(ledger, store_root, reference, f"time limit hit {log.count('Requeued job')} times")
-
-
-def test_a_store_that_goes_away(cluster: Cluster, reference: Path, store_root: Path, site: Path) -> None:
-    ledger = schedule(store_root, site)
-    wait_for(lambda: running(ledger, store_root, "student"), "a student to train")
-    away = store_root.with_name("away")
-    store_root.rename(away)
-    time.sleep(20)
-    assert not store_root.exists(), "nothing is begun anew where the store was"
-    away.rename(store_root)
-    wait_for_end(ledger, store_root)
-    if any(s.state != "done" for s in standings(ledger, store_root)):
-        ledger = schedule(store_root, site)
-        wait_for_end(ledger, store_root)
-    check(ledger, store_root, reference, "store away for 20 s")

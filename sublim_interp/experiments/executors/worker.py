@@ -1,4 +1,4 @@
-"""What a job does: the pieces of its group, in worker processes, each with a word of how it stands."""
+"""What a job does: the pieces of its group, each with a word of how it stands."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sublim_interp.core.device import using_device
 from sublim_interp.core.errors import DeadEnd, SublimError, said_of
 from sublim_interp.core.store import LOCKS, NO_LOCKS, OWNER, Store
-from sublim_interp.core.workers import Task, run_tasks
+from sublim_interp.core.workers import Task, prepare_process, run_tasks
 from sublim_interp.experiments.executors.ledger import Words
 from sublim_interp.experiments.executors.pieces import Piece
 
@@ -67,12 +67,17 @@ class Job:
         """Whether every piece has been tried, in as many pools of workers as it takes."""
         store, words = Store(self.root), Words(self.folder)
         waiting = [p for p in self.pieces if not store.holds(p.key) and not words.of(p.key, job).get("why")]
-        names = {piece.key for piece in waiting}
-        tasks = [
-            Task(p.key, make_piece, (p, self.root, self.folder, job), tuple(k for k in p.inputs if k in names))
-            for p in waiting
-        ]
         try:
+            if self.processes == 1:
+                prepare_process()
+                for piece in waiting:
+                    make_piece(piece, self.root, self.folder, job, lambda _fraction: None)
+                return True
+            names = {piece.key for piece in waiting}
+            tasks = [
+                Task(p.key, _make_beside, (p, self.root, self.folder, job), tuple(k for k in p.inputs if k in names))
+                for p in waiting
+            ]
             run_tasks(tasks, self.processes, lambda _name, _fraction: None)
             return True
         except SublimError as error:  # a worker died, or the store is away
@@ -97,9 +102,14 @@ class Job:
         return DelayedSubmission(self)
 
 
+def _make_beside(piece: Piece, root: Path, folder: Path, job: str, progress: Any) -> None:
+    """The same in a process beside the job's own, which alone is to hear that its time is over."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    make_piece(piece, root, folder, job, progress)
+
+
 def make_piece(piece: Piece, root: Path, folder: Path, job: str, progress: Any) -> None:
     """Makes one piece and keeps what is to be said of it; an error is a word, and is not raised."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the warning of the end is for the job's own process
     store, words = Store(root), Words(folder)
     if piece.find(store) is not None:
         words.forget(piece.key)
