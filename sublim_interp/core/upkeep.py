@@ -65,7 +65,7 @@ def garbage(
     alive = {*lineage(index, [*kept, *(key[:16] for key in needed)])}
     since = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
     orphans = {*lineage(index, dropped)}  # of any age: somebody has just said that they may go
-    rows = [r for r in index.values() if r.short not in alive and (r.created < since or r.short in orphans)]
+    rows = [r for r in index.values() if r.short not in alive and (r.created <= since or r.short in orphans)]
     order = {key: place for place, key in enumerate(lineage(index, [row.short for row in rows]))}
     rows.sort(key=lambda row: -order[row.short])
     return Garbage(tuple(rows), tuple(_unfinished(store, index, days)))

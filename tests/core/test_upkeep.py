@@ -128,7 +128,7 @@ def test_a_run_that_is_dropped_takes_along_what_nothing_else_needs(store: Store)
 
 
 @given(st.data())
-@settings(max_examples=30)
+@settings(max_examples=12)
 def test_of_any_graph_what_is_left_is_whole(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     store = Store(tmp_path_factory.mktemp("graph"))
     made: list[Artifact] = []

@@ -170,7 +170,7 @@ def test_every_command_is_one() -> None:
             word = given.pop(0)
             if word.startswith("--"):
                 assert word in known, where
-                flag = word in ("--dry-run", "--help", "--audit", "--follow")
+                flag = word in ("--dry-run", "--help", "--audit", "--follow", "--delete")
                 options.append((word, "" if flag else given.pop(0)))
             else:
                 values.append(word)
