@@ -31,7 +31,7 @@ TARGETS = {
 
 
 def fill(root: Path, count: int, seed: int = 0) -> None:
-    """Writes a store of about so many records: runs of replicates of five stages, with manifests as stages leave them."""
+    """Writes a store of about so many records: runs of replicates of five stages, with manifests as of stages."""
     rng = random.Random(seed)
     runs = max(1, round(count / (len(STAGES) * PER_RUN + 1)))
     for number in range(runs):
