@@ -185,7 +185,9 @@ def test_an_import_adds_what_is_missing_and_refuses_what_is_altered(store: Store
     mine = Store(tmp_path / "mine")
     make(mine, "teacher")
     wolves = store.find("run", "wolves")
-    student = store.list("student")[1].path
+    made = store.get("student", wolves.manifest["inputs"]["input-0"])
+    assert made
+    student = made.path
     (student / "data").write_text("raws")
     code, text = said("import", store.root, "--store", mine.root)
     assert code == 1 and "1 were there already" in text and "refused: student" in text and "altered" in text, text
