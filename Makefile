@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz zoo lab notebooks clean
+.PHONY: help demo test fuzz zoo slurm lab notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ fuzz: $(VENV)/test.stamp ## ten minutes of the fuzzer, for nightly runs
 
 zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all trials: for the night
 	SUBLIM_ZOO=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/zoo
+
+slurm: $(VENV)/test.stamp ## kill nodes, pre-empt, run out of time, on a real SLURM of two nodes: Debian, as root
+	SUBLIM_SLURM=1 $(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm
 
 lab: $(VENV)/notebooks.stamp ## open the notebooks in JupyterLab, on the demo's store
 	SUBLIM_STORE="$${SUBLIM_STORE:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks

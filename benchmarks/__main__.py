@@ -11,7 +11,7 @@ from pathlib import Path
 # Before numpy or torch loads, and inherited by every process: one thread for each contestant.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks import command, experiment, memory, mnist, page, recording, replicas, shapes, smollm2, step
+from benchmarks import command, experiment, large_store, memory, mnist, page, recording, replicas, shapes, smollm2, step
 from benchmarks.setting import Setting
 from sublim_interp.core.store import Store
 
@@ -25,6 +25,7 @@ def patching(_: Setting) -> str:
 BENCHMARKS = {
     "command": command.measure,
     "memory": memory.measure,
+    "store": large_store.measure,
     "step": step.measure,
     "recording": recording.measure,
     "experiment": experiment.measure,

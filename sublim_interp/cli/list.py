@@ -61,6 +61,8 @@ def _named() -> "RenderableType":
     from sublim_interp.claims.effects import EFFECTS
     from sublim_interp.core.device import PRECISIONS
     from sublim_interp.experiments.arms import arm_names
+    from sublim_interp.experiments.executors.protocol import EXECUTORS
+    from sublim_interp.experiments.executors.site import SITES
     from sublim_interp.models.architectures import ARCHITECTURES
     from sublim_interp.models.variants import VARIANTS
     from sublim_interp.pipeline.ways import WAYS
@@ -90,6 +92,8 @@ def _named() -> "RenderableType":
         ("effects", "effect, in a claim's file", EFFECTS),
         ("figures", "`sublim plot RUN FIGURE`", FIGURES),
         ("architectures", "a base's model_type", ARCHITECTURES),
+        ("executors", "`sublim run X --on NAME`", EXECUTORS),
+        ("sites", "`sublim run X --on slurm --site NAME`", SITES.names()),
     ):
         table.add_row(part, field, " ".join(names))
     return table

@@ -7,8 +7,11 @@ from typing import Annotated, NoReturn
 import typer
 
 from sublim_interp.cli.audit import audit
+from sublim_interp.cli.cancel import cancel
 from sublim_interp.cli.claims import claims
 from sublim_interp.cli.doctor import doctor
+from sublim_interp.cli.exchange import export, import_
+from sublim_interp.cli.gc import gc
 from sublim_interp.cli.last_error import shortened
 from sublim_interp.cli.list import list_
 from sublim_interp.cli.paper import paper
@@ -17,6 +20,7 @@ from sublim_interp.cli.pretrain import pretrain
 from sublim_interp.cli.pull import pull
 from sublim_interp.cli.run import run
 from sublim_interp.cli.show import show
+from sublim_interp.cli.status import status
 from sublim_interp.cli.verify import verify
 from sublim_interp.core.errors import SublimError
 
@@ -28,8 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for word, command in {
-    "list": list_, "show": show, "run": run, "plot": plot, "claims": claims, "audit": audit, "pull": pull,
-    "pretrain": pretrain, "paper": paper, "verify": verify, "doctor": doctor,
+    "list": list_, "show": show, "run": run, "status": status, "cancel": cancel, "plot": plot, "claims": claims,
+    "audit": audit, "pull": pull, "pretrain": pretrain, "paper": paper, "verify": verify, "import": import_,
+    "export": export, "gc": gc, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

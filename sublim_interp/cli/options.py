@@ -69,6 +69,28 @@ TraceOption = Annotated[
 ]
 
 
+OnOption = Annotated[
+    str,
+    typer.Option(
+        "--on",
+        metavar="WHERE",
+        help="Who works: local, this command's own processes; slurm, a cluster's jobs; background, jobs of this "
+        "machine. With the last two the command schedules and is over.",
+    ),
+]
+
+
+SiteOption = Annotated[
+    str | None,
+    typer.Option(
+        "--site",
+        metavar="NAME_OR_FILE",
+        help="The cluster's partition, account, modules and limits; else $SUBLIM_SITE.",
+        show_default=False,
+    ),
+]
+
+
 def configured(name: str, sets: list[str] | None, bases: list[str] | None, lists: Path | None = None) -> "Experiment":
     """The experiment `name` as `--set`, `--base` and `--lists` change it.
 

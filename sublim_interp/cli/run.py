@@ -10,7 +10,9 @@ from sublim_interp.cli.options import (
     BaseOption,
     DeviceOption,
     ImagesOption,
+    OnOption,
     SetOption,
+    SiteOption,
     StoreOption,
     TraceOption,
     configured,
@@ -20,6 +22,7 @@ from sublim_interp.cli.options import (
 from sublim_interp.cli.planned import announce, trace_table, work_table
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Progress, watch, work_of
+from sublim_interp.cli.status import print_status
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sublim_interp.core.store import Store
+    from sublim_interp.experiments.executors.pieces import Work
+    from sublim_interp.experiments.executors.protocol import Executor
     from sublim_interp.experiments.plan import Plan
     from sublim_interp.experiments.results import Run
     from sublim_interp.sweeps.grid import Grid
@@ -49,13 +54,22 @@ def run(
     lists: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSONL lists of your own, for the arm own-lists to learn.")
     ] = None,
+    on: OnOption = "local",
+    site: SiteOption = None,
     store: StoreOption = None,
 ) -> None:
     """Run an experiment or a grid; what the store holds already is not done again, and an interrupted run goes on."""
     from sublim_interp.core.device import using_device
+    from sublim_interp.experiments.executors.protocol import EXECUTORS
+    from sublim_interp.experiments.executors.site import site_of
 
+    executor = EXECUTORS[on](site_of(site), processes)
+    if site and not executor.detached:
+        raise SublimError(f"--site goes with jobs, as of --on slurm; --on {on} asks no cluster")
+    if device and executor.detached:
+        raise SublimError("--device: with jobs the site's file says it, as in device: cuda")
     with using_device(device):
-        _run(name, sets, base, images, dry_run, processes, trace, lists, store)
+        _run(name, sets, base, images, dry_run, processes, trace, lists, store, executor)
 
 
 def _run(
@@ -68,13 +82,16 @@ def _run(
     trace: str | None,
     lists: Path | None,
     store: Path | None,
+    executor: "Executor",
 ) -> None:
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.run import find_run
     from sublim_interp.report.figures.by_name import FIGURES
+    from sublim_interp.report.run import run_work
     from sublim_interp.sweeps.grid import grid_names, is_grid
+    from sublim_interp.sweeps.run import sweep_work
     from sublim_interp.sweeps.study import is_study, study_names
     from sublim_interp.training.recording.settings import recording_of
 
@@ -84,7 +101,8 @@ def _run(
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
     if is_study(name):
-        s = configured_study(name, sets, images, {"--base": base, "--trace": trace, "--lists": lists})
+        asked = {"--base": base, "--trace": trace, "--lists": lists, "--on": executor.detached}
+        s = configured_study(name, sets, images, asked)
         if dry_run:
             print_study_plan(s, place, processes)
         else:
@@ -98,6 +116,8 @@ def _run(
         sweep = planned_grid(name, sets, base, trace, place)
         if dry_run:
             print_grid_plan(sweep, place, processes)
+        elif executor.detached:
+            _schedule(sweep_work(sweep, place), place, executor)
         else:
             _run_grid(sweep, place, processes)
         return
@@ -109,11 +129,23 @@ def _run(
     if dry_run:
         print_plan(p, place, processes)
         return
+    if executor.detached:
+        _schedule(run_work(p, place), place, executor)
+        return
     if find_run(p, place):
         print_(f"{exp.name} is in the store already: nothing to do.")
     else:
         announce(p, place)
     _show_result(watch(exp, place, processes))
+
+
+def _schedule(work: "Work", store: "Store", executor: "Executor") -> None:
+    """Has the work begun by others, and says what was scheduled."""
+    if work.pieces[-1].find(store):
+        print_(f"{work.name} is in the store already: nothing to do.")
+        return
+    executor.start(work, store, lambda _name, _fraction: None)
+    print_status(work.name, store)
 
 
 def _run_grid(p: "SweepPlan", store: "Store", processes: int) -> None:

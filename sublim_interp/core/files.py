@@ -22,7 +22,7 @@ STORE = ("store", "--store or $SUBLIM_STORE", ", it goes on from what is kept")
 _HINTS = {  # {0}, {1} and {2} are the parts of a place such as STORE
     errno.ENOSPC: "free some space and run the same command again{2}",
     errno.EROFS: "name a {0} that can be written, with {1}",
-    errno.ENOLCK: "this file system has no file locks, name a {0} on another with {1}",
+    errno.ENOLCK: "this file system has no file locks, name a {0} on another with {1}, or see SUBLIM_LOCKS",
     errno.ENOTDIR: "a file stands where a directory is needed, name another {0} with {1}",
 }
 _HINTS |= {errno.EDQUOT: _HINTS[errno.ENOSPC], errno.EACCES: _HINTS[errno.EROFS], errno.EPERM: _HINTS[errno.EROFS]}

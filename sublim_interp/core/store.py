@@ -4,10 +4,10 @@ import errno
 import json
 import os
 import platform
-import re
 import shutil
+import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,13 +16,19 @@ from typing import Any
 
 from sublim_interp.core.device import changes, version_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import DISK, locked, log, one_line, read_regular, seal_problem, sync, write_atomic
+from sublim_interp.core.files import DISK, locked, log, one_line, seal_problem, sync, write_atomic
+from sublim_interp.core.index import Row, indexed
 from sublim_interp.core.keys import canonical_json, digest_file, file_names, sha256_of, stage_key
-
-_MANIFEST = "manifest.json"
-
+from sublim_interp.core.manifests import MANIFEST, manifest_text, names_in, read_manifest, stages_in
 
 _FINGERPRINT = ".fingerprint.json"
+
+
+LOCKS, NO_LOCKS = "SUBLIM_LOCKS", "none"
+"""The environment variable that says by "none" that file locks do not reach all who write into a store."""
+OWNER = "SUBLIM_OWNER"
+"""The environment variable that names who works, such as a cluster's job. Where there are no locks, what a process left
+unfinished is gone on from by one of the same name, and by nobody else."""
 
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "pydantic")
@@ -65,12 +71,12 @@ class Artifact:
 
     def verify(self) -> list[str]:
         """Compare the files on disk with the manifest; return one line per altered, missing or extra file."""
-        manifest, problem = _read_manifest(self.path)
+        manifest, problem = read_manifest(self.path)
         if problem:
             return [problem]
         expected: dict[str, dict[str, Any]] = manifest["files"]
         with one_line(f"{self.path} cannot be verified"):
-            found = set(file_names(self.path)) - {_MANIFEST}
+            found = set(file_names(self.path)) - {MANIFEST}
             problems = []
             for name in sorted(expected.keys() | found):
                 if name not in found:
@@ -90,28 +96,6 @@ class Artifact:
         what = f"{self.stage} {self.name}".strip()
         made = f"{self.manifest['created'][:16]} in {self.manifest['seconds']:.1f} s"
         return f"<{what} {self.key[:16]}, {len(sizes)} files, {sum(sizes):,} bytes, made {made}>"
-
-
-def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
-    """Return an artefact's manifest and "", or {} and what is wrong with it; one flipped bit is found."""
-    try:
-        text = read_regular(path / _MANIFEST)
-        manifest = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        return {}, f"{_MANIFEST} is missing or cannot be read ({type(error).__name__})"
-    try:
-        sealed = {name: value for name, value in manifest.items() if name != "digest"}
-        whole = text == _manifest_text(sealed)  # also finds changes that JSON does not see, such as of spaces
-        home = path.parts[-2:] == (sealed["stage"], sealed["key"][:16])
-        right = sealed["key"] == stage_key(*(sealed[name] for name in ("stage", "version", "config", "inputs")))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SublimError):
-        whole = home = right = False
-    return (manifest, "") if whole and home and right else ({}, f"{_MANIFEST} is altered")
-
-
-def _manifest_text(manifest: dict[str, Any]) -> bytes:
-    sealed = {**manifest, "digest": sha256_of(manifest)}
-    return (json.dumps(sealed, sort_keys=True, indent=1) + "\n").encode()
 
 
 @dataclass
@@ -149,7 +133,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Store:
-    """A directory of artefacts. Reading needs no write permission; only `make` creates anything, the root included."""
+    """A directory of artefacts. Reading needs no write permission: only `make` creates anything that counts."""
 
     root: Path
 
@@ -172,18 +156,31 @@ class Store:
         with one_line(f"the store {self.root} cannot be read"):
             if not path.is_dir():
                 return None
-        manifest, problem = _read_manifest(path)
+        manifest, problem = read_manifest(path)
         artifact = Artifact(path, manifest)
         problems = [problem] if problem else artifact.verify() if check else []
         if problems:
             raise SublimError(f"{path} is damaged: {'; '.join(problems)}. Delete that directory, it is made again")
         return artifact
 
+    def holds(self, key: str) -> bool:
+        """Whether a finished artefact has this key. Nothing of it is read: what is there was published whole."""
+        return next(self.root.glob(f"[!.]*/{key[:16]}"), None) is not None
+
+    def held(self) -> frozenset[str]:
+        """The first 16 digits of the key of every finished artefact, none of which is read."""
+        return frozenset(name for stage in stages_in(self.root) for name in names_in(self.root, stage))
+
     def verify(self) -> Iterator[tuple[Artifact, list[str]]]:
         """Yield every artefact with what is wrong with it (an empty list if nothing is), digests of all files taken."""
         for path in self._paths("*"):
-            artifact = Artifact(path, _read_manifest(path)[0])
+            artifact = Artifact(path, read_manifest(path)[0])
             yield artifact, artifact.verify()
+
+    def damaged(self) -> "list[Path]":
+        """Return the folders of artefacts whose manifest is damaged."""
+        index = self.index()
+        return [path for path in self._paths("*") if path.name not in index]
 
     def unfinished(self) -> Iterator[tuple[Path, list[str]]]:
         """Yield every partial result with what is wrong with its sealed files (an empty list if nothing is)."""
@@ -195,10 +192,14 @@ class Store:
                 yield path, [f"{file.relative_to(path).as_posix()} {problem}" for file, problem in problems if problem]
 
     def matches(self, stage: str, name: str) -> list[Artifact]:
-        """Return a stage's artefacts of this name, or else those whose key begins so."""
-        artifacts = self.list(stage) if name else []
-        named = [artifact for artifact in artifacts if artifact.name == name]
-        return named or [artifact for artifact in artifacts if artifact.key.startswith(name.lower())]
+        """Return a stage's artefacts of this name, or else those whose key begins so, oldest first."""
+        rows = [row for row in self.index().values() if row.stage == stage] if name else []
+        found = [row for row in rows if row.name == name] or [row for row in rows if row.key.startswith(name.lower())]
+        return self._read([self.root / stage / row.short for row in found])
+
+    def index(self) -> dict[str, Row]:
+        """What is known of every artefact without reading it again, by the first 16 digits of its key, oldest first."""
+        return indexed(self.root)
 
     def find(self, stage: str, name: str) -> Artifact:
         """Return a stage's artefact by its name, or by the beginning of its key; a name goes before a key.
@@ -208,16 +209,16 @@ class Store:
         matches = self.matches(stage, name)
         if len(matches) == 1:
             return matches[0]
-        choices = [f"{artifact.key[:16]} {artifact.name}".strip() for artifact in (matches or self.list(stage))]
+        known = matches or [row for row in self.index().values() if row.stage == stage]
+        choices = [f"{one.key[:16]} {one.name}".strip() for one in known]
         said = ", ".join(choices[-12:]) + (f" and {len(choices) - 12} older" if len(choices) > 12 else "")
         if matches:
             raise SublimError(f"{name!r} may mean any of these, give (more of) the key of one: {said}")
         raise SublimError(f"no {stage} is called {name!r} in {self.root}; there is: {said or 'none'}")
 
     def _paths(self, stage: str) -> list[Path]:
-        with one_line(f"the store {self.root} cannot be read"):
-            found = sorted(self.root.glob(f"{stage}/*"))
-            return [path for path in found if re.fullmatch("[0-9a-f]{16}", path.name) and path.is_dir()]
+        stages = stages_in(self.root) if stage == "*" else [stage]
+        return [self.root / own / name for own in stages for name in names_in(self.root, own)]
 
     @contextmanager
     def make(
@@ -234,15 +235,19 @@ class Store:
         to wait for it finds the work done. When the block ends without an exception, all it wrote is digested, synced
         and moved into place in one step. After an exception or a kill nothing is published, and the files stay for the
         next call with an equal fingerprint; another fingerprint starts from an empty directory, with a warning.
+        Where `$SUBLIM_LOCKS` is "none", no lock is taken. Each process then works in a folder of its own: work may be
+        done twice; the first to end publishes, and the others take what it published.
         Raise SublimError if the artefact is damaged, or the store full, not writable, or without file locks.
         """
         key = stage_key(stage, version, config, inputs)
         short = f"{stage}-{key[:16]}"
-        work = Work(stage, key, self.root / ".partial" / f"{short}-{sha256_of(dict(fingerprint))[:8]}")
+        locks = os.environ.get(LOCKS) != NO_LOCKS
+        own = "" if locks else f"-{os.environ.get(OWNER) or f'{socket.gethostname()}-{os.getpid()}'}"
+        work = Work(stage, key, self.root / ".partial" / f"{short}-{sha256_of(dict(fingerprint))[:8]}{own}")
         complaint = f"{stage} {key[:16]} is not finished in the store {self.root}"
         with ExitStack() as held:
             work.finished = self.get(stage, key, check=True)
-            if not work.done:
+            if not work.done and locks:
                 with one_line(complaint):
                     held.enter_context(locked(self.root / ".locks" / f"{short}.lock", short))
                 work.finished = self.get(stage, key, check=True)
@@ -294,20 +299,28 @@ class Store:
         mode = (work.directory / _FINGERPRINT).stat().st_mode
         for name in file_names(work.directory):
             path = work.directory / name
-            if name != _MANIFEST:  # of a process that was killed on its way to here
+            if name != MANIFEST:  # of a process that was killed on its way to here
                 files[name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
                 path.chmod(mode)  # safetensors writes files that only their owner may read, whatever the umask
                 sync(path)
-        write_atomic(work.directory / _MANIFEST, _manifest_text({**manifest, "files": files}))
+        write_atomic(work.directory / MANIFEST, manifest_text({**manifest, "files": files}))
         for folder, _, _ in os.walk(work.directory):
             sync(Path(folder))
         final = self.root / work.stage / work.key[:16]
         final.parent.mkdir(exist_ok=True)
-        os.rename(work.directory, final)
+        try:
+            os.rename(work.directory, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (final / MANIFEST).is_file():
+                raise
+            log.info("%s was published by another process first: its result is taken", short)
+            shutil.rmtree(work.directory)
+            return
         for folder in (final.parent, self.root):
             sync(folder)
         # Scratch goes last: a process killed before the rename still finds its checkpoints when it goes on.
-        for path in [*final.rglob(".*"), *work.directory.parent.glob(f"{short}-*")]:
+        partial = [] if os.environ.get(LOCKS) == NO_LOCKS else work.directory.parent.glob(f"{short}-*")
+        for path in [*final.rglob(".*"), *partial]:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -315,11 +328,14 @@ class Store:
 
     def list(self, stage: str | None = None) -> list[Artifact]:
         """Return all artefacts, or those of one stage, oldest first; a damaged manifest is logged and left out."""
+        return sorted(self._read(self._paths(stage or "*")), key=lambda a: (a.manifest["created"], a.path))
+
+    def _read(self, paths: Iterable[Path]) -> "list[Artifact]":
         artifacts = []
-        for path in self._paths(stage or "*"):
-            manifest, problem = _read_manifest(path)
+        for path in paths:
+            manifest, problem = read_manifest(path)
             if problem:
                 log.warning("%s is left out: %s", path, problem)
             else:
                 artifacts.append(Artifact(path, manifest))
-        return sorted(artifacts, key=lambda artifact: (artifact.manifest["created"], artifact.path))
+        return artifacts

@@ -1,13 +1,14 @@
 """What a plan costs before it runs: seconds of work, bytes of traces."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.pipeline.ways import WAYS
+from sublim_interp.training.batches import PIECE
 from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.training.recording.volume import planned_volume
@@ -154,6 +155,50 @@ def estimate(record: Record) -> float:
     if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
         return _SMALL + _seconds(base, _FORWARD * _asked_tokens(record))
     return _SMALL
+
+
+class Needs(NamedTuple):
+    """What one piece of work takes of a machine."""
+
+    seconds: float
+    """About how long, on one core."""
+    memory: float
+    """GiB of main memory of its process, at most."""
+
+
+_GIB = 2**30
+_PROCESS = 1.0
+"""GiB of a process that has loaded PyTorch and transformers and nothing else; measured: .6."""
+REPORT = 2.0
+"""GiB of the process that writes tables, figures and page of a run, with a small model loaded now and then."""
+_COPIES, _ADAPTED = 8, 4
+"""Copies of the weights that a training holds at most: weights, gradients, two moments, the start, what is recorded of
+a step, and what the optimizer makes in passing; and that one of adapters holds."""
+_KEPT, _LOGITS = 24, 4
+"""Numbers that a training keeps for each token, layer and dimension, and for each token and entry of the vocabulary."""
+
+
+def needs(record: Record) -> Needs:
+    """What one record may take: seconds of one core, and memory where a model is large enough to count."""
+    base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
+    if isinstance(record, Corpus) and not record.given:
+        base = record.teacher.base
+    memory = _PROCESS
+    if base:
+        shape = base.shape
+        trains = isinstance(record, Student) or (isinstance(record, Teacher) and WAYS[record.config.kind].TRAINS)
+        copies, tokens = 2, 0.0
+        if trains and isinstance(record, Teacher | Student):
+            o = record.config.optimization
+            each = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
+            at_once = min(o.batch, PIECE) if isinstance(record, Student) else o.batch
+            tokens = (o.micro_batch or at_once) * each
+            copies = _ADAPTED if record.config.part == "lora" else _COPIES
+        elif isinstance(record, Corpus):
+            tokens = record.config.chunk * (_PROMPT + record.config.max_new_tokens)
+        kept = shape["layers"] * shape["d_model"] * (_KEPT if trains else 2) + len(base.tokenizer) * _LOGITS * trains
+        memory += 4 * (copies * shape["parameters"] + tokens * kept) / _GIB
+    return Needs(estimate(record), memory)
 
 
 def _seconds(base: Base, operations: float) -> float:

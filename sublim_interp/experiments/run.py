@@ -1,24 +1,17 @@
 """Makes what an experiment needs, in worker processes, and knows the key of its run."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from sublim_interp.core.device import check_computable, visible_gpus
+from sublim_interp.core.device import check_computable
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
-from sublim_interp.core.workers import Task, Watch, run_tasks
+from sublim_interp.core.workers import Watch
+from sublim_interp.experiments.executors.local import Local
+from sublim_interp.experiments.executors.pieces import Work, pieces_of
+from sublim_interp.experiments.executors.site import Site
 from sublim_interp.experiments.plan import Plan
-from sublim_interp.models.base import Base
-from sublim_interp.pipeline.records import Evaluation, Record
+from sublim_interp.pipeline.records import Record
 from sublim_interp.training.recording.settings import PRESETS, Recording
-
-
-def _make_in_worker(record: Record, root: Path, recording: Recording, progress: Callable[[float], None]) -> None:
-    """What a worker process does with one record."""
-    from sublim_interp.pipeline.make import make
-
-    make(record, Store(root), progress, recording)
 
 
 def execute(
@@ -36,20 +29,12 @@ def execute(
     recording: what is recorded of the trainings among them
     skip: errors that stop no other record; any other error is raised, and ends all
 
-    Each worker has one of the GPUs where the device is one; workers take turns where they are more.
-
     Returns the errors that were skipped, by the key of the record that could not be made.
     """
     for dtype in {r.dtype for r in records}:
         check_computable(dtype)
-    names = {r.key for r in records}
-    tasks = []
-    for record in records:
-        needs = tuple(i.key for i in record.inputs().values() if isinstance(i, Record) and i.key in names)
-        if isinstance(record, Evaluation) and isinstance(record.model, Base):
-            needs = (record.reference.key,) if record.reference.key in names else ()
-        tasks.append(Task(record.key, _make_in_worker, (record, store.root, recording), needs))
-    return run_tasks(tasks, processes, watch, skip, visible_gpus())
+    work = Work("", "", tuple(pieces_of(records, store, recording)))
+    return Local(Site(), processes).start(work, store, watch, skip)
 
 
 RUN_VERSION = 1

@@ -12,11 +12,14 @@ from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.core.workers import Watch
 from sublim_interp.experiments.catalogue import experiment, published
-from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.cost import REPORT, Needs
+from sublim_interp.experiments.executors.pieces import Piece, Progress, Work, pieces_of
+from sublim_interp.experiments.plan import Plan, plan
 from sublim_interp.experiments.results import Replicate, Run, tables_of
-from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, versions
+from sublim_interp.experiments.run import RUN_VERSION, execute, run_config, run_inputs, run_key, versions
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
+from sublim_interp.pipeline.records import Evaluation
 from sublim_interp.report.figures.by_name import FIGURES
 from sublim_interp.report.write import write
 from sublim_interp.training.recording.settings import recording_of
@@ -44,8 +47,22 @@ def run(
     exp = experiment(exp) if isinstance(exp, str) else exp
     if trace:
         exp = exp.model_copy(update={"recording": recording_of(trace)})
+    place = store or Store.open()
     with using_device(device):
-        return _run(exp, store or Store.open(), processes, watch)
+        return _run(plan(exp, place), place, processes, watch)
+
+
+def run_work(p: Plan, store: Store) -> Work:
+    """All that is to be made of an experiment, its report last: for an executor that is left alone."""
+    records = p.missing(store)
+    pieces = pieces_of(records, store, p.recording)
+    evaluations = tuple(dict.fromkeys(r.key for r in records if isinstance(r, Evaluation)))
+    last = Piece("run", run_key(p), _end_run, (p, store.root), evaluations, Needs(60.0, REPORT))
+    return Work(p.experiment.name, last.key, (*pieces, last))
+
+
+def _end_run(p: Plan, root: Path, progress: Progress) -> None:
+    _run(p, Store(root), 1, lambda _name, fraction: progress(fraction))
 
 
 def learn(base: Base | str, lists: Path | str | Sequence[Mapping[str, Any]], like: Replicate, **how: Any) -> Replicate:
@@ -89,8 +106,7 @@ def _as_file(rows: Sequence[Mapping[str, Any]], store: Store) -> Path:
     return path
 
 
-def _run(exp: Experiment, store: Store, processes: int, watch: Watch) -> Run:
-    p = plan(exp, store)
+def _run(p: Plan, store: Store, processes: int, watch: Watch) -> Run:
     missing = p.missing(store)
     FIGURES.import_outside()
     if missing:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -668,6 +669,52 @@ def test_a_file_system_without_locks_is_one_line(store: Store, monkeypatch: pyte
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert "no file locks" in refusal(store)
     assert store.list() == [] and partials(store) == []
+
+
+def test_without_locks_each_works_alone_and_the_first_to_end_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setenv("SUBLIM_LOCKS", "none")
+    monkeypatch.setenv("SUBLIM_OWNER", "job-1")
+    with store.make("teacher", 1, {"number": 0}, {"base": "b" * 64}, PRINT) as slow:
+        write_atomic(slow.directory / "weights.bin", b"slow")
+        monkeypatch.setenv("SUBLIM_OWNER", "job-2")
+        fast = make(store)
+        assert slow.directory.is_dir(), "who still works is left alone"
+        assert not slow.resumed and fast.verify() == []
+    assert slow.artifact == fast and slow.artifact.verify() == []
+    assert (fast.path / "weights.bin").read_bytes() == b"abc" and partials(store) == []
+    assert make(store) == fast
+
+
+def test_without_locks_a_job_goes_on_from_its_own_part_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBLIM_LOCKS", "none")
+    resumed = {}
+    for owner in ("job-1", "job-2", "job-1"):
+        monkeypatch.setenv("SUBLIM_OWNER", owner)
+        with pytest.raises(KeyboardInterrupt), store.make("corpus", 1, {}, {}, PRINT) as work:
+            write_atomic(work.directory / "part", owner)
+            resumed[owner] = work.resumed
+            raise KeyboardInterrupt
+    assert resumed == {"job-1": True, "job-2": False}
+
+
+def test_a_store_that_is_copied_while_it_is_written_holds_whole_artefacts(store: Store, tmp_path: Path) -> None:
+    """As rsync does: what was published is whole in the copy, and what was not is made there."""
+    kept = make(store)
+    with store.make("corpus", 1, {}, {}, PRINT) as work:
+        write_atomic(work.directory / "part", "half")
+        copied = Path(
+            shutil.copytree(store.root, tmp_path / "copied", ignore=shutil.ignore_patterns(".partial", ".locks"))
+        )
+        write_atomic(work.directory / "rest", "whole")
+    copy = Store(copied)
+    assert [a.key for a in copy.list()] == [kept.key] and all(not problems for _, problems in copy.verify())
+    assert not copy.holds(work.key) and store.holds(work.key)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

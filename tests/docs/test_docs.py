@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import sublim_interp as si
 from sublim_interp.cli.main import app
+from sublim_interp.experiments.executors.site import SITES
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.open_bases import OPEN_BASES, is_variant
 from sublim_interp.models.points import POINTS
@@ -96,6 +97,8 @@ def test_every_yaml_block_is_an_experiment_a_grid_a_trait_or_a_base(
             assert si.load_trait(str(path)).words == tuple(fields["words"])
         elif "parameters" in fields:
             assert OPEN_BASES.load(str(path)).hub == fields["hub"]
+        elif "partition" in fields:
+            assert SITES.load(str(path)).partition == fields["partition"]
         elif "axes" in fields:
             done = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
             assert done.exit_code == 0 and "Planned work" in done.output
@@ -167,7 +170,7 @@ def test_every_command_is_one() -> None:
             word = given.pop(0)
             if word.startswith("--"):
                 assert word in known, where
-                flag = word in ("--dry-run", "--help", "--audit")
+                flag = word in ("--dry-run", "--help", "--audit", "--follow", "--delete")
                 options.append((word, "" if flag else given.pop(0)))
             else:
                 values.append(word)
