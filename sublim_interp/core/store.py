@@ -83,6 +83,11 @@ class Artifact:
                     problems.append(f"{name} is altered: same size, other content")
         return problems
 
+    @staticmethod
+    def at(path: Path) -> "Artifact":
+        """What lies in a directory of a store; its manifest is empty where it is damaged, and `verify` says how."""
+        return Artifact(path, _read_manifest(path)[0])
+
     def __repr__(self) -> str:
         if not self.manifest:
             return f"<{self.stage} {self.key}, manifest damaged, in {self.path}>"
@@ -104,9 +109,19 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
         whole = text == _manifest_text(sealed)  # also finds changes that JSON does not see, such as of spaces
         home = path.parts[-2:] == (sealed["stage"], sealed["key"][:16])
         right = sealed["key"] == stage_key(*(sealed[name] for name in ("stage", "version", "config", "inputs")))
+        right = right and _has_its_types(sealed)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SublimError):
         whole = home = right = False
     return (manifest, "") if whole and home and right else ({}, f"{_MANIFEST} is altered")
+
+
+def _has_its_types(manifest: Mapping[str, Any]) -> bool:
+    """Whether what is read of any manifest has the types that `Store.make` writes: anyone can give a file its digest."""
+    told = [manifest[name] for name in ("config", "inputs", "files", "notes", "fingerprint")]
+    files = [(file["bytes"], file["sha256"]) for file in manifest["files"].values()]
+    plain = all(isinstance(size, int) and isinstance(digest, str) for size, digest in files)
+    keys = all(isinstance(key, str) for key in manifest["inputs"].values())
+    return plain and keys and all(isinstance(part, dict) for part in told) and isinstance(manifest["created"], str)
 
 
 def _manifest_text(manifest: dict[str, Any]) -> bytes:
@@ -181,9 +196,19 @@ class Store:
 
     def verify(self) -> Iterator[tuple[Artifact, list[str]]]:
         """Yield every artefact with what is wrong with it (an empty list if nothing is), digests of all files taken."""
-        for path in self._paths("*"):
-            artifact = Artifact(path, _read_manifest(path)[0])
+        for artifact in self.artifacts():
             yield artifact, artifact.verify()
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield every artefact, as `Artifact.at` reads it; no digest of its files is taken."""
+        yield from map(Artifact.at, self._paths("*"))
+
+    def holding(self, key: str) -> list[Artifact]:
+        """Return what lies under a key, or a beginning of one of at least 8 digits, of whatever stage."""
+        if not re.fullmatch("[0-9a-f]{8,64}", key):
+            return []
+        found = map(Artifact.at, self._paths("*", f"{key[:16]}*"))
+        return [artifact for artifact in found if artifact.key.startswith(key) or key.startswith(artifact.key)]
 
     def unfinished(self) -> Iterator[tuple[Path, list[str]]]:
         """Yield every partial result with what is wrong with its sealed files (an empty list if nothing is)."""
@@ -214,9 +239,9 @@ class Store:
             raise SublimError(f"{name!r} may mean any of these, give (more of) the key of one: {said}")
         raise SublimError(f"no {stage} is called {name!r} in {self.root}; there is: {said or 'none'}")
 
-    def _paths(self, stage: str) -> list[Path]:
+    def _paths(self, stage: str, name: str = "*") -> list[Path]:
         with one_line(f"the store {self.root} cannot be read"):
-            found = sorted(self.root.glob(f"{stage}/*"))
+            found = sorted(self.root.glob(f"{stage}/{name}"))
             return [path for path in found if re.fullmatch("[0-9a-f]{16}", path.name) and path.is_dir()]
 
     @contextmanager
