@@ -28,7 +28,13 @@ TOGETHER = 4
 TALLEST = 150
 """Things in one column of a figure at most."""
 
-COLORS = {"proven": "#0072B2", "damaged": "#D55E00", "unrecorded": "#7F7F7F", "not here": "#7F7F7F", "claimed": "#E69F00"}
+COLORS = {
+    "proven": "#0072B2",
+    "damaged": "#D55E00",
+    "unrecorded": "#7F7F7F",
+    "not here": "#7F7F7F",
+    "claimed": "#E69F00",
+}
 """Of Okabe and Ito's palette, by what is known of a thing."""
 
 _BOX = 0.72

@@ -222,7 +222,9 @@ class _Tracer:
 
     def _same_bytes(self, thing: Thing) -> list[tuple[Link, Artifact]]:
         """The record that holds a thing's file of data, or all of its weights."""
-        digests = {f["sha256"] for name, f in thing.files.items() if thing.sort == "data" or name.endswith(".safetensors")}
+        digests = {
+            f["sha256"] for name, f in thing.files.items() if thing.sort == "data" or name.endswith(".safetensors")
+        }
         for artifact in self.store.artifacts() if digests else ():
             names = {f["sha256"]: name for name, f in artifact.manifest.get("files", {}).items()}
             if digests <= names.keys():
