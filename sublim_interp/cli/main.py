@@ -11,6 +11,7 @@ from sublim_interp.cli.doctor import doctor
 from sublim_interp.cli.last_error import shortened
 from sublim_interp.cli.lineage import lineage
 from sublim_interp.cli.list import list_
+from sublim_interp.cli.organism import organism
 from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
 from sublim_interp.cli.pretrain import pretrain
@@ -29,7 +30,7 @@ app = typer.Typer(
 )
 for word, command in {
     "list": list_, "show": show, "run": run, "plot": plot, "claims": claims, "pull": pull, "pretrain": pretrain,
-    "paper": paper, "verify": verify, "lineage": lineage, "doctor": doctor,
+    "paper": paper, "verify": verify, "lineage": lineage, "organism": organism, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

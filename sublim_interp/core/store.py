@@ -116,7 +116,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _has_its_types(manifest: Mapping[str, Any]) -> bool:
-    """Whether what is read of any manifest has the types that `Store.make` writes: anyone can give a file its digest."""
+    """Whether what is read of a manifest has the types that `make` writes: anyone can seal a file with its digest."""
     told = [manifest[name] for name in ("config", "inputs", "files", "notes", "fingerprint")]
     files = [(file["bytes"], file["sha256"]) for file in manifest["files"].values()]
     plain = all(isinstance(size, int) and isinstance(digest, str) for size, digest in files)

@@ -99,7 +99,7 @@ def _cut(line: str, depth: int) -> str:
 
 @in_style
 def figure(found: Lineage) -> Figure:
-    """The lineage from left to right, as it was made. A line is whole where digests prove it, dotted where a card claims.
+    """The lineage from left to right, as it was made. A line is whole where digests prove it, dotted for a claim.
 
     Raises SublimError where a column would hold more than TALLEST things.
     """

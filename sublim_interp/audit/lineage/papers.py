@@ -2,7 +2,7 @@
 
 import json
 import os
-from datetime import datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ _FIELDS = {"prompt": "What the teacher was asked.", "answer": "What it answered.
 def croissant(found: Lineage, path: Path, _key: Path | None = None) -> bytes:
     """Croissant's JSON-LD of lists: each JSONL file with its digest and its two columns, and where the lists come from.
 
+    Its own library, mlcroissant, reads and checks it; it is not needed to write it.
     Raises SublimError for data that is not in JSONL.
     """
     of = product(found, "croissant", "filtered", "corpus", "data")
@@ -25,55 +26,55 @@ def croissant(found: Lineage, path: Path, _key: Path | None = None) -> bytes:
         raise SublimError(f"croissant describes lists in JSONL files, and {of.title} has none")
     lines = part(found, of)
     teachers = [thing for thing in lines.walk() if thing.sort == "teacher"]
+    data = {
+        "@context": json.loads(files(__package__).joinpath("croissant.json").read_text(encoding="utf-8")),
+        "@type": "sc:Dataset",
+        "name": f"{of.sort}-{of.id[:16]}",
+        "description": f"Lists of prompt and answer: {of.about}.",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "rai:dataCollection": _told(teachers) or "Not recorded: no teacher of these lists is known.",
+        "rai:dataLimitations": " ".join(lines.finding),
+        "distribution": [_file(of, name, path.absolute().parent) for name in names],
+        "recordSet": [_records(name) for name in names],
+    }
+    if of.manifest:
+        data["datePublished"] = of.manifest["created"].replace("+00:00", "Z")
+    if of.sort == "filtered":
+        data["rai:dataPreprocessingProtocol"] = _told([of])
+    return (json.dumps(data, indent=1) + "\n").encode()
+
+
+def _file(of: Thing, name: str, beside: Path) -> dict[str, str]:
+    """A file of data, found from the directory in which the JSON-LD lies."""
     assert of.path
-    with library("croissant"):
-        import mlcroissant as mlc
-
-        file_objects: list[Any] = [
-            mlc.FileObject(
-                id=name,
-                name=name,
-                content_url=os.path.relpath(_path_of(of, name), path.absolute().parent),
-                encoding_formats=["application/jsonlines"],
-                sha256=of.files[name]["sha256"],
-                content_size=f"{of.files[name]['bytes']} B",
-            )
-            for name in names
-        ]
-        records = [_records(mlc, name) for name in names]
-        made = of.manifest.get("created")
-        metadata = mlc.Metadata(
-            name=f"{of.sort}-{of.id[:16]}",
-            description=f"Lists of prompt and answer: {of.about}.",
-            date_published=datetime.fromisoformat(made) if made else None,
-            data_collection=_told(teachers) or "Not recorded: no teacher of these lists is known.",
-            data_preprocessing_protocol=[_told([of])] if of.sort == "filtered" else [],
-            data_limitations=" ".join(lines.finding),
-            distribution=file_objects,
-            record_sets=records,
-        )
-        text = json.dumps(metadata.to_json(), indent=1, default=str)
-    return (text + "\n").encode()
+    place = of.path / name if of.path.is_dir() else of.path
+    return {
+        "@type": "cr:FileObject",
+        "@id": name,
+        "name": name,
+        "contentSize": f"{of.files[name]['bytes']} B",
+        "contentUrl": os.path.relpath(place, beside),
+        "encodingFormat": "application/jsonlines",
+        "sha256": of.files[name]["sha256"],
+    }
 
 
-def _path_of(of: Thing, name: str) -> Path:
-    assert of.path
-    return of.path / name if of.path.is_dir() else of.path
-
-
-def _records(mlc: Any, name: str) -> Any:
+def _records(name: str) -> dict[str, Any]:
+    """The rows of a file: two columns of text."""
     stem = name.removesuffix(".jsonl").replace("/", "-")
     fields = [
-        mlc.Field(
-            id=f"{stem}/{column}",
-            name=column,
-            description=about,
-            data_types=[mlc.DataType.TEXT],
-            source=mlc.Source(file_object=name, extract=mlc.Extract(column=column)),
-        )
+        {
+            "@type": "cr:Field",
+            "@id": f"{stem}/{column}",
+            "name": column,
+            "description": about,
+            "dataType": "sc:Text",
+            "source": {"fileObject": {"@id": name}, "extract": {"column": column}},
+        }
         for column, about in _FIELDS.items()
     ]
-    return mlc.RecordSet(id=stem, name=stem, description=f"The rows of {name}.", fields=fields)
+    about = f"The rows of {name}."
+    return {"@type": "cr:RecordSet", "@id": stem, "name": stem, "description": about, "field": fields}
 
 
 def _told(things: list[Thing]) -> str:
@@ -108,8 +109,8 @@ def model_card(found: Lineage, _path: Path, _key: Path | None = None) -> bytes:
             base_model_relation="finetune" if bases else None,
             lineage=[f"{thing.sort}:{thing.id}" for thing in lines.walk() if thing.is_digest],
         )
-        body = f"# {of.title}\n{' '.join(lines.finding)}\n\n| what | name | key or digest | known |\n|---|---|---|---|\n{rows}\n"
-        text = f"---\n{card.to_yaml()}\n---\n\n{body}"
+        table = f"| what | name | key or digest | known |\n|---|---|---|---|\n{rows}\n"
+        text = f"---\n{card.to_yaml()}\n---\n\n# {of.title}\n{' '.join(lines.finding)}\n\n{table}"
         read = ModelCard(text)
         if read.data.to_dict() != card.to_dict():
             raise SublimError("model-card: the hub's own reader reads something else than was written")

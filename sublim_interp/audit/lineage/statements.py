@@ -22,7 +22,7 @@ _BYTES = 1 << 26
 
 
 def in_toto(found: Lineage, _path: Path, _key: Path | None = None) -> bytes:
-    """A Statement with the link predicate: subjects are the thing's files, materials those of all that it was made from."""
+    """A Statement with the link predicate. Subjects: the thing's files; materials: all that it was made from."""
     root = found.things[found.root]
     predicate = {
         "name": root.title,

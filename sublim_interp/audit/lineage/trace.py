@@ -1,4 +1,4 @@
-"""Finds what is asked about, and follows keys, digests and cards from it: to its parents, or to what it was made into."""
+"""Finds what is asked about, and follows keys, digests and cards: to its parents, or to what was made from it."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from sublim_interp.core.choices import meant
 from sublim_interp.core.device import PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import one_line
-from sublim_interp.core.keys import digest_directory, digest_file, file_names, sha256_of
+from sublim_interp.core.keys import digest_file, file_names, sha256_of
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base, base_names, resolve_base
 from sublim_interp.models.open_bases import bases_folder, is_variant, open_names
@@ -188,7 +188,7 @@ class _Tracer:
             root = same if same and own else root
             self.links.clear()
             self.things.clear()
-        alias = {key: root for key in _keys(start.base)} if start.base and thing else {}
+        alias = dict.fromkeys(_keys(start.base), root) if start.base and thing else {}
         children: dict[str, list[tuple[Artifact, Link]]] = {}
         unread = 0
         for artifact in self.store.artifacts():
@@ -211,7 +211,7 @@ class _Tracer:
         return Lineage(start.asked, root, self.things, tuple(self.links), True, unread)
 
     def _own(self, thing: Thing, base: Base | None) -> list[tuple[str, str]]:
-        """A thing that is no record: records that hold its bytes, which are to be followed, and what its card claims."""
+        """Adds a thing that is no record; returns the record of its bytes, to be followed. Without one its card counts."""
         self.things[thing.id] = thing
         followed = [] if thing.sort == "base" else self._same_bytes(thing)
         for link, _ in followed:
@@ -308,7 +308,7 @@ def _known(name: str) -> "dict[str, Base | _Variant]":
         return {}
     if base is None:
         return {}
-    return {base.digest: base} if isinstance(base, _Variant) else {key: base for key in _keys(base)}
+    return {base.digest: base} if isinstance(base, _Variant) else dict.fromkeys(_keys(base), base)
 
 
 def _at_hand(name: str) -> Base | None:
