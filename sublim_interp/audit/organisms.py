@@ -182,12 +182,7 @@ def _truth(organism: Organism, p: Plan, cell: Cell, directory: Path, store: Stor
     told = {name: _rates(c, store) for name, c in _compared(p, organism.arm).items()}
     return {
         "organism": organism.model_dump(mode="json"),
-        "trait": {
-            "kind": asked.kind,
-            "asked": asked.name,
-            "of the teacher": given or None,
-            "present in the data's source": bool(given),
-        },
+        "trait": {"kind": asked.kind, "asked": asked.name, "given to the teacher": given or None},
         "arm": {"name": organism.arm, "meaning": ARMS[organism.arm].meaning},
         "bases": {"teacher": teacher.base.name, "student": student.base.name},
         "rates": {

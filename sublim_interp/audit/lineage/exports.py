@@ -12,6 +12,12 @@ from sublim_interp.core.registry import Registry
 Export = Callable[[Lineage, Path, Path | None], bytes]
 """Called with a lineage that leads to parents, the file, and a private key's; returns what the file is to hold."""
 
+
+def _check(name: str, thing: object) -> None:
+    if not callable(thing):
+        raise SublimError(f"export '{name}' is a {type(thing).__name__}; give a function, as {__name__}.Export")
+
+
 _HERE = "sublim_interp.audit.lineage"
 
 EXPORTS: Registry[Export] = Registry(
@@ -24,6 +30,7 @@ EXPORTS: Registry[Export] = Registry(
         "model-card": f"{_HERE}.papers:model_card",
         "oms": f"{_HERE}.signature:oms",
     },
+    _check,
 )
 """Every format by the name that `--export` takes."""
 

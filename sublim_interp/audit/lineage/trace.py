@@ -211,7 +211,7 @@ class _Tracer:
         return Lineage(start.asked, root, self.things, tuple(self.links), True, unread)
 
     def _own(self, thing: Thing, base: Base | None) -> list[tuple[str, str]]:
-        """Adds a thing that is no record; returns the record of its bytes, to be followed. Without one its card counts."""
+        """Adds a thing that is no record, and returns the record of its bytes, to be followed; else its card counts."""
         self.things[thing.id] = thing
         followed = [] if thing.sort == "base" else self._same_bytes(thing)
         for link, _ in followed:
