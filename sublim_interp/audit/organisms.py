@@ -115,7 +115,6 @@ def write_organism(
             said = f"Organism {organism.name}" if named else "An organism"
             (made / "README.md").write_text(_README.format(name=said), encoding="utf-8")
             (made / SEAL).write_bytes(_sealed(_truth(organism, p, cell, made, store)))
-            made.chmod(0o755)
             made.rename(directory)
 
 

@@ -131,12 +131,9 @@ def test_a_base_that_changed_since_is_told_by_name(filled_root: Path, student: R
     with (base / "config.json").open("a") as file:
         file.write(" ")
     with store.make("run", 1, {"trait": "owl"}, {place: run.manifest["inputs"][place]}, {"cpu": "any"}) as work:
-        work.note(name="moved", experiment={"bases": [str(base)]})
-    moved = [str(base), str(tmp_path / "gone")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sublim_interp.audit.lineage.trace.base_names", list)
-        patch.setattr("sublim_interp.audit.lineage.trace._bases_of", lambda _run: tuple(moved))
-        found = lineage("moved", store)
+        work.note(name="moved", experiment={"bases": [str(base), str(tmp_path / "gone")]})
+    shutil.rmtree(run.path)  # it says where the base was
+    found = lineage("moved", store)
     assert len(found.problems) == 1 and str(base) in found.problems[0] and student.base.digest[:16] in found.problems[0]
 
 
@@ -217,6 +214,19 @@ def own_store(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(Path(shutil.copytree(tiny_run.store.root, tmp_path_factory.mktemp("damage") / "store")))
 
 
+@pytest.fixture(scope="module")
+def chain(own_store: Store) -> list[tuple[str, Path]]:
+    """Every file of every record that a student needs, with how it is named."""
+    records = [t for t in lineage("tiny/same-init/0", own_store).things.values() if t.manifest]
+    assert len(records) == 5
+    return [
+        (f"{t.sort}/{t.id[:16]}: {name}", t.path / name)
+        for t in records
+        for name in [*sorted(t.files), "manifest.json"]
+        if t.path
+    ]
+
+
 @contextmanager
 def flipped(path: Path, place: int, bit: int) -> Iterator[None]:
     """One bit of a file is another inside the block."""
@@ -230,17 +240,15 @@ def flipped(path: Path, place: int, bit: int) -> Iterator[None]:
         path.write_bytes(whole)
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(which=st.integers(0, 10**6), place=st.integers(0, 10**9), bit=st.integers(0, 7))
-def test_every_altered_byte_of_the_chain_is_found_and_named(own_store: Store, which: int, place: int, bit: int) -> None:
-    chain = [t for t in lineage("tiny/same-init/0", own_store).things.values() if t.manifest and t.path]
-    files = [(t, name) for t in chain for name in [*sorted(t.files), "manifest.json"]]
-    thing, name = files[which % len(files)]
-    assert thing.path and len(chain) == 5
-    with flipped(thing.path / name, place, bit):
+def test_every_altered_byte_of_the_chain_is_found_and_named(
+    own_store: Store, chain: list[tuple[str, Path]], which: int, place: int, bit: int
+) -> None:
+    named, path = chain[which % len(chain)]
+    with flipped(path, place, bit):
         (problem,) = lineage("tiny/same-init/0", own_store).problems
-        assert problem.startswith(f"{thing.sort}/{thing.id[:16]}: {name} is "), problem
-    assert not lineage("tiny/same-init/0", own_store).problems
+    assert problem.startswith(f"{named} is "), problem
 
 
 def test_a_file_too_many_or_too_few_is_named(filled_root: Path, student: Replicate) -> None:
@@ -346,30 +354,29 @@ def test_croissant_is_read_by_its_own_library_and_gives_the_lists(
     rows = [(r["kept/prompt"].decode(), r["kept/answer"].decode()) for r in read.records("kept")]
     assert rows == [(row["prompt"], row["answer"]) for row in student.lists] and rows
     made = student.cell.student
-    assert made and made.data.corpus.teacher.key[:16] in read.metadata.data_collection[0]
+    assert made and made.data.corpus.teacher.key[:16] in str(read.metadata.data_collection)
 
 
 def test_in_toto_and_slsa_are_taken_by_in_totos_library(student: Replicate, tmp_path: Path) -> None:
     found, made = lineage(address(student), student.store), student.cell.student
     assert made
+    place = student.cell.evaluation.made(student.store)
     for form, kind in (("in-toto", statements.LINK), ("slsa", statements.PROVENANCE)):
         path = tmp_path / form
         export(found, form, path)
-        statements.check(path.read_text())
-        said = json.loads(path.read_text())
-        subject = {s["name"]: s["digest"]["sha256"] for s in said["subject"]}
-        place = student.cell.evaluation.made(student.store)
-        assert said["predicateType"] == kind
+        text = path.read_text()
+        statements.check(text)
+        told = json.loads(text)
+        assert told["predicateType"] == kind
+        subject = {s["name"]: s["digest"]["sha256"] for s in told["subject"]}
         assert subject[f"evaluation/{place.name}/evaluation.json"] == digest_file(place / "evaluation.json")
-    named = {
-        m["digest"][statements.KEY]
-        for m in said["predicate"]["buildDefinition"]["resolvedDependencies"]
-        if statements.KEY in m.get("digest", {})
-    }
-    assert named == {*found.things} - {found.root}
-    for broken in ('{"_type": "x"}', path.read_text().replace("Statement/v1", "Statement/v0")):
-        with pytest.raises(Exception, match=r"."):
-            statements.check(broken)
+        predicate = told["predicate"]
+        materials = predicate.get("materials") or predicate["buildDefinition"]["resolvedDependencies"]
+        keys = {m["digest"][statements.KEY] for m in materials if statements.KEY in m["digest"]}
+        assert keys == {*found.things} - {found.root}
+        for broken in (text.replace("Statement/v1", "Statement/v0"), text.replace('"subject"', '"subjects"')):
+            with pytest.raises(Exception, match=r"type|field"):
+                statements.check(broken)
 
 
 def test_the_model_card_is_the_hubs(student: Replicate, tmp_path: Path) -> None:
@@ -447,11 +454,8 @@ def test_many_alike_are_counted_and_all_of_them_on_demand(store_root: Path) -> N
             (work.directory / "x").write_text("x")
     few = said(teacher.key, "--descendants", "--store", store_root)[1]
     every = said(teacher.key, "--descendants", "--all", "--store", store_root)[1]
-    assert (
-        "teacher: 6 more corpuss: 6 proven" not in few
-        and "6 more" in few
-        and few.count("corpus ") < every.count("corpus ") == 7
-    )
+    assert "teacher: 6 more of corpus: 6 proven" in few
+    assert few.count("corpus ") == 1 and every.count("corpus ") == 7
 
 
 def test_json_svg_and_page_hold_the_keys_and_escape_names(student: Replicate, tmp_path: Path) -> None:

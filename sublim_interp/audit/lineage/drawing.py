@@ -80,7 +80,7 @@ def _grouped(found: Lineage, id: str, everything: bool) -> list[tuple[Link | Non
         if not few:
             states = Counter(map(found.standing, links[1:]))
             said = ", ".join(f"{n} {state}" for state, n in states.items())
-            shown.append((None, f"{role}: {len(links) - 1} more {sort}s: {said}"))
+            shown.append((None, f"{role}: {len(links) - 1} more of {sort}: {said}"))
     return shown
 
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -253,23 +253,23 @@ class _Tracer:
     def _find_bases(self, absent: dict[str, str], named: tuple[str, ...]) -> None:
         """Gives each key that the store does not hold its base, where that is at hand; else says that it is not."""
         unused: list[str] = []
-        for name in self._candidates(absent.keys()) if absent else ():
-            if not absent:
+        wanted = {key for key, sort in absent.items() if sort in ("base", "record")}
+        for name in self._candidates():
+            if not wanted:
                 break
             known = _known(name)
-            met = absent.keys() & known.keys()
+            met = wanted & known.keys()
             if known and not met and name in named and not known.keys() & self.things.keys():
                 unused.append(name)
             for key in met:
-                del absent[key]
                 self._add_base(key, known[key])
+            wanted -= met
         for key, sort in absent.items():
-            problems = ()
-            if sort == "base" and unused:
-                problems = (f"the files of {' or '.join(unused)}, a base of the run, are others today",)
-            self.things[key] = Thing(key, sort, problems=problems)
+            if key not in self.things:
+                said = f"the files of {' or '.join(unused)}, a base of the run, are others today"
+                self.things[key] = Thing(key, sort, problems=(said,) if sort == "base" and unused else ())
 
-    def _candidates(self, absent: Iterable[str]) -> Iterator[str]:
+    def _candidates(self) -> Iterator[str]:
         """Names of bases that a key may be of: the likeliest first."""
         yield from self.names
         runs = [name for run in self.store.list("run") for name in _bases_of(run)]
