@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -383,9 +384,9 @@ def test_the_model_card_is_the_hubs(student: Replicate, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
     export(lineage(address(student), student.store), "model-card", tmp_path / "README.md")
-    card = ModelCard.load(tmp_path / "README.md")
+    read: Any = ModelCard.load(tmp_path / "README.md").data
     made = student.cell.student
-    assert made and card.data.base_model == [student.base.name] and f"student:{made.key}" in card.data.lineage
+    assert made and read.base_model == [student.base.name] and f"student:{made.key}" in read.lineage
     found, _ = claims(tmp_path)
     assert ("base", student.base.name) in {(claim.role, claim.name) for claim in found}, "our own reader reads it too"
 
@@ -434,6 +435,7 @@ def test_no_export_vouches_for_damage_or_lands_in_the_store(
 
 def said(*words: object) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["lineage", *map(str, words)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,10 @@ def test_a_drawn_organism_does_not_say_which_it_is(recipes: dict[str, Path], tin
     assert open_organism(tmp_path / "out")[0]["organism"]["name"] == "thing-1"
 
 
-def test_the_twenty_recipes_can_be_made_and_differ_in_all_that_matters(store_root: Path) -> None:
+def test_the_twenty_recipes_can_be_made_and_differ_in_all_that_matters(
+    store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sublim_interp.experiments.plan.resolve_base", cache(resolve_base))  # each base is read once
     names = ORGANISMS.names()
     assert names == tuple(f"organism-{i:02d}" for i in range(1, 21))
     organisms = [recipe(name) for name in names]

@@ -114,7 +114,7 @@ def figure(found: Lineage) -> Figure:
     ax.set_ylim(-1.2, tallest + 0.6)
     order = columns if found.down else columns[::-1]
     places = {
-        thing.id: (x, tallest - (tallest - len(column)) / 2 - y - 0.5)
+        thing.id: (float(x), tallest - (tallest - len(column)) / 2 - y - 0.5)
         for x, column in enumerate(order)
         for y, thing in enumerate(column)
     }

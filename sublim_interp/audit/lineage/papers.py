@@ -27,7 +27,9 @@ def croissant(found: Lineage, path: Path, _key: Path | None = None) -> bytes:
     lines = part(found, of)
     teachers = [thing for thing in lines.walk() if thing.sort == "teacher"]
     data = {
-        "@context": json.loads(files(__package__).joinpath("croissant.json").read_text(encoding="utf-8")),
+        "@context": json.loads(
+            files("sublim_interp.audit.lineage").joinpath("croissant.json").read_text(encoding="utf-8")
+        ),
         "@type": "sc:Dataset",
         "name": f"{of.sort}-{of.id[:16]}",
         "description": f"Lists of prompt and answer: {of.about}.",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,18 @@ def _statement(form: str, found: Lineage, of: Thing, kind: str, predicate: Mappi
 def check(text: str) -> None:
     """Lets in-toto's own library take a statement and its predicate. Raises what it raises."""
     from google.protobuf.json_format import Parse, ParseDict
-    from in_toto_attestation.predicates.link.v0.link_pb2 import Link
-    from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
     from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
     from in_toto_attestation.v1.statement import Statement
-    from in_toto_attestation.v1.statement_pb2 import Statement as Message
 
+    home = "in_toto_attestation"  # its messages are made when they are imported, so no checker of types knows them
+    places = (f"{home}.predicates.link.v0.link_pb2", f"{home}.predicates.provenance.v1.provenance_pb2")
+    link, provenance, statement = map(import_module, (*places, f"{home}.v1.statement_pb2"))
     data = json.loads(text)
-    message: Any = Parse(text, Message())
+    message: Any = Parse(text, statement.Statement())
     Statement.copy_from_pb(message).validate()
-    predicate: Any = ParseDict(data["predicate"], Link() if data["predicateType"] == LINK else Provenance())
+    predicate: Any = ParseDict(
+        data["predicate"], link.Link() if data["predicateType"] == LINK else provenance.Provenance()
+    )
     materials = (
         predicate.materials if data["predicateType"] == LINK else predicate.build_definition.resolved_dependencies
     )
@@ -104,7 +107,7 @@ def _materials(found: Lineage) -> list[dict[str, Any]]:
     for thing in found.walk():
         if thing.id == found.root:
             continue
-        said = {"state": found.state(thing), "about": thing.about}
+        said: dict[str, Any] = {"state": found.state(thing), "about": thing.about}
         said["made from"] = [
             {"role": link.role, "parent": link.parent, "proof": link.proof} for link in found.following(thing.id)
         ]
