@@ -100,7 +100,7 @@ def find_claim(asked: str) -> Claim:
 
     Raises SublimError, with the valid numbers, for an unknown one, and for a number that two claims have.
     """
-    if is_path(asked) or asked in CLAIMS.paths:
+    if is_path(asked) or asked in CLAIMS:
         return CLAIMS.load(asked)
     claims = all_claims()
     if asked.isdecimal() and len(asked) < 10:

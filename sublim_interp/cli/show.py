@@ -87,7 +87,7 @@ def show(
             f"{trait.name}, of the kind {trait.kind}: {trait.said}; refused words: {', '.join(trait.words) or 'none'}"
         )
         print_(f"others of its kind: {' '.join(m for m in trait.members if m != trait.name)}")
-    elif what in OPEN_BASES.paths or what in open_names():
+    elif what in OPEN_BASES or what in open_names():
         print_(*described(what))
     elif what in base_names() or os.path.isdir(what) or is_variant(what):
         found = resolve_base(what)

@@ -51,20 +51,27 @@ class Shelf(Generic[C]):
     @property
     def paths(self) -> dict[str, Path]:
         """Every file by name; our own catalogue's counts before any other."""
-        return {name: path for name, (path, *_) in self._files.items()}
+        return {name: Path(path) for name, (path, *_) in self._files.items()}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
 
     @property
-    def _files(self) -> dict[str, list[Path]]:
+    def _files(self) -> dict[str, list[str]]:
         """Every file by name, in the order of `catalogues`."""
-        found: dict[str, list[Path]] = {}
-        for root in catalogues():
-            for path in sorted((root / self.folder).glob("*.yaml")):
-                found.setdefault(path.stem, []).append(path)
+        found: dict[str, list[str]] = {}
+        for folder in (os.path.join(root, self.folder) for root in catalogues()):
+            try:
+                names = sorted(name for name in os.listdir(folder) if name.endswith(".yaml"))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # a catalogue need not have every folder
+            for name in names:
+                found.setdefault(name.removesuffix(".yaml"), []).append(os.path.join(folder, name))
         return found
 
     def names(self) -> tuple[str, ...]:
         """Names of all files, sorted."""
-        return tuple(sorted(self.paths))
+        return tuple(sorted(self._files))
 
     def find(self, name: str) -> Path:
         """The file called `name`, or at the path `name`.
@@ -79,9 +86,9 @@ class Shelf(Generic[C]):
         if name not in files:
             known = meant(name, sorted(files), "sublim list", "known")
             raise SublimError(f"unknown {self.what} '{name}'; {known}; or give a YAML file of your own")
-        first, *others = files[name]
+        first, *others = map(Path, files[name])
         if others and first.parent.parent != CATALOGUE:
-            given = " and ".join(catalogues()[path.parent.parent] for path in files[name])
+            given = " and ".join(catalogues()[path.parent.parent] for path in (first, *others))
             raise SublimError(f"{self.what} '{name}' is given by {given}; rename one, or give a YAML file by its path")
         return first
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ Watch = Callable[[str, float], None]
 
 _PATIENCE = 0.2
 """Seconds between two looks at the progress, and between two reports of one task."""
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+_FIRST = ("torch", "transformers.modeling_utils", "transformers.models.llama.modeling_llama")
+"""What the process imports that workers are forks of: it takes seconds, once for all workers of this process."""
 _events: Any = None
 
 
@@ -48,9 +52,11 @@ def prepare_process(threads: int = 1) -> None:
         pass  # another C library: slower, not wrong
 
 
-def _start_worker(events: Any, started: Any, gpus: tuple[str, ...]) -> None:
+def _start_worker(events: Any, started: Any, gpus: tuple[str, ...], environment: dict[str, str]) -> None:
     global _events  # one per worker process, set once: a queue cannot travel with a task
     _events = events
+    os.environ.clear()  # what was forked has that of an earlier time
+    os.environ.update(environment)
     if gpus:  # before CUDA is looked at: afterwards it would count for nothing
         with started.get_lock():
             number, started.value = started.value, started.value + 1
@@ -96,13 +102,14 @@ def run_tasks(
 
     gpus: CUDA's names of GPUs; each worker sees one, in turn, so several share one where there are more workers
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(_METHOD)
+    context.set_forkserver_preload([*_FIRST])
     events = context.Queue()
     waiting = {task.name: task for task in tasks}
     done: set[str] = set()
     skipped: dict[str, Exception] = {}
     running: dict[Future, Task] = {}
-    given = (events, context.Value("i", 0), tuple(gpus))
+    given = (events, context.Value("i", 0), tuple(gpus), dict(os.environ))
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=given)
     try:
         while waiting or running:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sublim_interp.core.bounded import bounded
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.keys import sha256_of
 from sublim_interp.core.randomness import python_seeded
 from sublim_interp.models.loading import reason_of
 
@@ -168,6 +169,8 @@ _MOST = 100_000
 _RUNS = tuple(chr(code) * 50 + end for code in (*range(9, 11), *range(32, 127), 0xE9, 0x732B) for end in "!a ")
 _HARD = ("a" * 400 + "!", "1" * 400 + ".", " " * 400 + "x", "aA1 ,." * 60, "\n" * 400 + "-", *_RUNS)
 """Texts on which a pattern explodes that tries every way to cut a run: of every character that prompts are made of."""
+_in_bounds: set[str] = set()
+"""Digests of what was tried in this process and kept within bounds: forks take long where many bases are planned."""
 
 
 def _require_bounds(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
@@ -175,6 +178,9 @@ def _require_bounds(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
 
     Both are from the model's directory, and a template is a program: they are first run in a fork that can be ended.
     """
+    tried = _digest(tokenizer)
+    if tried in _in_bounds:
+        return
 
     def templates() -> str:
         system = {"role": "system", "content": "!"}
@@ -205,6 +211,16 @@ def _require_bounds(tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
             continue
         if reason:
             raise SublimError(f"base {path}: its {what} cannot be used: {reason}")
+    if tried:
+        _in_bounds.add(tried)
+
+
+def _digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Of all that decides how long template and tokenizer take; "" where a tokenizer does not tell what it does."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    return sha256_of([type(tokenizer).__name__, backend.to_str(), str(tokenizer.chat_template)])
 
 
 def turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:

@@ -124,7 +124,7 @@ def find_open_base(name: str) -> Found | None:
     Raises SublimError for the name of a family, with its members' names, and as `Shelf.load`.
     """
     names = {} if is_path(name) else open_names()
-    if not is_path(name) and name not in names and name not in OPEN_BASES.paths:
+    if not is_path(name) and name not in names and name not in OPEN_BASES:
         return None
     entry = OPEN_BASES.load(names.get(name, name))
     if name in entry.members:

@@ -164,7 +164,7 @@ def grid_names() -> tuple[str, ...]:
 
 def is_grid(name: str) -> bool:
     """Whether `name` is that of a grid, or of a YAML file that holds one: that has `axes`."""
-    return "axes" in read_mapping(Path(name)) if is_path(name) else name in GRIDS.paths
+    return "axes" in read_mapping(Path(name)) if is_path(name) else name in GRIDS
 
 
 def grid(name: str) -> Grid:

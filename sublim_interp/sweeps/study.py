@@ -105,7 +105,7 @@ def study_names() -> tuple[str, ...]:
 
 def is_study(name: str) -> bool:
     """Whether `name` is that of a study, or of a YAML file that holds one: that has `study`."""
-    return "study" in read_mapping(Path(name)) if is_path(name) else name in STUDIES.paths
+    return "study" in read_mapping(Path(name)) if is_path(name) else name in STUDIES
 
 
 def study(name: str) -> Study:
@@ -143,4 +143,4 @@ def run_study(s: Study, store: Store, processes: int = 2, watch: Watch = lambda 
 
 def published_study(name: str, results: Path = RESULTS) -> Path | None:
     """Where the committed tables of a study lie, or None."""
-    return results / name if name in STUDIES.paths and (results / name / "key.txt").exists() else None
+    return results / name if name in STUDIES and (results / name / "key.txt").exists() else None

@@ -32,7 +32,7 @@ def load_trait(name: str) -> Trait:
     Raises SublimError, with the known names, where there is no such trait or no such kind; for words that lack its
     name; with the package, for what cannot be made and for an object that is no trait.
     """
-    if is_path(name) or name in FAVOURITES.paths:
+    if is_path(name) or name in FAVOURITES:
         found = load_favourite(name)
         KINDS.find(found.kind)
         return found

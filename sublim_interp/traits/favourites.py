@@ -229,7 +229,7 @@ def load_favourite(name: str) -> Favourite:
 
 def member(name: str, kind: str) -> Favourite:
     """The favourite of this name and kind; one whose only word is its name where no file holds it."""
-    if name in FAVOURITES.paths:
+    if name in FAVOURITES:
         found = load_favourite(name)
         if found.kind == kind:
             return found

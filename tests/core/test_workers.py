@@ -191,6 +191,22 @@ def test_workers_share_one_gpu(tmp_path: Path) -> None:
     assert {(tmp_path / f"{own}.gpu").read_text() for own in "ab"} == {"GPU-8f2c"}
 
 
+def see_place(directory: Path, progress: Progress) -> None:
+    (directory / "seen").write_text(f"{os.environ.get('SUBLIM_BASES', 'nowhere')} {Path.cwd()}")
+
+
+def test_workers_have_the_environment_and_folder_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their common start is older than they are: what it saw must not be what they see."""
+    for shelf in ("one", "two"):
+        monkeypatch.setenv("SUBLIM_BASES", shelf)
+        monkeypatch.chdir(tmp_path)
+        run_tasks([Task("see", see_place, (tmp_path,))], 1, Watch())
+        assert (tmp_path / "seen").read_text() == f"{shelf} {tmp_path}"
+    monkeypatch.delenv("SUBLIM_BASES")
+    run_tasks([Task("see", see_place, (tmp_path,))], 1, Watch())
+    assert (tmp_path / "seen").read_text().startswith("nowhere")
+
+
 def test_other_children_of_the_caller_live_on(tmp_path: Path) -> None:
     own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(PATIENCE,))
     own.start()
