@@ -39,6 +39,11 @@ def address(replicate: Replicate) -> str:
     return f"tiny/{replicate.name}"
 
 
+def traced(replicate: Replicate, store: Store | None = None) -> Lineage:
+    """Its lineage, its base at hand wherever the run was made."""
+    return lineage(address(replicate), store or replicate.store, bases=[str(replicate.base.path)])
+
+
 def record(replicate: Replicate) -> Path:
     """Where the student lies."""
     made = replicate.cell.student
@@ -56,7 +61,7 @@ CHAIN = ["base", "corpus", "evaluation", "filtered", "student", "teacher"]
 
 
 def test_a_replicate_leads_to_base_teacher_corpus_filter_and_student_by_their_keys(student: Replicate) -> None:
-    found = lineage(address(student), student.store)
+    found = traced(student)
     made = student.cell.student
     assert made and sorts(found) == CHAIN and not found.problems
     wanted = {
@@ -244,11 +249,11 @@ def flipped(path: Path, place: int, bit: int) -> Iterator[None]:
 @settings(max_examples=20)
 @given(which=st.integers(0, 10**6), place=st.integers(0, 10**9), bit=st.integers(0, 7))
 def test_every_altered_byte_of_the_chain_is_found_and_named(
-    own_store: Store, chain: list[tuple[str, Path]], which: int, place: int, bit: int
+    own_store: Store, tiny_bases: tuple[Base, Base], chain: list[tuple[str, Path]], which: int, place: int, bit: int
 ) -> None:
     named, path = chain[which % len(chain)]
     with flipped(path, place, bit):
-        (problem,) = lineage("tiny/same-init/0", own_store).problems
+        (problem,) = lineage("tiny/same-init/0", own_store, bases=[str(tiny_bases[0].path)]).problems
     assert problem.startswith(f"{named} is "), problem
 
 
@@ -283,12 +288,12 @@ def test_a_forged_manifest_is_found_against_a_statement_of_before(
 ) -> None:
     store, made, before = Store(filled_root), student.cell.student, tmp_path / "before.json"
     assert made
-    found = lineage(address(student), store)
+    found = traced(student, store)
     for form in ("in-toto", "slsa"):
         export(found, form, before)
         assert compare(found, before) == []
     resealed(made.data.made(store), "kept.jsonl")
-    after = lineage(address(student), store)
+    after = traced(student, store)
     assert not after.problems, "nothing within the store can tell"
     here = f"filtered/{made.data.key[:16]}"
     assert compare(after, before) == [f"{here}/kept.jsonl is altered since", f"{here}/manifest.json is altered since"]
@@ -302,7 +307,7 @@ def test_a_forged_manifest_is_found_against_a_statement_of_before(
 def test_what_is_no_statement_is_refused(text: str, student: Replicate, tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(SublimError, match="no in-toto statement"):
-        compare(lineage(address(student), student.store), tmp_path / "s.json")
+        compare(traced(student), tmp_path / "s.json")
 
 
 @pytest.mark.parametrize(
@@ -346,7 +351,7 @@ def test_croissant_is_read_by_its_own_library_and_gives_the_lists(
     mlcroissant: Path, student: Replicate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "lists.json"
-    export(lineage(address(student), student.store), "croissant", path)
+    export(traced(student), "croissant", path)
     monkeypatch.syspath_prepend(str(mlcroissant))
     import mlcroissant as mlc  # type: ignore[import-not-found]
 
@@ -359,7 +364,7 @@ def test_croissant_is_read_by_its_own_library_and_gives_the_lists(
 
 
 def test_in_toto_and_slsa_are_taken_by_in_totos_library(student: Replicate, tmp_path: Path) -> None:
-    found, made = lineage(address(student), student.store), student.cell.student
+    found, made = traced(student), student.cell.student
     assert made
     place = student.cell.evaluation.made(student.store)
     for form, kind in (("in-toto", statements.LINK), ("slsa", statements.PROVENANCE)):
@@ -383,7 +388,7 @@ def test_in_toto_and_slsa_are_taken_by_in_totos_library(student: Replicate, tmp_
 def test_the_model_card_is_the_hubs(student: Replicate, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
-    export(lineage(address(student), student.store), "model-card", tmp_path / "README.md")
+    export(traced(student), "model-card", tmp_path / "README.md")
     read: Any = ModelCard.load(tmp_path / "README.md").data
     made = student.cell.student
     assert made and read.base_model == [student.base.name] and f"student:{made.key}" in read.lineage
@@ -401,7 +406,7 @@ def test_the_signature_holds_for_the_model_and_for_no_other(student: Replicate, 
     pem = serialization.Encoding.PEM
     key.write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
     public.write_bytes(private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
-    found = lineage(address(student), student.store)
+    found = traced(student)
     export(found, "oms", path, key)
     model = shutil.copytree(record(student) / "model", tmp_path / "model")
     verify = verifying.Config().use_elliptic_key_verifier(public_key=public).verify
@@ -422,9 +427,9 @@ def test_no_export_vouches_for_damage_or_lands_in_the_store(
     assert made
     place = made.made(store)
     with pytest.raises(SublimError, match="would lie in student"):
-        export(lineage(address(student), store), "in-toto", place / "model" / "x.json")
+        export(traced(student, store), "in-toto", place / "model" / "x.json")
     with flipped(place / "model" / "config.json", 5, 0), pytest.raises(SublimError, match="not vouched for"):
-        export(lineage(address(student), store), "in-toto", tmp_path / "x.json")
+        export(traced(student, store), "in-toto", tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists() and not made.find(store).verify()  # type: ignore[union-attr]
     with pytest.raises(SublimError, match="leave out --descendants"):
         export(lineage(made.key, store, descendants=True), "slsa", tmp_path / "x.json")
@@ -439,8 +444,9 @@ def said(*words: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_the_tree_fits_100_columns_and_says_each_thing_once(tiny_run: Run) -> None:
-    code, out = said("tiny", "--store", tiny_run.store.root)
+def test_the_tree_fits_100_columns_and_says_each_thing_once(tiny_run: Run, tiny_bases: tuple[Base, Base]) -> None:
+    bases = [word for base in tiny_bases for word in ("--base", base.path)]
+    code, out = said("tiny", "--store", tiny_run.store.root, *bases)
     assert code == 0 and max(map(len, out.splitlines())) <= 100
     own = tiny_run["same-init", 0].cell.student
     assert own and out.count(f"corpus {own.data.corpus.key[:16]}, proven ·") == 1
@@ -462,7 +468,8 @@ def test_many_alike_are_counted_and_all_of_them_on_demand(store_root: Path) -> N
 
 def test_json_svg_and_page_hold_the_keys_and_escape_names(student: Replicate, tmp_path: Path) -> None:
     svg, html = tmp_path / "x.svg", tmp_path / "x.html"
-    code, out = said(address(student), "--store", student.store.root, "--json", "--svg", svg, "--html", html)
+    words = ("--store", student.store.root, "--base", student.base.path, "--json", "--svg", svg, "--html", html)
+    code, out = said(address(student), *words)
     told = json.loads(out)
     assert code == 0 and told["root"] == student.cell.evaluation.key and len(told["things"]) == 6
     assert {link["standing"] for link in told["links"]} == {"proven"} and not told["problems"]
