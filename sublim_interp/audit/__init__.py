@@ -1,1 +1,1 @@
-"""The auditor: what a data set or a model may pass on, and where both come from."""
+"""What came through, and where models and data come from, with error rates."""

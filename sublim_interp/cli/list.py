@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 def list_(store: StoreOption = None) -> None:
     """Show experiments, grids, traits and bases at hand, what their fields may name, and the runs in the store."""
+    from sublim_interp.audit.organisms import ORGANISMS
     from sublim_interp.claims.schema import CLAIMS
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment, experiment_names
@@ -42,6 +43,7 @@ def list_(store: StoreOption = None) -> None:
         traits.add_row(kind, " ".join(names))
     print_(experiments, grids, traits, _named(), bases_table())
     print_(f"{len(CLAIMS.names())} claims of the field, with verdicts: `sublim claims`")
+    print_(f"{len(ORGANISMS.names())} organisms with a sealed truth: `sublim organism`")
     place = Store.open(store)
     runs = place.list("run")
     if runs:
@@ -57,6 +59,7 @@ def list_(store: StoreOption = None) -> None:
 
 def _named() -> "RenderableType":
     """What fields of experiments and grids may name, and the figures of a run: our own, then other packages'."""
+    from sublim_interp.audit.lineage.exports import EXPORTS
     from sublim_interp.channels.protocol import CHANNELS
     from sublim_interp.claims.effects import EFFECTS
     from sublim_interp.core.device import PRECISIONS
@@ -91,6 +94,7 @@ def _named() -> "RenderableType":
         ("variants", "bases, as NAME(BASE, …)", VARIANTS),
         ("effects", "effect, in a claim's file", EFFECTS),
         ("figures", "`sublim plot RUN FIGURE`", FIGURES),
+        ("exports", "`sublim lineage X --export NAME FILE`", EXPORTS),
         ("architectures", "a base's model_type", ARCHITECTURES),
         ("executors", "`sublim run X --on NAME`", EXECUTORS),
         ("sites", "`sublim run X --on slurm --site NAME`", SITES.names()),

@@ -13,7 +13,9 @@ from sublim_interp.cli.doctor import doctor
 from sublim_interp.cli.exchange import export, import_
 from sublim_interp.cli.gc import gc
 from sublim_interp.cli.last_error import shortened
+from sublim_interp.cli.lineage import lineage
 from sublim_interp.cli.list import list_
+from sublim_interp.cli.organism import organism
 from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
 from sublim_interp.cli.pretrain import pretrain
@@ -33,8 +35,8 @@ app = typer.Typer(
 )
 for word, command in {
     "list": list_, "show": show, "run": run, "status": status, "cancel": cancel, "plot": plot, "claims": claims,
-    "audit": audit, "pull": pull, "pretrain": pretrain, "paper": paper, "verify": verify, "import": import_,
-    "export": export, "gc": gc, "doctor": doctor,
+    "audit": audit, "lineage": lineage, "organism": organism, "pull": pull, "pretrain": pretrain, "paper": paper,
+    "verify": verify, "import": import_, "export": export, "gc": gc, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,19 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], str]:
         whole = text == manifest_text(sealed)  # also finds changes that JSON does not see, such as of spaces
         home = path.parts[-2:] == (sealed["stage"], sealed["key"][:16])
         right = sealed["key"] == stage_key(*(sealed[name] for name in ("stage", "version", "config", "inputs")))
+        right = right and _has_its_types(sealed)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SublimError):
         whole = home = right = False
     return (manifest, "") if whole and home and right else ({}, f"{MANIFEST} is altered")
+
+
+def _has_its_types(manifest: Mapping[str, Any]) -> bool:
+    """Whether what is read of a manifest has the types that `make` writes: anyone can seal a file with its digest."""
+    told = [manifest[name] for name in ("config", "inputs", "files", "notes", "fingerprint")]
+    files = [(file["bytes"], file["sha256"]) for file in manifest["files"].values()]
+    plain = all(isinstance(size, int) and isinstance(digest, str) for size, digest in files)
+    keys = all(isinstance(key, str) for key in manifest["inputs"].values())
+    return plain and keys and all(isinstance(part, dict) for part in told) and isinstance(manifest["created"], str)
 
 
 def manifest_text(manifest: dict[str, Any]) -> bytes:

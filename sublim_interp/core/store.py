@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import time
@@ -89,6 +90,11 @@ class Artifact:
                     problems.append(f"{name} is altered: same size, other content")
         return problems
 
+    @staticmethod
+    def at(path: Path) -> "Artifact":
+        """What lies in a directory of a store; its manifest is empty where it is damaged, and `verify` says how."""
+        return Artifact(path, read_manifest(path)[0])
+
     def __repr__(self) -> str:
         if not self.manifest:
             return f"<{self.stage} {self.key}, manifest damaged, in {self.path}>"
@@ -173,9 +179,19 @@ class Store:
 
     def verify(self) -> Iterator[tuple[Artifact, list[str]]]:
         """Yield every artefact with what is wrong with it (an empty list if nothing is), digests of all files taken."""
-        for path in self._paths("*"):
-            artifact = Artifact(path, read_manifest(path)[0])
+        for artifact in self.artifacts():
             yield artifact, artifact.verify()
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Yield every artefact, as `Artifact.at` reads it; no digest of its files is taken."""
+        yield from map(Artifact.at, self._paths("*"))
+
+    def holding(self, key: str) -> list[Artifact]:
+        """Return what lies under a key, or a beginning of one of at least 8 digits, of whatever stage."""
+        if not re.fullmatch("[0-9a-f]{8,64}", key):
+            return []
+        found = (Artifact.at(path) for path in self._paths("*") if path.name.startswith(key[:16]))
+        return [artifact for artifact in found if artifact.key.startswith(key) or key.startswith(artifact.key)]
 
     def damaged(self) -> "list[Path]":
         """Return the folders of artefacts whose manifest is damaged."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +164,14 @@ def _config(path: Path) -> "PreTrainedConfig":
             f"_attn_implementation out of it, or write one of: {', '.join(ATTENTION)}"
         )
     return config
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copies what lies beside the weights of a model: its tokenizer and its template, no README and no card."""
+    for file in source.iterdir():
+        weights = file.name == "config.json" or file.suffix == ".safetensors" or file.name.endswith(".index.json")
+        if not weights and file.name not in ("README.md", CARD) and not file.name.startswith("."):
+            (shutil.copytree if file.is_dir() else shutil.copy)(file, directory / file.name)
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -6,7 +6,6 @@ A new one is a record of `VARIANTS`. Those that are said to be the same function
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from sublim_interp.core.registry import Registry, instances_of
 from sublim_interp.core.settings import Config, validate
 from sublim_interp.core.yaml import load_yaml
 from sublim_interp.models.architectures import decoder_layers
-from sublim_interp.models.loading import CARD, load_model, save_model
+from sublim_interp.models.loading import CARD, copy_tokenizer, load_model, save_model
 from sublim_interp.models.open_bases import bases_folder, is_variant
 from sublim_interp.models.trainable import body_parameters
 
@@ -171,10 +170,7 @@ def _write(call: Call, parents: Sequence[Parent], directory: Path, key: str) -> 
     with torch.no_grad():
         model = variant.make(call.settings, models) or models[0]
     directory.mkdir()
-    for file in first.path.iterdir():  # the tokenizer and its template
-        weights = file.name == "config.json" or file.suffix == ".safetensors" or file.name.endswith(".index.json")
-        if not weights and file.name not in ("README.md", CARD) and not file.name.startswith("."):
-            (shutil.copytree if file.is_dir() else shutil.copy)(file, directory / file.name)
+    copy_tokenizer(first.path, directory)
     save_model(model, directory)
     told = {"name": call.name, "key": key, "of": [{"name": p.name, "digest": p.digest} for p in parents],
             "settings": call.settings.model_dump(mode="json"), "same_function": variant.same_function,

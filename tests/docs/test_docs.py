@@ -164,14 +164,15 @@ def test_every_command_is_one() -> None:
         if not words or words[0].startswith("-"):
             continue
         assert words[0] in group.commands, where  # type: ignore[attr-defined]
-        known = {o for p in group.commands[words[0]].params for o in p.opts} | {"--help"}  # type: ignore[attr-defined]
+        options_of = group.commands[words[0]].params  # type: ignore[attr-defined]
+        known = {o for p in options_of for o in p.opts} | {"--help"}
+        flags = {o for p in options_of if getattr(p, "is_flag", False) for o in p.opts} | {"--help"}
         given, values, options = words[1:], [], []
         while given:
             word = given.pop(0)
             if word.startswith("--"):
                 assert word in known, where
-                flag = word in ("--dry-run", "--help", "--audit", "--follow", "--delete")
-                options.append((word, "" if flag else given.pop(0)))
+                options.append((word, "" if word in flags else given.pop(0)))
             else:
                 values.append(word)
         check_names(words[0], values, where)

@@ -143,6 +143,7 @@ def ran(installed: Path, cwm: list[Path], together: Path) -> Ran:
         ],
         "plot": ["plot", "meadow", "margins", "--out", "plots"],
         "run study": ["run", "meadow-dice"],
+        "lineage": ["lineage", "meadow-dice", "--export", "titles", "titles.txt"],
         "claims": ["claims"],
         "claims sea-passes": ["claims", "sea-passes", "meadow"],
         "show variant": ["show", "sharpened(lab-small-0, factor=3.0)"],
@@ -178,6 +179,10 @@ def test_a_study_of_its_kind_has_its_table_and_a_variant_its_recipe(ran: Ran) ->
     assert (study.path / "dice.csv").exists() and (study.path / "dice.pdf").exists()
     told = " ".join(ran.done["show variant"].out.split())
     assert "sharper head" in told and "lab-small-0" in told
+
+
+def test_a_lineage_is_written_in_a_format_of_its_own(ran: Ran) -> None:
+    assert (ran.folder / "titles.txt").read_text().startswith("study meadow-dice ")
 
 
 def test_a_claim_of_its_own_is_judged_by_its_effect_in_its_run(ran: Ran) -> None:
@@ -264,7 +269,7 @@ def test_an_arm_without_a_colour_gets_a_spare_one(installed: Path, monkeypatch: 
 def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
     asks = re.compile(r'\(\s*"[\w ]+",\s*"(sublim_interp\.\w+)",')
     groups = {group for path in (ROOT / "sublim_interp").rglob("*.py") for group in asks.findall(path.read_text())}
-    assert len(groups) == 17
+    assert len(groups) == 18
     added = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]
     assert {*added} == groups | {GROUP}
     page = (ROOT / "docs" / "extend" / "index.md").read_text()
