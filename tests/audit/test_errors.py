@@ -42,9 +42,9 @@ def test_a_standing_is_the_distance_from_the_others_in_their_deviations() -> Non
     frame = cases(0).loc[lambda f: f["case"] == 3].reset_index(drop=True)
     found = standing(frame, "pull")
     values = frame["pull"].to_numpy()
-    for i, value in enumerate(values):
-        others = np.delete(values, i)
-        assert found[i] == pytest.approx((value - others.mean()) / others.std(ddof=1))
+    others = [np.delete(values, i) for i in range(len(values))]
+    expected = [(value - own.mean()) / own.std(ddof=1) for value, own in zip(values, others, strict=True)]
+    assert found.to_list() == pytest.approx(expected)
 
 
 def test_planted_cases_are_told_apart_and_shuffled_ones_are_not() -> None:
