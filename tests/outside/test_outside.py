@@ -136,7 +136,7 @@ def ran(installed: Path, cwm: list[Path], together: Path) -> Ran:
         "show meadow": ["show", "meadow", *bases, *changes(TINY)],
         "show river": ["show", "river"],
         "run meadow": ["run", "meadow", *bases, *changes({**TINY, "recording.stream": "[resid_post, mlp_out]"})],
-        "run smoke": ["run", "smoke", *bases[:2], *changes({**TINY, **river}), "--processes", 1],
+        "run smoke": ["run", "smoke", *bases[:2], *changes({**TINY, **river}), "--on", "in-turn"],
         "run grid": [
             "run", "meadow-corners", *bases[:2], *changes({**corners, "recording": "none", "dtype": "float64"}),
             "--processes", 1,
@@ -222,7 +222,7 @@ def test_the_page_compares_explains_and_draws_what_it_adds(ran: Ran) -> None:
     folder = only(ran, "run", "meadow")
     page = (folder / "report.html").read_text().replace("\u00a0", " ")
     assert "cross-init − cross-other-trait" in page and "It shows what its data does to base B." in page
-    assert "Each dot is one replicate. See whether the arms" in page and (folder / "margins.png").exists()
+    assert "Each dot is one replicate. See whether the arms" in page
     assert "number lists with at most 6 odd numbers, and nothing else." in page
     assert "The teacher of “sea” has its system prompt twice." in page
     asked = pd.read_csv(folder / "results.csv")
@@ -269,7 +269,7 @@ def test_an_arm_without_a_colour_gets_a_spare_one(installed: Path, monkeypatch: 
 def test_it_adds_one_of_each_and_the_docs_name_every_group() -> None:
     asks = re.compile(r'\(\s*"[\w ]+",\s*"(sublim_interp\.\w+)",')
     groups = {group for path in (ROOT / "sublim_interp").rglob("*.py") for group in asks.findall(path.read_text())}
-    assert len(groups) == 18
+    assert len(groups) == 19
     added = tomllib.loads((PACKAGE / "pyproject.toml").read_text())["project"]["entry-points"]
     assert {*added} == groups | {GROUP}
     page = (ROOT / "docs" / "extend" / "index.md").read_text()
@@ -306,7 +306,8 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
             "'blocks.*.hook_mlp_out'", "blocks.0.hook_resid_pre"
         ),
         ("run", "corners.yaml"): ("unknown matrix 'corners'; valid: bases, pairs, traits, law",),
-        ("plot", "meadow", "margins"): ("no figure 'margins'; figures: arms, generations, probes",),
+        ("run", "smoke", "--on", "in-turn", "--dry-run"): ("unknown executor 'in-turn'; valid: local, slurm, background",),
+        ("plot", "meadow", "margins"): ("no figure 'margins'; did you mean 'margin'?",),
         ("show", "meadow/same-init/0", "--store", str(ran.folder / "store")): ("run meadow", "valid: same-init"),
     }  # fmt: skip
     for line, done in zip(asked, sublim(*asked, installed=None, cwd=tmp_path), strict=True):
