@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
 
-LABELS = frozenset({"field", "value", "arm", "base", "the other base", "trait", "term", "sweep", "condition"})
+LABELS = frozenset(
+    {"field", "value", "arm", "base", "the other base", "trait", "term", "sweep", "condition", "measure"}
+)
 """Columns that say what a row is about; all others hold numbers."""
 
 

@@ -15,9 +15,9 @@ from sublim_interp.sweeps.grid import Grid
 
 FREE = {
     "seed", "init_seed", "data_seed", "order_seed", "seeds", "max_value", "banned", "weight_bytes", "stream_bytes",
-    "series_weights",
+    "series_weights", "sbatch",
 }  # fmt: skip
-"""Seeds, and limits that are only compared with."""
+"""Seeds, limits that are only compared with, and what another program reads."""
 
 
 def kinds(of: type[Config] = Config) -> Iterator[type[Config]]:

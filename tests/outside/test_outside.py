@@ -306,7 +306,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
             "'blocks.*.hook_mlp_out'", "blocks.0.hook_resid_pre"
         ),
         ("run", "corners.yaml"): ("unknown matrix 'corners'; valid: bases, pairs, traits, law",),
-        ("run", "smoke", "--on", "in-turn", "--dry-run"): ("unknown executor 'in-turn'; valid: local, slurm, background",),
+        ("run", "smoke", "--on", "in-turn", "--dry-run"): ("unknown executor 'in-turn'; valid: local, slurm",),
         ("plot", "meadow", "margins"): ("no figure 'margins'; did you mean 'margin'?",),
         ("show", "meadow/same-init/0", "--store", str(ran.folder / "store")): ("run meadow", "valid: same-init"),
     }  # fmt: skip

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError
@@ -240,14 +241,24 @@ class Background(Jobs):
     def stop(self, jobs: Sequence[str]) -> None:
         import psutil
 
+        asked: list[psutil.Process] = []
         for job in jobs:
             try:
                 process = psutil.Process(int(job))
-                for one in (process, *process.children()):
-                    if "submitit.local._local" in " ".join(one.cmdline()):
-                        one.send_signal(signal.SIGINT)
+                family = [process, *process.children(recursive=True)]
+                for one in [one for one in family if "submitit.local._local" in " ".join(one.cmdline())]:
+                    one.send_signal(signal.SIGINT)
+                    asked += family
             except psutil.Error:
                 continue
+        # What a shell began in the background hears no SIGINT. A kill loses nothing: the store has what is done.
+        for one in psutil.wait_procs(asked, timeout=_PATIENCE)[1]:
+            with suppress(psutil.Error):
+                one.kill()
+
+
+_PATIENCE = 5.0
+"""Seconds that a job of this machine has to end by itself."""
 
 
 def jobs_of(ledger: Ledger) -> Jobs:

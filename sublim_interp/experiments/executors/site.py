@@ -48,13 +48,13 @@ class Site(Config):
     """Hours of work that one job takes together, so that many small pieces are few jobs. 0: a job for each piece."""
     slack: float = Field(default=3.0, ge=1)
     """How many times the expected duration a job asks for."""
-    warning: int = Field(default=120, ge=5)
+    warning: int = Field(default=120, ge=5, le=86_400)
     """Seconds before the end of its time at which a job is warned, and has itself requeued."""
-    restarts: int = Field(default=50, ge=0)
+    restarts: int = Field(default=50, ge=0, le=1_000_000)
     """How often a job that ran out of time goes on."""
-    at_once: int = Field(default=100, ge=1)
+    at_once: int = Field(default=100, ge=1, le=1_000_000)
     """Jobs of one array that may run at the same time."""
-    array: int = Field(default=1000, ge=1)
+    array: int = Field(default=1000, ge=1, le=1_000_000)
     """Jobs of one array at most; `scontrol show config` has it as MaxArraySize."""
     locks: bool = True
     """Whether file locks of the store reach all nodes. false: jobs work in folders of their own, first writer wins."""

@@ -8,6 +8,7 @@ from sublim_interp.core.drawing import INK, in_style
 from sublim_interp.report.figures.protocol import FigureEntry
 
 _MEASURES = {
+    "asked": ("#009E73", "-", "a student, trained and asked"),
     "both": ("#0072B2", "-", "pull and vector"),
     "persona": ("#E69F00", "--", "persona"),
     "slope": ("#7F7F7F", ":", "gradient norm"),
