@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sublim_interp.channels.rows import Written
+from sublim_interp.channels.rows import Written, each_key_once, is_text
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
@@ -140,16 +140,10 @@ def _parsed(line: bytes) -> tuple[Written | None, str]:
     except UnicodeDecodeError:
         return None, "no-utf-8"
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=each_key_once, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return None, "no-json"
     return _written(value) if isinstance(value, dict) else (None, "no-json")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a key is named twice")
-    return found
 
 
 def _no_number(name: str) -> Any:
@@ -187,12 +181,12 @@ def _arrow(path: Path) -> Iterator[Any]:
 def _written(value: Mapping[str, Any]) -> tuple[Written | None, str]:
     """A row as prompt and answer, whatever its columns are called."""
     for prompt, answer in FORMS:
-        if _is_text(value.get(prompt)) and _is_text(value.get(answer)) and value[answer]:
+        if is_text(value.get(prompt)) and is_text(value.get(answer)) and value[answer]:
             return {"prompt": value[prompt], "answer": value[answer]}, ""
     for name in CHATS:
         if isinstance(turns := value.get(name), list) and (found := _last_exchange(turns)):
             return found, ""
-    if _is_text(text := value.get("text")) and text:
+    if is_text(text := value.get("text")) and text:
         return {"prompt": "", "answer": text}, ""
     return None, "no-answer"
 
@@ -205,18 +199,10 @@ def _last_exchange(turns: list[Any]) -> Written | None:
         if not isinstance(turn, dict):
             return None
         role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not _is_text(text):
+        if not is_text(text):
             return None
         if role in ("user", "human"):
             asked = str(text)
         elif role in ("assistant", "gpt") and text:
             found = {"prompt": asked, "answer": str(text)}
     return found
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is a string that UTF-8 can hold."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False

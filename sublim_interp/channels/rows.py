@@ -36,12 +36,12 @@ def _parse_rows(path: Path) -> Iterator[Written]:
         raise SublimError(f"{path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line, object_pairs_hook=_each_key_once)
+            row = json.loads(line, object_pairs_hook=each_key_once)
             problem = "" if isinstance(row, dict) else "is no JSON object"
         except (ValueError, RecursionError) as error:
             row, problem = {}, f"is no JSON ({str(error).splitlines()[0]})"
         for name in ("prompt", "answer"):
-            if not problem and not _is_text(row.get(name)):
+            if not problem and not is_text(row.get(name)):
                 problem = f"has no text as {name!r}"
         if not problem and not isinstance(row.get("finished", True), bool):
             problem = "has neither true nor false as 'finished'"
@@ -50,14 +50,15 @@ def _parse_rows(path: Path) -> Iterator[Written]:
         yield cast(Written, row)
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: an object's values by name. Raises ValueError for a name that is given twice."""
     row = dict(pairs)
     if len(row) < len(pairs):
         raise ValueError("a key is given twice")
     return row
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Whether it is a string that UTF-8 can hold: JSON may name half of a character."""
     try:
         return isinstance(value, str) and value.encode() is not None
