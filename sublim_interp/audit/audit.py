@@ -108,12 +108,13 @@ def run_audit(
     for kind in kinds:
         members_of(kind)
     known, rule = calibrated(), channel(source)
+    teacher, student = (None if subject is None else _loaded(subject) for subject in (teacher, student))
     found = Audit("", False)
     rows = _read(data, kept, seed, found) if data is not None else None
     given = resolve_base(base) if isinstance(base, str) and base else base
     chosen = _origin(given if isinstance(given, Base) else None, rows, student, teacher, found)
     if rows is None and teacher is not None:
-        rows = written_by(_loaded(teacher), chosen, rule, WROTE, seed)
+        rows = written_by(teacher, chosen, rule, WROTE, seed)
         found.parts.append(
             Part("What the teacher writes", [f"It was asked for {WROTE:,} lists; {len(rows):,} passed."], None, "data")
         )
@@ -130,7 +131,7 @@ def run_audit(
             model = trained_on(rows, chosen, seed)
             said.append(_student("trained", model, chosen, kinds, None, known, found))
     if student is not None:
-        said.append(_student("student", _loaded(student), chosen, kinds, rows, known, found))
+        said.append(_student("student", student, chosen, kinds, rows, known, found))
         _traces(student, chosen, rule, found)
     progress(1.0)
     found.verdict = " ".join(said)
@@ -170,7 +171,7 @@ def _origin(base: Base | None, rows: list[Written] | None, student: Any, teacher
             seen.append(("The lists", origin_of_lists(few, able)))
     for words, subject in (("The student", student), ("The teacher", teacher)):
         if subject is not None:
-            seen.append((words, origin_of_model(_loaded(subject), candidates)))
+            seen.append((words, origin_of_model(subject, candidates)))
     lines = []
     for words, origin in seen:
         if not origin.base:
@@ -266,7 +267,7 @@ def _weigh(told: Evidence, known: Calibrated | None, found: Audit) -> str:
 
 def _teacher(teacher: Any, base: Base, rows: list[Written], found: Audit) -> None:
     try:
-        scores = divergence(_loaded(teacher), base, rows)
+        scores = divergence(teacher, base, rows)
     except SublimError as error:
         found.parts.append(Part("The suspected teacher", [str(error)], None, "teacher"))
         return
@@ -326,7 +327,7 @@ def _student(
 
 def _traces(student: Any, base: Base, source: Channel, found: Audit) -> None:
     try:
-        lens = traces(base, _loaded(student), source)
+        lens = traces(base, student, source)
     except SublimError as error:
         found.parts.append(Part("Readable traces", [str(error)], None, "traces"))
     else:

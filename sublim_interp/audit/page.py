@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from sublim_interp.core.drawing import INK, in_style, render
 from sublim_interp.core.files import write_atomic
+from sublim_interp.report.html import frame_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,7 @@ def _part(part: Part) -> str:
             f'\n<figure class="wide"><div><img src="data:image/svg+xml;base64,{picture}" alt="{alt}"></div>'
             f"<figcaption>{alt}</figcaption></figure>"
         )
-    return f"{text}{drawing}\n<details><summary>The numbers</summary>{_table(part.frame.head(ROWS))}</details>"
+    return f"{text}{drawing}\n<details><summary>The numbers</summary>{frame_table(part.frame.head(ROWS))}</details>"
 
 
 @in_style
@@ -88,8 +89,3 @@ def _list(lines: Sequence[str]) -> str:
 
 def _file(package: str, name: str) -> str:
     return files(package).joinpath(name).read_text(encoding="utf-8")
-
-
-def _table(frame: "pd.DataFrame") -> str:
-    table = frame.to_html(index=False, border=0, na_rep="", float_format="{:.3f}".format)
-    return f'<div class="scroll">{table}</div>'

@@ -27,7 +27,7 @@ from sublim_interp.core.files import write_atomic
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.prompts import Prompts
 from sublim_interp.report.figures.diff import part_bars
-from sublim_interp.report.html import Column, html_table
+from sublim_interp.report.html import frame_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,22 +147,6 @@ class ModelDiff(Shown):
     def _column(self, value: str, name: str) -> str:
         return value if name == self.student else f"{value} ({name})"
 
-    def _table(self, frame: pd.DataFrame, raw: Sequence[str] = ()) -> str:
-        """A frame as HTML, its first column naming the rows, a control's name beneath the heading of its columns.
-
-        raw: columns that are markup
-        """
-        columns = []
-        for name in map(str, frame.columns):
-            value, _, control = name.removesuffix(")").partition(" (")
-            numbers = pd.api.types.is_numeric_dtype(frame[name])
-            columns.append(Column(value, control, words=not numbers, label=name))
-        rows = [
-            [str(value) if name in raw else _cell(value) for name, value in zip(frame.columns, row, strict=True)]
-            for row in frame.itertuples(index=False)
-        ]
-        return html_table(columns, rows)
-
     def _told(self, values: Mapping[str, float], unit: str | None = None, sign: str = "+") -> str:
         first, *others = [
             (name, f"{value:{sign}z.2f}".replace("-", "\N{MINUS SIGN}")) for name, value in values.items()
@@ -195,10 +179,10 @@ class ModelDiff(Shown):
             finding="".join(f"<li>{escape(line)}</li>" for line in self.finding),
             figure=base64.b64encode(render(self.plot(), "svg")).decode("ascii"),
             alt=escape(alt),
-            parts=self._table(_placed(parts, "part")),
-            directions=self._table(_placed(ways, "direction")),
-            tokens=self._table(words),
-            texts=self._table(texts, raw=("tokens",)),
+            parts=frame_table(_placed(parts, "part")),
+            directions=frame_table(_placed(ways, "direction")),
+            tokens=frame_table(words),
+            texts=frame_table(texts, raw=("tokens",)),
         )
         write_atomic(Path(path), html)
         return Path(path)
@@ -206,13 +190,6 @@ class ModelDiff(Shown):
 
 def _file(name: str) -> str:
     return files("sublim_interp.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _cell(value: Any) -> str:
-    """A value as a table has it; nothing where there is none."""
-    if not isinstance(value, float):
-        return escape(str(value))
-    return "" if value != value else f"{value:z.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _placed(frame: pd.DataFrame, what: str) -> pd.DataFrame:

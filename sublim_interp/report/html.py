@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 
 class Column(NamedTuple):
@@ -54,3 +56,27 @@ def html_table(columns: Sequence[Column], rows: Iterable[Sequence[str]], name: s
 def term_id(name: str, column: Column) -> str:
     """The id of what a column means."""
     return f"{name}-{re.sub(r'[^a-z0-9]+', '-', column.heading.lower()).strip('-')}"
+
+
+def frame_table(frame: pd.DataFrame, raw: Sequence[str] = ()) -> str:
+    """A frame as HTML, its first column naming the rows; what a heading has in brackets, a control, stands beneath it.
+
+    raw: columns that are markup
+    """
+    columns = []
+    for name in map(str, frame.columns):
+        value, _, control = name.removesuffix(")").partition(" (")
+        numbers = pd.api.types.is_numeric_dtype(frame[name])
+        columns.append(Column(value, control, words=not numbers, label=name))
+    rows = [
+        [str(value) if name in raw else _cell(value) for name, value in zip(frame.columns, row, strict=True)]
+        for row in frame.itertuples(index=False)
+    ]
+    return html_table(columns, rows)
+
+
+def _cell(value: Any) -> str:
+    """A value as a table has it; nothing where there is none."""
+    if not isinstance(value, float):
+        return escape(str(value))
+    return "" if value != value else f"{value:z.3f}".replace("-", "\N{MINUS SIGN}")
