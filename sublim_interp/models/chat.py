@@ -5,6 +5,7 @@ A base without chat template gets plain "User: … Assistant:" text.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -241,7 +242,10 @@ def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages, ad
     template = tokenizer.chat_template
     if isinstance(template, str) and "strftime_now" in template:  # the day it runs would be in prompts, in no key
         template = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}" + template
-    with python_seeded(0):  # Jinja's `random` and `lipsum` draw: always the same, so that a prompt is a function
+    # Jinja's `random` and `lipsum` draw, `map` calls filters by name: seeded, so that a prompt is a function. Seeding
+    # takes a third of the time of a short template, so others go without.
+    draws = any(name in str(template) for name in ("random", "lipsum", "map"))
+    with python_seeded(0) if draws else nullcontext():
         return cast(Any, tokenizer).apply_chat_template(
             list(messages),
             tokenize=False,
