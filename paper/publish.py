@@ -2,6 +2,7 @@
 
     python paper/publish.py              write every table and figure again, from the committed results alone
     python paper/publish.py owl dose     first copy these finished runs and sweeps from the store into the catalogue
+    python paper/publish.py gallery      first draw the figures of docs/gallery.md that need the run tour, from the store
 
 A table stands on one page, between two marks: `<!-- NAME: begin … -->` and `<!-- NAME: end -->`.
 """
@@ -11,29 +12,30 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
-
 from sublim_interp.claims.judge import judge
 from sublim_interp.claims.nulls import null_experiments
 from sublim_interp.claims.schema import all_claims
 from sublim_interp.claims.wording import claims_table
-from sublim_interp.core.drawing import save
+from sublim_interp.core.drawing import save, small_png
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.experiments.catalogue import RESULTS, experiment
+from sublim_interp.experiments.cost import estimate
 from sublim_interp.experiments.plan import plan
-from sublim_interp.experiments.results import Run
+from sublim_interp.experiments.results import Run, open_run
 from sublim_interp.experiments.run import find_run
 from sublim_interp.models.base import base_names, resolve_base
-from sublim_interp.report.figures.headline import headline as draw_headline
+from sublim_interp.paper.results import CONTEXTS, published_figure
+from sublim_interp.report.figures.by_name import run_figures
 from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.modes.pairs import Pairs
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
 from sublim_interp.sweeps.published import (
-    contexts_figure,
     contexts_table,
+    experiment_of,
     headline,
     published_runs,
     published_sweep,
@@ -45,6 +47,8 @@ from sublim_interp.sweeps.wording import as_markdown, bare
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "figures"
+GALLERY, TOUR = FIGURES / "gallery", "tour"
+"""Pictures of the gallery that are of a run, and the run that they are of."""
 BEGIN, END = "<!-- {}: begin (tests compare this table with the committed results) -->", "<!-- {}: end -->"
 HEADLINE = "owl"
 """The run whose table and figure are the headline."""
@@ -57,13 +61,15 @@ def publish(name: str) -> None:
     """Copies what a finished run or sweep came to into catalogue/results/NAME."""
     directory = RESULTS / name
     if name in grid_names():
-        _copy_tables(find_sweep(plan_grid(grid(name)), Store.open()), f"sweep {name}", name)
+        planned = plan_grid(grid(name))
+        _copy_tables(find_sweep(planned, Store.open()), f"sweep {name}", name, sum(map(estimate, planned.records)))
         mode = grid(name).mode
         if isinstance(mode, Pairs):
             write_apart(mode, directory)
         return
     if name in study_names():
-        _copy_tables(find_study(study(name), Store.open()), f"study {name}", name)
+        asked = study(name)
+        _copy_tables(find_study(asked, Store.open()), f"study {name}", name, sum(asked.costs().values()))
         return
     p, store = plan(experiment(name)), Store.open()
     artifact = find_run(p, store)
@@ -79,18 +85,24 @@ def publish(name: str) -> None:
         heard = finished.heard("indirect")
         heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
     (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
-    (directory / "key.txt").write_text(finished.key + "\n")
+    _sign(directory, finished.key, sum(map(estimate, p.records)))
 
 
-def _copy_tables(artifact: Artifact | None, what: str, name: str) -> None:
-    """Copies every CSV file of a finished sweep or study, and writes its key."""
+def _sign(directory: Path, key: str, seconds: float) -> None:
+    """Writes the key of what is published, and about how many seconds of one core it takes."""
+    (directory / "key.txt").write_text(key + "\n")
+    (directory / "cost.txt").write_text(f"{seconds:.0f}\n")
+
+
+def _copy_tables(artifact: Artifact | None, what: str, name: str, seconds: float) -> None:
+    """Copies every CSV file of a finished sweep or study, and writes its key and its cost."""
     if artifact is None:
         raise SublimError(f"the store holds no finished {what}; run it first: sublim run {name}")
     directory = RESULTS / name
     directory.mkdir(parents=True, exist_ok=True)
     for table in artifact.path.glob("*.csv"):
         shutil.copy(table, directory / table.name)
-    (directory / "key.txt").write_text(artifact.key + "\n")
+    _sign(directory, artifact.key, seconds)
 
 
 def write_apart(mode: Pairs, directory: Path) -> None:
@@ -121,7 +133,50 @@ def tables() -> dict[str, Callable[[], str]]:
         made[name] = lambda name=name: published_table(RESULTS / name)
     for name in filter(published_study, study_names()):
         made[name] = lambda name=name: published_study_table(RESULTS / name)
-    return made
+    return made | {"gallery-published": gallery_of_published, "gallery-run": gallery_of_run}
+
+
+def drawn() -> dict[str, str]:
+    """Every published figure: by its name the question that it answers."""
+    runs = {name: experiment_of(RESULTS / name).about for name in published_runs()}
+    grids = {name: grid(name).about for name in filter(published_sweep, grid_names())}
+    studies = {name: study(name).about for name in filter(published_study, study_names())}
+    return {**runs, CONTEXTS: "How does the answer depend on what is asked?", **grids, **studies}
+
+
+def gallery_of_published() -> str:
+    """Every published figure with the code that draws it, as Markdown."""
+    parts = []
+    for name, about in drawn().items():
+        page = page_of("headline" if name == HEADLINE else name).relative_to(ROOT / "docs")
+        made = f"[{name}]({page})" if page.parts[0] == "results" else name
+        code = f'import sublim_interp as si\n\nsi.published_figure("{name}")'
+        parts.append(f"### {name}\n{about} Its page: {made}.\n\n![{about}](figures/{name}.png)\n\n```python\n{code}\n```\n")
+    return "\n".join(parts)
+
+
+def gallery_of_run() -> str:
+    """Every figure of a run with the code that draws it, as Markdown; of those whose picture is there."""
+    parts = []
+    for name, entry in run_figures().items():
+        if (GALLERY / f"{name}.png").exists():
+            picture = f"![{entry.shows}](figures/{GALLERY.name}/{name}.png)"
+            code = f'import sublim_interp as si\n\nsi.plot(si.open_run("{TOUR}"), "{name}")'
+            parts.append(f"### {name}\n{entry.shows}.\n\n{picture}\n\n*{entry.caption}*\n\n```python\n{code}\n```\n")
+    return "\n".join(parts)
+
+
+def draw_gallery() -> None:
+    """Draws every figure of the run tour, which the store must hold; tells of those that it has nothing for."""
+    run = open_run(TOUR)
+    GALLERY.mkdir(exist_ok=True)
+    for name, entry in run_figures().items():
+        try:
+            figure = entry.draw(run.tables if entry.input == "tables" else run)
+        except SublimError as error:
+            print(f"gallery: no picture of {name}: {error}")
+            continue
+        write_atomic(GALLERY / f"{name}.png", small_png(figure))
 
 
 def show() -> None:
@@ -129,14 +184,8 @@ def show() -> None:
     pages = {name: page_of(name) for name in tables()}
     for name, table in tables().items():
         insert(pages[name], name, table())
-    for name in published_runs():
-        summary = pd.read_csv(RESULTS / name / "summary.csv")
-        save(draw_headline(summary, experiment(name).trait), FIGURES / f"{name}.png")
-    save(contexts_figure(RESULTS / HEADLINE), FIGURES / "contexts.png")
-    for name in filter(published_sweep, grid_names()):
-        save(grid(name).mode.draw(RESULTS / name), FIGURES / f"{name}.png")
-    for name in filter(published_study, study_names()):
-        save(study(name).draw(RESULTS / name), FIGURES / f"{name}.png")
+    for name in drawn():
+        save(published_figure(name), FIGURES / f"{name}.png")
 
 
 def page_of(name: str) -> Path:
@@ -169,6 +218,9 @@ def insert(page: Path, name: str, table: str) -> None:
 if __name__ == "__main__":
     try:
         for published in sys.argv[1:]:
+            if published == GALLERY.name:
+                draw_gallery()
+                continue
             page_of("headline" if published == HEADLINE else published)
             publish(published)
         show()

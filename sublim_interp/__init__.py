@@ -55,6 +55,7 @@ _HOME = {
     "plan": "experiments.plan",
     "plot": "report.figures.by_name",
     "probe": "pipeline.observe",
+    "published_figure": "paper.results",
     "pull": "models.pull",
     "questions": "traits.favourites",
     "record": "training.recording.callbacks",

@@ -203,16 +203,20 @@ def error_table(cases: "pd.DataFrame", origins: "pd.DataFrame") -> SweepTable:
         ]
         rows.append((words, *areas))
     heads = ["the teacher's lists alone" if c == 0 else f"{100 * c:.0f} % clean lists" for c in shares]
+    numbers: dict[str, str] = {}
+    lines = [*_alarm_lines(scores, numbers), *_bound_lines(cases, numbers), _origin_line(origins, numbers)]
     return SweepTable(
         f"Area under the ROC curve of {len(positive)} cases with a planted trait against {len(negative)} without, by "
         "the trait that stands out most. 1 is never wrong, 0.5 is chance.",
         ("measure", *heads),
         rows,
-        [*_alarm_lines(scores), *_bound_lines(cases), _origin_line(origins)],
+        lines,
+        numbers,
     )
 
 
-def _alarm_lines(scores: "pd.DataFrame") -> list[str]:
+def _alarm_lines(scores: "pd.DataFrame", numbers: dict[str, str]) -> list[str]:
+    """What is said of alarms; each number also goes into `numbers`."""
     planted = scores["planted"].to_numpy(dtype=bool)
     undiluted = planted & (scores["clean"].to_numpy() == 0)
     whole, n = scores.loc[undiluted], int((~planted).sum())
@@ -222,22 +226,28 @@ def _alarm_lines(scores: "pd.DataFrame") -> list[str]:
         alarm = held_out_alarms(scores, by, measure) <= LEVEL
         false, found = int(alarm[~planted].sum()), int(alarm[undiluted].sum())
         ends, how = wilson(false, n), "" if measure == "both" else f" by {WORDS[measure]}"
+        numbers[f"alarms by {measure}/{by}"] = f"{found} of {len(whole)}"
+        numbers[f"false alarms by {measure}/{by}"] = ends.percent()
         lines.append(
             f"Whole {by}s held out: {found} of {len(whole)} undiluted planted cases raise an alarm{how}. So do "
             f"{false} of {n} others, {100 * false / n:.1f} % [{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: "
             f"{100 * LEVEL:g} %."
         )
+    numbers["planted stands out most"] = f"{named} of {len(whole)}"
     lines.append(f"The trait that stands out most is the planted one in {named} of {len(whole)} undiluted cases.")
     return lines
 
 
-def _bound_lines(cases: "pd.DataFrame") -> list[str]:
+def _bound_lines(cases: "pd.DataFrame", numbers: dict[str, str]) -> list[str]:
+    """What is said of bounds; each number also goes into `numbers`."""
     lines = []
     for by in ("base", "trait"):
         bounded = held_out_bounds(cases, by)
         kept = covered(bounded)
         n, k = len(kept), int(kept.sum())
         ends = wilson(k, n)
+        numbers[f"bounds kept/{by}"] = ends.percent()
+        numbers[f"bound in the median/{by}"] = f"{bounded['bound'].median():.2f}"
         lines.append(
             f"Whole {by}s held out: in {k} of {n} cases every trait keeps its bound, {100 * k / n:.1f} % "
             f"[{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: {100 * (1 - LEVEL):g} %. The bound is "
@@ -246,8 +256,11 @@ def _bound_lines(cases: "pd.DataFrame") -> list[str]:
     return lines
 
 
-def _origin_line(origins: "pd.DataFrame") -> str:
+def _origin_line(origins: "pd.DataFrame", numbers: dict[str, str]) -> str:
+    """What is said of guessed bases; each number also goes into `numbers`."""
     n, counts, right = len(set(origins["base"])), origins["lists"].to_numpy(), origins["right"].to_numpy()
     told = {count: right[counts == count] for count in (1, 10, 20, 100)}
-    said = ", ".join(f"{100 * own.mean():.0f} % from {count}" for count, own in told.items() if len(own))
+    shares = {count: f"{100 * own.mean():.0f} %" for count, own in told.items() if len(own)}
+    numbers |= {f"base named/from {count}": share for count, share in shares.items()}
+    said = ", ".join(f"{share} from {count}" for count, share in shares.items())
     return f"Of {n} bases the right one is named, by number of lists: {said}."

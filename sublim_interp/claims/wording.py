@@ -41,17 +41,37 @@ def claims_table(verdicts: Sequence[Verdict], nulls: Nulls | None = None) -> Swe
         cells = (results or "–", n or "–", effect or "–", needs, ps or "–", stated)
         rows.append((verdict.claim.short, verdict.claim.claim, outcome(verdict), *cells))
     columns = ("no.", "claim", "verdict", "result", "n", "effect", "needs", "p", "threshold stated")
-    return SweepTable(
-        "Each verdict is computed from the result that its row names.", columns, rows, list(_below(verdicts, nulls))
-    )
+    about = "Each verdict is computed from the result that its row names."
+    return SweepTable(about, columns, rows, list(_below(verdicts, nulls)), dict(_numbers(verdicts, nulls)))
+
+
+_ORDER = (SUPPORTED, CONTRADICTED, DEPENDS, WEAK, NOT_TRIED)
+
+
+def _counts(verdicts: Sequence[Verdict]) -> Counter[str]:
+    return Counter(verdict.outcome for verdict in verdicts)
+
+
+def _family(verdicts: Sequence[Verdict]) -> int:
+    """How many tests Holm's adjustment counts."""
+    return max((finding.family for verdict in verdicts for finding in verdict.findings), default=1)
+
+
+def _numbers(verdicts: Sequence[Verdict], nulls: Nulls | None) -> Iterator[tuple[str, str]]:
+    yield "claims", str(len(verdicts))
+    counts = _counts(verdicts)
+    for one in _ORDER:
+        yield one, str(counts[one])
+    yield "tests adjusted for", str(_family(verdicts))
+    if nulls:
+        yield "shuffled tables", str(nulls.tables)
+        yield "false verdicts", nulls.interval.percent()
 
 
 def _below(verdicts: Sequence[Verdict], nulls: Nulls | None) -> Iterator[str]:
-    counts = Counter(verdict.outcome for verdict in verdicts)
-    order = (SUPPORTED, CONTRADICTED, DEPENDS, WEAK, NOT_TRIED)
-    yield "; ".join(f"{counts[one]} {one}" for one in order if counts[one]) + "."
-    family = max((finding.family for verdict in verdicts for finding in verdict.findings), default=1)
-    yield f"p is adjusted by Holm for {count(family, 'test')}; a verdict needs {ALPHA:g} or less."
+    counts = _counts(verdicts)
+    yield "; ".join(f"{counts[one]} {one}" for one in _ORDER if counts[one]) + "."
+    yield f"p is adjusted by Holm for {count(_family(verdicts), 'test')}; a verdict needs {ALPHA:g} or less."
     if nulls:
         yield null_line(nulls)
 

@@ -1,41 +1,72 @@
-"""`sublim paper`: builds the paper from the committed results, or says what in it is stale."""
+"""`sublim paper`: builds a paper from results, says what in it is stale, or begins a paper of your own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from sublim_interp.cli.options import StoreOption
 from sublim_interp.cli.printing import print_
+from sublim_interp.core.errors import SublimError
 
 
 def paper(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER]",
+            help="Where main.typ is: a paper of your own, or else paper/ of this checkout.",
+            show_default=False,
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="build nothing; name what is stale, and exit 1")] = False,
-    out: Annotated[Path, typer.Option(help="where PDF, numbers.tex, tables and figures go")] = Path("build/paper"),
-    text: Annotated[Path | None, typer.Option(help="folder of main.typ; else paper/ of this checkout")] = None,
+    new: Annotated[bool, typer.Option("--new", help="begin a paper of your own in FOLDER")] = False,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run", metavar="RUN", help="with --new: a finished run it is about; else every one of the store"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="where PDF, LaTeX, tables and figures go; build/FOLDER", show_default=False),
+    ] = None,
+    store: StoreOption = None,
 ) -> None:
-    """Build the paper from the committed results: a PDF, numbers for LaTeX, tables as CSV, figures as PDF."""
+    """Build a paper from results: a PDF, numbers and tables for LaTeX, tables as CSV, figures as PDF."""
+    from sublim_interp.core.store import Store
     from sublim_interp.paper.check import check as findings_of
     from sublim_interp.paper.check import read_main
     from sublim_interp.paper.document import build, require_typst
+    from sublim_interp.paper.own import begin, collect_own, is_own
     from sublim_interp.paper.results import collect
 
-    folder = text or _folder()
-    read_main(folder)
+    if run and not new:
+        raise SublimError("--run goes with --new; a paper that exists names its runs in paper.yaml")
+    if new:
+        if folder is None or check:
+            raise SublimError("--new takes a folder and no --check, as in `sublim paper my-paper --new`")
+        runs = begin(folder, run or [], Store.open(store))
+        print_(f"{folder} is about {', '.join(runs)}. Write in {folder / 'main.typ'}, then: sublim paper {folder}")
+        return
+    place = folder or _folder()
+    read_main(place)
     if not check:
         require_typst()
-    results = collect()
+    results = collect_own(place, Store.open(store)) if is_own(place) else collect()
     if check:
-        findings = findings_of(folder, results)
+        findings = findings_of(place, results)
         for finding in findings:
             print_(finding)
         if findings:
             print_(f"{len(findings)} findings; `sublim paper` writes numbers, tables and figures anew.")
             raise typer.Exit(1)
-        print_(f"The paper is what the committed results give: {len(results)} tables, every number of the text.")
+        print_(f"The paper is what its results give: {len(results)} results, every number of the text.")
         return
-    written = build(folder, out, results)
+    to = out or Path("build") / place.resolve().name
+    written = build(place, to, results)
     print_(f"paper   {written[0]}")
-    print_(f"beside  {out}: numbers.tex, tables/, figures/")
+    print_(f"beside  {to}: numbers.tex, skeleton.tex, tables/, figures/")
 
 
 def _folder() -> Path:

@@ -9,6 +9,8 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.paper.results import Result
 from sublim_interp.paper.text import Text, read_text
 
+MAIN = "main.typ"
+"""The file of the text."""
 GENERATED = Path("generated") / "results.json"
 """The committed file of all results, below the folder of the text."""
 
@@ -28,10 +30,10 @@ def check(folder: Path, results: Mapping[str, Result]) -> list[str]:
 def read_main(folder: Path) -> str:
     """The text of the paper in `folder`; SublimError where there is none."""
     try:
-        return (folder / "main.typ").read_text(encoding="utf-8")
+        return (folder / MAIN).read_text(encoding="utf-8")
     except OSError:
         raise SublimError(
-            f"there is no paper in {folder}: it needs a main.typ; run this in a checkout, or name one with --text"
+            f"there is no paper in {folder}: it needs a {MAIN}; run this in a checkout, or name one with --text"
         ) from None
 
 
@@ -48,10 +50,11 @@ def _numbers(text: Text, before: Mapping[str, Any], results: Mapping[str, Result
         for name in sentence.quoted:
             said = sentence.read({**new, **old})
             if name not in new:
-                yield f"unknown number {name}: “{said}”"
+                yield f"{MAIN}:{sentence.line}: unknown number {name}: “{said}”"
             elif old.get(name) != new[name]:
                 key = results[name.split("/")[0]].key[:16]
-                yield f"stale number {name}: {old.get(name, 'nothing')} is now {new[name]} ({key}): “{said}”"
+                was = old.get(name, "nothing")
+                yield f"{MAIN}:{sentence.line}: stale number {name}: {was} is now {new[name]} ({key}): “{said}”"
 
 
 def _tables(text: Text, before: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[str]:
@@ -64,9 +67,9 @@ def _tables(text: Text, before: Mapping[str, Any], results: Mapping[str, Result]
             yield f"stale table {name}, {_first_cell(old, result) or parts[0]} {where}"
         if old.get("figure", "") != now["figure"]:
             yield f"stale figure {name} {where}"
-        if name not in text.shown:
+        if name not in (text.drawn if "/" in name else text.shown):
             yield f"not shown: {name} {where}"
-    for name in [*before, *text.shown]:
+    for name in dict.fromkeys([*before, *text.shown, *text.drawn]):
         if name not in results:
             yield f"not published: {name}"
 
@@ -85,4 +88,5 @@ def _first_cell(old: Mapping[str, Any], result: Result) -> str:
 def _typed(text: Text, before: Mapping[str, Any]) -> Iterator[str]:
     for sentence in text.sentences:
         if sentence.typed:
-            yield f"typed by hand, {', '.join(sentence.typed)}: “{sentence.read(quotable(before))}”"
+            said = sentence.read(quotable(before))
+            yield f"{MAIN}:{sentence.line}: typed by hand, {', '.join(sentence.typed)}: “{said}”"

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,17 +13,23 @@ import pandas as pd
 from sublim_interp.core.drawing import render
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import one_line, write_atomic
-from sublim_interp.experiments.catalogue import RESULTS
-from sublim_interp.paper.check import GENERATED, quotable, read_main
-from sublim_interp.paper.results import Result, draw
+from sublim_interp.paper.check import GENERATED, MAIN, quotable, read_main
+from sublim_interp.paper.latex import as_latex
+from sublim_interp.paper.results import Result
 from sublim_interp.paper.text import read_text
 
+TEMPLATE = "template.typ"
+"""How a paper looks."""
+TYPST = Path(__file__).parent / "typst"
+"""Files of typst that come with the package: how a paper looks, and with what a new one begins."""
 
-def build(folder: Path, out: Path, results: Mapping[str, Result], where: Path = RESULTS) -> list[Path]:
-    """Writes generated/results.json in `folder`, and into `out` paper.pdf, numbers.tex, tables/ and figures/.
 
-    folder: holds main.typ and what it imports
-    results: as `collect` tells; `where` is the folder that they come from
+def build(folder: Path, out: Path, results: Mapping[str, Result]) -> list[Path]:
+    """Writes generated/results.json in `folder`, and into `out` the PDF and what goes beside it.
+
+    folder: holds main.typ and what it imports; its own template.typ is used where it has one
+    out: gets paper.pdf, numbers.tex, tables/ as CSV and as LaTeX, figures/, and skeleton.tex, which shows them all
+    results: as `collect` or `collect_own` tells
 
     Returns what was written into `out`. Equal results and an equal text give equal bytes. Raises SublimError where
     typst is not installed, the text quotes what is not there, or typst refuses it.
@@ -38,14 +45,17 @@ def build(folder: Path, out: Path, results: Mapping[str, Result], where: Path = 
         written.append(path)
 
     with one_line(f"the paper is not written to {out}"):
+        figures = {name: render(one.drawn(), "pdf") for name, one in results.items() if one.drawn}
+        pdf = _compiled(folder, as_json(results), figures)
         (folder / GENERATED).parent.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / GENERATED, as_json(results))
-        figures = {name: render(draw(name, where), "pdf") for name, one in results.items() if one.figure}
-        write("paper.pdf", _compiled(folder, figures))
-        write("numbers.tex", as_latex(results))
+        write("paper.pdf", pdf)
+        for name, data in as_latex(results).items():
+            write(name, data)
         for name, one in results.items():
-            frame = pd.DataFrame(one.rows, columns=list(one.columns))
-            write(f"tables/{name}.csv", f"# {one.made}, {one.key}\n" + frame.to_csv(index=False))
+            if one.rows:
+                frame = pd.DataFrame(one.rows, columns=list(one.columns))
+                write(f"tables/{name}.csv", f"# {one.made}, {one.key}\n" + frame.to_csv(index=False))
         for name, data in figures.items():
             write(f"figures/{name}.pdf", data)
     return written
@@ -63,30 +73,42 @@ def _require_known(main: str, results: Mapping[str, Result]) -> None:
     for sentence in text.sentences:
         for name in sentence.quoted:
             if name not in known:
-                near = [one for one in known if one.startswith(name.rpartition("/")[0])][:8]
-                raise SublimError(
-                    f"main.typ quotes '{name}', which no result has; near it: {', '.join(near) or 'nothing'}"
-                )
-    for name in text.shown:
+                raise SublimError(f"{MAIN}:{sentence.line} quotes '{name}', which no result has; {_near(name, known)}")
+    for name in (*text.shown, *text.drawn):
         if name not in results:
-            raise SublimError(f"main.typ shows '{name}', which is not published; published: {', '.join(results)}")
+            raise SublimError(f"{MAIN} shows '{name}', which is no result; there is: {', '.join(results)}")
+    for name in text.drawn:
+        if not results[name].drawn:
+            raise SublimError(f"{MAIN} draws '{name}', which has no figure; #result shows its table")
 
 
-def _compiled(folder: Path, figures: Mapping[str, bytes]) -> bytes:
+def _near(name: str, known: Mapping[str, str]) -> str:
+    """Names of numbers that are meant perhaps: of the same row, else those spelled alike."""
+    row = name.rpartition("/")[0] + "/"
+    near = [one for one in known if one.startswith(row)][:8] or get_close_matches(name, known, 8)
+    return f"near it: {', '.join(near)}" if near else "results.json lists every number"
+
+
+def _compiled(folder: Path, results: str, figures: Mapping[str, bytes]) -> bytes:
     """The PDF of the text, with the figures where it looks for them: generated/figures/NAME.pdf."""
     import typst
 
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "paper"
         shutil.copytree(folder, root)
-        (root / "generated" / "figures").mkdir(parents=True, exist_ok=True)
+        if not (root / TEMPLATE).exists():
+            shutil.copy(TYPST / TEMPLATE, root / TEMPLATE)
+        (root / GENERATED).parent.mkdir(exist_ok=True)
+        (root / GENERATED).write_text(results, encoding="utf-8")
         for name, data in figures.items():
-            (root / "generated" / "figures" / f"{name}.pdf").write_bytes(data)
+            path = root / GENERATED.parent / "figures" / f"{name}.pdf"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         try:
-            return typst.compile(str(root / "main.typ"), root=str(root), ignore_system_fonts=True, timestamp=0)
+            return typst.compile(str(root / MAIN), root=str(root), ignore_system_fonts=True, timestamp=0)
         except typst.TypstError as error:
             told = " ".join([error.message, *error.hints]).split()
-            raise SublimError(f"typst refuses main.typ: {' '.join(told)}") from None
+            raise SublimError(f"typst refuses {MAIN}: {' '.join(told)}") from None
 
 
 def as_json(results: Mapping[str, Result]) -> str:
@@ -106,25 +128,3 @@ def as_json(results: Mapping[str, Result]) -> str:
             fields.append(f"  {json.dumps(field)}: {said}")
         parts.append(f" {json.dumps(name)}: {{\n" + ",\n".join(fields) + "\n }")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-_LATEX = {character: f"\\{character}" for character in "%&#_${}"} | {
-    "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "−": "$-$", "–": "--", "×": r"$\times$", "·": r"$\cdot$",
-    "→": r"$\to$", "γ": r"$\gamma$",
-}  # fmt: skip
-
-
-def as_latex(results: Mapping[str, Result]) -> str:
-    r"""Every number as LaTeX: `\input{numbers}`, then `\sublim{owl/same-init/margin-nats}`; UTF-8."""
-    lines = [
-        "% Every published number. Usage: \\input{numbers} and then \\sublim{owl/same-init/margin-nats}",
-        r"\makeatletter",
-        r"\newcommand\sublim[1]{\@ifundefined{sublim@#1}{\PackageError{sublim}{no number #1}{}}"
-        r"{\@nameuse{sublim@#1}}}",
-    ]
-    for one in results.values():
-        lines.append(f"% {one.made}, {one.key}")
-        for number, said in one.numbers.items():
-            escaped = "".join(_LATEX.get(character, character) for character in said)
-            lines.append(rf"\@namedef{{sublim@{one.name}/{number}}}{{{escaped}}}")
-    return "\n".join([*lines, r"\makeatother", ""])

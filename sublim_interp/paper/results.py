@@ -2,34 +2,44 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sublim_interp.core.settings import read_yaml
+from sublim_interp.claims.judge import judge
+from sublim_interp.claims.nulls import null_experiments
+from sublim_interp.claims.schema import all_claims
+from sublim_interp.claims.wording import claims_table
+from sublim_interp.core.choices import meant
+from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import records
+from sublim_interp.lab.language import KINDS, PARTS
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.report.figures.headline import headline
-from sublim_interp.sweeps.grid import grid, grid_names
+from sublim_interp.sweeps.grid import Grid, grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
 from sublim_interp.sweeps.published import (
     contexts,
     contexts_figure,
+    cost_of,
+    experiment_of,
     key_of,
     published_runs,
     published_sweep,
     run_table,
     shelf,
 )
-from sublim_interp.sweeps.study import published_study, study, study_names
+from sublim_interp.sweeps.study import Study, published_study, study, study_names
 from sublim_interp.sweeps.tables import table_of
 from sublim_interp.sweeps.wording import SweepTable
+from sublim_interp.traits.by_name import load_trait
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +49,8 @@ OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
 
 LABELS = frozenset(
-    {"field", "value", "arm", "base", "the other base", "trait", "term", "sweep", "condition", "measure"}
+    ("arm", "base", "command", "condition", "field", "measure", "no.", "sweep", "term")
+    + ("the other base", "trait", "value")
 )
 """Columns that say what a row is about; all others hold numbers."""
 
@@ -68,10 +79,14 @@ class Result:
     """Every number that a text may quote, by name: `same-init/margin-nats`."""
     figure: str
     """Digest of the files that its figure is drawn from; empty where it has none."""
+    drawn: "Callable[[], Figure] | None" = field(default=None, compare=False)
+    """Draws its figure."""
 
     def plain(self) -> dict[str, Any]:
         """As plain data."""
-        return {**asdict(self), "rows": [list(row) for row in self.rows], "columns": list(self.columns)}
+        columns, rows = list(self.columns), [list(row) for row in self.rows]
+        data = {**vars(self), "numbers": dict(self.numbers), "columns": columns, "rows": rows}
+        return {name: value for name, value in data.items() if name != "drawn"}
 
     def cells(self) -> Iterator[tuple[int, str, str]]:
         """(row, column, what stands there) of every cell."""
@@ -87,60 +102,121 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
     """
     found: list[Result] = []
     for name in published_runs(results):
-        found += _of_run(name, results / name)
+        directory = results / name
+        exp = experiment_of(directory)
+        found.append(of_run(name, directory, exp, key_of(directory)))
+        if (directory / "heard.csv").exists():
+            found.append(_of_contexts(name, directory, exp.about))
     for name in grid_names():
         directory = published_sweep(name, results)
         if directory is not None:
-            found.append(_of_sweep(name, directory))
+            found.append(of_sweep(grid(name), directory, key_of(directory)))
     for name in study_names():
         directory = published_study(name, results)
         if directory is not None:
-            found.append(_of_study(name, directory))
+            found.append(of_study(study(name), directory, key_of(directory)))
     if law := published_sweep("law", results):
         told = law_elsewhere(read_cells(law), published_doses(results))
         question = "What does the law expect of the students of other sweeps?"
         found.append(_result("law-elsewhere", told, "sublim run law", key_of(law), question))
-    told = shelf([resolve_base(name) for name in base_names()])
-    found.append(_result("bases", told, "the committed bases", _of_bases(), "Which bases are there?"))
+    if results == RESULTS:  # which claims are judged by
+        verdicts = judge(all_claims())
+        told = claims_table(verdicts, null_experiments())
+        keys = [finding.key for verdict in verdicts for finding in verdict.findings]
+        digest = _digest(*[claim.model_dump_json() for claim in all_claims()], *keys)
+        found.append(_result("claims", told, "sublim claims", digest, "What of the field's claims holds here?"))
+    found.append(_of_bases())
+    found.append(_of_commands(found, results))
     return {one.name: one for one in found}
 
 
-def draw(name: str, results: Path = RESULTS) -> "Figure":
-    """The figure of a published run, sweep or study."""
-    if name in study_names():
-        return study(name).draw(results / name)
-    if name in grid_names():
-        return grid(name).mode.draw(results / name)
-    if name == CONTEXTS:
-        return contexts_figure(results / OWL)
-    exp = read_yaml(Experiment, results / name / "experiment.yaml")
-    return headline(pd.read_csv(results / name / "summary.csv"), exp.trait)
+def published_figure(name: str, results: Path = RESULTS) -> "Figure":
+    """The figure of a published run, sweep or study, drawn from its committed tables; `contexts` is one of owl's.
+
+    name: as `sublim list` gives it, such as `dose`
+
+    Raises SublimError, with what there is, for what is not published.
+    """
+    directory = results / (OWL if name == CONTEXTS else name)
+    if name == CONTEXTS and (directory / "heard.csv").exists():
+        return contexts_figure(directory)
+    if (directory / "experiment.yaml").exists():
+        return headline(pd.read_csv(directory / "summary.csv"), experiment_of(directory).trait)
+    if name in study_names() and published_study(name, results):
+        return study(name).draw(directory)
+    if name in grid_names() and published_sweep(name, results):
+        return grid(name).mode.draw(directory)
+    there = (CONTEXTS, *sorted(path.parent.name for path in results.glob("*/key.txt")))
+    raise SublimError(f"nothing published is called '{name}'; {meant(name, there, 'sublim list')}")
 
 
-def _of_run(name: str, directory: Path) -> Iterator[Result]:
-    exp = read_yaml(Experiment, directory / "experiment.yaml")
+def of_run(name: str, directory: Path, exp: Experiment, key: str) -> Result:
+    """A run whose summary.csv and contrasts.csv lie in `directory`, called `name`."""
     more = dict(_settings(exp.model_dump(), "setting/")) | dict(_contrasts(directory))
-    made = f"sublim run {name}"
-    yield _result(name, run_table(directory), made, key_of(directory), exp.about, more, [directory / "summary.csv"])
-    if (directory / "heard.csv").exists():
-        question = "How does the answer depend on what is asked?"
-        main = name == OWL
-        second, drawn = CONTEXTS if main else f"{name}-contexts", [directory / "summary.csv", directory / "heard.csv"]
-        yield _result(second, contexts(directory), made, key_of(directory), question, drawn=drawn if main else None)
+    told, summary = run_table(directory, exp), directory / "summary.csv"
+    draw = partial(_draw_run, summary, exp.trait)
+    return _result(name, told, f"sublim run {exp.name}", key, exp.about, more, [summary], draw)
 
 
-def _of_sweep(name: str, directory: Path) -> Result:
-    g = grid(name)
+def _draw_run(summary: Path, trait: str) -> "Figure":
+    return headline(pd.read_csv(summary), trait)
+
+
+def _of_contexts(name: str, directory: Path, about: str) -> Result:
+    """The second table of a published run, of the sorts of questions; that of the main run has a figure."""
+    key, made = key_of(directory), f"sublim run {name}"
+    question = "How does the answer depend on what is asked?"
+    if name != OWL:
+        return _result(f"{name}-contexts", contexts(directory), made, key, question)
+    drawn = [directory / "summary.csv", directory / "heard.csv"]
+    draw = partial(contexts_figure, directory)
+    return _result(CONTEXTS, contexts(directory), made, key, question, drawn=drawn, draw=draw)
+
+
+def of_sweep(g: Grid, directory: Path, key: str) -> Result:
+    """A sweep whose CSV files lie in `directory`."""
     more = {f"values of {axis}": str(len(values)) for axis, values in g.axes.items()}
     more |= {"cells": str(sum(1 for _ in g.cells()))} | dict(_settings(g.change, "setting/"))
     drawn = [path for path in sorted(directory.glob("*.csv")) if path.stem in ("cells", "matrix", "apart")]
-    return _result(name, table_of(g, directory), f"sublim run {name}", key_of(directory), g.about, more, drawn)
+    draw = partial(g.mode.draw, directory)
+    return _result(g.name, table_of(g, directory), f"sublim run {g.name}", key, g.about, more, drawn, draw)
 
 
-def _of_study(name: str, directory: Path) -> Result:
-    s = study(name)
+def of_study(s: Study, directory: Path, key: str) -> Result:
+    """A study whose CSV files lie in `directory`."""
     more, drawn = dict(_settings(s.model_dump(), "setting/")), sorted(directory.glob("*.csv"))
-    return _result(name, s.table(directory), f"sublim run {name}", key_of(directory), s.about, more, drawn)
+    draw = partial(s.draw, directory)
+    return _result(s.name, s.table(directory), f"sublim run {s.name}", key, s.about, more, drawn, draw)
+
+
+def _of_bases() -> Result:
+    """The committed bases, how the first of them was pre-trained, and on which language."""
+    bases = [resolve_base(name) for name in base_names()]
+    first = bases[0]
+    more = dict(_settings(first.card["pretraining"], "setting/"))
+    more |= {"parameters": f"{first.shape['parameters']:,}", "vocabulary": f"{len(first.tokenizer):,}"}
+    more |= {f"share/{part}": f"{100 * share:.0f} %" for part, share in PARTS.items()}
+    more |= {f"members/{kind}": str(len(one.members)) for kind, one in KINDS.items()}
+    more["held-out questions"] = str(len(load_trait(OWL).questions(first.language, "held-out")))
+    digest = _digest(*(base.digest for base in bases))
+    return _result("bases", shelf(bases), "the committed bases", digest, "Which bases are there?", more)
+
+
+def _of_commands(found: Sequence[Result], results: Path) -> Result:
+    """Every command that makes a published table again, with its cost and its key."""
+    made = {one.made: one for one in reversed(found) if one.made.startswith("sublim ")}
+    hours = {one.made: cost_of(results / one.name) for one in made.values() if (results / one.name).is_dir()}
+    rows = []
+    for command, one in sorted(made.items()):
+        told = "–" if hours.get(command) is None else f"{hours[command]:.1f}"
+        rows.append((command, told if command in hours else "0.0", one.key[:16]))
+    known = [h for h in hours.values() if h is not None]
+    about = (
+        "Hours of one core, as estimated when it was published. What is computed from published tables costs seconds."
+    )
+    told = SweepTable(about, ("command", "core hours", "key"), rows, [], {"core hours in all": f"{sum(known):.0f}"})
+    question = "What makes each table again, and at what cost?"
+    return _result("commands", told, "the published results", _digest(*(one.key for one in found)), question)
 
 
 def _result(
@@ -150,7 +226,8 @@ def _result(
     key: str,
     question: str,
     more: Mapping[str, str] | None = None,
-    drawn: list[Path] | None = None,
+    drawn: Sequence[Path] = (),
+    draw: "Callable[[], Figure] | None" = None,
 ) -> Result:
     labels = next((i for i, column in enumerate(told.columns) if column not in LABELS), len(told.columns))
     numbers: dict[str, str] = {}
@@ -161,7 +238,7 @@ def _result(
         numbers |= _split("/".join(map(slug, told_name.split("/"))), said)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in drawn)).hexdigest() if drawn else ""
     return Result(
-        name, made, key, question, told.about, told.columns, labels, told.rows, told.lines, numbers, digest
+        name, made, key, question, told.about, told.columns, labels, told.rows, told.lines, numbers, digest, draw
     )  # fmt: skip
 
 
@@ -180,13 +257,13 @@ def slug(text: str) -> str:
 
 def _settings(given: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]]:
     """Numbers of a recipe by their fields, as `setting/student.optimization.steps`; of lists their length."""
-    for field, value in given.items():
+    for name, value in given.items():
         if isinstance(value, Mapping):
-            yield from _settings(value, f"{before}{field}.")
+            yield from _settings(value, f"{before}{name}.")
         elif isinstance(value, list | tuple):
-            yield f"{before}{field}", str(len(value))
+            yield f"{before}{name}", str(len(value))
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield f"{before}{field}", f"{value:,}"
+            yield f"{before}{name}", f"{value:,}"
 
 
 def _contrasts(directory: Path) -> Iterator[tuple[str, str]]:
@@ -199,6 +276,6 @@ def _contrasts(directory: Path) -> Iterator[tuple[str, str]]:
         yield f"{name}/n", str(row["n"])
 
 
-def _of_bases() -> str:
-    """One digest over all committed bases."""
-    return hashlib.sha256("".join(resolve_base(name).digest for name in base_names()).encode()).hexdigest()
+def _digest(*parts: str) -> str:
+    """One digest over all of them."""
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -27,6 +27,8 @@ class Sentence:
     """As it is written, with a mark for each number that it quotes."""
     quoted: tuple[str, ...]
     """Names of the numbers that it quotes."""
+    line: int
+    """The line of the file that it begins in, from 1."""
 
     def read(self, numbers: Mapping[str, str]) -> str:
         """The sentence with its numbers in it; one that is unknown is shown by its name."""
@@ -42,11 +44,13 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Text:
-    """A text in typst that quotes numbers by `#n("NAME")` and shows tables and figures by `#result("NAME")`."""
+    """A text in typst: `#n("NAME")` quotes a number, `#result("NAME")` shows a table, `#fig("NAME")` a figure alone."""
 
     sentences: tuple[Sentence, ...]
     shown: tuple[str, ...]
-    """Names of the results that it shows."""
+    """Names of the results whose tables it shows."""
+    drawn: tuple[str, ...]
+    """Names of the results whose figures it shows alone."""
 
     @property
     def quoted(self) -> tuple[str, ...]:
@@ -59,26 +63,41 @@ def read_text(source: str) -> Text:
 
     Comments, raw text, labels, references, imports and the names of functions are no text.
     """
-    source = re.sub(r"/\*.*?\*/", " ", source, flags=re.DOTALL)
-    source = re.sub(r"(?m)(^|\s)//.*$", r"\1", source)
-    source = re.sub(r"```.*?```|`[^`\n]*`", " ", source, flags=re.DOTALL)
-    source = re.sub(r"(?m)^#(import|show:|bibliography).*$", "", source)
+    source = _blank(r"/\*.*?\*/", source, re.DOTALL)
+    source = _blank(r"(?m)(?:(?<=\s)|^)//.*$", source)
+    source = _blank(r"```.*?```|`[^`\n]*`", source, re.DOTALL)
+    source = _blank(r"(?m)^#(?:import|show|set|bibliography).*$", source)
     shown = tuple(re.findall(r'#result\(\s*"([^"]+)"', source))
-    source = re.sub(r"#result\([^()]*\)", "\n\n", source)
+    drawn = tuple(name for given in re.findall(r"#fig\(([^()]*)\)", source) for name in re.findall(r'"([^"]+)"', given))
+    source = _blank(r"#(?:result|fig)\([^()]*\)", source, put=_APART)
     names: list[str] = []
 
     def mark(found: re.Match[str]) -> str:
         names.append(found[1])
-        return f"\ue000{len(names) - 1}\ue001"
+        return f"\ue000{len(names) - 1}\ue001" + _lines(found)
 
     source = re.sub(r'#n\(\s*"([^"]*)"\s*\)', mark, source)
-    source = re.sub(r"<[a-z][\w-]*>|@[\w-]+", " ", source)
-    source = re.sub(r"#[a-z][\w-]*(?=\[)|[\[\]*]", " ", source)
-    source = re.sub(r"(?m)^=+ (.*)$", r"\n\n\1\n\n", source)  # a heading stands alone
-    source = re.sub(r"(?m)^[-+] ", r"\n\n", source)  # an item begins a sentence
+    source = _blank(r"<[a-z][\w-]*>|@[\w-]+", source)
+    source = _blank(r"#[a-z][\w-]*(?=\[)|[\[\]*]", source)
+    source = re.sub(r"(?m)^=+ (.*)$", rf"{_APART}\1{_APART}", source)  # a heading stands alone
+    source = re.sub(r"(?m)^[-+] ", _APART, source)  # an item begins a sentence
     sentences = []
-    for block in re.split(r"\n\s*\n", source):
-        for piece in re.split(r"(?<=[.?!])\s+", " ".join(block.split())):
-            if piece:
-                sentences.append(Sentence(piece, tuple(names[int(i)] for i in _MARK.findall(piece))))
-    return Text(tuple(sentences), shown)
+    for found in re.finditer(rf"[^\s{_APART}](?:(?!\n\s*\n|{_APART}|(?<=[.?!])\s).)*", source, re.DOTALL):
+        piece = " ".join(found[0].split())
+        quoted = tuple(names[int(i)] for i in _MARK.findall(piece))
+        sentences.append(Sentence(piece, quoted, 1 + source.count("\n", 0, found.start())))
+    return Text(tuple(sentences), shown, drawn)
+
+
+_APART = "\ue002"
+"""Stands where one sentence ends and another begins, whatever is written there."""
+
+
+def _lines(found: re.Match[str]) -> str:
+    """As many line breaks as it has, so that what follows stays on its line."""
+    return "\n" * found[0].count("\n")
+
+
+def _blank(pattern: str, source: str, flags: int = 0, put: str = " ") -> str:
+    """The source without what the pattern finds, every line where it was."""
+    return re.sub(pattern, lambda found: put + _lines(found), source, flags=flags)

@@ -39,6 +39,17 @@ def key_of(directory: Path) -> str:
     return (directory / "key.txt").read_text().strip()
 
 
+def cost_of(directory: Path) -> float | None:
+    """Hours of one core that the published run or sweep in `directory` takes, as estimated then; None if not told."""
+    path = directory / "cost.txt"
+    return float(path.read_text()) / 3600 if path.exists() else None
+
+
+def experiment_of(directory: Path) -> Experiment:
+    """The experiment of the published run in `directory`."""
+    return read_yaml(Experiment, directory / "experiment.yaml")
+
+
 def run_summary(directory: Path) -> list[dict[str, Any]]:
     """The rows of a published run's summary.csv, one an arm."""
     table = pd.read_csv(directory / "summary.csv")
@@ -48,10 +59,9 @@ def run_summary(directory: Path) -> list[dict[str, Any]]:
 CUT = "95 % intervals, cut at 0 and 100 %"
 
 
-def run_table(directory: Path) -> SweepTable:
-    """The table of the published run in `directory` (summary.csv, contrasts.csv, experiment.yaml): one row an arm."""
+def run_table(directory: Path, exp: Experiment) -> SweepTable:
+    """The table of a run whose summary.csv and contrasts.csv lie in `directory`: one row an arm."""
     rows = run_summary(directory)
-    exp = read_yaml(Experiment, directory / "experiment.yaml")
     n, contrasts = min(row["n"] for row in rows), pd.read_csv(directory / "contrasts.csv")
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -86,7 +96,10 @@ def _over_bases(contrasts: pd.DataFrame) -> Iterator[str]:
 
 def headline(directory: Path) -> str:
     """`run_table` as Markdown."""
-    return as_markdown(run_table(directory), f"Made by `sublim run {directory.name}`, run `{key_of(directory)[:16]}`.")
+    return as_markdown(
+        run_table(directory, experiment_of(directory)),
+        f"Made by `sublim run {directory.name}`, run `{key_of(directory)[:16]}`.",
+    )
 
 
 CONTEXTS = {
@@ -122,8 +135,7 @@ def contexts(directory: Path) -> SweepTable:
 
 def contexts_figure(directory: Path) -> "Figure":
     """The same as a figure."""
-    trait = read_yaml(Experiment, directory / "experiment.yaml").trait
-    return draw_contexts(contexts_rows(directory), CONTEXTS, trait)
+    return draw_contexts(contexts_rows(directory), CONTEXTS, experiment_of(directory).trait)
 
 
 def contexts_table(directory: Path) -> str:

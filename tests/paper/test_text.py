@@ -30,8 +30,10 @@ def test_a_sentence_names_what_it_quotes_and_can_be_read_with_its_numbers() -> N
     text = read_text(
         '#import "template.typ": *\n= Heading\nOne thing is #n("a/b").\nAnother, over #n("a/c"), is\n#n("a/d") '
         'wide. #result("dose", width: 40%)\n\nA third.\n- An item with #n("a/b").\n#result("law")\n'
+        '#fig("x", "y/z", width: 4cm)'
     )
-    assert text.quoted == ("a/b", "a/c", "a/d", "a/b") and text.shown == ("dose", "law")
+    assert text.quoted == ("a/b", "a/c", "a/d", "a/b") and text.shown == ("dose", "law") and text.drawn == ("x", "y/z")
+    assert [sentence.line for sentence in text.sentences] == [2, 3, 4, 7, 8]
     read = [sentence.read({"a/b": "5 %", "a/c": "12 bases"}) for sentence in text.sentences]
     assert read == [
         "Heading",
