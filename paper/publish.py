@@ -2,7 +2,7 @@
 
     python paper/publish.py              write every table and figure again, from the committed results alone
     python paper/publish.py owl dose     first copy these finished runs and sweeps from the store into the catalogue
-    python paper/publish.py gallery      first draw the figures of docs/gallery.md that need the run tour, from the store
+    python paper/publish.py gallery      first draw what docs/gallery.md shows of the run tour, from the store
 
 A table stands on one page, between two marks: `<!-- NAME: begin … -->` and `<!-- NAME: end -->`.
 """
@@ -151,7 +151,9 @@ def gallery_of_published() -> str:
         page = page_of("headline" if name == HEADLINE else name).relative_to(ROOT / "docs")
         made = f"[{name}]({page})" if page.parts[0] == "results" else name
         code = f'import sublim_interp as si\n\nsi.published_figure("{name}")'
-        parts.append(f"### {name}\n{about} Its page: {made}.\n\n![{about}](figures/{name}.png)\n\n```python\n{code}\n```\n")
+        parts.append(
+            f"### {name}\n{about} Its page: {made}.\n\n![{about}](figures/{name}.png)\n\n```python\n{code}\n```\n"
+        )
     return "\n".join(parts)
 
 
@@ -162,7 +164,7 @@ def gallery_of_run() -> str:
         if (GALLERY / f"{name}.png").exists():
             picture = f"![{entry.shows}](figures/{GALLERY.name}/{name}.png)"
             code = f'import sublim_interp as si\n\nsi.plot(si.open_run("{TOUR}"), "{name}")'
-            parts.append(f"### {name}\n{entry.shows}.\n\n{picture}\n\n*{entry.caption}*\n\n```python\n{code}\n```\n")
+            parts.append(f"### {name}\n{entry.sentence}\n\n{picture}\n\n*{entry.caption}*\n\n```python\n{code}\n```\n")
     return "\n".join(parts)
 
 

@@ -1,14 +1,16 @@
 """A paper's numbers, tables and figures for those who write LaTeX: files that a document of their own reads."""
 
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 
 from sublim_interp.paper.results import Result
 
 _ESCAPED = {character: f"\\{character}" for character in "%&#_${}"} | {
     "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "−": "$-$", "–": "--", "×": r"$\times$", "·": r"$\cdot$",
-    "→": r"$\to$", "γ": r"$\gamma$", "θ": r"$\theta$", "Δ": r"$\Delta$", "σ": r"$\sigma$", "ε": r"$\epsilon$",
+    "→": r"$\to$",
     "≤": r"$\le$", "≥": r"$\ge$", "<": "$<$", ">": "$>$", "|": r"$\mid$", "√": r"$\surd$", "“": "``", "”": "''",
-    "‖": r"$\parallel$", "`": "",
+    "‖": r"$\parallel$",
 }  # fmt: skip
 
 
@@ -24,8 +26,30 @@ def as_latex(results: Mapping[str, Result]) -> dict[str, str]:
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX sets it."""
-    return "".join(_ESCAPED.get(character, character) for character in text)
+    """Text as LaTeX sets it; a character that LaTeX's base cannot set is a question mark."""
+    return "".join(_ESCAPED.get(character) or _plain(character) for character in text)
+
+
+_LATIN = 0x180
+"""Characters below this are set as they are."""
+
+
+def _plain(character: str) -> str:
+    if ord(character) < _LATIN:
+        return "" if character == "`" else character
+    greek = re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (\w+)", unicodedata.name(character, ""))
+    if greek and greek[2] in _GREEK[greek[1]]:
+        return f"$\\{greek[2].lower() if greek[1] == 'SMALL' else greek[2].capitalize()}$"
+    return "?"
+
+
+_GREEK = {
+    "SMALL": re.findall(
+        r"\w+", "ALPHA BETA GAMMA DELTA EPSILON ZETA ETA THETA IOTA KAPPA MU NU XI PI RHO SIGMA TAU PHI CHI PSI OMEGA"
+    ),
+    "CAPITAL": re.findall(r"\w+", "GAMMA DELTA THETA XI PI SIGMA PHI PSI OMEGA"),
+}
+"""Letters that LaTeX has a command for."""
 
 
 def _numbers(results: Mapping[str, Result]) -> str:

@@ -104,7 +104,7 @@ def _figures(one: Result, run: Run, drawn: "dict[str, None]") -> Iterator[Result
         entry, made = run_figures()[figure], f"sublim plot {source} {figure}"
         digest = hashlib.sha256(f"{one.key} {figure}".encode()).hexdigest()
         draw = partial(plot, run, figure)
-        yield Result(name, made, one.key, f"{entry.shows}.", entry.caption, (), 0, [], [], {}, digest, draw)
+        yield Result(name, made, one.key, entry.sentence, entry.caption, (), 0, [], [], {}, digest, draw)
 
 
 def begin(folder: Path, runs: Sequence[str], store: Store) -> list[str]:

@@ -49,8 +49,7 @@ OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
 
 LABELS = frozenset(
-    ("arm", "base", "command", "condition", "field", "measure", "no.", "sweep", "term")
-    + ("the other base", "trait", "value")
+    "arm|base|command|condition|field|measure|no.|sweep|term|the other base|trait|value".split("|")  # noqa: SIM905
 )
 """Columns that say what a row is about; all others hold numbers."""
 

@@ -19,7 +19,7 @@ from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.paper import document
 from sublim_interp.paper.check import GENERATED, check, quotable
 from sublim_interp.paper.document import as_json, build
-from sublim_interp.paper.latex import as_latex
+from sublim_interp.paper.latex import as_latex, escaped
 from sublim_interp.paper.results import Result, collect, published_figure, slug
 from sublim_interp.paper.text import read_text
 
@@ -182,9 +182,14 @@ def test_a_published_figure_is_drawn_by_its_name_alone() -> None:
         published_figure("maks")
 
 
+def test_latex_gets_no_character_that_its_base_cannot_set(results: dict[str, Result]) -> None:
+    assert escaped("σ = 5 %, Δθ ≤ `x`, 漢 é") == r"$\sigma$ = 5 \%, $\Delta$$\theta$ $\le$ x, ? é"
+    assert all(ord(character) < 0x180 for text in as_latex(results).values() for character in text)
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_the_skeleton_compiles(tmp_path: Path, results: dict[str, Result]) -> None:
-    few = {name: results[name] for name in ("owl", "law", "theorem", "claims", "audit", "bases")}
+    few = {name: results[name] for name in ("owl", "animals", "law", "theorem", "claims", "audit", "bases")}
     for name, text in as_latex(few).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")

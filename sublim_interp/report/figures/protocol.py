@@ -41,3 +41,9 @@ class FigureEntry:
     narrow: "Callable[[Any], Figure] | None" = None
     waits: Waits = "never"
     says: Callable[[Any], str] | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What it shows, as a sentence of its own."""
+        said = self.shows[:1].upper() + self.shows[1:]
+        return said if said.endswith("?") else f"{said}."
