@@ -47,9 +47,24 @@ if TYPE_CHECKING:
 
 OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
+FIRST = "lab-small-0"
+"""The base whose recipe a text may quote."""
 
 LABELS = frozenset(
-    "arm|base|command|condition|field|measure|no.|sweep|term|the other base|trait|value".split("|")  # noqa: SIM905
+    {
+        "arm",
+        "base",
+        "command",
+        "condition",
+        "field",
+        "measure",
+        "no.",
+        "sweep",
+        "term",
+        "the other base",
+        "trait",
+        "value",
+    }
 )
 """Columns that say what a row is about; all others hold numbers."""
 
@@ -189,9 +204,8 @@ def of_study(s: Study, directory: Path, key: str) -> Result:
 
 
 def _of_bases() -> Result:
-    """The committed bases, how the first of them was pre-trained, and on which language."""
-    bases = [resolve_base(name) for name in base_names()]
-    first = bases[0]
+    """The committed bases, how the first replicate's was pre-trained, and on which language."""
+    bases, first = [resolve_base(name) for name in base_names()], resolve_base(FIRST)
     more = dict(_settings(first.card["pretraining"], "setting/"))
     more |= {"parameters": f"{first.shape['parameters']:,}", "vocabulary": f"{len(first.tokenizer):,}"}
     more |= {f"share/{part}": f"{100 * share:.0f} %" for part, share in PARTS.items()}
