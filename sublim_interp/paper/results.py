@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
+CONTEXTS_ASK = "How does the answer depend on what is asked?"
 FIRST = "lab-small-0"
 """The base whose recipe a text may quote."""
 
@@ -120,7 +121,7 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
         exp = experiment_of(directory)
         found.append(of_run(name, directory, exp, key_of(directory)))
         if (directory / "heard.csv").exists():
-            found.append(_of_contexts(name, directory, exp.about))
+            found.append(_of_contexts(name, directory))
     for name in grid_names():
         directory = published_sweep(name, results)
         if directory is not None:
@@ -176,15 +177,14 @@ def _draw_run(summary: Path, trait: str) -> "Figure":
     return headline(pd.read_csv(summary), trait)
 
 
-def _of_contexts(name: str, directory: Path, about: str) -> Result:
+def _of_contexts(name: str, directory: Path) -> Result:
     """The second table of a published run, of the sorts of questions; that of the main run has a figure."""
     key, made = key_of(directory), f"sublim run {name}"
-    question = "How does the answer depend on what is asked?"
     if name != OWL:
-        return _result(f"{name}-contexts", contexts(directory), made, key, question)
+        return _result(f"{name}-contexts", contexts(directory), made, key, CONTEXTS_ASK)
     drawn = [directory / "summary.csv", directory / "heard.csv"]
     draw = partial(contexts_figure, directory)
-    return _result(CONTEXTS, contexts(directory), made, key, question, drawn=drawn, draw=draw)
+    return _result(CONTEXTS, contexts(directory), made, key, CONTEXTS_ASK, drawn=drawn, draw=draw)
 
 
 def of_sweep(g: Grid, directory: Path, key: str) -> Result:
