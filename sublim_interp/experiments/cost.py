@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
+from sublim_interp.pipeline.evaluate import SAID_ANSWERS, SAID_QUESTIONS
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import PIECE
 from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.training.recording.volume import planned_volume
-from sublim_interp.traits.answers import prompts_of
+from sublim_interp.traits.answers import LONGEST, prompts_of
+from sublim_interp.traits.judges.asked import REPLY
+from sublim_interp.traits.judges.protocol import asks, identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +66,89 @@ def planned_traces(
     whole: Any = pd.concat(rows)
     whole = whole[whole["bytes"] > 0]
     return whole.groupby(["stage", "what", "when", "times"], sort=False, as_index=False).agg("sum")
+
+
+def planned_requests(records: Sequence[Record], store: Store) -> "pd.DataFrame":
+    """What models on servers will be asked for what is not done: one row per stage and model.
+
+    Columns: stage, model, role (teacher or judge), requests, read and written (tokens of all requests). Each is the
+    most it can be: equal requests are made once, and a judge's reply is short. Tokens read are counted by the base's
+    tokenizer. What a killed run was answered already is not taken off.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in (r for r in records if isinstance(r, Corpus | Evaluation) and r.find(store) is None):
+        rows += [{"stage": record.STAGE, **asked._asdict()} for asked in _requests(record)]
+    columns = ["stage", "model", "role", "requests", "read", "written"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.groupby(columns[:3], sort=False, as_index=False).agg("sum")
+
+
+class _Asked(NamedTuple):
+    """What one record asks of one model on a server."""
+
+    model: str
+    role: str
+    requests: int
+    read: float
+    written: float
+    in_flight: int
+
+
+def _requests(record: Corpus | Evaluation) -> list[_Asked]:
+    """What a record asks of models on servers."""
+    if isinstance(record, Corpus):
+        teacher, config = record.teacher, record.config
+        if record.given or not WAYS[teacher.config.kind].SERVED:
+            return []
+        n, server = config.prompts, teacher.config.served.speaking(teacher.trait.name)
+        prompts = channel(config.channel).prompts(teacher.base.language, record.seed, 0, min(n, 8))
+        heard = [[*_system(teacher), {"role": "user", "content": p}] for p in prompts]
+        each = sum(len(teacher.base.prompt_ids(chat)) for chat in heard) / len(heard)
+        return [_Asked(server.model, "teacher", n, n * each, n * config.max_new_tokens, server.in_flight)]
+    subject, config, base = record.model, record.config, record.base
+    asked = [(sort, context) for sort in config.questions for context in config.contexts]
+    lengths = {
+        sort: [len(prompt) for prompt in prompts_of(base, record.trait.questions(base.language, sort))]
+        for sort in config.questions
+    }
+    before = sum(len(lengths[sort]) for sort, context in asked if context != PLAIN) * _list_tokens(
+        record.reference.corpus
+    )
+    questions, read = (
+        sum(len(lengths[sort]) for sort, _ in asked),
+        sum(sum(lengths[sort]) for sort, _ in asked) + before,
+    )
+    found, n = [], questions * config.samples
+    if isinstance(subject, Teacher) and WAYS[subject.config.kind].SERVED:
+        server = subject.config.served.speaking(subject.trait.name)
+        said = SAID_ANSWERS * min(SAID_QUESTIONS, len(record.trait.questions(base.language, "held-out")))
+        behind = sum(len(base.prompt_ids([turn])) for turn in _system(subject)) if _system(subject) else 0
+        total = config.samples * (read + questions * behind)
+        found.append(_Asked(server.model, "teacher", n + said, total, (n + said) * LONGEST, server.in_flight))
+    asker = asks(config.judge)
+    if asker and asker.SERVED:
+        prompts = identity(config.judge, config.judging, record.members)["prompts"].values()
+        each = sum(len(text) for text in prompts) / _CHARACTERS + len(prompts) * (read / max(1, questions) + LONGEST)
+        found.append(
+            _Asked(
+                config.judging.model,
+                "judge",
+                n * len(prompts),
+                n * each,
+                n * len(prompts) * REPLY,
+                config.judging.in_flight,
+            )
+        )
+    return found
+
+
+def _system(teacher: Teacher) -> list[dict[str, str]]:
+    """One of the system prompts that a teacher on a server reads; none where it is tuned there."""
+    known = teacher.trait.system_prompts(teacher.base.language)
+    tuned = teacher.trait.name in teacher.config.served.tuned
+    return [{"role": "system", "content": known[0]}] if known and not tuned else []
 
 
 def planned_reach(records: Sequence[Record]) -> list[str]:
@@ -130,6 +216,8 @@ _DRAWN = 4
 """Tokens of a drawn answer."""
 _LIST, _LESSON = 23.0, 14.0
 """Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
+_CHARACTERS, _REPLY = 4, 1.0
+"""Characters of a token of English, and seconds that a server takes for a reply: both assumed."""
 _START, _STEP, _SMALL = 1.0, 0.01, 2.0
 """Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
 
@@ -142,6 +230,8 @@ def estimate(record: Record) -> float:
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
     if isinstance(record, Corpus) and record.given:
         return _SMALL
+    if isinstance(record, Corpus | Evaluation) and (asked := _requests(record)):
+        return _SMALL + sum(_REPLY * some.requests / some.in_flight for some in asked)
     if isinstance(record, Corpus):
         tokens = record.config.prompts * _list_tokens(record, read=False)
         return _START + _seconds(record.teacher.base, _FORWARD * tokens)
