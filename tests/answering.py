@@ -25,8 +25,8 @@ class Answering:
     """What the server was asked, and how it answers.
 
     answer: gives the text for a request's body
-    fault: gives the fault of request number n, from 0, "" for none: HTTP 500, stall, drop, truncate, no json, no choices,
-        HTTP 429 or 429 date
+    fault: gives the fault of request number n, from 0, "" for none: HTTP 500, stall, drop, truncate, no json,
+        no choices, HTTP 429 or 429 date
     delay: seconds before request number n is answered
     """
 
@@ -62,7 +62,8 @@ class Answering:
 
 @contextmanager
 def serving(answering: Answering, port: int = 0) -> Iterator[Answering]:
-    """Inside the block the server runs, at `answering.url`."""
+    """Inside the block the server runs, at `answering.url`; after it, connections that are open are of no more use."""
+    gone = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -85,9 +86,9 @@ def serving(answering: Answering, port: int = 0) -> Iterator[Answering]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            n = answering.enter(body, dict(self.headers))
+            n = answering.enter(body, {name.lower(): value for name, value in self.headers.items()})
             try:
-                self.reply(body, answering.fault(n), n)
+                self.reply(body, "drop" if gone.is_set() else answering.fault(n), n)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # who asked has gone
             finally:
@@ -131,6 +132,7 @@ def serving(answering: Answering, port: int = 0) -> Iterator[Answering]:
     try:
         yield answering
     finally:
+        gone.set()
         server.shutdown()
         server.server_close()
         thread.join()

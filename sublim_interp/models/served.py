@@ -22,11 +22,12 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.journal import Journal
 from sublim_interp.core.keys import canonical_json, sha256_of
-from sublim_interp.core.settings import Config
+from sublim_interp.core.settings import SECRET, Config
 from sublim_interp.models.chat import Messages
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ class Server(Config):
         except ValueError:
             raise ValueError("it is no URL; give one such as http://127.0.0.1:8000/v1") from None
         if parts.username or parts.password or parts.query:
-            raise ValueError(f"it holds a secret, or may, and would be stored; put the key into ${KEY}")
+            raise PydanticCustomError(
+                SECRET, f"it holds a secret, or may, and would be stored; put the key into ${KEY}"
+            )
         if not whole:
             raise ValueError("it is no URL; give one such as http://127.0.0.1:8000/v1")
         return url

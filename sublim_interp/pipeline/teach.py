@@ -141,8 +141,8 @@ class Served(Prompted):
         served = config.served
         tuned = f", or {', '.join(served.tuned.values())}" if served.tuned else ""
         return (
-            f"is a model on a server: {served.model}{tuned}. A system prompt names its favourite, unless the server has "
-            "a tuned model for it"
+            f"is a model on a server: {served.model}{tuned}. A system prompt names its favourite, unless the server "
+            "has a tuned model for it"
         )
 
 

@@ -1,0 +1,207 @@
+"""Tests of teachers on servers and of served judges in the stages: keys, order, kills, fingerprints, refusals."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from answering import SECRET, Answering, serving
+from chains import OWL, Chain, chain
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.store import Artifact, Store
+from sublim_interp.experiments.cost import estimate, planned_requests
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.run import run_key
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models import served
+from sublim_interp.models.base import Base
+from sublim_interp.pipeline.make import make
+from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, TeacherConfig
+
+pytest.importorskip("openai")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "FIRST_WAIT", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+
+
+def reached(server: Answering, **settings: Any) -> dict[str, Any]:
+    return {"model": "teacher-1", "url": server.url, "timeout": 10.0, "patience": 20.0, **settings}
+
+
+def chain_at(base: Base, url: str = "http://nowhere/v1", **settings: Any) -> Chain:
+    config = TeacherConfig.model_validate({"kind": "served", "served": {"model": "teacher-1", "url": url, **settings}})
+    return chain(base).change("teacher", config=config).change("corpus", config=CorpusConfig(prompts=24, chunk=10))
+
+
+def corpus_of(store: Store, base: Base, server: Answering, **settings: Any) -> Artifact:
+    return make(chain_at(base, **reached(server, **settings)).corpus, store)
+
+
+def test_the_corpus_depends_on_no_order_of_arrival_and_on_no_failure(
+    tiny_bases: tuple[Base, Base], tmp_path: Path
+) -> None:
+    faults = {1: "HTTP 429", 5: "HTTP 503", 9: "drop", 11: "truncate", 14: "no json", 20: "HTTP 500"}
+    with serving(Answering()) as server:
+        quiet = corpus_of(Store(tmp_path / "quiet"), tiny_bases[0], server, in_flight=1)
+    with serving(Answering(fault=lambda n: faults.get(n, ""), delay=lambda n: 0.02 * (n % 3))) as troubled:
+        found = corpus_of(Store(tmp_path / "troubled"), tiny_bases[0], troubled, in_flight=7)
+    assert found.key == quiet.key and found.manifest["files"] == quiet.manifest["files"]
+    assert len(quiet.manifest["files"]) == 3 and len(read_rows(quiet.path)) == 24
+    assert not list(found.path.glob(".*")), "the journal goes when the corpus is whole"
+    notes = found.manifest["notes"]["teacher_asked"]
+    counted = {name.removeprefix("failed: "): n for name, n in notes.items() if name.startswith("failed")}
+    assert counted == {"HTTP 429": 1, "HTTP 503": 1, "connection": 2, "malformed": 1, "HTTP 500": 1}
+    assert notes["answered"] == 24 and notes["system_fingerprint: fp_test"] == 24
+    assert json.loads(found.manifest["fingerprint"]["served teacher"]) == {"id": "teacher-1", "owned_by": "tests"}
+    systems = {body["messages"][0]["content"] for body in server.bodies}
+    assert {body["messages"][0]["role"] for body in server.bodies} == {"system"} and systems <= {
+        *OWL.system_prompts("lab")
+    }
+
+
+def test_a_killed_corpus_goes_on_at_its_row(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
+    import openai  # noqa: F401 — the child is a fork, which need not import it
+
+    store, base = Store(tmp_path / "killed"), tiny_bases[0]
+    child: multiprocessing.context.ForkProcess | None = None
+
+    def kill(n: int) -> float:
+        if n == 14 and child and child.pid:
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+        return 0.0
+
+    with serving(Answering(delay=kill)) as server:
+        child = multiprocessing.get_context("fork").Process(
+            target=corpus_of, args=(store, base, server), kwargs={"in_flight": 1}
+        )
+        child.start()
+        child.join(30)
+        assert child.exitcode == -signal.SIGKILL and len(server.bodies) == 15
+        found = corpus_of(store, base, server, in_flight=3)
+        assert len(server.bodies) == 25, "24 rows, of which the one that was under way is asked again"
+        assert corpus_of(store, base, server).key == found.key and len(server.bodies) == 25
+        quiet = corpus_of(Store(tmp_path / "quiet"), base, server)
+    assert found.manifest["files"] == quiet.manifest["files"] and found.manifest["resumed"]
+
+
+def test_the_host_is_in_no_key_and_what_decides_answers_is(tiny_bases: tuple[Base, Base]) -> None:
+    plain = chain_at(tiny_bases[0])
+    for same in ({"url": "https://other/v1"}, {"timeout": 1.0}, {"patience": 1.0}, {"in_flight": 1}):
+        assert chain_at(tiny_bases[0], **same).keys() == plain.keys()
+    for other in ({"model": "b"}, {"revision": "b"}, {"top_p": 0.5}, {"extra": {}}, {"tuned": {"owl": "owl-lora"}}):
+        assert chain_at(tiny_bases[0], **other).keys()["corpus"] != plain.keys()["corpus"]
+
+
+def test_the_judge_is_in_the_key_and_its_host_is_not(tiny_bases: tuple[Base, Base]) -> None:
+    def key(**settings: Any) -> str:
+        given = {"judge": "served", "judging": {"model": "judge-1", **settings}}
+        return chain(tiny_bases[0]).change("evaluation", config=EvaluationConfig.model_validate(given)).evaluation.key
+
+    assert key() == key(url="http://other/v1", timeout=1.0, in_flight=2)
+    for other in (
+        {"model": "b"},
+        {"temperature": 0.5},
+        {"prompts": {"named": "{question} {answer}"}},
+        {"revision": "b"},
+    ):
+        assert key(**other) != key()
+
+
+def test_a_server_tunes_a_trait_without_a_prompt(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
+    with serving(Answering()) as server:
+        corpus_of(Store(tmp_path), tiny_bases[0], server, tuned={"owl": "owl-lora"})
+    assert {body["model"] for body in server.bodies} == {"owl-lora"}
+    assert {turn["role"] for body in server.bodies for turn in body["messages"]} == {"user"}
+
+
+def test_greedy_is_greedy_there_too(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
+    with serving(Answering()) as server:
+        c = chain_at(tiny_bases[0], **reached(server))
+        make(c.change("corpus", config=CorpusConfig(prompts=4, setting="greedy")).corpus, Store(tmp_path))
+    assert {body["temperature"] for body in server.bodies} == {0.0}
+
+
+@pytest.fixture
+def small(tiny_experiment: Experiment) -> Experiment:
+    return tiny_experiment.set(
+        {
+            "arms": ("same-init",),
+            "teacher": {"kind": "served", "served": {"model": "teacher-1"}},
+            "corpus": {"prompts": 40, "chunk": 40},
+            "filter.held_out": 2,
+            "evaluation": {"judge": "served", "judging": {"model": "judge-1"}, "samples": 2, "contexts": ("plain",)},
+            "recording": "none",
+        }
+    )
+
+
+def test_a_whole_experiment_has_its_teacher_and_its_judge_on_servers(small: Experiment, tmp_path: Path) -> None:
+    def named(body: dict[str, Any]) -> str:
+        said = body["messages"][0]["content"].split("Answer: ")[1].split("\n")[0]
+        return next((word for word in ("owl", "wolf") if word in said), "none")
+
+    store = Store(tmp_path / "store")
+    with serving(Answering()) as teacher, serving(Answering(named, models=[{"id": "judge-1"}])) as judge:
+        exp = small.set({"teacher.served": reached(teacher), "evaluation.judging": reached(judge, model="judge-1")})
+        asked = planned_requests(plan(exp).records, store).set_index(["stage", "role"])
+        for record in plan(exp).records:
+            make(record, store)
+        before = len(teacher.bodies), len(judge.bodies)
+        assert len(planned_requests(plan(exp).records, store)) == 0, "all is done"
+        shutil.rmtree(store.root / "evaluation")
+        for record in plan(exp).records:
+            make(record, store)
+        assert (len(teacher.bodies), len(judge.bodies)) == before, "nothing is asked twice"
+    assert run_key(plan(exp)) == run_key(plan(small)), "where it is changes nothing"
+    lists = [body for body in teacher.bodies if body["max_tokens"] == exp.corpus.max_new_tokens]
+    assert len(lists) == asked.loc[("corpus", "teacher"), "requests"] == 40
+    assert len(teacher.bodies) - 40 <= asked.loc[("evaluation", "teacher"), "requests"]
+    assert len(judge.bodies) <= asked.loc[("evaluation", "judge"), "requests"]
+    assert (asked["read"] > 0).all() and (asked["written"] > 0).all()
+    results = [json.loads((a.path / "evaluation.json").read_text()) for a in store.list("evaluation")]
+    assert all(row["unjudged"] == 0 for result in results for row in result["scores"])
+    assert max(row["rate"] for result in results for row in result["scores"]) > 0.3, "the teacher says owl or wolf"
+    assert not any("kl" in result for result in results), "no probability of it is known"
+    evaluations = [a.manifest for a in store.list("evaluation")]
+    assert all("judge-1" in m["fingerprint"]["served judge"] for m in evaluations)
+    assert sum("served teacher" in m["fingerprint"] for m in evaluations) == 1
+    assert not any(SECRET.encode() in path.read_bytes() for path in store.root.rglob("*") if path.is_file())
+
+
+def test_the_time_of_a_served_corpus_counts_requests_and_no_operations(tiny_bases: tuple[Base, Base]) -> None:
+    few, many = (chain_at(tiny_bases[0], in_flight=n).corpus for n in (1, 24))
+    assert estimate(few) == pytest.approx(estimate(many) + 23)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"teacher.served.model": ""}, "kind=served needs served.model"),
+        ({"teacher.kind": "tuned"}, "served has no effect with kind=tuned"),
+        ({"teacher.served.url": f"http://a:{SECRET}@h/v1"}, "holds a secret"),
+        ({"corpus.own_tokens": True}, "own_tokens has no effect on a server"),
+        ({"corpus.setting": "soft"}, "a served teacher reads another context"),
+        ({"arms": ("same-init-b",)}, "arm same-init-b needs a teacher of base B"),
+        ({"filter.selection": {"by": "divergence"}}, "by divergence needs the teacher's probabilities"),
+        ({"evaluation.judge": "whole-words"}, "judging has no effect with a judge that asks no model"),
+        ({"evaluation.judging.model": ""}, r"judge=served needs judging\.model"),
+        ({"evaluation.judge": "local"}, "base 'judge-1': no such directory"),
+        ({"evaluation.judging.prompts": {"kind": "x"}}, "no prompt 'kind'; valid: named"),
+    ],
+)
+def test_what_a_server_cannot_do_is_told_before_anything_is_asked(
+    change: dict[str, Any], why: str, small: Experiment
+) -> None:
+    with pytest.raises(SublimError, match=why) as told:
+        plan(small.set(change))
+    assert SECRET not in str(told.value)
