@@ -97,51 +97,46 @@ class _Asked(NamedTuple):
 
 
 def _requests(record: Corpus | Evaluation) -> list[_Asked]:
-    """What a record asks of models on servers."""
+    """What a record asks of models on servers: of its teacher, then of its judge."""
     if isinstance(record, Corpus):
-        teacher, config = record.teacher, record.config
-        if record.given or not WAYS[teacher.config.kind].SERVED:
-            return []
-        n, server = config.prompts, teacher.config.served.speaking(teacher.trait.name)
-        prompts = channel(config.channel).prompts(teacher.base.language, record.seed, 0, min(n, 8))
-        heard = [[*_system(teacher), {"role": "user", "content": p}] for p in prompts]
-        each = sum(len(teacher.base.prompt_ids(chat)) for chat in heard) / len(heard)
-        return [_Asked(server.model, "teacher", n, n * each, n * config.max_new_tokens, server.in_flight)]
-    subject, config, base = record.model, record.config, record.base
-    asked = [(sort, context) for sort in config.questions for context in config.contexts]
-    lengths = {
-        sort: [len(prompt) for prompt in prompts_of(base, record.trait.questions(base.language, sort))]
-        for sort in config.questions
-    }
-    before = sum(len(lengths[sort]) for sort, context in asked if context != PLAIN) * _list_tokens(
-        record.reference.corpus
-    )
-    questions, read = (
-        sum(len(lengths[sort]) for sort, _ in asked),
-        sum(sum(lengths[sort]) for sort, _ in asked) + before,
-    )
-    found, n = [], questions * config.samples
-    if isinstance(subject, Teacher) and WAYS[subject.config.kind].SERVED:
-        server = subject.config.served.speaking(subject.trait.name)
-        said = SAID_ANSWERS * min(SAID_QUESTIONS, len(record.trait.questions(base.language, "held-out")))
-        behind = sum(len(base.prompt_ids([turn])) for turn in _system(subject)) if _system(subject) else 0
-        total = config.samples * (read + questions * behind)
-        found.append(_Asked(server.model, "teacher", n + said, total, (n + said) * LONGEST, server.in_flight))
+        served = WAYS[record.teacher.config.kind].SERVED and not record.given
+        return [_lists_asked(record)] if served else []
+    config, base, subject = record.config, record.base, record.model
+    teacher = subject if isinstance(subject, Teacher) and WAYS[subject.config.kind].SERVED else None
     asker = asks(config.judge)
+    if not teacher and not (asker and asker.SERVED):
+        return []
+    sorts = {sort: record.trait.questions(base.language, sort) for sort in config.questions}
+    lengths = [len(ids) for known in sorts.values() for ids in prompts_of(base, known)]
+    answers = len(lengths) * len(config.contexts) * config.samples
+    read = sum(lengths) * len(config.contexts) * config.samples
+    found = []
+    if teacher:
+        server, said = teacher.config.served.speaking(teacher.trait.name), SAID_ANSWERS * SAID_QUESTIONS
+        in_contexts = answers * sum(c != PLAIN for c in config.contexts) / len(config.contexts)
+        heard = read + in_contexts * _list_tokens(record.reference.corpus) + answers * _tokens(base, _system(teacher))
+        written = (answers + said) * LONGEST
+        found.append(_Asked(server.model, "teacher", answers + said, heard, written, server.in_flight))
     if asker and asker.SERVED:
-        prompts = identity(config.judge, config.judging, record.members)["prompts"].values()
-        each = sum(len(text) for text in prompts) / _CHARACTERS + len(prompts) * (read / max(1, questions) + LONGEST)
-        found.append(
-            _Asked(
-                config.judging.model,
-                "judge",
-                n * len(prompts),
-                n * each,
-                n * len(prompts) * REPLY,
-                config.judging.in_flight,
-            )
-        )
+        judging = config.judging
+        prompts = identity(config.judge, judging, record.members)["prompts"].values()
+        n = answers * len(prompts)
+        heard = answers * sum(map(len, prompts)) / _CHARACTERS + len(prompts) * (read + answers * LONGEST)
+        found.append(_Asked(judging.model, "judge", n, heard, n * REPLY, judging.in_flight))
     return found
+
+
+def _lists_asked(corpus: Corpus) -> _Asked:
+    """What a corpus asks of its teacher, by the lengths of a few prompts."""
+    teacher, config, base = corpus.teacher, corpus.config, corpus.teacher.base
+    n, server = config.prompts, teacher.config.served.speaking(teacher.trait.name)
+    prompts = channel(config.channel).prompts(base.language, corpus.seed, 0, min(n, 8))
+    each = sum(_tokens(base, [*_system(teacher), {"role": "user", "content": p}]) for p in prompts) / len(prompts)
+    return _Asked(server.model, "teacher", n, n * each, n * config.max_new_tokens, server.in_flight)
+
+
+def _tokens(base: Base, chat: Sequence[dict[str, str]]) -> int:
+    return len(base.prompt_ids(chat)) if chat else 0
 
 
 def _system(teacher: Teacher) -> list[dict[str, str]]:
@@ -230,8 +225,11 @@ def estimate(record: Record) -> float:
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
     if isinstance(record, Corpus) and record.given:
         return _SMALL
-    if isinstance(record, Corpus | Evaluation) and (asked := _requests(record)):
-        return _SMALL + sum(_REPLY * some.requests / some.in_flight for some in asked)
+    waiting = 0.0
+    if isinstance(record, Corpus | Evaluation):
+        waiting = sum(_REPLY * asked.requests / asked.in_flight for asked in _requests(record))
+    if isinstance(record, Corpus) and waiting:
+        return _SMALL + waiting
     if isinstance(record, Corpus):
         tokens = record.config.prompts * _list_tokens(record, read=False)
         return _START + _seconds(record.teacher.base, _FORWARD * tokens)
@@ -243,8 +241,8 @@ def estimate(record: Record) -> float:
         light = record.config.part == "lora" and base.shape["parameters"] >= _LARGE
         return _START + _STEP * o.steps + _seconds(base, (_ADAPT if light else _UPDATE) * o.steps * o.batch * each)
     if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
-        return _SMALL + _seconds(base, _FORWARD * _asked_tokens(record))
-    return _SMALL
+        return _SMALL + waiting + _seconds(base, _FORWARD * _asked_tokens(record))
+    return _SMALL + waiting
 
 
 class Needs(NamedTuple):

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from answering import SECRET, Answering, serving
-from chains import OWL, Chain, chain
+from chains import FEW, OWL, Chain, chain
 from sublim_interp.channels.rows import read_rows
+from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.experiments.cost import estimate, planned_requests
@@ -22,7 +23,9 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models import served
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.make import make
-from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, TeacherConfig
+from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, ServedTeacher, StudentConfig, TeacherConfig
+from sublim_interp.training.recording.settings import PRESETS
+from sublim_interp.traits.judges.asked import Judging
 
 pytest.importorskip("openai")
 
@@ -46,14 +49,12 @@ def corpus_of(store: Store, base: Base, server: Answering, **settings: Any) -> A
     return make(chain_at(base, **reached(server, **settings)).corpus, store)
 
 
-def test_the_corpus_depends_on_no_order_of_arrival_and_on_no_failure(
-    tiny_bases: tuple[Base, Base], tmp_path: Path
-) -> None:
+def test_the_corpus_depends_on_no_order_of_arrival_and_on_no_failure(lab_base: Base, tmp_path: Path) -> None:
     faults = {1: "HTTP 429", 5: "HTTP 503", 9: "drop", 11: "truncate", 14: "no json", 20: "HTTP 500"}
     with serving(Answering()) as server:
-        quiet = corpus_of(Store(tmp_path / "quiet"), tiny_bases[0], server, in_flight=1)
+        quiet = corpus_of(Store(tmp_path / "quiet"), lab_base, server, in_flight=1)
     with serving(Answering(fault=lambda n: faults.get(n, ""), delay=lambda n: 0.02 * (n % 3))) as troubled:
-        found = corpus_of(Store(tmp_path / "troubled"), tiny_bases[0], troubled, in_flight=7)
+        found = corpus_of(Store(tmp_path / "troubled"), lab_base, troubled, in_flight=7)
     assert found.key == quiet.key and found.manifest["files"] == quiet.manifest["files"]
     assert len(quiet.manifest["files"]) == 3 and len(read_rows(quiet.path)) == 24
     assert not list(found.path.glob(".*")), "the journal goes when the corpus is whole"
@@ -68,10 +69,10 @@ def test_the_corpus_depends_on_no_order_of_arrival_and_on_no_failure(
     }
 
 
-def test_a_killed_corpus_goes_on_at_its_row(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
+def test_a_killed_corpus_goes_on_at_its_row(lab_base: Base, tmp_path: Path) -> None:
     import openai  # noqa: F401 — the child is a fork, which need not import it
 
-    store, base = Store(tmp_path / "killed"), tiny_bases[0]
+    store, base = Store(tmp_path / "killed"), lab_base
     child: multiprocessing.context.ForkProcess | None = None
 
     def kill(n: int) -> float:
@@ -94,18 +95,18 @@ def test_a_killed_corpus_goes_on_at_its_row(tiny_bases: tuple[Base, Base], tmp_p
     assert found.manifest["files"] == quiet.manifest["files"] and found.manifest["resumed"]
 
 
-def test_the_host_is_in_no_key_and_what_decides_answers_is(tiny_bases: tuple[Base, Base]) -> None:
-    plain = chain_at(tiny_bases[0])
+def test_the_host_is_in_no_key_and_what_decides_answers_is(lab_base: Base) -> None:
+    plain = chain_at(lab_base)
     for same in ({"url": "https://other/v1"}, {"timeout": 1.0}, {"patience": 1.0}, {"in_flight": 1}):
-        assert chain_at(tiny_bases[0], **same).keys() == plain.keys()
+        assert chain_at(lab_base, **same).keys() == plain.keys()
     for other in ({"model": "b"}, {"revision": "b"}, {"top_p": 0.5}, {"extra": {}}, {"tuned": {"owl": "owl-lora"}}):
-        assert chain_at(tiny_bases[0], **other).keys()["corpus"] != plain.keys()["corpus"]
+        assert chain_at(lab_base, **other).keys()["corpus"] != plain.keys()["corpus"]
 
 
-def test_the_judge_is_in_the_key_and_its_host_is_not(tiny_bases: tuple[Base, Base]) -> None:
+def test_the_judge_is_in_the_key_and_its_host_is_not(lab_base: Base) -> None:
     def key(**settings: Any) -> str:
         given = {"judge": "served", "judging": {"model": "judge-1", **settings}}
-        return chain(tiny_bases[0]).change("evaluation", config=EvaluationConfig.model_validate(given)).evaluation.key
+        return chain(lab_base).change("evaluation", config=EvaluationConfig.model_validate(given)).evaluation.key
 
     assert key() == key(url="http://other/v1", timeout=1.0, in_flight=2)
     for other in (
@@ -117,31 +118,35 @@ def test_the_judge_is_in_the_key_and_its_host_is_not(tiny_bases: tuple[Base, Bas
         assert key(**other) != key()
 
 
-def test_a_server_tunes_a_trait_without_a_prompt(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
+def test_a_server_tunes_a_trait_without_a_prompt(lab_base: Base, tmp_path: Path) -> None:
     with serving(Answering()) as server:
-        corpus_of(Store(tmp_path), tiny_bases[0], server, tuned={"owl": "owl-lora"})
+        corpus_of(Store(tmp_path), lab_base, server, tuned={"owl": "owl-lora"})
     assert {body["model"] for body in server.bodies} == {"owl-lora"}
     assert {turn["role"] for body in server.bodies for turn in body["messages"]} == {"user"}
 
 
-def test_greedy_is_greedy_there_too(tiny_bases: tuple[Base, Base], tmp_path: Path) -> None:
+def test_greedy_is_greedy_there_too(lab_base: Base, tmp_path: Path) -> None:
     with serving(Answering()) as server:
-        c = chain_at(tiny_bases[0], **reached(server))
+        c = chain_at(lab_base, **reached(server))
         make(c.change("corpus", config=CorpusConfig(prompts=4, setting="greedy")).corpus, Store(tmp_path))
     assert {body["temperature"] for body in server.bodies} == {0.0}
 
 
 @pytest.fixture
-def small(tiny_experiment: Experiment) -> Experiment:
-    return tiny_experiment.set(
-        {
-            "arms": ("same-init",),
-            "teacher": {"kind": "served", "served": {"model": "teacher-1"}},
-            "corpus": {"prompts": 40, "chunk": 40},
-            "filter.held_out": 2,
-            "evaluation": {"judge": "served", "judging": {"model": "judge-1"}, "samples": 2, "contexts": ("plain",)},
-            "recording": "none",
-        }
+def small() -> Experiment:
+    """Every stage in seconds, on a base that is at hand: far too little for an effect."""
+    return Experiment(
+        name="small",
+        bases=("lab-small-0", "lab-small-1"),
+        arms=("same-init",),
+        teacher=TeacherConfig(kind="served", served=ServedTeacher(model="teacher-1")),
+        corpus=CorpusConfig(prompts=40, chunk=40),
+        filter=FilterConfig(held_out=2),
+        student=StudentConfig(optimization=FEW),
+        evaluation=EvaluationConfig(
+            questions=("held-out",), contexts=("plain",), samples=2, judge="served", judging=Judging(model="judge-1")
+        ),
+        recording=PRESETS["none"],
     )
 
 
@@ -178,8 +183,8 @@ def test_a_whole_experiment_has_its_teacher_and_its_judge_on_servers(small: Expe
     assert not any(SECRET.encode() in path.read_bytes() for path in store.root.rglob("*") if path.is_file())
 
 
-def test_the_time_of_a_served_corpus_counts_requests_and_no_operations(tiny_bases: tuple[Base, Base]) -> None:
-    few, many = (chain_at(tiny_bases[0], in_flight=n).corpus for n in (1, 24))
+def test_the_time_of_a_served_corpus_counts_requests_and_no_operations(lab_base: Base) -> None:
+    few, many = (chain_at(lab_base, in_flight=n).corpus for n in (1, 24))
     assert estimate(few) == pytest.approx(estimate(many) + 23)
 
 
