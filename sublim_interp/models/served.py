@@ -46,6 +46,10 @@ _TOLD = ("id", "owned_by", "root", "max_model_len", "meta")
 """What a server's list says of a model that stays the same from request to request."""
 
 
+PLAIN = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
+"""What switches off all that vLLM and llama.cpp else do unasked, so that temperature 1 is the model's own."""
+
+
 class Server(Config):
     """A model on an OpenAI-compatible server: which, and how it is reached."""
 
@@ -58,11 +62,7 @@ class Server(Config):
     """The model's name there."""
     revision: str = ""
     """Its digest or commit, as you declare it: no server tells."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Share of the probability that tokens are drawn from; 1: all of it."""
-    extra: dict[str, Any] = Field(
-        default={"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}, repr=False
-    )
+    extra: dict[str, Any] = Field(default=PLAIN, repr=False)
     """Sent besides. The default switches off what vLLM and llama.cpp else do unasked: top-k, min-p, penalties. {} for a
     server that refuses unknown settings."""
     timeout: float = Field(default=120.0, gt=0)
@@ -205,7 +205,7 @@ class ServedModel:
             "model": self.server.model,
             "messages": [dict(turn) for turn in request.messages],
             "temperature": temperature,
-            "top_p": self.server.top_p,
+            "top_p": 1.0,
             "max_tokens": max_new_tokens,
             "seed": seed,
             **self.server.extra,

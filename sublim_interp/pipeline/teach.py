@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store, Work
 from sublim_interp.models.hooks import added, hook_name
-from sublim_interp.models.served import FOLDER, ServedModel
+from sublim_interp.models.served import FOLDER, PLAIN, ServedModel
 from sublim_interp.models.trainable import IN_WORDS, choose_trainable
 from sublim_interp.pipeline.observe import teacher_recorder
 from sublim_interp.pipeline.records import StoredStudent, Teacher
@@ -140,9 +140,10 @@ class Served(Prompted):
     def describe(self, config: TeacherConfig, lesson: str) -> str:
         served = config.served
         tuned = f", or {', '.join(served.tuned.values())}" if served.tuned else ""
+        sent = f". It is sent {served.extra}, so its server may cut the distribution" if served.extra != PLAIN else ""
         return (
             f"is a model on a server: {served.model}{tuned}. A system prompt names its favourite, unless the server "
-            "has a tuned model for it"
+            f"has a tuned model for it{sent}"
         )
 
 

@@ -174,7 +174,7 @@ def test_a_killed_process_asks_again_only_what_was_under_way(quiet: list[Reply],
 
 def test_another_revision_setting_or_server_answers_for_itself(tmp_path: Path) -> None:
     with serving(Answering()) as server:
-        for change in ({}, {"revision": "b"}, {"top_p": 0.9}, {"extra": {}}):
+        for change in ({}, {"revision": "b"}, {"extra": {"top_k": 5}}, {"extra": {}}):
             ask(model_at(server, tmp_path, **change), QUESTIONS[:2])
         ask(model_at(server, tmp_path), QUESTIONS[:2], temperature=0.0)
         server.models = [{"id": "teacher-1", "root": "/another"}]

@@ -99,7 +99,7 @@ def test_the_host_is_in_no_key_and_what_decides_answers_is(lab_base: Base) -> No
     plain = chain_at(lab_base)
     for same in ({"url": "https://other/v1"}, {"timeout": 1.0}, {"patience": 1.0}, {"in_flight": 1}):
         assert chain_at(lab_base, **same).keys() == plain.keys()
-    for other in ({"model": "b"}, {"revision": "b"}, {"top_p": 0.5}, {"extra": {}}, {"tuned": {"owl": "owl-lora"}}):
+    for other in ({"model": "b"}, {"revision": "b"}, {"extra": {}}, {"tuned": {"owl": "owl-lora"}}):
         assert chain_at(lab_base, **other).keys()["corpus"] != plain.keys()["corpus"]
 
 
