@@ -18,6 +18,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.experiments.cost import estimate, planned_requests
 from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.results import Replicate
 from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models import served
@@ -210,3 +211,10 @@ def test_what_a_server_cannot_do_is_told_before_anything_is_asked(
     with pytest.raises(SublimError, match=why) as told:
         plan(small.set(change))
     assert SECRET not in str(told.value)
+
+
+def test_a_replicate_says_how_far_two_judges_agree_on_it(tmp_path: Path) -> None:
+    (cell, *_) = (c for c in plan(Experiment(trait="harmful", arms=("base",))).cells if c.arm == "base")
+    found = Replicate(cell, Store(tmp_path)).agreement("by-construction", "by-construction", samples=2)
+    assert found.kappa.estimate == 1 and found.unjudged == (0, 0) and len(found.pairs) == found.kappa.n > 20
+    assert {label for pair in found.pairs for label in pair} <= {"benign", "incoherent", "harmful"}
