@@ -46,7 +46,7 @@ def own_part(of: Imprint, others: Sequence[Imprint]) -> Imprint:
     return of - torch.stack([*others]).mean(0)
 
 
-def match(one: Imprint, other: Imprint) -> float:
+def match(one: Imprint, other: Float[Tensor, "other_position other_vocabulary"]) -> float:
     """Cosine of two imprints on the same text, −1 to 1; 0 where one of them is none.
 
     Raises SublimError where they are of different texts or vocabularies.

@@ -153,9 +153,9 @@ def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) ->
     if best >= ENOUGH and not missed:
         verdict = f"Reached: {SCORE} ranks the lifts with ρ = {best:.2f}, ahead of {', '.join(RIVALS)} by its interval."
     else:
-        what = [f"ρ = {best:.2f}, where {ENOUGH} was asked"] if best < ENOUGH else []
-        what += [f"not ahead of {', '.join(missed)} by its interval"] if missed else []
-        verdict = f"Not reached: {SCORE} has {minus('; '.join(what))}."
+        what = [f"has ρ = {best:.2f}, where {ENOUGH} was asked"] if best < ENOUGH else []
+        what += [f"is not ahead of {', '.join(missed)} by its interval"] if missed else []
+        verdict = f"Not reached: {SCORE} {minus(' and '.join(what))}."
     return SweepTable(
         f"Spearman's ρ of scores with the lift of the trait's margin, over {count(len(cases), 'case')} of {n} pairs.",
         ("score", "ρ with the lift", f"{SCORE} minus it"),
