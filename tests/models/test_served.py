@@ -3,13 +3,13 @@
 import asyncio
 import json
 import logging
-import multiprocessing
-import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +152,18 @@ def test_patience_that_ends_is_one_line_and_what_was_answered_is_kept(quiet: lis
 def test_a_killed_process_asks_again_only_what_was_under_way(quiet: list[Reply], tmp_path: Path) -> None:
     import openai  # noqa: F401 — the child is a fork, which need not import it
 
-    child: multiprocessing.context.ForkProcess | None = None
+    children: list[ForkProcess] = []
 
     def kill(n: int) -> float:
-        if n == 6 and child and child.pid:
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
+        if n == 6 and children:
+            children[0].kill()
+            children[0].join()
         return 0.0
 
     with serving(Answering(delay=kill)) as server:
         model = model_at(server, tmp_path, in_flight=1)
-        child = multiprocessing.get_context("fork").Process(target=ask, args=(model,))
+        child = get_context("fork").Process(target=ask, args=(model,))
+        children.append(child)
         child.start()
         child.join(20)
         assert child.exitcode == -signal.SIGKILL and len(server.bodies) == 7

@@ -1,10 +1,10 @@
 """Tests of teachers on servers and of served judges in the stages: keys, order, kills, fingerprints, refusals."""
 
 import json
-import multiprocessing
-import os
 import shutil
 import signal
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +74,17 @@ def test_a_killed_corpus_goes_on_at_its_row(lab_base: Base, tmp_path: Path) -> N
     import openai  # noqa: F401 — the child is a fork, which need not import it
 
     store, base = Store(tmp_path / "killed"), lab_base
-    child: multiprocessing.context.ForkProcess | None = None
+    children: list[ForkProcess] = []
 
     def kill(n: int) -> float:
-        if n == 14 and child and child.pid:
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
+        if n == 14 and children:
+            children[0].kill()
+            children[0].join()
         return 0.0
 
     with serving(Answering(delay=kill)) as server:
-        child = multiprocessing.get_context("fork").Process(
-            target=corpus_of, args=(store, base, server), kwargs={"in_flight": 1}
-        )
+        child = get_context("fork").Process(target=corpus_of, args=(store, base, server), kwargs={"in_flight": 1})
+        children.append(child)
         child.start()
         child.join(30)
         assert child.exitcode == -signal.SIGKILL and len(server.bodies) == 15
@@ -98,8 +97,10 @@ def test_a_killed_corpus_goes_on_at_its_row(lab_base: Base, tmp_path: Path) -> N
 
 def test_the_host_is_in_no_key_and_what_decides_answers_is(lab_base: Base) -> None:
     plain = chain_at(lab_base)
+    same: dict[str, Any]
     for same in ({"url": "https://other/v1"}, {"timeout": 1.0}, {"patience": 1.0}, {"in_flight": 1}):
         assert chain_at(lab_base, **same).keys() == plain.keys()
+    other: dict[str, Any]
     for other in ({"model": "b"}, {"revision": "b"}, {"extra": {}}, {"tuned": {"owl": "owl-lora"}}):
         assert chain_at(lab_base, **other).keys()["corpus"] != plain.keys()["corpus"]
 
@@ -173,7 +174,7 @@ def test_a_whole_experiment_has_its_teacher_and_its_judge_on_servers(small: Expe
     assert len(lists) == asked.loc[("corpus", "teacher"), "requests"] == 40
     assert len(teacher.bodies) - 40 <= asked.loc[("evaluation", "teacher"), "requests"]
     assert len(judge.bodies) <= asked.loc[("evaluation", "judge"), "requests"]
-    assert (asked["read"] > 0).all() and (asked["written"] > 0).all()
+    assert asked["read"].min() > 0 and asked["written"].min() > 0
     results = [json.loads((a.path / "evaluation.json").read_text()) for a in store.list("evaluation")]
     assert all(row["unjudged"] == 0 for result in results for row in result["scores"])
     assert max(row["rate"] for result in results for row in result["scores"]) > 0.3, "the teacher says owl or wolf"
