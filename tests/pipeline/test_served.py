@@ -174,7 +174,7 @@ def test_a_whole_experiment_has_its_teacher_and_its_judge_on_servers(small: Expe
     assert len(lists) == asked.loc[("corpus", "teacher"), "requests"] == 40
     assert len(teacher.bodies) - 40 <= asked.loc[("evaluation", "teacher"), "requests"]
     assert len(judge.bodies) <= asked.loc[("evaluation", "judge"), "requests"]
-    assert asked["read"].min() > 0 and asked["written"].min() > 0
+    assert all(tokens > 0 for tokens in [*asked["read"], *asked["written"]])
     results = [json.loads((a.path / "evaluation.json").read_text()) for a in store.list("evaluation")]
     assert all(row["unjudged"] == 0 for result in results for row in result["scores"])
     assert max(row["rate"] for result in results for row in result["scores"]) > 0.3, "the teacher says owl or wolf"
