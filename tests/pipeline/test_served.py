@@ -160,7 +160,8 @@ def test_a_whole_experiment_has_its_teacher_and_its_judge_on_servers(small: Expe
     store = Store(tmp_path / "store")
     with serving(Answering()) as teacher, serving(Answering(named, models=[{"id": "judge-1"}])) as judge:
         exp = small.set({"teacher.served": reached(teacher), "evaluation.judging": reached(judge, model="judge-1")})
-        asked = planned_requests(plan(exp).records, store).set_index(["stage", "role"])
+        rows = planned_requests(plan(exp).records, store).to_dict("records")
+        asked: dict[tuple[str, str], Any] = {(row["stage"], row["role"]): row for row in rows}
         for record in plan(exp).records:
             make(record, store)
         before = len(teacher.bodies), len(judge.bodies)
@@ -171,10 +172,10 @@ def test_a_whole_experiment_has_its_teacher_and_its_judge_on_servers(small: Expe
         assert (len(teacher.bodies), len(judge.bodies)) == before, "nothing is asked twice"
     assert run_key(plan(exp)) == run_key(plan(small)), "where it is changes nothing"
     lists = [body for body in teacher.bodies if body["max_tokens"] == exp.corpus.max_new_tokens]
-    assert len(lists) == asked.loc[("corpus", "teacher"), "requests"] == 40
-    assert len(teacher.bodies) - 40 <= asked.loc[("evaluation", "teacher"), "requests"]
-    assert len(judge.bodies) <= asked.loc[("evaluation", "judge"), "requests"]
-    assert all(tokens > 0 for tokens in [*asked["read"], *asked["written"]])
+    assert len(lists) == asked["corpus", "teacher"]["requests"] == 40
+    assert len(teacher.bodies) - 40 <= asked["evaluation", "teacher"]["requests"]
+    assert len(judge.bodies) <= asked["evaluation", "judge"]["requests"]
+    assert all(row["read"] > 0 and row["written"] > 0 for row in rows)
     results = [json.loads((a.path / "evaluation.json").read_text()) for a in store.list("evaluation")]
     assert all(row["unjudged"] == 0 for result in results for row in result["scores"])
     assert max(row["rate"] for result in results for row in result["scores"]) > 0.3, "the teacher says owl or wolf"
