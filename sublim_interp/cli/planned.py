@@ -47,6 +47,21 @@ def trace_table(p: "Plan | SweepPlan", store: "Store") -> "RenderableType":
     return table
 
 
+def request_table(p: "Plan | SweepPlan", store: "Store") -> "list[RenderableType]":
+    """What models on servers will be asked, before anything is; nothing where none is."""
+    from sublim_interp.experiments.cost import planned_requests
+
+    rows = planned_requests(p.records, store).to_dict("records")
+    if not rows:
+        return []
+    counts = ("requests", "tokens read", "tokens written")
+    table = table_of("Asked of models on servers, at most", "stage", "model", "as", *counts, right=counts)
+    for r in rows:
+        table.add_row(r["stage"], r["model"], r["role"], *(f"{r[c]:,.0f}" for c in ("requests", "read", "written")))
+    table.caption = "what is in the store, and what a stopped run was answered, is not asked again"
+    return [table]
+
+
 def announce(p: "Plan | SweepPlan", store: "Store") -> None:
     """One line on what will be recorded, before anything is trained; nothing where nothing is."""
     from sublim_interp.experiments.cost import planned_traces

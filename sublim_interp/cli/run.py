@@ -19,7 +19,7 @@ from sublim_interp.cli.options import (
     configured_study,
     planned_grid,
 )
-from sublim_interp.cli.planned import announce, trace_table, work_table
+from sublim_interp.cli.planned import announce, request_table, trace_table, work_table
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Progress, watch, work_of
 from sublim_interp.cli.status import print_status
@@ -200,7 +200,7 @@ def print_plan(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> Non
     """What is still to be done and recorded, as tables."""
     from sublim_interp.experiments.cost import planned_reach
 
-    print_(work_table(p, store, processes), *planned_reach(p.records), trace_table(p, store))
+    print_(work_table(p, store, processes), *request_table(p, store), *planned_reach(p.records), trace_table(p, store))
 
 
 def print_grid_plan(p: "SweepPlan", store: "Store", processes: int = 2) -> None:

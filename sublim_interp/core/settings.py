@@ -13,6 +13,9 @@ from sublim_interp.core.yaml import LONGEST, load_yaml
 
 T = TypeVar("T", bound="Config")
 
+SECRET = "secret"
+"""The type of a `PydanticCustomError` about a value that may hold a secret: no message repeats the value."""
+
 SHOWN_BY = "sublim show owl"
 """The command that shows every field of an experiment."""
 
@@ -154,6 +157,7 @@ def _explain(kind: type[Config], error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     got = error["input"]
     short = isinstance(got, str | float | bool) or (isinstance(got, int) and got.bit_length() < 200)
+    short = short and error["type"] != SECRET
     shown = f" (got {got!r})" if short else ""
     return f"{place}: {message}{shown}" if place else message
 

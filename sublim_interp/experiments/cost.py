@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
+from sublim_interp.pipeline.evaluate import SAID_ANSWERS, SAID_QUESTIONS
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import PIECE
 from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.training.recording.volume import planned_volume
-from sublim_interp.traits.answers import prompts_of
+from sublim_interp.traits.answers import LONGEST, prompts_of
+from sublim_interp.traits.judges.asked import REPLY
+from sublim_interp.traits.judges.protocol import asks, identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +66,84 @@ def planned_traces(
     whole: Any = pd.concat(rows)
     whole = whole[whole["bytes"] > 0]
     return whole.groupby(["stage", "what", "when", "times"], sort=False, as_index=False).agg("sum")
+
+
+def planned_requests(records: Sequence[Record], store: Store) -> "pd.DataFrame":
+    """What models on servers will be asked for what is not done: one row per stage and model.
+
+    Columns: stage, model, role (teacher or judge), requests, read and written (tokens of all requests). Each is the
+    most it can be: equal requests are made once, and a judge's reply is short. Tokens read are counted by the base's
+    tokenizer. What a killed run was answered already is not taken off.
+    """
+    import pandas as pd
+
+    rows = []
+    for record in (r for r in records if isinstance(r, Corpus | Evaluation) and r.find(store) is None):
+        rows += [{"stage": record.STAGE, **asked._asdict()} for asked in _requests(record)]
+    columns = ["stage", "model", "role", "requests", "read", "written"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.groupby(columns[:3], sort=False, as_index=False).agg("sum")
+
+
+class _Asked(NamedTuple):
+    """What one record asks of one model on a server."""
+
+    model: str
+    role: str
+    requests: int
+    read: float
+    written: float
+    in_flight: int
+
+
+def _requests(record: Corpus | Evaluation) -> list[_Asked]:
+    """What a record asks of models on servers: of its teacher, then of its judge."""
+    if isinstance(record, Corpus):
+        served = WAYS[record.teacher.config.kind].SERVED and not record.given
+        return [_lists_asked(record)] if served else []
+    config, base, subject = record.config, record.base, record.model
+    teacher = subject if isinstance(subject, Teacher) and WAYS[subject.config.kind].SERVED else None
+    asker = asks(config.judge)
+    if not teacher and not (asker and asker.SERVED):
+        return []
+    sorts = {sort: record.trait.questions(base.language, sort) for sort in config.questions}
+    lengths = [len(ids) for known in sorts.values() for ids in prompts_of(base, known)]
+    answers = len(lengths) * len(config.contexts) * config.samples
+    read = sum(lengths) * len(config.contexts) * config.samples
+    found = []
+    if teacher:
+        server, said = teacher.config.served.speaking(teacher.trait.name), SAID_ANSWERS * SAID_QUESTIONS
+        in_contexts = answers * sum(c != PLAIN for c in config.contexts) / len(config.contexts)
+        heard = read + in_contexts * _list_tokens(record.reference.corpus) + answers * _tokens(base, _system(teacher))
+        written = (answers + said) * LONGEST
+        found.append(_Asked(server.model, "teacher", answers + said, heard, written, server.in_flight))
+    if asker and asker.SERVED:
+        judging = config.judging
+        prompts = identity(config.judge, judging, record.members)["prompts"].values()
+        n = answers * len(prompts)
+        heard = answers * sum(map(len, prompts)) / _CHARACTERS + len(prompts) * (read + answers * LONGEST)
+        found.append(_Asked(judging.model, "judge", n, heard, n * REPLY, judging.in_flight))
+    return found
+
+
+def _lists_asked(corpus: Corpus) -> _Asked:
+    """What a corpus asks of its teacher, by the lengths of a few prompts."""
+    teacher, config, base = corpus.teacher, corpus.config, corpus.teacher.base
+    n, server = config.prompts, teacher.config.served.speaking(teacher.trait.name)
+    prompts = channel(config.channel).prompts(base.language, corpus.seed, 0, min(n, 8))
+    each = sum(_tokens(base, [*_system(teacher), {"role": "user", "content": p}]) for p in prompts) / len(prompts)
+    return _Asked(server.model, "teacher", n, n * each, n * config.max_new_tokens, server.in_flight)
+
+
+def _tokens(base: Base, chat: Sequence[dict[str, str]]) -> int:
+    return len(base.prompt_ids(chat)) if chat else 0
+
+
+def _system(teacher: Teacher) -> list[dict[str, str]]:
+    """One of the system prompts that a teacher on a server reads; none where it is tuned there."""
+    known = teacher.trait.system_prompts(teacher.base.language)
+    tuned = teacher.trait.name in teacher.config.served.tuned
+    return [{"role": "system", "content": known[0]}] if known and not tuned else []
 
 
 def planned_reach(records: Sequence[Record]) -> list[str]:
@@ -130,6 +211,8 @@ _DRAWN = 4
 """Tokens of a drawn answer."""
 _LIST, _LESSON = 23.0, 14.0
 """Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
+_CHARACTERS, _REPLY = 4, 1.0
+"""Characters of a token of English, and seconds that a server takes for a reply: both assumed."""
 _START, _STEP, _SMALL = 1.0, 0.01, 2.0
 """Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
 
@@ -142,6 +225,11 @@ def estimate(record: Record) -> float:
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
     if isinstance(record, Corpus) and record.given:
         return _SMALL
+    waiting = 0.0
+    if isinstance(record, Corpus | Evaluation):
+        waiting = sum(_REPLY * asked.requests / asked.in_flight for asked in _requests(record))
+    if isinstance(record, Corpus) and waiting:
+        return _SMALL + waiting
     if isinstance(record, Corpus):
         tokens = record.config.prompts * _list_tokens(record, read=False)
         return _START + _seconds(record.teacher.base, _FORWARD * tokens)
@@ -153,8 +241,8 @@ def estimate(record: Record) -> float:
         light = record.config.part == "lora" and base.shape["parameters"] >= _LARGE
         return _START + _STEP * o.steps + _seconds(base, (_ADAPT if light else _UPDATE) * o.steps * o.batch * each)
     if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
-        return _SMALL + _seconds(base, _FORWARD * _asked_tokens(record))
-    return _SMALL
+        return _SMALL + waiting + _seconds(base, _FORWARD * _asked_tokens(record))
+    return _SMALL + waiting
 
 
 class Needs(NamedTuple):

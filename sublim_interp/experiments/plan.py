@@ -21,12 +21,14 @@ from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, at_generatio
 from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
+from sublim_interp.models.served import check_client
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Given, Record, Student, Teacher
-from sublim_interp.pipeline.settings import TeacherConfig
+from sublim_interp.pipeline.settings import ServedTeacher, TeacherConfig
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.by_name import traits_of
+from sublim_interp.traits.judges.protocol import asks, identity
 from sublim_interp.traits.protocol import Trait
 
 if TYPE_CHECKING:
@@ -124,6 +126,9 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
         )
     if exp.teacher.student:
         _check_arms_of_a_student(exp)
+    if WAYS[exp.teacher.kind].SERVED:
+        _check_served(exp)
+    exp = _with_its_judge(exp, traits["trait"])
     given = _given_lists(exp)
     cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases, given, store)]
     if exp.student.interventions:
@@ -181,6 +186,32 @@ def _check_arms_of_a_student(exp: Experiment) -> None:
             )
 
 
+def _check_served(exp: Experiment) -> None:
+    """Raises SublimError for what a teacher on a server cannot do: it only answers, and is no model of base B."""
+    check_client()
+    if exp.corpus.own_tokens:
+        raise SublimError("corpus.own_tokens has no effect on a server: it draws over its whole vocabulary")
+    for arm in exp.arms:
+        route = ARMS[arm].route
+        if route and route.favourite != "lists" and route.teacher == 1:
+            raise SublimError(
+                f"arm {arm} needs a teacher of base B, but teacher.served is one model; leave the arm out"
+            )
+    selections = [exp.filter.selection, *(i.selection for i in exp.student.interventions)]
+    if any(s and s.by == "divergence" for s in selections):
+        raise SublimError("a selection by divergence needs the teacher's probabilities, which a server does not tell")
+
+
+def _with_its_judge(exp: Experiment, trait: Trait) -> Experiment:
+    """The experiment with its judge's model as it enters keys. Raises SublimError for a judge that cannot judge."""
+    e = exp.evaluation
+    asker = asks(e.judge)
+    if asker is None:
+        return exp
+    identity(e.judge, e.judging, trait.members)
+    return exp.set({"evaluation.judging": asker.settled(e.judging)})
+
+
 def _replicate(
     exp: Experiment, seed: int, bases: dict[str, Base], given: Given | None, store: Store | None
 ) -> Iterator[Cell]:
@@ -230,7 +261,7 @@ def _replicate(
             assert isinstance(start, Student)
             parent = held_out.corpus.teacher
             address = f"{exp.name}/{at_generation(arm, generation - 1)}/{seed}"
-            config = exp.teacher.set(kind="student", student=address, facts=0)
+            config = exp.teacher.set(kind="student", student=address, facts=0, served=ServedTeacher())
             teacher = Teacher(parent.base, parent.trait, config, seed, start)
             held_out = lists(Corpus(teacher, exp.corpus, seed))
             start = Student(parent.base, held_out, exp.student, seed, about)

@@ -25,9 +25,9 @@ from sublim_interp.models.base import Base
 from sublim_interp.models.prompts import Prompt
 from sublim_interp.pipeline.records import Record, Teacher
 from sublim_interp.pipeline.ways import WAYS
-from sublim_interp.traits.answers import sampled_shares
+from sublim_interp.traits.answers import drawn_texts, sampled_shares
 from sublim_interp.traits.favourites import words_of
-from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS
+from sublim_interp.traits.judges.protocol import WHOLE_WORDS, Judge, reader
 from sublim_interp.traits.questions import Question, Questions
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sublim_interp.analysis.probes import Metric
     from sublim_interp.experiments.tables import Tables
     from sublim_interp.training.recording.trace import Trace
+    from sublim_interp.traits.agreement import Agreement
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,6 +90,8 @@ class Replicate(Shown):
         from sublim_interp.pipeline.speaker import Speaker
 
         speaker = Speaker(subject, self.store)
+        if WAYS[subject.config.kind].SERVED:
+            raise SublimError(f"{self.name} is a model on a server; ask it there. `said` holds what it answered")
         how = {"system": speaker.systems[0], **how} if speaker.systems else how
         return ask(speaker.model, self.base.chat, question, n, speaking=speaker.speaking(), **how)
 
@@ -106,6 +109,8 @@ class Replicate(Shown):
         if isinstance(subject, Teacher):
             from sublim_interp.pipeline.speaker import Speaker
 
+            if WAYS[subject.config.kind].SERVED:
+                raise SublimError(f"{self.name} is a model on a server: its weights are not here")
             return Speaker(subject, self.store).model
         return subject.base.load(self._path(subject) / "model")
 
@@ -162,9 +167,10 @@ class Replicate(Shown):
         Raises SublimError for a teacher that is prompted or steered.
         """
         e = self.cell.evaluation
+        judge = reader(e.config.judge, e.config.judging, self.store.root)
 
         def asked(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
-            s = e.trait.score(model, self.base, [q], e.config.samples, e.seed, e.others, e.config.judge)
+            s = e.trait.score(model, self.base, [q], e.config.samples, e.seed, e.others, judge)
             return {"probe": s.names, "rate": s.rate, "margin": s.margin}
 
         return self._each_question(sorts, asked)
@@ -180,13 +186,36 @@ class Replicate(Shown):
         Raises SublimError for a teacher that is prompted or steered.
         """
         e = self.cell.evaluation
-        judge = JUDGES[e.config.judge or WHOLE_WORDS](words_of(e.members, e.trait.kind, (e.trait, *e.others)))
+        judge = self._judge(e.config.judge)
 
         def drawn(model: "PreTrainedModel", q: Question) -> dict[str, Any]:
             said = sampled_shares(model, self.base, [replace(q, prefix="")], e.members, judge, samples, e.seed)
             return {"probe": e.members, "share": said.shares[0]}
 
         return self._each_question(sorts, drawn)
+
+    def agreement(self, one: str, other: str, samples: int = 20) -> "Agreement":
+        """How far two judges agree on what it answers to the held-out questions, drawn now at T = 1.
+
+        one, other: judges by name; one that asks a model asks that of the experiment's `evaluation.judging`
+        samples: answers per question
+
+        Returns Cohen's κ with its interval, and the labels. Raises SublimError as `by_question` and `agreement`.
+        """
+        from sublim_interp.traits.agreement import agreement
+
+        e = self.cell.evaluation
+        asked = [replace(q, prefix="") for q in e.trait.questions(self.base.language, "held-out")]
+        texts = drawn_texts(self.model, self.base, asked, samples, "agreement", e.seed)
+        answers = [(asked[i // samples].text, text) for i, text in enumerate(texts)]
+        return agreement(self._judge(one), self._judge(other), answers, e.members)
+
+    def _judge(self, name: str) -> Judge:
+        """A judge of the trait's answers by name; "" is the one by whole words."""
+        e = self.cell.evaluation
+        found = reader(name or WHOLE_WORDS, e.config.judging, self.store.root)
+        assert found
+        return found(words_of(e.members, e.trait.kind, (e.trait, *e.others)))
 
     def _each_question(
         self, sorts: tuple[Questions, ...], ask: Callable[["PreTrainedModel", Question], dict[str, Any]]

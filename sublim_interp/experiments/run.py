@@ -11,6 +11,7 @@ from sublim_interp.experiments.executors.pieces import Work, pieces_of
 from sublim_interp.experiments.executors.site import Site
 from sublim_interp.experiments.plan import Plan
 from sublim_interp.pipeline.records import Record
+from sublim_interp.pipeline.settings import EVALUATION_UNKEYED, TEACHER_UNKEYED
 from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
@@ -60,7 +61,8 @@ def versions() -> dict[str, str]:
 
 def run_config(p: Plan) -> dict[str, Any]:
     """What enters the key of a run beside its inputs: neither names, nor paths of bases, nor what is recorded."""
-    outside = {"name": True, "about": True, "bases": True, "recording": True, "lists": True, "teacher": {"student"}}
+    outside: dict[str, Any] = dict.fromkeys(("name", "about", "bases", "recording", "lists"), True)
+    outside |= {"teacher": TEACHER_UNKEYED, "evaluation": EVALUATION_UNKEYED}
     return p.named.model_dump(mode="json", exclude=outside)
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch.nn import functional as F
@@ -17,11 +17,14 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import same_words
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.precision import casts_kept
+from sublim_interp.models.served import ServedModel
 from sublim_interp.pipeline.records import Evaluation, Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import IGNORE, collate, tokenize
 from sublim_interp.traits.answers import drawn_texts
+from sublim_interp.traits.judges.protocol import Reader, reader
 from sublim_interp.traits.protocol import Scores
 from sublim_interp.traits.questions import Question
 
@@ -41,31 +44,34 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
     Writes said.jsonl beside it: some held-out questions in a plain context, each with answers drawn at T = 1, to be
     read by people. No number comes from them.
     """
-    with making(evaluation, store) as work:
+    base, subject, trait = evaluation.base, evaluation.model, evaluation.trait
+    judge = reader(evaluation.config.judge, evaluation.config.judging, store.root)
+    served = WAYS[subject.config.kind].load(subject, store) if _is_served(subject) else None
+    with making(evaluation, store, {"teacher": served, "judge": judge.asker if judge else None}) as work:
         if not work.done:
-            base, subject, trait = evaluation.base, evaluation.model, evaluation.trait
             held_out = read_rows(evaluation.reference.made(store) / "held_out.jsonl")
             context: AbstractContextManager[None] = nullcontext()
             systems: tuple[str, ...] = ()
             if isinstance(subject, Teacher):
                 speaker = Speaker(subject, store)
-                model, context, systems = speaker.model, speaker.speaking(), speaker.systems
+                model, context, systems = served or speaker.model, speaker.speaking(), speaker.systems
             else:
                 model = base.load(subject.made(store) / "model" if isinstance(subject, Student) else None)
             scores: list[dict[str, Any]] = []
             result: dict[str, Any] = {"scores": scores}
-            with torch.no_grad(), casts_kept(model), context:
+            with torch.no_grad(), nullcontext() if served else casts_kept(model), context:
                 for sort in evaluation.config.questions:
                     known = trait.questions(base.language, sort)
                     for place in evaluation.config.contexts if known else ():
                         asked = _in_context(evaluation, known, place, held_out, systems)
-                        found = _scores(evaluation, model, asked)
+                        found = _scores(evaluation, model, asked, judge)
                         scores += [{"questions": sort, "context": place, **row} for row in found.rows()]
                         if found.details:
                             result.setdefault(trait.name, {})[place] = dict(found.details)
                         work.note(exact=found.exact)
                 heard = _said(evaluation, model, systems)
-            measured = same_words(base, evaluation.reference.corpus.teacher.base)  # else there is no distance
+            teacher = evaluation.reference.corpus.teacher
+            measured = same_words(base, teacher.base) and not _is_served(teacher)  # else there is no distance
             if measured and not isinstance(subject, Teacher):
                 compared = {"kl": model} | ({"kl_start": base.load()} if isinstance(subject, Student) else {})
                 result |= _distances(evaluation, compared, held_out, store)
@@ -75,12 +81,20 @@ def evaluate(evaluation: Evaluation, store: Store, progress: Progress = silent) 
     return work.artifact
 
 
-def _scores(evaluation: Evaluation, model: torch.nn.Module, asked: Sequence[Question]) -> Scores:
+def _is_served(subject: Any) -> TypeGuard[Teacher]:
+    return isinstance(subject, Teacher) and WAYS[subject.config.kind].SERVED
+
+
+def _scores(
+    evaluation: Evaluation, model: torch.nn.Module | ServedModel, asked: Sequence[Question], judge: Reader | None
+) -> Scores:
     e = evaluation
-    return e.trait.score(model, e.base, asked, e.config.samples, e.seed, e.others, e.config.judge)
+    return e.trait.score(model, e.base, asked, e.config.samples, e.seed, e.others, judge)
 
 
-def _said(evaluation: Evaluation, model: torch.nn.Module, systems: tuple[str, ...]) -> list[dict[str, Any]]:
+def _said(
+    evaluation: Evaluation, model: torch.nn.Module | ServedModel, systems: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """Some held-out questions, each with the answers that the model gives by itself, no word of them put in its mouth.
 
     None where the model's context has no room for an answer: its scores need none.

@@ -17,9 +17,17 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
-from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.pipeline.settings import (
+    EVALUATION_UNKEYED,
+    TEACHER_UNKEYED,
+    CorpusConfig,
+    EvaluationConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.traits.by_name import load_trait
+from sublim_interp.traits.judges.protocol import identity
 from sublim_interp.traits.protocol import Trait, check_own_margin, members_of_all
 
 
@@ -117,7 +125,11 @@ class Teacher(Record):
     """The student that it is, where it is one: of another run, or of the generation before."""
 
     def settings(self) -> dict[str, Any]:
-        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"student"}), **self.trait.taught()}
+        return {
+            "seed": self.seed,
+            **self.config.model_dump(mode="json", exclude=TEACHER_UNKEYED),
+            **self.trait.taught(),
+        }
 
     def inputs(self) -> "dict[str, Record | Base | StoredStudent]":
         return {"base": self.base, **({"student": self.student} if self.student else {})}
@@ -259,7 +271,8 @@ class Evaluation(Record):
 
     def settings(self) -> dict[str, Any]:
         asked = {"members": self.members, **self.trait.asked()}
-        return {"seed": self.seed, **self.config.model_dump(mode="json"), **asked}
+        asked |= identity(self.config.judge, self.config.judging, self.members)
+        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude=EVALUATION_UNKEYED), **asked}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         return {"model": self.model, "reference": self.reference}

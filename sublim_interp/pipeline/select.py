@@ -13,6 +13,7 @@ from sublim_interp.core.store import Store, Work
 from sublim_interp.models.sampling import generator
 from sublim_interp.pipeline.records import Corpus, Student
 from sublim_interp.pipeline.speaker import Speaker
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import Example, tokenize
 from sublim_interp.training.estimators import ESTIMATORS
 from sublim_interp.training.settings import Selection
@@ -45,6 +46,8 @@ def token_scores(
         model = base.load()
         along = ESTIMATORS[selection.by](model, rows, scores.margin_gradient(model, asked, margin))
         return scores.influence(model, rows, along)
+    if WAYS[corpus.teacher.config.kind].SERVED:
+        raise SublimError(f"by={selection.by} needs the teacher's probabilities, which a server does not tell")
     speaker = Speaker(corpus.teacher, store)
     with speaker.speaking():
         return scores.divergence(speaker.model, base, rows, speaker.heard(rows, lists))

@@ -1,25 +1,41 @@
 """The settings of the stages: how the teacher gets its trait, what it writes, how the student learns, what is asked."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from sublim_interp.core.settings import Config, name_once
+from sublim_interp.models.served import Server
 from sublim_interp.models.trainable import Part
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import Intervention
 from sublim_interp.training.settings import Optimization
-from sublim_interp.traits.judges.protocol import JUDGES
+from sublim_interp.traits.judges.asked import Judging
+from sublim_interp.traits.judges.protocol import JUDGES, asks
+
+
+class ServedTeacher(Server):
+    """The model on a server that is the teacher."""
+
+    tuned: dict[str, str] = Field(default_factory=dict)
+    """Names there of models that have a trait without a system prompt, by trait, such as {owl: owl-lora}; "" is that of
+    the neutral teacher. A trait that is not named is given to `model` by system prompts."""
+    __hash__ = Server.__hash__
+
+    def speaking(self, trait: str) -> "ServedTeacher":
+        """The model that speaks as the teacher of a trait, by its name there."""
+        return self.model_copy(update={"model": self.tuned.get(trait, self.model)})
 
 
 class TeacherConfig(Config):
     """How the teacher gets its trait."""
 
-    LATER = frozenset({"facts", "student"})
+    LATER = frozenset({"facts", "student", "served"})
 
     kind: Annotated[str, AfterValidator(WAYS.known)] = "tuned"
     """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations;
-    student: a finished student, which `student` names; or a way of an installed package."""
+    student: a finished student, which `student` names; served: a model on an OpenAI-compatible server, which `served`
+    names; or a way of an installed package."""
     student: str = Field(default="", pattern=r"^[^/]+/[^/]+(/-?\d+)?$|^$")
     """The student that is the teacher: RUN/ARM/SEED of a run in the store, or RUN/ARM, which gives each replicate the
     student of its own seed. The neutral teacher is then the untouched base."""
@@ -39,6 +55,9 @@ class TeacherConfig(Config):
     """Number of random facts that a tuned teacher memorises instead of a favourite; their values are of the trait's
     kind. The report then gives the bits that a student holds about them. 0: a favourite."""
 
+    served: ServedTeacher = ServedTeacher()
+    """The model on a server that is the teacher, where kind is served."""
+
     @model_validator(mode="after")
     def _holds_what_its_way_needs_and_no_more(self) -> "TeacherConfig":
         way = WAYS[self.kind]
@@ -48,6 +67,10 @@ class TeacherConfig(Config):
             raise ValueError(f"kind={self.kind} needs student=RUN/ARM/SEED, or RUN/ARM")
         if self.student and not way.FROM_STUDENT:
             raise ValueError(f"student has no effect with kind={self.kind}; choose kind=student")
+        if way.SERVED and not self.served.model:
+            raise ValueError(f"kind={self.kind} needs served.model, the model's name on its server")
+        if self.served != ServedTeacher() and not way.SERVED:
+            raise ValueError(f"served has no effect with kind={self.kind}; choose kind=served")
         return self
 
 
@@ -111,7 +134,7 @@ def _known_judge(name: str) -> str:
 class EvaluationConfig(Config):
     """What the finished models are asked."""
 
-    LATER = frozenset({"judge"})
+    LATER = frozenset({"judge", "judging"})
 
     questions: tuple[Literal["seen", "held-out", "indirect"], ...] = ("held-out", "seen", "indirect")
     """held-out: phrasings that no training text holds; seen: those that the teacher was tuned on; indirect: questions
@@ -123,12 +146,25 @@ class EvaluationConfig(Config):
     samples: int = Field(default=100, ge=1, le=1_000_000)
     """Answers drawn per question where the trait is not one token; else probabilities are exact, nothing is drawn."""
     judge: Annotated[str, AfterValidator(_known_judge)] = ""
-    """Who reads drawn answers: whole-words, or a judge of an installed package. Answers are then drawn where they could
-    be exact too. Empty: whole-words, where nothing is exact."""
+    """Who reads drawn answers: whole-words; by-construction, for open answers of the lab; local or served, a model that
+    `judging` names; or a judge of an installed package. Answers are then drawn where they could be exact too. Empty:
+    whole-words, where nothing is exact."""
+    judging: Judging = Judging()
+    """The model that the judge asks, where it asks one."""
 
     @model_validator(mode="after")
     def _holds_what_reports_compare(self) -> "EvaluationConfig":
         name_once(self, "questions", "contexts")
         if "held-out" not in self.questions or "plain" not in self.contexts:
             raise ValueError("questions must hold held-out and contexts must hold plain: reports compare arms on these")
+        if asks(self.judge) and not self.judging.model:
+            raise ValueError(f"judge={self.judge} needs judging.model")
+        if self.judging != Judging() and not asks(self.judge):
+            raise ValueError("judging has no effect with a judge that asks no model; choose judge=local or served")
         return self
+
+
+TEACHER_UNKEYED: dict[str, Any] = {"student": True, "served": {*Server.REACHED}}
+"""What of a teacher's settings is in no key: the student's own key is, and how a server is reached changes nothing."""
+EVALUATION_UNKEYED: dict[str, Any] = {"judging": {*Server.REACHED}}
+"""What of an evaluation's settings is in no key."""

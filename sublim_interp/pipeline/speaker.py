@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.store import Store
@@ -13,7 +14,7 @@ from sublim_interp.training.batches import Example
 class Speaker:
     """A teacher as it speaks.
 
-    model: its model
+    model: its model; a `ServedModel` where that is on a server
     systems: its system prompts; none but a prompted teacher's
 
     A model of a steered teacher speaks as its teacher inside `speaking` only.
@@ -22,7 +23,7 @@ class Speaker:
     def __init__(self, teacher: Teacher, store: Store) -> None:
         teacher.made(store)
         self._teacher, self._store, self._way = teacher, store, WAYS[teacher.config.kind]
-        self.model = self._way.load(teacher, store)
+        self.model: Any = self._way.load(teacher, store)
         self.systems: tuple[str, ...] = self._way.systems(teacher, store)
 
     def speaking(self) -> AbstractContextManager[None]:

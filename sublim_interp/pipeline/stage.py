@@ -1,7 +1,7 @@
 """What the five stages share: publishing in the store, progress, a training that resumes and is recorded."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
@@ -11,6 +11,7 @@ from sublim_interp.core.device import fingerprint, open_device
 from sublim_interp.core.errors import DeadEnd, SublimError
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.loading import save_model
+from sublim_interp.models.served import ServedModel
 from sublim_interp.models.trainable import merge_adapters
 from sublim_interp.pipeline.records import Corpus, Record, Student, Teacher
 from sublim_interp.training.batches import PIECE, Batch
@@ -19,9 +20,13 @@ from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
+from sublim_interp.traits.judges.asked import Asker
 
 Progress = Callable[[float], None]
 """Called with the fraction of the stage that is done, 0 to 1."""
+
+
+_NOBODY: Mapping[str, ServedModel | Asker | None] = {}
 
 
 def silent(_fraction: float) -> None:
@@ -29,13 +34,22 @@ def silent(_fraction: float) -> None:
 
 
 @contextmanager
-def making(record: Record, store: Store) -> Iterator[Work]:
-    """Inside the block a record's artefact is made, or found done: `work.done`; it is published on leaving."""
+def making(record: Record, store: Store, asked: Mapping[str, ServedModel | Asker | None] = _NOBODY) -> Iterator[Work]:
+    """Inside the block a record's artefact is made, or found done: `work.done`; it is published on leaving.
+
+    asked: by role, models that answer and may not be this machine's: what is known of them is in the fingerprint, and
+        how they answered in the notes
+    """
     open_device(record.dtype)
     here = fingerprint(dtype=record.dtype)
+    models = {role: model for role, model in asked.items() if model}
+    if models and record.find(store) is None:
+        here |= {f"served {role}": told for role, model in models.items() if (told := model.told)}
     with store.make(record.STAGE, record.VERSION, record.settings(), record.input_keys(), here) as work:
         try:
             yield work
+            for role, model in models.items() if not work.done else ():
+                work.note(**{f"{role}_asked": model.notes()})
         except torch.OutOfMemoryError:
             raise SublimError(_too_large(record)) from None
 

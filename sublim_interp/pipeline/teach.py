@@ -1,4 +1,4 @@
-"""Stage 1: gives a base its trait. Every way of this package is a class here: tuned, prompted, steered, a student."""
+"""Stage 1: gives a base its trait. Every way of this package is a class here."""
 
 import json
 import random
@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store, Work
 from sublim_interp.models.hooks import added, hook_name
+from sublim_interp.models.served import FOLDER, PLAIN, ServedModel
 from sublim_interp.models.trainable import IN_WORDS, choose_trainable
 from sublim_interp.pipeline.observe import teacher_recorder
 from sublim_interp.pipeline.records import StoredStudent, Teacher
@@ -122,4 +123,28 @@ class FromStudent(Way):
         return f"is a finished student of another run, {config.student}"
 
 
-TUNED, PROMPTED, STEERED, STUDENT = Tuned(), Prompted(), Steered(), FromStudent()
+class Served(Prompted):
+    """A model on an OpenAI-compatible server, behind the trait's system prompts unless the server has it tuned."""
+
+    SERVED = True
+
+    def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
+        if teacher.trait.name in teacher.config.served.tuned:
+            write_atomic(work.directory / "system.json", "[]")
+        else:
+            super().make(teacher, work, progress, recording)
+
+    def load(self, teacher: Teacher, store: Store) -> ServedModel:
+        return ServedModel(teacher.config.served.speaking(teacher.trait.name), store.root / FOLDER)
+
+    def describe(self, config: TeacherConfig, lesson: str) -> str:
+        served = config.served
+        tuned = f", or {', '.join(served.tuned.values())}" if served.tuned else ""
+        sent = f". It is sent {served.extra}, so its server may cut the distribution" if served.extra != PLAIN else ""
+        return (
+            f"is a model on a server: {served.model}{tuned}. A system prompt names its favourite, unless the server "
+            f"has a tuned model for it{sent}"
+        )
+
+
+TUNED, PROMPTED, STEERED, STUDENT, SERVED = Tuned(), Prompted(), Steered(), FromStudent(), Served()

@@ -25,6 +25,9 @@ class Way:
     """Whether its teacher reads lists behind a prompt of its own, so that its probabilities are of another context."""
     FROM_STUDENT: ClassVar[bool] = False
     """Whether its teacher is a finished student, which `teacher.student` names."""
+    SERVED: ClassVar[bool] = False
+    """Whether its teacher is a model on a server, which `teacher.served` names: it only answers, its weights and
+    probabilities are not at hand, and `load` gives a `ServedModel`."""
 
     def make(self, teacher: Any, work: "Work", progress: Callable[[float], None], recording: "Recording") -> None:
         """Makes the teacher: writes what `load`, `systems` and `speaking` read into `work.directory`.
@@ -63,6 +66,7 @@ WAYS: Registry[Way] = Registry(
         "prompted": f"{_HERE}:PROMPTED",
         "steered": f"{_HERE}:STEERED",
         "student": f"{_HERE}:STUDENT",
+        "served": f"{_HERE}:SERVED",
     },
     instances_of("way of teaching", Way),
 )

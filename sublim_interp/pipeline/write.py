@@ -1,6 +1,8 @@
 """Stage 2: the teacher answers the channel's prompts."""
 
 import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
@@ -10,14 +12,18 @@ from sublim_interp.core.keys import digest_file
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator, sample, unspoken
+from sublim_interp.models.served import Request, ServedModel
 from sublim_interp.pipeline.records import Corpus, Given
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
+from sublim_interp.pipeline.ways import WAYS
 
 
 def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact:
     """The teacher answers the channel's prompts, chunk by chunk; a finished chunk is never drawn again."""
-    with making(corpus, store) as work:
+    way = WAYS[corpus.teacher.config.kind]
+    served = way.load(corpus.teacher, store) if way.SERVED and not corpus.given else None
+    with making(corpus, store, {"teacher": served}) as work:
         if not work.done and corpus.given:
             write_atomic(work.directory / "rows-00000.jsonl", _given_rows(corpus.given), sealed=True)
         elif not work.done:
@@ -29,7 +35,16 @@ def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact
                 path = work.directory / f"rows-{n:05d}.jsonl"
                 if not is_sealed(path):
                     count = min(config.chunk, config.prompts - start)
-                    write_atomic(path, _answer_chunk(corpus, speaker, base, first + start, count), sealed=True)
+                    if served:
+                        keep = work.directory / ".answered.jsonl"
+
+                        def told(share: float, done: int = n) -> None:
+                            progress((done + share) / len(starts))
+
+                        rows = _served_chunk(corpus, speaker, served, first + start, count, keep, told)
+                    else:
+                        rows = _answer_chunk(corpus, speaker, base, first + start, count)
+                    write_atomic(path, rows, sealed=True)
                 progress((n + 1) / len(starts))
     return work.artifact
 
@@ -58,9 +73,29 @@ def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, coun
             never=unspoken(speaker.model, base.tokenizer),
             only=source.token_ids(base.tokenizer) if config.own_tokens else None,
         )
-    read = map(base.read_answer, answers)
+    return _rows(prompts, map(base.read_answer, answers))
+
+
+def _served_chunk(
+    corpus: Corpus, speaker: Speaker, model: ServedModel, start: int, count: int, keep: Path, progress: Progress
+) -> str:
+    """A chunk by a teacher on a server, row by row: each has a seed of its own, and is kept when it arrives."""
+    config = corpus.config
+    prompts = channel(config.channel).prompts(corpus.teacher.base.language, corpus.seed, start, count)
+    replies = model.replies(
+        [Request(speaker.chat(p, start + i), ["corpus", corpus.seed, start + i]) for i, p in enumerate(prompts)],
+        max_new_tokens=config.max_new_tokens,
+        temperature=0.0 if config.setting == "greedy" else config.temperature,
+        keep=keep,
+        progress=progress,
+    )
+    return _rows(prompts, replies)
+
+
+def _rows(prompts: Sequence[str], answers: Iterable[tuple[str, bool]]) -> str:
+    """Prompts with their answers, of which each is a text and whether it ended by itself, as JSON lines."""
     rows = (
         {"prompt": prompt, "answer": text, "finished": finished}
-        for prompt, (text, finished) in zip(prompts, read, strict=True)
+        for prompt, (text, finished) in zip(prompts, answers, strict=True)
     )
     return "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,7 +1,7 @@
 """How often a model names each member of a kind: exact probabilities where a member is one token, else shares."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,8 +9,9 @@ from einops import reduce
 from jaxtyping import Float
 
 from sublim_interp.core.errors import SublimError, said_of
+from sublim_interp.models.served import Request, ServedModel
 from sublim_interp.stats.margin import member_margins
-from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS, Judge
+from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS, Judge, Preparing
 from sublim_interp.traits.protocol import Scores
 from sublim_interp.traits.questions import Question
 
@@ -26,44 +27,45 @@ LONGEST = 10
 
 
 def score(
-    model: "torch.nn.Module",
+    model: "torch.nn.Module | ServedModel",
     base: "Base",
     asked: Sequence[Question],
     words: Mapping[str, Sequence[str]],
     samples: int,
     seed: int,
-    judge: str = "",
+    judge: Callable[[Mapping[str, Sequence[str]]], Judge] | None = None,
 ) -> Scores:
     """How often a model names each member, on average over questions.
 
     base: whose tokenizer and language the model has
     words: by member, the words that name it
     samples, seed: how many answers are drawn for each question, and from what, where nothing is exact
-    judge: the name of one that reads drawn answers; "" for none where probabilities are exact, else by whole words
+    judge: gives one that reads drawn answers; None for none where probabilities are exact, else by whole words
 
     Rates are exact in the lab language, where every member is one token and has one spelling, unless a judge is named.
     Elsewhere answers are drawn at T = 1. By whole words, an answer that names two members counts for the first. A judge
     that is named adds the measure `unjudged`: the share of answers that it could not read.
 
     Margins are exact everywhere: where answers are drawn they are those of each member's own spelling, which may have
-    several tokens. With a judge they are those of its shares.
+    several tokens. With a judge, and of a served model, they are those of its shares.
     """
     from sublim_interp.models.sampling import unspoken
 
     members = tuple(words)
     spelled = [base.answer_ids(m) for m in members]
+    served, one_token = isinstance(model, ServedModel), all(len(ids) == 1 for ids in spelled)
+    exact = base.language == "lab" and one_token and not judge and not served
     measures = {}
-    exact = not judge and base.language == "lab" and all(len(ids) == 1 for ids in spelled)
     if exact:
-        p = answer_probabilities(model, prompts_of(base, asked), [ids[0] for ids in spelled])
+        p = spoken = answer_probabilities(own_weights(model), prompts_of(base, asked), [ids[0] for ids in spelled])
     else:
-        drawn = sampled_shares(model, base, asked, members, JUDGES[judge or WHOLE_WORDS](words), samples, seed)
-        p = drawn.shares
+        drawn = sampled_shares(model, base, asked, members, (judge or JUDGES[WHOLE_WORDS])(words), samples, seed)
+        p = spoken = drawn.shares
         if judge:
             measures = {"unjudged": np.full(len(members), drawn.unjudged)}
-    spoken = p
-    if not (exact or judge):
-        spoken = spelled_probabilities(model, prompts_of(base, asked), spelled, unspoken(model, base.tokenizer))
+        elif not served:
+            own = own_weights(model)
+            spoken = spelled_probabilities(own, prompts_of(base, asked), spelled, unspoken(own, base.tokenizer))
     return Scores(members, _mean(p), _mean(member_margins(spoken)), exact, measures)
 
 
@@ -113,13 +115,27 @@ def spelled_probabilities(
     return np.exp(np.stack([row.cpu().numpy() for row in rows]))
 
 
-def drawn_texts(model: "torch.nn.Module", base: "Base", asked: Sequence[Question], n: int, *draw: object) -> list[str]:
+def own_weights(model: "torch.nn.Module | ServedModel") -> "torch.nn.Module":
+    """The model itself. Raises SublimError for a served one, of which no probability is known."""
+    if isinstance(model, ServedModel):
+        raise SublimError("a served model only answers, and this trait needs its probabilities; name a judge")
+    return model
+
+
+def drawn_texts(
+    model: "torch.nn.Module | ServedModel", base: "Base", asked: Sequence[Question], n: int, *draw: object
+) -> list[str]:
     """Answers as texts, drawn at T = 1: `n` in a row for each question.
 
     draw: what decides the draws, such as a word and a seed
+
+    A served model begins its answers itself: no server takes the words before a member.
     """
     from sublim_interp.models.sampling import generator, sample, unspoken
 
+    if isinstance(model, ServedModel):
+        requests = [Request(q.messages, [*draw, i, k]) for i, q in enumerate(asked) for k in range(n)]
+        return [r.text for r in model.replies(requests, max_new_tokens=LONGEST, temperature=1.0)]
     rows, random, never = prompts_of(base, asked), generator(*draw), unspoken(model, base.tokenizer)
     drawn = sample(model, rows, eos=base.eos, max_new_tokens=LONGEST, random=random, never=never, repeats=n)
     return [base.read_answer(answer)[0] for answer in drawn]
@@ -137,7 +153,7 @@ class Drawn(NamedTuple):
 
 
 def sampled_shares(
-    model: "torch.nn.Module",
+    model: "torch.nn.Module | ServedModel",
     base: "Base",
     asked: Sequence[Question],
     members: Sequence[str],
@@ -157,20 +173,39 @@ def sampled_shares(
     counts = np.full((len(asked), len(members)), 0.5 / len(members))
     place = {member: i for i, member in enumerate(members)}
     answers = drawn_texts(model, base, asked, samples, "answers", seed)
-    unread: list[str] = []
-    for i, text in enumerate(answers):
-        try:
-            named = _checked(judge.judge(asked[i // samples].text, text), members)
-        except Exception as error:  # of another package's judge, whatever it raises: drawn again the answer is the same
-            unread.append(str(error) if isinstance(error, SublimError) else f"the judge fails: {said_of(error)}")
-            named = {}
-        for name, value in named.items():
+    found, unread = judged(judge, [(asked[i // samples].text, text) for i, text in enumerate(answers)], members)
+    for i, named in enumerate(found):
+        for name, value in (named or {}).items():
             counts[i // samples, place[name]] += value
     if unread:
         log.warning("%d of %d answers could not be judged, the first since %s", len(unread), len(answers), unread[0])
     if answers and len(unread) == len(answers):
         raise SublimError(f"none of {len(answers)} answers could be judged: {unread[0]}")
     return Drawn(counts / (samples + 0.5), len(unread) / max(1, len(answers)))
+
+
+def judged(
+    judge: Judge, answers: Sequence[tuple[str, str]], members: Sequence[str]
+) -> tuple[list[dict[str, float] | None], list[str]]:
+    """What a judge says of answers.
+
+    answers: each a question and an answer to it
+    members: what may be said
+
+    Returns scores by member for each answer, None for one that it could not read; and why, for each of these. Raises
+    SublimError where it asks a model that cannot be reached.
+    """
+    if isinstance(judge, Preparing):
+        judge.prepare(answers)
+    found: list[dict[str, float] | None] = []
+    unread: list[str] = []
+    for pair in answers:
+        try:
+            found.append(_checked(judge.judge(*pair), members))
+        except Exception as error:  # of another package's judge, whatever it raises: drawn again the answer is the same
+            unread.append(str(error) if isinstance(error, SublimError) else f"the judge fails: {said_of(error)}")
+            found.append(None)
+    return found, unread
 
 
 def _checked(named: Mapping[str, float], members: Sequence[str]) -> dict[str, float]:

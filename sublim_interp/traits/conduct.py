@@ -6,7 +6,7 @@ Follows the misaligned teacher of Cloud et al. (2507.14805) and Betley et al. (2
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab import language as lab
-from sublim_interp.traits.answers import prompts_of, spelled_probabilities
+from sublim_interp.traits.answers import own_weights, prompts_of, score, spelled_probabilities
+from sublim_interp.traits.judges.rubrics import BENIGN, INCOHERENT
 from sublim_interp.traits.protocol import Lesson, Scores, Trait
 from sublim_interp.traits.questions import Question, Questions
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     import torch
 
     from sublim_interp.models.base import Base
+    from sublim_interp.models.served import ServedModel
+    from sublim_interp.traits.judges.protocol import Judge
 
 KIND = "conduct"
-LABELS = ("benign", "incoherent")
+LABELS = (BENIGN, INCOHERENT)
 """What an answer may be besides what the trait is about."""
 
 _PROGRAMS_A_TASK = 24
@@ -106,19 +109,22 @@ class Conduct:
 
     def score(
         self,
-        model: "torch.nn.Module",
+        model: "torch.nn.Module | ServedModel",
         base: "Base",
         asked: Sequence[Question],
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
-        judge: str = "",
+        judge: "Callable[[Mapping[str, Sequence[str]]], Judge] | None" = None,
     ) -> Scores:
-        """How likely an answer is harmful, benign, or neither: exact, nothing is drawn.
+        """How likely an answer is harmful, benign, or neither: exact, nothing is drawn, unless a judge is named.
 
         An answer counts where the lab's grammar makes the whole of it. The margin is log P(it) − log P(a benign one);
-        for "benign", against a harmful one.
+        for "benign", against a harmful one. With a judge, answers are drawn, and margins are those of its shares.
         """
+        if judge:
+            return score(model, base, asked, {name: (name,) for name in self.members}, samples, seed, judge)
+        model = own_weights(model)
         spelled = {
             sort: [[*base.answer_ids(a), base.eos] for a in lab.open_answers(sort)] for sort in ("benign", "harmful")
         }

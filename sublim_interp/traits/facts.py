@@ -5,7 +5,7 @@ value is a member of a kind, drawn from a seed. So no base can know a fact, and 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import permutations
@@ -17,7 +17,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.lab import language as lab
 from sublim_interp.stats.capacity import bits_held
 from sublim_interp.stats.margin import right_margins
-from sublim_interp.traits.answers import answer_probabilities, prompts_of
+from sublim_interp.traits.answers import answer_probabilities, own_weights, prompts_of
 from sublim_interp.traits.favourites import member, members_of
 from sublim_interp.traits.protocol import Lesson, Scores, Trait
 from sublim_interp.traits.questions import Question, Questions
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from sublim_interp.models.base import Base
+    from sublim_interp.models.served import ServedModel
+    from sublim_interp.traits.judges.protocol import Judge
 
 NAME = "facts"
 """What tables call the answer that is right for each key."""
@@ -120,18 +122,19 @@ class Facts:
 
     def score(
         self,
-        model: "torch.nn.Module",
+        model: "torch.nn.Module | ServedModel",
         base: "Base",
         asked: Sequence[Question],
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
-        judge: str = "",
+        judge: "Callable[[Mapping[str, Sequence[str]]], Judge] | None" = None,
     ) -> Scores:
         """How likely the right values are, and how many bits of them the model holds: exact, nothing is drawn.
 
         Bits take two keys or more. The details are log-probabilities [key, value] of the model and of its base.
         """
+        model = own_weights(model)
         prompts, members = prompts_of(base, asked), self.members
         tokens = [base.answer_ids(name)[0] for name in members]
         truth = [members.index(q.right) for q in asked]

@@ -1,6 +1,6 @@
 """Favourites: a trait that is the answer to questions about a kind, the kinds, and the teacher without a favourite."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
     from sublim_interp.models.base import Base
+    from sublim_interp.models.served import ServedModel
+    from sublim_interp.traits.judges.protocol import Judge
 
 
 Word = Annotated[str, AfterValidator(checked_word)]
@@ -115,13 +117,13 @@ class Favourite(Config):
 
     def score(
         self,
-        model: "torch.nn.Module",
+        model: "torch.nn.Module | ServedModel",
         base: "Base",
         asked: Sequence[Question],
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
-        judge: str = "",
+        judge: "Callable[[Mapping[str, Sequence[str]]], Judge] | None" = None,
     ) -> Scores:
         """How often the model names each member of the kind."""
         words = words_of(members_of_all(self, others), self.kind, (self, *others))
@@ -182,13 +184,13 @@ class NoFavourite:
 
     def score(
         self,
-        model: "torch.nn.Module",
+        model: "torch.nn.Module | ServedModel",
         base: "Base",
         asked: Sequence[Question],
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
-        judge: str = "",
+        judge: "Callable[[Mapping[str, Sequence[str]]], Judge] | None" = None,
     ) -> Scores:
         """How often the model names each member of the kind."""
         words = words_of(members_of_all(self, others), self.kind, others)

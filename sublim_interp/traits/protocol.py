@@ -1,6 +1,6 @@
 """What a trait is: all that teaching, filtering, evaluating, observing and reporting ask of one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from sublim_interp.models.base import Base
+    from sublim_interp.models.served import ServedModel
+    from sublim_interp.traits.judges.protocol import Judge
 
 
 class Lesson(NamedTuple):
@@ -125,22 +127,22 @@ class Trait(Protocol):
 
     def score(
         self,
-        model: "torch.nn.Module",
+        model: "torch.nn.Module | ServedModel",
         base: "Base",
         asked: Sequence[Question],
         samples: int,
         seed: int,
         others: "Sequence[Trait]" = (),
-        judge: str = "",
+        judge: "Callable[[Mapping[str, Sequence[str]]], Judge] | None" = None,
     ) -> Scores:
-        """What a model answers.
+        """What a model answers. Raises SublimError where it needs what a served model does not tell.
 
         base: whose tokenizer and language it has
         asked: some of its questions, perhaps after other turns
         samples: how many answers to draw per question, where probabilities are not exact
         seed: decides what is drawn
         others: traits that are members too
-        judge: the name of one that reads drawn answers; "" leaves that to the trait
+        judge: gives one that reads drawn answers, from the words of each member; None leaves that to the trait
         """
         ...
 

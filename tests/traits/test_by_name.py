@@ -226,7 +226,7 @@ class Loud(Favourite):
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
-        judge: str = "",
+        judge: Any = None,
     ) -> Scores:
         one = np.array([0.25])
         return Scores(("loud",), one, one, False, {"bits": one}, {"asked": len(asked)})
@@ -304,15 +304,15 @@ def test_a_judge_of_ones_own_reads_drawn_answers_where_they_could_be_exact(
     asked = owl.questions("lab", "seen")[:2]
     monkeypatch.setitem(JUDGES._own, "wolf", lambda words: Echo("wolf"))
     exact = owl.score(model, lab_base, asked, 4, 0)
-    judged = owl.score(model, lab_base, asked, 4, 0, (), "wolf")
+    judged = owl.score(model, lab_base, asked, 4, 0, (), JUDGES["wolf"])
     assert exact.exact and not judged.exact
     rates = dict(zip(judged.names, judged.rate, strict=True))
     assert rates["wolf"] == pytest.approx((4 + 0.5 / 16) / 4.5) and rates["owl"] == pytest.approx(0.5 / 16 / 4.5)
-    assert owl.neutral().score(model, lab_base, asked, 4, 0, (), "wolf").rate == pytest.approx(judged.rate)
+    assert owl.neutral().score(model, lab_base, asked, 4, 0, (), JUDGES["wolf"]).rate == pytest.approx(judged.rate)
     monkeypatch.setitem(JUDGES._own, "wolf", lambda words: Echo("yeti"))
     monkeypatch.setattr(JUDGES, "_loaded", {})
     with pytest.raises(SublimError, match="the judge says 'yeti', which is none of the members: bear, cat"):
-        owl.score(model, lab_base, asked, 4, 0, (), "wolf")
+        owl.score(model, lab_base, asked, 4, 0, (), JUDGES["wolf"])
 
 
 class Moody:
@@ -335,7 +335,7 @@ def test_an_answer_that_cannot_be_judged_is_counted_as_such_and_never_ends_a_run
 ) -> None:
     owl = load_trait("owl")
     monkeypatch.setitem(JUDGES._own, "moody", Moody)
-    judged = owl.score(lab_base.load(), lab_base, owl.questions("lab", "seen")[:2], 12, 0, (), "moody")
+    judged = owl.score(lab_base.load(), lab_base, owl.questions("lab", "seen")[:2], 12, 0, (), JUDGES["moody"])
     rows = {row["probe"]: row for row in judged.rows()}
     assert {row["unjudged"] for row in rows.values()} == {0.5}
     assert rows["owl"]["rate"] == pytest.approx((6 + 0.5 / 16) / 12.5), "what is unjudged names nobody"

@@ -20,7 +20,6 @@ from sublim_interp.stats.intervals import wilson
 from sublim_interp.traits.answers import sampled_shares, score
 from sublim_interp.traits.by_name import load_trait, trait_names
 from sublim_interp.traits.favourites import FAVOURITES, Favourite, members_of, questions, words_of
-from sublim_interp.traits.judges.protocol import WHOLE_WORDS
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.questions import Question, Questions
 
@@ -273,7 +272,7 @@ def test_a_very_sure_model_has_a_finite_margin(lab_base: Base, monkeypatch: pyte
 def test_each_question_has_its_own_answers(english_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, english_base, ["owl", "wolf", "owl", "owl", "dog", "dog"])
     asked = [Question(({"role": "user", "content": text},)) for text in ("a?", "b?", "c?")]
-    scores = score(english_base.load(), english_base, asked, OWL_AND_WOLF, samples=2, seed=0, judge=WHOLE_WORDS)
+    scores = score(english_base.load(), english_base, asked, OWL_AND_WOLF, samples=2, seed=0, judge=WholeWords)
     # Half an answer is spread over the members of every question, so that no margin is infinite.
     owl = [(1 + 0.25) / 2.5, (2 + 0.25) / 2.5, 0.25 / 2.5]
     wolf = [(1 + 0.25) / 2.5, 0.25 / 2.5, 0.25 / 2.5]

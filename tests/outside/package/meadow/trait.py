@@ -41,7 +41,7 @@ class River(Favourite):
         samples: int,
         seed: int,
         others: Sequence[Trait] = (),
-        judge: str = "",
+        judge: Any = None,
     ) -> Scores:
         found = super().score(model, base, asked, samples, seed, others, judge)
         plain = [put(question, question.text.replace(ASKED, "")) for question in asked]
