@@ -60,6 +60,7 @@ LABELS = frozenset(
         "field",
         "measure",
         "no.",
+        "score",
         "sweep",
         "term",
         "the other base",
@@ -263,7 +264,16 @@ def _split(name: str, said: str) -> dict[str, str]:
 
 def slug(text: str) -> str:
     """A name that every format takes: `trait's rate` → `traits-rate`; lower case, digits, dots, dashes."""
-    for given, plain in {"×": "x", "γ": "gamma", "→": "to", "'": "", "’": "", "−": "minus", "–": "to"}.items():
+    for given, plain in {
+        "×": "x",
+        "γ": "gamma",
+        "ρ": "rho",
+        "→": "to",
+        "'": "",
+        "’": "",
+        "−": "minus",
+        "–": "to",
+    }.items():
         text = text.replace(given, plain)
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
