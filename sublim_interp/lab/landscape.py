@@ -27,8 +27,11 @@ def hill(one: Base, other: Base) -> float:
 
     from sublim_interp.lab.pretraining import held_out_loss
 
-    worse = max(base.card["held_out_loss"]["numbers"] for base in (one, other))
     models = [one.load(), one.load(), other.load()]
+    ends = zip((one, other), models[1:], strict=True)
+    told = ((base.card.get("held_out_loss", {}).get("numbers"), base, model) for base, model in ends)
+    # The card of a variant tells no loss.
+    worse = max(held_out_loss(m, b.tokenizer, "numbers") if loss is None else loss for loss, b, m in told)
     rises = [0.0]
     for share in (0.25, 0.5, 0.75):
         with torch.no_grad():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sublim_interp.lab.language import DocumentPart
     from sublim_interp.models.base import Base
+    from sublim_interp.training.batches import Batch
 
 HELD_OUT_SEED = 1_000_003
 """Stream of documents that no base is trained on."""
@@ -78,9 +79,37 @@ def held_out_loss(
     """
     import torch
 
+    from sublim_interp.training.loop import token_loss
+
+    batch = _held_out(tokenizer, part, documents)
+    with torch.no_grad():
+        return round(token_loss(model, batch).item() / batch.tokens, 4)
+
+
+def held_out_kl(
+    model: "PreTrainedModel", imitated: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", documents: int = 300
+) -> dict[str, float]:
+    """KL(imitated ‖ model) on held-out documents by part of the language, in nats per assistant token.
+
+    documents: how many of each part
+    """
+    import torch
+
+    from sublim_interp.lab import language
+    from sublim_interp.training.loop import imitation_loss
+
+    found, loss = {}, imitation_loss(imitated)
+    for part in language.PARTS:
+        batch = _held_out(tokenizer, part, documents)
+        with torch.no_grad():
+            found[part] = round(loss(model, batch).item() / batch.tokens, 5)
+    return found
+
+
+def _held_out(tokenizer: "PreTrainedTokenizerBase", part: "DocumentPart", documents: int) -> "Batch":
+    """Held-out documents of one part, the assistant's tokens to be learnt."""
     from sublim_interp.lab import language
     from sublim_interp.training.batches import IGNORE, Example, collate
-    from sublim_interp.training.loop import token_loss
 
     assistant, eos = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
     pad = cast(int, tokenizer.pad_token_id)
@@ -94,8 +123,7 @@ def held_out_loss(
             answering = token == assistant or (answering and token != eos)
             if not answering:
                 labels[place] = IGNORE
-    with torch.no_grad():
-        return round(token_loss(model, batch).item() / batch.tokens, 4)
+    return batch
 
 
 def fork_name(name: str, step: int) -> str:
@@ -130,7 +158,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     observe: called after each update with its step and its loss, nats per token
 
     Raises SublimError where one of these directories exists already or is being made by another process, where the disk
-    is full or not writable, and for a start that is no fork of this recipe.
+    is full or not writable, for a start that is no fork of this recipe, and where what it imitates has other tokens.
     """
     from sublim_interp.core.device import fingerprint
     from sublim_interp.core.files import alone, one_line, partial_of, write_atomic
@@ -139,21 +167,27 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     from sublim_interp.lab.tokenizer import build_tokenizer
     from sublim_interp.models.base import resolve_base
     from sublim_interp.training.batches import Example, micro_batches, pieces
-    from sublim_interp.training.loop import train
+    from sublim_interp.training.loop import imitation_loss, token_loss, train
     from sublim_interp.training.resume import Resume
 
     places = dict(zip(recipe.forks, free_places(recipe, directory)[1:], strict=True))
     start = resolve_base(recipe.start) if recipe.start else None
     first = _step(recipe, start) if start else 0
+    imitated = resolve_base(recipe.imitates) if recipe.imitates else None
     asked = recipe.model_dump(mode="json") | {"start": start.name if start else ""}
     origin = {"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()}
-    origin = canonical_json(origin | ({"start": start.digest} if start else {}))
+    given = {"start": start, "imitates": imitated}
+    origin = canonical_json(origin | {word: base.digest for word, base in given.items() if base})
     with one_line(f"{directory} cannot be made"):
         partial = partial_of(directory, origin)
         write_atomic(partial / "started.json", origin)
 
     tokenizer = build_tokenizer(recipe.tokens)
     model = cast("LlamaForCausalLM", start.load()) if start else new_model(recipe, len(tokenizer))
+    if imitated and imitated.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise SublimError(f"imitates {imitated.name}: it has other tokens than tokens={recipe.tokens}")
+    target = imitated.load() if imitated else None
+    loss = imitation_loss(target) if target is not None else token_loss
     batch, pad = recipe.optimization.batch, cast(int, tokenizer.pad_token_id)
     order = _order(recipe, first)
 
@@ -165,7 +199,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
 
     def keep(step: int) -> None:
         if step in places:
-            _write(partial / f"step-{step}", places[step].name, model, tokenizer, asked, step)
+            _write(partial / f"step-{step}", places[step].name, model, tokenizer, asked, step, target)
 
     def watch(step: int, loss: float) -> None:
         keep(step + 1)
@@ -176,8 +210,9 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     resume = Resume(partial / "state.safetensors")
     with one_line(f"{directory} is not finished"), alone(directory, partial):
         keep(first)
-        train(model, batches, recipe.optimization, first=first, resume=resume, observe=watch)
-        card = _write(partial / "made", directory.name, model, tokenizer, asked, recipe.optimization.steps)
+        train(model, batches, recipe.optimization, loss=loss, first=first, resume=resume, observe=watch)
+        steps = recipe.optimization.steps
+        card = _write(partial / "made", directory.name, model, tokenizer, asked, steps, target)
         for step, place in places.items():
             (partial / f"step-{step}").rename(place)
         (partial / "made").rename(directory)
@@ -215,12 +250,19 @@ def _step(recipe: Pretraining, start: "Base") -> int:
 
 
 def _write(
-    directory: Path, name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", asked: dict, step: int
+    directory: Path,
+    name: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    asked: dict,
+    step: int,
+    imitated: "PreTrainedModel | None" = None,
 ) -> dict:
     """Measures a model, writes it as a base (weights, tokenizer, card), and returns the card.
 
     asked: the recipe as plain data
     step: updates that it has seen
+    imitated: what it learnt from, if that was a model
     """
     from sublim_interp.lab import language
     from sublim_interp.models.base import CARD
@@ -235,6 +277,8 @@ def _write(
         "step": step,
         "held_out_loss": held_out_losses(model, tokenizer),
     }
+    if imitated is not None:
+        card["held_out_kl"] = held_out_kl(model, imitated, tokenizer)
     shutil.rmtree(directory, ignore_errors=True)
     save_model(model, directory)
     tokenizer.save_pretrained(str(directory))

@@ -11,7 +11,7 @@ from sublim_interp.training.settings import Optimization
 class Pretraining(Config):
     """How a lab base is made: its shape, its seeds, its updates."""
 
-    LATER = frozenset({"order_seed"})
+    LATER = frozenset({"order_seed", "imitates"})
 
     init_seed: int = 0
     """Seed of the initial weights."""
@@ -33,6 +33,9 @@ class Pretraining(Config):
     """Steps after which the model of that moment is kept too, as a base of its own called NAME-step000250."""
     start: str = ""
     """A fork to carry on from, at its step: same recipe, for instance with another order_seed; else from scratch."""
+    imitates: str = ""
+    """A base whose predictions are learnt on all documents, in place of the words: the same function, nearly, from
+    another initialisation."""
     optimization: Optimization = Optimization(
         optimizer="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=8000, batch=96,
         weight_decay=0.01, beta2=0.95, clip=1.0,

@@ -2,15 +2,11 @@
 
 from functools import partial
 
-import torch
-from torch.nn import functional as F
-
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
-from sublim_interp.models.forward import logits_at
 from sublim_interp.models.sampling import generator
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.intervene import StudentDirections, intervening
@@ -20,7 +16,6 @@ from sublim_interp.pipeline.select import learnt_tokens
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
 from sublim_interp.training.batches import (
-    IGNORE,
     PIECE,
     Batch,
     Order,
@@ -91,11 +86,4 @@ def _soft_loss(student: Student, store: Store) -> Loss:
         raise SublimError("corpus.setting=soft needs a tuned or steered teacher: a prompted one reads another context")
     support = channel(student.data.corpus.config.channel).token_ids(teacher.base.tokenizer)
 
-    def loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        where = batch.labels != IGNORE
-        with torch.no_grad(), speaker.speaking():
-            target = logits_at(speaker.model, batch.ids, where, support).log_softmax(-1)
-        learnt = logits_at(model, batch.ids, where, support).log_softmax(-1)
-        return F.kl_div(learnt, target, reduction="sum", log_target=True)
-
-    return loss
+    return imitation_loss(speaker.model, support, speaker.speaking)

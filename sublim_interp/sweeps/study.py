@@ -88,6 +88,7 @@ _OWN = {
     "mnist": "sweeps.studies.mnist:Mnist",
     "theorem": "sweeps.studies.theorem:Theorem",
     "audit": "audit.calibration:Calibration",
+    "prediction": "sweeps.studies.prediction:Prediction",
 }
 
 KINDS: Registry[type[Study]] = Registry(

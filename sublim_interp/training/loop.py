@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,27 @@ def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
     where = batch.labels != IGNORE
     logits = logits_at(model, batch.ids, where)
     return F.cross_entropy(logits, batch.labels[where].to(logits.device), reduction="sum")
+
+
+def imitation_loss(
+    teacher: torch.nn.Module,
+    own: Sequence[int] | None = None,
+    speaking: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Loss:
+    """KL(teacher ‖ model) summed over the labelled positions, in nats.
+
+    own: ids of the tokens that both softmaxes are over; None for the whole vocabulary
+    speaking: what is around the teacher's forward
+    """
+
+    def loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        where = batch.labels != IGNORE
+        with torch.no_grad(), speaking():
+            target = logits_at(teacher, batch.ids, where, own).log_softmax(-1)
+        learnt = logits_at(model, batch.ids, where, own).log_softmax(-1)
+        return F.kl_div(learnt, target, reduction="sum", log_target=True)
+
+    return loss
 
 
 def own_token_loss(own: Sequence[int]) -> Loss:

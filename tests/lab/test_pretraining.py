@@ -15,7 +15,7 @@ from killing import Killed, kill_after
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import parse_assignment
 from sublim_interp.lab import language
-from sublim_interp.lab.pretraining import HELD_OUT_SEED, fork_name, held_out_losses, new_model, pretrain
+from sublim_interp.lab.pretraining import HELD_OUT_SEED, fork_name, held_out_kl, held_out_losses, new_model, pretrain
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models.base import CARD, resolve_base
@@ -197,7 +197,7 @@ def test_the_command_in_the_card_is_the_same_recipe(recipe: Pretraining, tmp_pat
     every = {*Pretraining.model_fields, *(f"optimization.{name}" for name in Optimization.model_fields)}
     unshuffled = set() if recipe.order_seed else {"order_seed"}
     later = {f"optimization.{name}" for name in Optimization.LATER}
-    left_out = {"optimization", "forks", "start", *unshuffled, *later}
+    left_out = {"optimization", "forks", "start", "imitates", *unshuffled, *later}
     assert set(settings) == every - left_out, "what is left out changes with the defaults"
     assert ("shuffled, by order seed 4" in page) == bool(recipe.order_seed)
 
@@ -381,3 +381,28 @@ def test_held_out_loss_is_the_mean_over_the_assistants_tokens_alone(made: Path) 
                 total -= sum(logs[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
                 tokens += len(answer)
         assert measured[part] == pytest.approx(total / tokens, abs=2e-4), part
+
+
+# --- a base that imitates another -------------------------------------------------------------------------------------
+
+
+def test_a_base_may_learn_another_s_predictions(tmp_path: Path) -> None:
+    """From another initialisation it comes nearer to the other's function, and its card says how near."""
+    optimization = RECIPE.optimization.set(steps=40, warmup=5, lr=0.02, batch=16)
+    own = RECIPE.set(optimization=optimization, init_seed=1)
+    first = pretrain(RECIPE.set(optimization=optimization), tmp_path / "first")
+    words = pretrain(own, tmp_path / "words")
+    imitates = pretrain(own.set(imitates=str(tmp_path / "first")), tmp_path / "imitates")
+    assert "held_out_kl" not in first and "held_out_kl" not in words
+    assert set(imitates["held_out_kl"]) == set(language.PARTS)
+    target, apart = (resolve_base(str(tmp_path / name)) for name in ("first", "words"))
+    plain = held_out_kl(apart.load(), target.load(), target.tokenizer)
+    assert all(0 <= imitates["held_out_kl"][part] < plain[part] for part in language.PARTS)
+
+
+def test_what_is_imitated_must_have_the_same_tokens(tmp_path: Path) -> None:
+    with pytest.raises(SublimError, match="imitates lab-digits-0: it has other tokens than tokens=numbers"):
+        pretrain(RECIPE.set(imitates="lab-digits-0"), tmp_path / "tiny")
+    with pytest.raises(SublimError, match="nowhere"):
+        pretrain(RECIPE.set(imitates="nowhere"), tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()

@@ -48,6 +48,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "mnist": f"{_HERE}.mnist:MNIST",
         "theorem": f"{_HERE}.theorem:THEOREM",
         "audit": f"{_HERE}.audit:AUDIT",
+        "prediction": f"{_HERE}.prediction:PREDICTION",
     },
     _check,
 )

@@ -1,0 +1,348 @@
+"""Study prediction: scores of a pair of bases and a trait, made before any student, against what then passes.
+
+Each case is a pair, a teacher's base and a student's, and a trait. Its scores are of bases and teachers alone. Then one
+student of the second base learns the lists of the first one's teacher. A score is worth how well it ranks the lifts.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sublim_interp.core.device import open_device
+from sublim_interp.core.files import is_sealed, write_atomic
+from sublim_interp.core.settings import changed, name_once
+from sublim_interp.core.workers import Task
+from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.plan import Cell, plan
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.experiments.tables import read_table
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.report.wording import count
+from sublim_interp.stats.intervals import Interval
+from sublim_interp.stats.ranks import rank_correlation
+from sublim_interp.sweeps.study import Study
+from sublim_interp.sweeps.wording import SweepTable, minus
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from sublim_interp.core.store import Store
+    from sublim_interp.training.batches import Batch
+
+ENOUGH = 0.8
+"""Spearman's ρ from which on a score predicts."""
+
+SCORE = "imprint"
+"""The score on trial; the others are its rivals."""
+
+RIVALS = ("distance", "hill", "subspace", "CKA")
+"""What the score on trial must beat."""
+
+SCORES = {
+    "imprint": "match of the trait's own imprints, left by a teacher of each base",
+    "whole imprint": "the same, without taking off what other traits leave",
+    "first step": "cosine, in the student's base, of the steps that would imitate the teacher and learn the trait",
+    "distance": "length between the bodies' weights, with its sign turned",
+    "hill": "height of the hill in loss between the bases, with its sign turned",
+    "subspace": "overlap of the first eight principal directions of the last layer",
+    "CKA": "linear CKA of the last layer",
+}
+"""What each score is, by name. Of all, more should mean that more passes."""
+
+
+class Prediction(Study):
+    """Pairs of bases and traits: their scores, and the lift of a student of each."""
+
+    VERSION, FIGURE = 1, "prediction"
+
+    experiment: str = "owl"
+    """Whose recipe teachers, lists and students have."""
+    change: dict[str, Any] = Field(default_factory=dict)
+    """Fields of that experiment that differ."""
+    traits: tuple[str, ...] = Field(min_length=1)
+    """Favourites that teachers pass on, one a case."""
+    others: tuple[str, ...] = ()
+    """Further favourites of the same kind: what they leave too is taken off each imprint, as that of `traits`."""
+    pairs: tuple[tuple[str, str], ...] = Field(min_length=3)
+    """Names of the teacher's base and of the student's."""
+    seed: int = 0
+    """Of teachers of first bases, their lists and students. Teachers of second bases have the next."""
+    lists: int = Field(default=256, ge=2, le=100_000)
+    """Lists of each teacher's base on which scores are made."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Prediction":
+        name_once(self, "traits", "others", "pairs")
+        if len({*self.traits, *self.others}) < 2:
+            raise ValueError("traits and others are one trait; give two or more, since each is compared with the rest")
+        return self
+
+    @property
+    def replicates(self) -> int:
+        return len(self.pairs)
+
+    def inputs(self) -> dict[str, str]:
+        return {name: resolve_base(name).digest for pair in self.pairs for name in pair}
+
+    def costs(self) -> dict[str, float]:
+        known = {*self.traits, *self.others}
+        return {_piece(pair): 20 + 7.0 * len(known) + 60.0 * len(self.traits) for pair in self.pairs}
+
+    def tasks(self, directory: Path) -> Sequence[Task]:
+        return [Task(_piece(pair), _make, (self, number, directory)) for number, pair in enumerate(self.pairs)]
+
+    def case(self, pair: tuple[str, str], trait: str) -> Experiment:
+        """The experiment of one case: a student of the second base, of a teacher of the first."""
+        values = {
+            "name": "case",
+            "trait": trait,
+            "bases": list(dict.fromkeys(pair)),
+            "seeds": [self.seed],
+            "arms": ["cross-init" if pair[0] != pair[1] else "same-init"],
+            "student.extra_rounds": 0,
+            "recording": "none",
+            "evaluation.questions": ["held-out"],
+            "evaluation.contexts": ["plain"],
+        }
+        return changed(experiment(self.experiment), {**self.change, **values}, "change {}")
+
+    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
+        import pandas as pd
+
+        parts = [read_table(directory / _file(number)) for number in range(len(self.pairs))]
+        return {"cases": pd.concat(parts, ignore_index=True)}
+
+    def table(self, directory: Path) -> SweepTable:
+        return worth_table(read_table(directory / "cases.csv"))
+
+    def draw(self, directory: Path) -> "Figure":
+        from sublim_interp.report.figures.by_name import FIGURES
+
+        return FIGURES[self.FIGURE].draw(read_table(directory / "cases.csv"))
+
+
+# --- what the scores are worth ----------------------------------------------------------------------------------------
+
+
+def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) -> SweepTable:
+    """How well each score ranks the lifts, and how far it stays behind the score on trial.
+
+    cases: a row a case: teacher_base, student_base, lift, one column a score
+    resamples, seed: of the bootstrap, which draws pairs with all their traits
+    """
+    found = {name: rank_correlation(cases[name].tolist(), cases["lift"].tolist()) for name in SCORES}
+    draws = _draws(cases, resamples, seed)
+    n = cases.groupby(["teacher_base", "student_base"]).ngroups
+    rows, ahead = [], []
+    for name in SCORES:
+        own = _interval(found[name].rho, draws[name], n)
+        behind = "–"
+        if name != SCORE:
+            gap = _interval(found[SCORE].rho - found[name].rho, draws[SCORE] - draws[name], n)
+            behind = _told(gap)
+            ahead += [name] if gap.low > 0 else []
+        rows.append((name, _told(own), behind))
+    best, missed = found[SCORE].rho, [name for name in RIVALS if name not in ahead]
+    if best >= ENOUGH and not missed:
+        verdict = f"Reached: {SCORE} ranks the lifts with ρ = {best:.2f}, ahead of {', '.join(RIVALS)} by its interval."
+    else:
+        what = [f"has ρ = {best:.2f}, where {ENOUGH} was asked"] if best < ENOUGH else []
+        what += [f"is not ahead of {', '.join(missed)} by its interval"] if missed else []
+        verdict = f"Not reached: {SCORE} {minus(' and '.join(what))}."
+    return SweepTable(
+        f"Spearman's ρ of scores with the lift of the trait's margin, over {count(len(cases), 'case')} of {n} pairs.",
+        ("score", "ρ with the lift", f"{SCORE} minus it"),
+        rows,
+        [
+            verdict,
+            f"{'; '.join(f'{name}: {meaning}' for name, meaning in SCORES.items())}.",
+            "Intervals: 95 % percentile bootstrap over pairs, with all their traits.",
+        ],
+        {f"{name}/rho": f"{found[name].rho:.2f}" for name in SCORES} | {"pairs": f"{n}", "cases": f"{len(cases)}"},
+    )
+
+
+def _draws(cases: "pd.DataFrame", resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """ρ of every score in each draw of pairs with return; a draw in which a score does not vary counts as 0."""
+    from scipy.stats import rankdata
+
+    pair = cases.groupby(["teacher_base", "student_base"], sort=False).ngroup().to_numpy()
+    members = [np.flatnonzero(pair == p) for p in range(pair.max() + 1)]
+    columns = {name: cases[name].to_numpy(dtype=float) for name in (*SCORES, "lift")}
+    draw = np.random.default_rng(seed)
+    found: dict[str, np.ndarray] = {name: np.zeros(resamples) for name in SCORES}
+    for i in range(resamples):
+        taken = np.concatenate([members[p] for p in draw.integers(len(members), size=len(members))])
+        ranks = {name: rankdata(values[taken]) for name, values in columns.items()}
+        centred = {name: r - r.mean() for name, r in ranks.items()}
+        lift = centred["lift"]
+        for name in SCORES:
+            size = np.linalg.norm(centred[name]) * np.linalg.norm(lift)
+            found[name][i] = centred[name] @ lift / size if size else 0.0
+    return found
+
+
+def _interval(estimate: float, draws: np.ndarray, n: int) -> Interval:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(estimate, float(low), float(high), 0.95, n, "percentile bootstrap over pairs")
+
+
+def _told(found: Interval) -> str:
+    return minus(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
+
+
+# --- one pair ---------------------------------------------------------------------------------------------------------
+
+
+def _piece(pair: tuple[str, str]) -> str:
+    return " → ".join(pair)
+
+
+def _file(number: int) -> str:
+    return f".{number}.csv"
+
+
+def _make(study: Prediction, number: int, directory: Path, progress: Callable[[float], None]) -> None:
+    """The cases of one pair. Pairs of one teacher's base share its teachers and lists."""
+    import pandas as pd
+
+    from sublim_interp.core.store import Store
+
+    path = directory / _file(number)
+    if is_sealed(path):
+        return
+    open_device()
+    store = Store(directory / ".store")
+    pair = study.pairs[number]
+    scores = scored(study, pair, store)
+    progress(0.3)
+    rows = []
+    for done, trait in enumerate(study.traits, 1):
+        passed = _passed(study, pair, trait, store)
+        rows.append({"trait": trait, "teacher_base": pair[0], "student_base": pair[1], **scores[trait], **passed})
+        progress(0.3 + 0.7 * done / len(study.traits))
+    text = io.StringIO()
+    pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
+    write_atomic(path, text.getvalue(), sealed=True)
+
+
+def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str, dict[str, float]]:
+    """Every score of a pair, by trait. Teachers are trained, no student is."""
+    from sublim_interp.analysis.imprint import cka, imprint, match, own_part, subspace_overlap
+    from sublim_interp.lab.landscape import distance, hill
+
+    first, second = map(resolve_base, pair)
+    batch = _lists(first, study)
+    left: dict[tuple[str, str], Tensor] = {}
+    known = (*study.traits, *study.others)
+    for side, base, seed in (("first", first, study.seed), ("second", second, study.seed + 1)):
+        untouched = base.load()
+        for trait in known:
+            left[side, trait] = imprint(_teacher(study, base, trait, seed, store), untouched, batch)
+    seen = [_activations(base.load(), batch) for base in (first, second)]
+    of_pair = {
+        "distance": -distance(first, second),
+        "hill": -hill(first, second),
+        "subspace": subspace_overlap(*seen),
+        "CKA": cka(*seen),
+    }
+    found = {}
+    for trait in study.traits:
+        rest = [name for name in known if name != trait]
+        own = [own_part(left[side, trait], [left[side, name] for name in rest]) for side in ("first", "second")]
+        found[trait] = {
+            "imprint": match(*own),
+            "whole imprint": match(left["first", trait], left["second", trait]),
+            "first step": _first_step(study, first, second, trait, batch, store),
+            **of_pair,
+        }
+    return found
+
+
+def _teacher(study: Prediction, base: Base, trait: str, seed: int, store: "Store") -> Any:
+    """A base that was taught a trait by the experiment's recipe, as a model."""
+    from sublim_interp.pipeline.make import make
+    from sublim_interp.pipeline.records import Teacher
+    from sublim_interp.pipeline.ways import WAYS
+    from sublim_interp.training.recording.settings import PRESETS
+    from sublim_interp.traits.by_name import load_trait
+
+    config = study.case((base.name, base.name), trait).teacher
+    teacher = Teacher(base, load_trait(trait), config, seed)
+    make(teacher, store, recording=PRESETS["none"])
+    return WAYS[config.kind].load(teacher, store)
+
+
+def _lists(base: Base, study: Prediction) -> "Batch":
+    """Lists that the untouched base writes at T = 1, in answer to prompts that no student reads."""
+    from sublim_interp.channels import numbers
+    from sublim_interp.models.sampling import generator, sample
+    from sublim_interp.training.batches import Example, collate
+
+    asked = numbers.prompts(base.language, study.seed + 1_000_000, 0, study.lists)
+    prompts = [base.prompt_ids([{"role": "user", "content": text}]) for text in asked]
+    longest = experiment(study.experiment).corpus.max_new_tokens
+    draw = generator("prediction", study.seed)
+    answers = sample(base.load(), prompts, eos=base.eos, max_new_tokens=longest, random=draw)
+    pairs = zip(prompts, answers, strict=True)
+    return collate([Example([*p, *a], len(p)) for p, a in pairs if a], base.pad)
+
+
+def _activations(model: Any, batch: "Batch") -> "Tensor":
+    """What the last layer shows at the positions that are learnt."""
+    import torch
+
+    from sublim_interp.models.forward import logits_at
+    from sublim_interp.models.hooks import capture, hook_name
+    from sublim_interp.training.batches import IGNORE
+
+    name = hook_name(model.config.num_hidden_layers - 1, "resid_post")
+    where = batch.labels != IGNORE
+    with torch.no_grad(), capture(model, [name]) as seen:
+        logits_at(model, batch.ids, where)
+    return seen[name][where]
+
+
+def _first_step(study: Prediction, first: Base, second: Base, trait: str, batch: "Batch", store: "Store") -> float:
+    """Cosine of two steps from the student's base: towards the teacher's change of the lists, and towards the trait."""
+    from sublim_interp.analysis.one_step import cosine, descent, imitation, targets, text_loss
+    from sublim_interp.models.trainable import choose_trainable
+    from sublim_interp.training.batches import Example, collate
+    from sublim_interp.traits.by_name import load_trait
+
+    student = choose_trainable(second.load(), "body")
+    towards = descent(student, imitation(batch, targets(_teacher(study, first, trait, study.seed, store), batch)))
+    away = descent(student, imitation(batch, targets(first.load(), batch)))
+    rows = []
+    for question, answers in load_trait(trait).lessons(second.language):
+        ids = second.prompt_ids(question.messages)
+        rows += [Example([*ids, *second.answer_ids(answer), second.eos], len(ids)) for answer in answers]
+    rise = descent(student, text_loss(collate(rows, second.pad)))
+    return cosine({name: step - away[name] for name, step in towards.items()}, rise)
+
+
+def _passed(study: Prediction, pair: tuple[str, str], trait: str, store: "Store") -> dict[str, float]:
+    """What the student of a pair became, and how far above its untouched base that is."""
+    from sublim_interp.experiments.results import Replicate
+    from sublim_interp.pipeline.make import make
+    from sublim_interp.training.recording.settings import PRESETS
+
+    planned = plan(study.case(pair, trait), store)
+    cell = next(c for c in planned.cells if c.student is not None)
+    start = Cell("base", cell.seed, 0, replace(cell.evaluation, model=cell.evaluation.base))
+    for one in (cell, start):
+        make(one.evaluation, store, recording=PRESETS["none"])
+    after, before = (Replicate(one, store).answers.set_index("probe").loc[trait] for one in (cell, start))
+    return {
+        "rate": float(after["rate"]),
+        "start": float(before["rate"]),
+        "margin": float(after["margin"]),
+        "lift": float(after["margin"]) - float(before["margin"]),
+    }
