@@ -92,18 +92,15 @@ def hook_names(model: torch.nn.Module, kinds: Iterable[str] = tuple(POINTS)) -> 
     return names
 
 
-def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -> list[str]:
-    """The names of one kind, one a layer.
-
-    kind: what the caller was asked for
-    others: what the caller takes beside kinds of hooks, for the error
+def names_of(model: torch.nn.Module, kind: Stream) -> list[str]:
+    """The names of one kind of the stream, one a layer.
 
     Raises SublimError, with the kinds that the model has, where it has no such one.
     """
     names = hook_names(model, (kind,) if kind in STREAM else ())
     if not names:
         known = dict.fromkeys(kind_of(name) for name in hook_names(model, STREAM))
-        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, *others])}")
+        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(known)}")
     require_each_layer(model, kind, names)
     return names
 

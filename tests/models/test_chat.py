@@ -50,7 +50,8 @@ def test_a_lab_base_s_tokenizer_is_what_auto_tokenizer_loads(
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)  # it reads more than a tokenizer needs
     own = load_tokenizer(lab_base.path, lab_base.name)
     assert type(own) is type(theirs) and own.chat_template == theirs.chat_template
-    assert own.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+    assert isinstance(own, PreTrainedTokenizerFast) and own.get_vocab() == theirs.get_vocab()
+    assert own.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()  # type: ignore[union-attr]
 
     shutil.copytree(lab_base.path, tmp_path / "other")
     about = json.loads((tmp_path / "other" / "config.json").read_text())
