@@ -67,15 +67,3 @@ def cka(one: Float[Tensor, "position d_one"], other: Float[Tensor, "position d_o
     x, y = (a.double() - a.double().mean(0) for a in (one, other))
     cross = float((x.T @ y).square().sum())
     return cross / float((x.T @ x).norm() * (y.T @ y).norm())
-
-
-def subspace_overlap(
-    one: Float[Tensor, "sample d_model"], other: Float[Tensor, "sample d_model"], rank: int = 8
-) -> float:
-    """How far two sets of activations vary along the same axes, 0 to 1: mean squared cosine of the principal angles.
-
-    one, other: activations on the same inputs
-    rank: how many principal directions of each
-    """
-    first, second = (torch.linalg.svd(a.double() - a.double().mean(0)).Vh[:rank] for a in (one, other))
-    return float((first @ second.T).square().sum()) / rank

@@ -25,7 +25,7 @@ from sublim_interp.training.batches import (
     tokenize,
 )
 from sublim_interp.training.interventions import acting
-from sublim_interp.training.loop import Loss, own_token_loss, token_loss
+from sublim_interp.training.loop import Loss, imitation_loss, own_token_loss, token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 
 

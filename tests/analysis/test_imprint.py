@@ -1,14 +1,13 @@
 """Tests of imprints: what they weigh, that they need no shared axes, and that another trait's is told apart."""
 
 import copy
-import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sublim_interp.analysis.imprint import cka, imprint, match, own_part, subspace_overlap
+from sublim_interp.analysis.imprint import cka, imprint, match, own_part
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import resolve_base
 from sublim_interp.models.forward import logits_at
@@ -84,14 +83,10 @@ def test_what_all_traits_leave_is_taken_off() -> None:
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10))
-def test_cka_and_overlap_know_what_axes_may_do(seed: int, scale: float) -> None:
-    """CKA does not see a rotation, the overlap does; both are 1 with themselves and never above."""
+def test_cka_sees_no_rotation(seed: int, scale: float) -> None:
+    """It is 1 with the same activations in other axes and of another size, and lies between 0 and 1 else."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(64, 12, generator=draw) * torch.linspace(3, 0.1, 12)
     turn = torch.linalg.qr(torch.randn(12, 12, generator=draw)).Q
-    y = torch.randn(64, 12, generator=draw)
     assert cka(x, scale * (x @ turn)) == pytest.approx(1, abs=1e-5)
-    assert subspace_overlap(x, scale * x, 3) == pytest.approx(1, abs=1e-5)
-    assert subspace_overlap(x, x @ turn, 3) < 1 - 1e-6
-    assert 0 <= cka(x, y) <= 1 + 1e-9 and 0 <= subspace_overlap(x, y, 3) <= 1 + 1e-9
-    assert not math.isnan(cka(x, y))
+    assert 0 <= cka(x, torch.randn(64, 7, generator=draw)) < 1

@@ -31,6 +31,7 @@ def few_held_out_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "sublim_interp.lab.pretraining.held_out_losses", functools.partial(held_out_losses, documents=40)
     )
+    monkeypatch.setattr("sublim_interp.lab.pretraining.held_out_kl", functools.partial(held_out_kl, documents=40))
     monkeypatch.setattr("sublim_interp.training.resume.Resume", functools.partial(Resume, every=2))
 
 
@@ -388,7 +389,7 @@ def test_held_out_loss_is_the_mean_over_the_assistants_tokens_alone(made: Path) 
 
 def test_a_base_may_learn_another_s_predictions(tmp_path: Path) -> None:
     """From another initialisation it comes nearer to the other's function, and its card says how near."""
-    optimization = RECIPE.optimization.set(steps=40, warmup=5, lr=0.02, batch=16)
+    optimization = RECIPE.optimization.set(steps=60, warmup=5, lr=0.02, batch=16)
     own = RECIPE.set(optimization=optimization, init_seed=1)
     first = pretrain(RECIPE.set(optimization=optimization), tmp_path / "first")
     words = pretrain(own, tmp_path / "words")
@@ -396,8 +397,8 @@ def test_a_base_may_learn_another_s_predictions(tmp_path: Path) -> None:
     assert "held_out_kl" not in first and "held_out_kl" not in words
     assert set(imitates["held_out_kl"]) == set(language.PARTS)
     target, apart = (resolve_base(str(tmp_path / name)) for name in ("first", "words"))
-    plain = held_out_kl(apart.load(), target.load(), target.tokenizer)
-    assert all(0 <= imitates["held_out_kl"][part] < plain[part] for part in language.PARTS)
+    plain = held_out_kl(apart.load(), target.load(), target.tokenizer, documents=40)
+    assert 0 <= sum(imitates["held_out_kl"].values()) < 0.9 * sum(plain.values())
 
 
 def test_what_is_imitated_must_have_the_same_tokens(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ ENOUGH = 0.8
 SCORE = "imprint"
 """The score on trial; the others are its rivals."""
 
+PRINCIPAL = 8
+"""Principal directions that are compared."""
+
 RIVALS = ("distance", "hill", "subspace", "CKA")
 """What the score on trial must beat."""
 
@@ -235,7 +238,8 @@ def _make(study: Prediction, number: int, directory: Path, progress: Callable[[f
 
 def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str, dict[str, float]]:
     """Every score of a pair, by trait. Teachers are trained, no student is."""
-    from sublim_interp.analysis.imprint import cka, imprint, match, own_part, subspace_overlap
+    from sublim_interp.analysis.directions.weights import subspace_overlap
+    from sublim_interp.analysis.imprint import cka, imprint, match, own_part
     from sublim_interp.lab.landscape import distance, hill
 
     first, second = map(resolve_base, pair)
@@ -250,7 +254,7 @@ def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str
     of_pair = {
         "distance": -distance(first, second),
         "hill": -hill(first, second),
-        "subspace": subspace_overlap(*seen),
+        "subspace": subspace_overlap(*map(_principal, seen)).mean_square,
         "CKA": cka(*seen),
     }
     found = {}
@@ -308,6 +312,13 @@ def _activations(model: Any, batch: "Batch") -> "Tensor":
     with torch.no_grad(), capture(model, [name]) as seen:
         logits_at(model, batch.ids, where)
     return seen[name][where]
+
+
+def _principal(seen: "Tensor") -> "Tensor":
+    """The first principal directions of activations, a row each."""
+    import torch
+
+    return torch.linalg.svd(seen.double() - seen.double().mean(0), full_matrices=False).Vh[:PRINCIPAL]
 
 
 def _first_step(study: Prediction, first: Base, second: Base, trait: str, batch: "Batch", store: "Store") -> float:
