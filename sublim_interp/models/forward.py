@@ -113,10 +113,11 @@ def in_single(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
 @contextmanager
 def resting(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode inside the block, so that no dropout draws a random number; each module's own mode after it."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
+    awake = [module for module in model.modules() if module.training]
+    for module in awake:  # the flag alone: eval() would visit each module again, at every look of a recorder
+        module.training = False
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module in awake:
+            module.training = True

@@ -7,7 +7,7 @@ model is a row of points.py.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from typing import Any, cast
 from weakref import WeakSet
@@ -48,9 +48,15 @@ _BY_NAME = {point.name: point for point in POINTS.values()}
 
 def point_of(name: str) -> HookPoint:
     """The row of a name. Raises SublimError for one that no model has."""
-    if _template(name) not in _BY_NAME:
+    if not (point := _known(name)):
         raise SublimError(f"no hook '{name}'; {meant(name, _BY_NAME)}")
-    return _BY_NAME[_template(name)]
+    return point
+
+
+@cache
+def _known(name: str) -> HookPoint | None:
+    """The row of a name; None for one that no model has."""
+    return _BY_NAME.get(_template(name))
 
 
 def _template(name: str) -> str:
@@ -86,18 +92,15 @@ def hook_names(model: torch.nn.Module, kinds: Iterable[str] = tuple(POINTS)) -> 
     return names
 
 
-def names_of(model: torch.nn.Module, kind: Stream, others: Sequence[str] = ()) -> list[str]:
-    """The names of one kind, one a layer.
-
-    kind: what the caller was asked for
-    others: what the caller takes beside kinds of hooks, for the error
+def names_of(model: torch.nn.Module, kind: Stream) -> list[str]:
+    """The names of one kind of the stream, one a layer.
 
     Raises SublimError, with the kinds that the model has, where it has no such one.
     """
     names = hook_names(model, (kind,) if kind in STREAM else ())
     if not names:
         known = dict.fromkeys(kind_of(name) for name in hook_names(model, STREAM))
-        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join([*known, *others])}")
+        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(known)}")
     require_each_layer(model, kind, names)
     return names
 
@@ -155,16 +158,19 @@ def _lacking(model: torch.nn.Module, name: str, known: Sequence[str]) -> SublimE
 
 
 @contextmanager
-def attached(model: torch.nn.Module, visits: Mapping[str, Visitor]) -> Iterator[None]:
+def attached(
+    model: torch.nn.Module, visits: Mapping[str, Visitor], places: Mapping[str, Place] | None = None
+) -> Iterator[None]:
     """Inside the block a visitor sees the tensor of its name in every forward: what `capture` and `edit` are made of.
 
     visits: by hook name, a function of the tensor; what it returns, if anything, takes the tensor's place
+    places: where the names are, as `places_of` found them on this model; found now where None
 
     What lies within attention is computed step by step, which changes the last bits of everything, so it is refused
     while the model trains. Raises SublimError for a name that the model lacks, and where `require_stream` does.
     """
-    places = _places(model, visits)
-    if places:
+    places = places_of(model, visits) if places is None else places
+    if visits:
         require_stream(model)
     with ExitStack() as held:
         if any(point_of(name).eager for name in visits):
@@ -174,7 +180,7 @@ def attached(model: torch.nn.Module, visits: Mapping[str, Visitor]) -> Iterator[
         yield
 
 
-def _places(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
+def places_of(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
     """Where each name is on a model. Raises SublimError for one that it lacks."""
     seen, found = _anatomy(model), {}
     for name in names:
@@ -186,7 +192,7 @@ def _places(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
 
 def _place(seen: Anatomy, name: str) -> Place | None:
     """Where a name is on a model; None where it is not there, or is a glob."""
-    point = _BY_NAME.get(_template(name))
+    point = _known(name)
     return point.at(seen, layer_of(name) if point.each_layer else 0) if point else None
 
 
@@ -345,10 +351,10 @@ def capture(model: torch.nn.Module, names: str | Iterable[str], *, gradients: bo
     caught = Captured(expanded(model, [names] if isinstance(names, str) else names))
     with attached(model, {name: partial(caught._see, name, gradients=gradients) for name in caught.names}):
         yield caught
-    _require_all(model, set(caught.names), set(caught))
+    require_fired(model, set(caught.names), set(caught))
 
 
-def _require_all(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> None:
+def require_fired(model: torch.nn.Module, wanted: set[str], fired: set[str]) -> None:
     """Raises SublimError where a hook was not reached by any forward."""
     if lacking := sorted(wanted - fired):
         raise SublimError(
@@ -381,7 +387,7 @@ def edit(model: torch.nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
 
     with attached(model, {name: partial(visit, name) for name in wanted}):
         yield
-    _require_all(model, set(wanted), fired)
+    require_fired(model, set(wanted), fired)
 
 
 def added(

@@ -344,9 +344,19 @@ def _normed(place: Place, args: tuple, output: Tensor) -> Tensor | None:
     epsilon = getattr(module, "eps", getattr(module, "variance_epsilon", 1e-5))
     one = torch.ones(1, x.shape[-1], dtype=args[0].dtype, device=x.device)
     ones = module.forward(one)
+    centred = torch.equal(ones, module.forward(-one))  # it takes the mean away
+    if centred:
+        x = x - x.mean(-1, keepdim=True)
+    scale = (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
+    divisor = _see_inside(module, "scale", scale)
+    plain = x / divisor
+    seen = _see_inside(module, "normalized", plain)
+    if divisor is scale and seen is plain and not plain.requires_grad:
+        return None
+
     bias: Any = None
-    if torch.equal(ones, module.forward(-one)):  # it takes the mean away
-        x, weight, bias = x - x.mean(-1, keepdim=True), getattr(module, "weight", None), getattr(module, "bias", None)
+    if centred:
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if type(module) is not torch.nn.LayerNorm:  # as below: some store differences from 1, or have none
             even = torch.full_like(one, -1.0)
             even[..., 0] = even.shape[-1] - 1  # of mean 0, and nowhere 0
@@ -355,12 +365,6 @@ def _normed(place: Place, args: tuple, output: Tensor) -> Tensor | None:
         weight = one if weight is None else weight
     else:  # not the module's own weights: some store them as differences from 1
         weight = ones * (1 + epsilon) ** 0.5
-    scale = (x.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
-    divisor = _see_inside(module, "scale", scale)
-    plain = x / divisor
-    seen = _see_inside(module, "normalized", plain)
-    if divisor is scale and seen is plain and not plain.requires_grad:
-        return None
 
     def weighed(value: Tensor) -> Tensor:
         return value * weight if bias is None else value * weight + bias
@@ -410,6 +414,8 @@ def _attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tenso
     query, key = (
         _see_inside(module, part, x.transpose(1, 2)).transpose(1, 2) for part, x in (("rot_q", query), ("rot_k", key))
     )
+    if module not in _OPENED or not _OPENED[module].visitors:
+        return plain(module, query, key, value, *rest, **options)
     with _AtSoftmax(module, key.shape[-2]):
         return plain(module, query, key, value, *rest, **options)
 

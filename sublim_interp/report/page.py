@@ -22,7 +22,7 @@ from sublim_interp.experiments.tables import Tables, records
 from sublim_interp.models.trainable import IN_WORDS
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.report.html import Column, html_table, term_id
-from sublim_interp.report.inside import Answers, Inside
+from sublim_interp.report.inside import STRONGEST, Answers, Inside, Top
 from sublim_interp.report.notes import limits
 from sublim_interp.report.verdict import counted, finding, verdict
 from sublim_interp.report.wording import count, names, p_value, spread
@@ -155,8 +155,36 @@ def _inside(inside: Inside) -> list[str]:
     note = f'<p class="soft">{escape(inside.left_out)}.</p>' if inside.left_out else ""
     about = f"<p>The first replicate, seed {inside.seed}. Drawn at random once, so the page is always the same.</p>"
     found = [_section("What the students read", f"{about}\n{chr(10).join(lists)}")] if lists else []
+    found += [_section("Lists that attribution ranks highest", _top(inside.top))] if inside.top else []
     said = _answers(inside.answers) if inside.answers else "<p>No answers were kept.</p>"
     return [*found, _section("What the models answer", f"{said}\n{note}")]
+
+
+def _top(top: Top | str) -> str:
+    """A table of the lists that score highest, their strongest tokens in bold."""
+    if isinstance(top, str):
+        return f'<p class="soft">Not scored: {escape(top)}.</p>'
+    rows = []
+    for number, (score, prompt, tokens) in enumerate(top.rows, 1):
+        answer = " ".join(f"<strong>{escape(text)}</strong>" if strong else escape(text) for text, strong in tokens)
+        rows.append([str(number), _score(score), escape(prompt), answer])
+    columns = [Column("rank"), Column("score"), Column("prompt", words=True), Column("answer", words=True)]
+    means = (
+        f"The {len(top.rows)} highest of {count(top.scored, 'list')}, drawn at random from those of {top.arm}, whose "
+        f"mean score is {_score(top.mean)}. "
+    )
+    if top.control:
+        means += f"As many of {top.control[0]}, whose teacher has no trait, average {_score(top.control[1])}. "
+    means += f"Bold: the {100 * STRONGEST:.0f} % of tokens that score highest."
+    limit = (
+        "A score estimates how much learning a list alone raises the trait's margin: to first order, at the base's "
+        "weights, without a unit, untested by training."
+    )
+    return f'<p>{escape(means)}</p>\n<p class="soft">{escape(limit)}</p>\n{html_table(columns, rows)}'
+
+
+def _score(value: float) -> str:
+    return f"{value:#.3g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _answers(answers: Answers) -> str:

@@ -50,7 +50,8 @@ def write(
     for name, frame in frames.items():
         frame.to_csv(directory / f"{name}.csv", index=False, lineterminator="\n", encoding="utf-8")
     drawn = dict(page_figures(tables, run))
-    html = make_page(experiment, tables, drawn, beside, key, versions or {}, inside(run) if run is not None else None)
+    shown = None if run is None else inside(run, later=_later(run) if _is_large(run) else "")
+    html = make_page(experiment, tables, drawn, beside, key, versions or {}, shown)
     path = directory / "report.html"
     path.write_text(html, encoding="utf-8", newline="\n")
     return path
@@ -100,7 +101,15 @@ def page_figures(tables: Tables, run: Run | None = None, asked: bool = False) ->
 
 def _waits(entry: FigureEntry, run: Run) -> str:
     """Why a figure is left to be asked for; "" where it is not."""
-    large = entry.waits == "large" and any(c.evaluation.base.shape["parameters"] > SMALL for c in run.plan.cells)
-    if not large and entry.waits != "always":
-        return ""
+    waits = entry.waits == "always" or (entry.waits == "large" and _is_large(run))
+    return _later(run) if waits else ""
+
+
+def _is_large(run: Run) -> bool:
+    """Whether a base of the run is too large for the page that the run ends with to run it."""
+    return any(c.evaluation.base.shape["parameters"] > SMALL for c in run.plan.cells)
+
+
+def _later(run: Run) -> str:
+    """Why what runs the models is left to be asked for."""
     return f"it runs the models; `sublim plot {run.experiment.name} page` writes a page that has it"

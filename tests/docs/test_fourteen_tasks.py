@@ -175,7 +175,7 @@ def test_12_cli() -> None:
 def test_13_page() -> None:
     run = si.open_run("tiny")
     text = run.page.read_text()
-    assert all(part in text for part in ("What the students read", "What the models answer", "Download as SVG"))
+    assert all(part in text for part in ("What the students read", "attribution ranks highest", "Download as SVG"))
 
 
 def test_14_notebooks() -> None:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sublim_interp.analysis.directions.core import directions
 from sublim_interp.analysis.directions.effects import logit_lens
+from sublim_interp.analysis.patching.cells import sites_of
 from sublim_interp.analysis.patching.grid import patch
 from sublim_interp.analysis.probes import answer_margin
 from sublim_interp.core.errors import SublimError
@@ -98,8 +99,10 @@ def test_a_type_without_a_row_has_its_stream_and_what_is_found_by_name() -> None
     assert {"blocks.1.attn.hook_z", "ln_final.hook_scale"} <= set(hook_names(model))
     assert output_map(model, 1) is decoder_layers(model)[1].get_submodule("self_attn.o_proj")
     assert final_norm(model) is model.base_model.norm
-    with pytest.raises(SublimError, match="CwmForCausalLM has no 'mlp_out'; valid: resid_pre, resid_post, heads"):
-        names_of(model, "mlp_out", others=("heads",))
+    with pytest.raises(SublimError, match=r"CwmForCausalLM has no 'mlp_out'; valid: resid_pre, resid_post$"):
+        names_of(model, "mlp_out")
+    with pytest.raises(SublimError, match="CwmForCausalLM has no 'mlp_out'; valid: resid_pre, resid_post, heads, z, "):
+        sites_of(model, "mlp_out")
     decoder_layers(model)[1].self_attn = torch.nn.Identity()
     with pytest.raises(SublimError, match=r"no attention output map found; known: self_attn\.o_proj, attn\.c_proj"):
         output_map(model, 1)

@@ -2,17 +2,19 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Regex, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sublim_interp.core import bounded
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models.base import CARD, Base, resolve_base
+from sublim_interp.models.chat import load_tokenizer
 from sublim_interp.models.forward import require_room
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.sampling import generator, sample, unspoken
@@ -39,6 +41,23 @@ def refused(base: Base) -> str:
         base.prompt_ids(CHAT)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_lab_base_s_tokenizer_is_what_auto_tokenizer_loads(
+    lab_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = AutoTokenizer.from_pretrained(str(lab_base.path), local_files_only=True)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)  # it reads more than a tokenizer needs
+    own = load_tokenizer(lab_base.path, lab_base.name)
+    assert type(own) is type(theirs) and own.chat_template == theirs.chat_template
+    assert isinstance(own, PreTrainedTokenizerFast) and own.get_vocab() == theirs.get_vocab()
+    assert own.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()  # type: ignore[union-attr]
+
+    shutil.copytree(lab_base.path, tmp_path / "other")
+    about = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**about, "model_type": "mistral"}))
+    with pytest.raises(SublimError, match="tokenizer cannot be loaded"):  # any other type is AutoTokenizer's
+        load_tokenizer(tmp_path / "other", "other")
 
 
 def test_of_named_templates_the_default_is_taken(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from command import sublim
 from planted import frames
+from sublim_interp.analysis.attribution.lists import attribution
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.results import Run, open_run
@@ -56,6 +57,30 @@ def test_lists_and_answers_are_those_that_the_store_holds(tiny_run: Run) -> None
         assert {*said["question"]} <= {*tiny_run[arm, 0].questions}
     table = cells(answered)
     assert [row[0] for row in table] == list(dict.fromkeys(tiny_run["base", 0].said["question"]))
+
+
+def test_the_lists_that_attribution_ranks_highest_are_shown_beside_a_control(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = sections(tiny_run.page.read_text())["Lists that attribution ranks highest"]
+    student, neutral = tiny_run["same-init", 0], tiny_run["neutral", 0]
+    scored = attribution(student)  # the tiny run has fewer lists than the page scores
+    assert f"of {len(student.lists)} lists, drawn at random from those of same-init" in shown
+    rows = cells(shown)
+    assert [row[2] for row in rows] == scored.frame["prompt"].to_list()[:LISTS]
+    for row, score in zip(rows, scored.frame["score"], strict=False):
+        assert float(row[1].replace("\N{MINUS SIGN}", "-")) == pytest.approx(score, rel=0.01)
+    control = attribution(student, neutral.lists).scores.totals.mean()
+    said = re.search(r"of neutral, whose teacher has no trait, average (\S+)\. ", shown)
+    assert said and float(said[1].replace("\N{MINUS SIGN}", "-")) == pytest.approx(control, rel=0.01)
+    bold = re.findall("<strong>(.*?)</strong>", shown)
+    highest = scored.tokens.nlargest(len(scored.tokens) // 10, "score")
+    assert bold and {*map(unescape, bold)} <= {*highest["text"]}
+    assert "without a unit" in shown
+
+    monkeypatch.setattr("sublim_interp.report.write.SMALL", 0)
+    page = write(tmp_path, tiny_run.plan.named, tiny_run.tables, run=tiny_run)
+    assert "Not scored: it runs the models" in sections(page.read_text())["Lists that attribution ranks highest"]
 
 
 def test_the_page_at_the_end_of_a_run_reads_traces_and_loads_no_large_model(tiny_run: Run) -> None:

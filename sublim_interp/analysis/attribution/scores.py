@@ -78,6 +78,13 @@ class TokenScores(Shown):
         """
         return _extreme(np.abs(self.values), share)
 
+    def strongest(self, share: float) -> Bool[np.ndarray, " token"]:
+        """The tokens whose scores are the highest.
+
+        share: as of `flagged`
+        """
+        return _extreme(self.values, share)
+
     @property
     def frame(self) -> "pd.DataFrame":
         """One row per token: list, place (0 is the first that is learnt), token (id), text of the token, score."""

@@ -17,8 +17,8 @@ from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import architecture_of, decoder_layers
 from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import attached, capture, hook_names, kind_of, names_of, require_each_layer
-from sublim_interp.models.points import STREAM, Stream
+from sublim_interp.models.hooks import attached, capture, hook_names, kind_of, require_each_layer
+from sublim_interp.models.points import Stream
 
 GridKind = Literal[Stream, "heads", "q", "k", "v", "z", "pattern", "neurons", "weights"]
 """What the cells of a grid are: a kind of hook by position, single heads or neurons, or the modules of a layer."""
@@ -32,13 +32,11 @@ BY_PART: dict[str, tuple[str, str]] = {
 
 def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
     """The names of one kind, one a layer. Raises SublimError, with the kinds there are, where there is no such one."""
-    if kind in BY_PART:
-        names = hook_names(model, (BY_PART[kind][0],))
-        if not names:
-            raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(kinds_of(model))}")
-        require_each_layer(model, kind, names)
-        return names
-    return names_of(model, cast(Stream, kind), others=[k for k in kinds_of(model) if k not in STREAM])
+    names = hook_names(model, (BY_PART.get(kind, (kind, ""))[0],)) if kind in get_args(GridKind) else []
+    if not names:  # to look for all kinds takes as long as a small grid
+        raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(kinds_of(model))}")
+    require_each_layer(model, kind, names)
+    return names
 
 
 def kinds_of(model: torch.nn.Module) -> list[str]:

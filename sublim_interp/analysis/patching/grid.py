@@ -278,13 +278,13 @@ class Patching(Shown):
         """
         if kind == "weights":
             return self._weights_grid()
-        sites_of(self.dst, kind)
+        sites = sites_of(self.dst, kind)
         if positions_at_once is not None and positions_at_once < 1:
             raise SublimError(f"grid: positions_at_once is {positions_at_once}; it is 1 or more")
         depth = len(decoder_layers(self.dst))
         found = []
         for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
-            src, logits = see(self.src, sites_of(self.dst, kind), src_ids)
+            src, logits = see(self.src, sites, src_ids)
             theirs = metric_at(self.metric, places)(logits).cpu()
             size = max(1, TOKENS // (depth * ids.shape[1]))
             for i in range(0, len(places), size):

@@ -11,7 +11,7 @@ from sublim_interp.models.architectures import text_config
 from sublim_interp.models.hooks import axes_of, expanded, hook_names, kind_of
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.settings import Recording, Schedule, due
-from sublim_interp.training.recording.snapshot import look_inside
+from sublim_interp.training.recording.snapshot import Sight
 from sublim_interp.training.recording.trace import Writer
 
 GRADIENT = ".grad"
@@ -68,6 +68,33 @@ def size_of_inside(model: torch.nn.Module, names: Sequence[str], lengths: Sequen
     return total
 
 
+class _Kept:
+    """Looks that are not written yet, in memory that is used again for those after them: new memory costs more."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        """Of each look, after how many updates."""
+        self.tensors: dict[str, Tensor] = {}
+        """By name [look, …], of which the first are filled; empty before the first look."""
+
+    @property
+    def bytes(self) -> int:
+        """What the looks hold."""
+        return len(self.steps) * sum(looks[0].nbytes for looks in self.tensors.values())
+
+    def next(self) -> dict[str, Tensor]:
+        """By name, the place of the next look."""
+        return {name: looks[len(self.steps)] for name, looks in self.tensors.items()}
+
+    def put(self, seen: dict[str, Tensor], most: int) -> None:
+        """Puts a look in its place, and makes room for so many bytes before the first."""
+        if not self.tensors:
+            count = most // max(1, sum(tensor.nbytes for tensor in seen.values())) + 1
+            self.tensors = {name: tensor.new_empty(count, *tensor.shape) for name, tensor in seen.items()}
+        for name, place in self.next().items():
+            place.copy_(seen[name])
+
+
 class Inside:
     """Looks at hook points on the probe when their turn comes, and keeps what it saw until it is written.
 
@@ -82,7 +109,8 @@ class Inside:
         if self.groups and (probe is None or not probe.rows):
             raise SublimError("recording.hooks are seen on a probe: give the recorder one, as si.probe makes it")
         self._probe, self._steps = probe, steps
-        self._kept: list[list[tuple[int, dict[str, Tensor]]]] = [[] for _ in self.groups]
+        self._sight = Sight(probe) if self.groups and probe else None
+        self._kept = [_Kept() for _ in self.groups]
 
     @property
     def names(self) -> list[str]:
@@ -97,16 +125,19 @@ class Inside:
         now = [due(group.when, step, step if last else self._steps) for group in self.groups]
         if last:  # what was due anyway has been seen
             now = [turn and not due(group.when, step, None) for group, turn in zip(self.groups, now, strict=True)]
-        wanted = [name for group, turn in zip(self.groups, now, strict=True) if turn for name in group.names]
-        if not wanted:
+        turns = [(group, kept) for group, kept, turn in zip(self.groups, self._kept, now, strict=True) if turn]
+        if not turns:
             return
-        assert self._probe
-        seen = look_inside(model, self._probe, wanted)
-        for group, turn, kept in zip(self.groups, now, self._kept, strict=True):
-            if turn:
-                kept.append((step, {name: seen[name] for name in group.names}))
-        held = sum(t.nbytes for kept in self._kept for _, tensors in kept for t in tensors.values())
-        if held >= self.BYTES:
+        assert self._sight
+        wanted = [name for group, _ in turns for name in group.names]
+        fresh = any(not kept.tensors for _, kept in turns)
+        into = None if fresh else {name: row for _, kept in turns for name, row in kept.next().items()}
+        seen = self._sight.look(model, wanted, into)
+        for group, kept in turns:
+            if fresh:
+                kept.put({name: seen[name] for name in group.names}, self.BYTES)
+            kept.steps.append(step)
+        if sum(kept.bytes for kept in self._kept) >= self.BYTES:
             self.write(writer, step)
 
     def reference(self, model: torch.nn.Module, of: str, writer: Writer) -> None:
@@ -115,13 +146,13 @@ class Inside:
         names = [name for name in self.names if name.removesuffix(GRADIENT) in known]
         if names:
             assert self._probe
-            seen = look_inside(model, self._probe, names)
+            seen = Sight(self._probe).look(model, names)
             writer.append(f"reference-{of}-hooks", [0], 0, {f"{of}/{n}": t[None] for n, t in seen.items()})
 
     def write(self, writer: Writer, upto: int) -> None:
         """Writes what is not written yet, a shard a group; `upto` updates have been made."""
         for number, kept in enumerate(self._kept):
-            if kept:
-                tensors = {name: torch.stack([seen[name] for _, seen in kept]) for name in kept[0][1]}
-                writer.append(f"hooks{number}", [step for step, _ in kept], upto, tensors)
-                kept.clear()
+            if kept.steps:
+                tensors = {name: looks[: len(kept.steps)] for name, looks in kept.tensors.items()}
+                writer.append(f"hooks{number}", kept.steps, upto, tensors)
+                kept.steps = []

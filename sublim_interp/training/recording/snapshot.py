@@ -1,7 +1,7 @@
 """What is seen inside a model at a recorded step: residuals, answers, gradients, single hook points."""
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -14,8 +14,16 @@ from torch.nn import functional as F
 from sublim_interp.core.device import device_of
 from sublim_interp.models.architectures import decoder_layers, text_config
 from sublim_interp.models.forward import resting
-from sublim_interp.models.hooks import attached, axes_of, capture, hook_names, kind_of, layer_of
-from sublim_interp.models.points import Stream
+from sublim_interp.models.hooks import (
+    attached,
+    axes_of,
+    hook_names,
+    kind_of,
+    layer_of,
+    places_of,
+    require_fired,
+)
+from sublim_interp.models.points import Place, Stream
 from sublim_interp.stats.margin import margin
 from sublim_interp.training.recording.probe import Probe
 
@@ -118,71 +126,119 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Ids, Bool[Tensor, "example p
     return ids, torch.arange(ids.shape[1]) < rearrange(lengths, "example -> example 1")
 
 
-def look_inside(model: torch.nn.Module, probe: Probe, wanted: Sequence[str]) -> dict[str, Tensor]:
-    """Runs a model on the probe, in eval mode, and gives what hooks show, on the CPU.
+class _Part(NamedTuple):
+    """Rows of a probe that run together."""
 
-    wanted: names of hooks; with `.grad` behind, the gradient there: of the mean margin at questions, of the loss at
-        texts
-
-    Of each token of all rows what has positions: [token, …]; scores and patterns [row, head, query, key], 0 beyond a
-    row's end. Without gradients the model runs as far as the last of the hooks.
-    """
-    names = list(dict.fromkeys(name.removesuffix(".grad") for name in wanted))
-    pushed = [name for name in names if f"{name}.grad" in wanted]
-    widest = max(map(len, probe.rows))
-    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    asked, texts = probe.rows[: probe.questions], probe.rows[probe.questions :]
-    parts: list[tuple[Sequence[Sequence[int]], Callable[..., Tensor | None]]] = [(asked, _ask), (texts, _predict)]
-    with resting(model), torch.set_grad_enabled(bool(pushed)):
-        for rows, aim in parts:
-            if not rows:
-                continue
-            ids, real = _padded(rows)
-            if pushed:
-                shown, logits = _forward(model, names, ids.to(device_of(model)))
-                target = aim(probe, logits, ids, {})
-                slopes: Sequence[Tensor | None] = [None] * len(pushed)
-                if target is not None:
-                    slopes = torch.autograd.grad(target, [shown[name] for name in pushed], allow_unused=True)
-                for name, slope in zip(pushed, slopes, strict=True):
-                    shown[f"{name}.grad"] = torch.zeros_like(shown[name]) if slope is None else slope
-            else:
-                shown = _as_far_as_needed(model, names, ids.to(device_of(model)))
-            for name in wanted:
-                found[name].append(_real(name, shown[name].detach().cpu(), real, widest))
-    return {name: torch.cat(values) for name, values in found.items()}
+    aim: Callable[..., Tensor | None]
+    """What gradients are of."""
+    ids: Ids
+    real: Bool[Tensor, "example position"]
+    """Which positions are the rows' own."""
+    tokens: Int[Tensor, " token"]
+    """Their places, all positions counted one row after another."""
+    square: Bool[Tensor, "example 1 query key"]
+    """Where a row's own position attends to one of its own."""
 
 
-def _real(name: str, value: Tensor, real: Bool[Tensor, "example position"], widest: int) -> Tensor:
-    """What is of the rows' own tokens: side by side, or for scores and patterns in a square with zeros elsewhere."""
-    if axes_of(name.removesuffix(".grad"))[1] == "position":
-        return value[real]
-    there = rearrange(real, "row query -> row 1 query 1") & rearrange(real, "row key -> row 1 1 key")
-    more = widest - real.shape[1]
-    return F.pad(torch.where(there, value, 0), (0, more, 0, more))
+class Sight:
+    """Hook points on a probe, to be looked at again and again: what every look needs is found at the first."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._widest = max(map(len, probe.rows))
+        self._parts: list[_Part] = []
+        for rows, aim in ((probe.rows[: probe.questions], _ask), (probe.rows[probe.questions :], _predict)):
+            if rows:
+                ids, real = _padded(rows)
+                square = rearrange(real, "row query -> row 1 query 1") & rearrange(real, "row key -> row 1 1 key")
+                self._parts.append(_Part(aim, ids, real, real.flatten().nonzero()[:, 0], square))
+        self._model: torch.nn.Module | None = None
+        self._places: dict[str, Place] = {}
+
+    def look(
+        self, model: torch.nn.Module, wanted: Sequence[str], into: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Runs a model on the probe, in eval mode, and gives what hooks show, on the CPU.
+
+        wanted: names of hooks; with `.grad` behind, the gradient there: of the mean margin at questions, of the loss at
+            texts
+        into: by name, where it is put, of an earlier look's shape; new memory where None
+
+        Of each token of all rows what has positions: [token, …]; scores and patterns [row, head, query, key], 0 beyond
+        a row's end. Without gradients the model runs as far as the last of the hooks.
+        """
+        if model is not self._model:
+            self._model, self._places = model, {}
+        names = list(dict.fromkeys(name.removesuffix(".grad") for name in wanted))
+        self._places |= places_of(model, [name for name in names if name not in self._places])
+        pushed = [name for name in names if f"{name}.grad" in wanted]
+        found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        device = device_of(model)
+        with ExitStack() as held:
+            held.enter_context(resting(model))
+            held.enter_context(torch.set_grad_enabled(bool(pushed)))
+            # Once for all rows: to hook 21 points costs a third of a small model's forward.
+            run = None if pushed else held.enter_context(_as_far_as_needed(model, names, self._places))
+            for part in self._parts:
+                ids = part.ids.to(device)
+                if run is None:
+                    shown, logits = _forward(model, names, ids, self._places)
+                    target = part.aim(self._probe, logits, part.ids, {})
+                    slopes: Sequence[Tensor | None] = [None] * len(pushed)
+                    if target is not None:
+                        slopes = torch.autograd.grad(target, [shown[name] for name in pushed], allow_unused=True)
+                    for name, slope in zip(pushed, slopes, strict=True):
+                        shown[f"{name}.grad"] = torch.zeros_like(shown[name]) if slope is None else slope
+                else:
+                    shown = run(ids)
+                for name in wanted:
+                    found[name].append(self._own(name, shown[name].detach().cpu(), part))
+        return {name: torch.cat(values, out=into[name] if into else None) for name, values in found.items()}
+
+    def _own(self, name: str, value: Tensor, part: _Part) -> Tensor:
+        """What is of the rows' own tokens: side by side, or for scores and patterns in a square with zeros around."""
+        if axes_of(name.removesuffix(".grad"))[1] == "position":
+            return value.flatten(0, 1).index_select(0, part.tokens)
+        more = self._widest - part.ids.shape[1]
+        return F.pad(torch.where(part.square, value, 0), (0, more, 0, more))
 
 
 class _Enough(Exception):
     """The last of the hooks has been seen."""
 
 
-def _as_far_as_needed(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> dict[str, Tensor]:
-    """What hooks show in a forward that ends behind the last layer with one of them."""
+@contextmanager
+def _as_far_as_needed(
+    model: torch.nn.Module, names: Sequence[str], places: Mapping[str, Place]
+) -> Iterator[Callable[[Ids], dict[str, Tensor]]]:
+    """Inside the block a function gives what hooks show in a forward that ends behind the last layer with one."""
     layers = [layer_of(name) for name in names if name.startswith("blocks.")]
     within = len(layers) == len([name for name in names if not name.endswith("embed")]) and layers
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, value: Tensor) -> None:
+        # An edit of the middle of a layer writes into the tensor that was seen there.
+        seen[name] = value.clone() if kind_of(name) == "resid_mid" else value
 
     def stop(*_: object) -> None:
         raise _Enough
 
-    with capture(model, names) as seen, ExitStack() as held:
-        if within:  # registered last, so that it comes after those that see
-            held.callback(decoder_layers(model)[max(layers)].register_forward_hook(stop).remove)
+    def run(ids: Ids) -> dict[str, Tensor]:
+        seen.clear()
         with suppress(_Enough):
             model(input_ids=ids, use_cache=False)
-    return dict(seen)
+        require_fired(model, set(names), set(seen))
+        return dict(seen)
+
+    with attached(model, {name: partial(keep, name) for name in names}, places), ExitStack() as held:
+        if within:  # registered last, so that it comes after those that see
+            held.callback(decoder_layers(model)[max(layers)].register_forward_hook(stop).remove)
+        yield run
 
 
-def _forward(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> tuple[dict[str, Tensor], Logits]:
+def _forward(
+    model: torch.nn.Module, names: Sequence[str], ids: Ids, places: Mapping[str, Place] | None = None
+) -> tuple[dict[str, Tensor], Logits]:
     """(the hooks' tensors in the graph, by name; logits)."""
     stream: dict[str, Tensor] = {}
 
@@ -191,6 +247,6 @@ def _forward(model: torch.nn.Module, names: Sequence[str], ids: Ids) -> tuple[di
         stream[name] = value if value.requires_grad else value.requires_grad_()
         return value  # what is a view of the model's tensor takes its part in the graph
 
-    with attached(model, {name: partial(keep, name) for name in names}):
+    with attached(model, {name: partial(keep, name) for name in names}, places):
         logits = model(input_ids=ids, use_cache=False).logits
     return stream, logits

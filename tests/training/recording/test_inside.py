@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import capture, hook_names
+from sublim_interp.training.recording.inside import Inside
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
@@ -75,6 +76,19 @@ def test_each_entry_has_its_own_updates(tmp_path: Path) -> None:
     assert trace.steps("hook_embed") == [0, 2, 4]
     assert trace.steps("blocks.1.ln2.hook_scale") == [0, 3]
     assert trace.steps("blocks.1.hook_resid_post") == [0, 1, 2, 4, 5], "the close looks stay as they are"
+
+
+def test_looks_in_many_shards_are_those_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hooks: dict[str, Any] = {"blocks.0.*": "every", "blocks.1.attn.hook_pattern": [1, 2, 5], "hook_embed": 2}
+    record(tmp_path / "one", hooks)
+    monkeypatch.setattr(Inside, "BYTES", 100_000)
+    record(tmp_path / "many", hooks)
+    one, many = Trace.open(tmp_path / "one"), Trace.open(tmp_path / "many")
+    count = [sum(entry["sort"].startswith("hooks") for entry in trace.shards) for trace in (one, many)]
+    assert count[0] == 3 < count[1] and not many.verify()
+    for name in one.names():
+        assert one.steps(name) == many.steps(name)
+        assert all(torch.equal(one.read(name, step), many.read(name, step)) for step in one.steps(name)), name
 
 
 def test_a_training_of_unknown_length_has_its_end_and_one_that_breaks_off_has_all_that_was_seen(tmp_path: Path) -> None:
