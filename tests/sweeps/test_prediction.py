@@ -50,7 +50,7 @@ def cases(n: int, noise: float, seed: int = 0) -> pd.DataFrame:
 def test_a_score_that_ranks_the_lifts_is_found() -> None:
     frame = cases(20, 0.5)
     table = worth_table(frame, resamples=300)
-    assert table.lines[0].startswith("Reached: imprint")
+    assert table.lines[0].startswith("Reached by its estimate: imprint")
     own = table.rows[0]
     assert own[0] == "imprint" and own[1].startswith(f"{spearmanr(frame['imprint'], frame['lift'])[0]:.2f} [")
     assert table.numbers["cases"] == "40" and table.numbers["pairs"] == "20"
@@ -88,7 +88,7 @@ def test_a_small_study_goes_from_pairs_to_a_verdict(tmp_path: Path) -> None:
     assert list(frame["student_base"]) == [pair[1] for pair in asked.pairs]
     assert frame["rate"].between(0, 1).all() and frame[list(SCORES)].notna().to_numpy().all()
     assert (artifact.path / "prediction.png").exists()
-    assert asked.table(artifact.path).lines[0].split(":")[0] in ("Reached", "Not reached")
+    assert asked.table(artifact.path).lines[0].split(":")[0] in ("Reached by its estimate", "Not reached")
     assert find_study(asked, store) == artifact
     assert not any(path.name.startswith(".") for path in artifact.path.iterdir()), "what cases are made of is removed"
 

@@ -154,7 +154,11 @@ def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) ->
         rows.append((name, _told(own), behind))
     best, missed = found[SCORE].rho, [name for name in RIVALS if name not in ahead]
     if best >= ENOUGH and not missed:
-        verdict = f"Reached: {SCORE} ranks the lifts with ρ = {best:.2f}, ahead of {', '.join(RIVALS)} by its interval."
+        told = minus(f"{_interval(best, draws[SCORE], n).low:.2f}")
+        verdict = (
+            f"Reached by its estimate: {SCORE} ranks the lifts with ρ = {best:.2f}, its interval from {told} on, ahead of "
+            f"{', '.join(RIVALS)} by theirs."
+        )
     else:
         what = [f"has ρ = {best:.2f}, where {ENOUGH} was asked"] if best < ENOUGH else []
         what += [f"is not ahead of {', '.join(missed)} by its interval"] if missed else []
@@ -165,7 +169,7 @@ def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) ->
         rows,
         [
             verdict,
-            f"{'; '.join(f'{name}: {meaning}' for name, meaning in SCORES.items())}.",
+            *(f"{name[:1].upper()}{name[1:]}: {meaning}." for name, meaning in SCORES.items()),
             "Intervals: 95 % percentile bootstrap over pairs, with all their traits.",
         ],
         {f"{name}/rho": f"{found[name].rho:.2f}" for name in SCORES} | {"pairs": f"{n}", "cases": f"{len(cases)}"},
