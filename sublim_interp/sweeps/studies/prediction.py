@@ -156,8 +156,8 @@ def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) ->
     if best >= ENOUGH and not missed:
         told = minus(f"{_interval(best, draws[SCORE], n).low:.2f}")
         verdict = (
-            f"Reached by its estimate: {SCORE} ranks the lifts with ρ = {best:.2f}, its interval from {told} on, ahead of "
-            f"{', '.join(RIVALS)} by theirs."
+            f"Reached by its estimate: {SCORE} ranks the lifts with ρ = {best:.2f}, its interval from {told} on, "
+            f"ahead of {', '.join(RIVALS)} by theirs."
         )
     else:
         what = [f"has ρ = {best:.2f}, where {ENOUGH} was asked"] if best < ENOUGH else []
