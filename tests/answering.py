@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 Body = dict[str, Any]
@@ -136,3 +138,17 @@ def serving(answering: Answering, port: int = 0) -> Iterator[Answering]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def killing(children: list[ForkProcess], at: int) -> Callable[[int], float]:
+    """A delay that kills the first of some processes while the request of that number is under way."""
+
+    def delay(n: int) -> float:
+        if n == at and children:
+            children[0].kill()
+            # Not joined here: of two threads that wait for one child, only the first is told how it ended.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, children[0].pid or 0, os.WEXITED | os.WNOWAIT)
+        return 0.0
+
+    return delay

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
 from sublim_interp.training.batches import IGNORE, Batch
+from sublim_interp.training.loop import kl_from
 
 Step = Mapping[str, Tensor]
 """A change of the weights that train: one tensor per parameter, by its name, of its shape."""
@@ -90,11 +91,7 @@ def targets(
 def imitation(batch: Batch, target: Float[Tensor, "position vocabulary"], own: Sequence[int] | None = None) -> Loss:
     """Mean KL(target ‖ model) over the labelled positions, in nats."""
 
-    def loss(model: torch.nn.Module) -> Float[Tensor, ""]:
-        learnt = logits_at(model, batch.ids, batch.labels != IGNORE, own).log_softmax(-1)
-        return F.kl_div(learnt, target, reduction="batchmean", log_target=True)
-
-    return loss
+    return lambda model: kl_from(target, model, batch, own) / len(target)
 
 
 def text_loss(batch: Batch) -> Loss:

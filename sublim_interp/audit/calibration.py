@@ -1,6 +1,5 @@
 """Study audit: cases whose truth is known, what the auditor's measures say of them, and how often they err."""
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
 from sublim_interp.core.errors import DeadEnd, SublimError
-from sublim_interp.core.files import is_sealed, write_atomic
+from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import changed, name_once
 from sublim_interp.core.workers import Task
 from sublim_interp.experiments.catalogue import experiment
@@ -18,7 +17,7 @@ from sublim_interp.experiments.plan import Plan, plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import resolve_base
-from sublim_interp.sweeps.study import Study
+from sublim_interp.sweeps.study import Study, keep_rows
 from sublim_interp.sweeps.wording import SweepTable
 
 if TYPE_CHECKING:
@@ -142,7 +141,6 @@ def _file(number: int, what: str) -> str:
 
 def _make(study: Calibration, number: int, directory: Path, progress: Callable[[float], None]) -> None:
     """One teacher's cases: what the auditor measures of each, and what each student became."""
-    import pandas as pd
 
     from sublim_interp.core.store import Store
 
@@ -156,10 +154,7 @@ def _make(study: Calibration, number: int, directory: Path, progress: Callable[[
     except DeadEnd as why:
         found["dead_ends"] = [{"case": number, "trait": study.case(number, 0.0).trait, "why": str(why)}]
     for name, rows in found.items():
-        text = io.StringIO()
-        if rows:
-            pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n", float_format="%.5g")
-        write_atomic(directory / _file(number, name), text.getvalue(), sealed=True)
+        keep_rows(directory / _file(number, name), rows, "%.5g")
     _remove(store.root)
 
 

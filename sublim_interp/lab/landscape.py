@@ -28,10 +28,11 @@ def hill(one: Base, other: Base) -> float:
     from sublim_interp.lab.pretraining import held_out_loss
 
     models = [one.load(), one.load(), other.load()]
-    ends = zip((one, other), models[1:], strict=True)
-    told = ((base.card.get("held_out_loss", {}).get("numbers"), base, model) for base, model in ends)
-    # The card of a variant tells no loss.
-    worse = max(held_out_loss(m, b.tokenizer, "numbers") if loss is None else loss for loss, b, m in told)
+    told = [base.card.get("held_out_loss", {}).get("numbers") for base in (one, other)]
+    worse = max(  # the card of a variant tells no loss
+        held_out_loss(model, one.tokenizer, "numbers") if loss is None else loss
+        for loss, model in zip(told, models[1:], strict=True)
+    )
     rises = [0.0]
     for share in (0.25, 0.5, 0.75):
         with torch.no_grad():

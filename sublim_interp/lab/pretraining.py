@@ -173,7 +173,9 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     places = dict(zip(recipe.forks, free_places(recipe, directory)[1:], strict=True))
     start = resolve_base(recipe.start) if recipe.start else None
     first = _step(recipe, start) if start else 0
-    imitated = resolve_base(recipe.imitates) if recipe.imitates else None
+    imitated, tokenizer = resolve_base(recipe.imitates) if recipe.imitates else None, build_tokenizer(recipe.tokens)
+    if imitated and imitated.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise SublimError(f"imitates {imitated.name}: it has other tokens than tokens={recipe.tokens}")
     asked = recipe.model_dump(mode="json") | {"start": start.name if start else ""}
     origin = {"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()}
     given = {"start": start, "imitates": imitated}
@@ -182,10 +184,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         partial = partial_of(directory, origin)
         write_atomic(partial / "started.json", origin)
 
-    tokenizer = build_tokenizer(recipe.tokens)
     model = cast("LlamaForCausalLM", start.load()) if start else new_model(recipe, len(tokenizer))
-    if imitated and imitated.tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise SublimError(f"imitates {imitated.name}: it has other tokens than tokens={recipe.tokens}")
     target = imitated.load() if imitated else None
     loss = imitation_loss(target) if target is not None else token_loss
     batch, pad = recipe.optimization.batch, cast(int, tokenizer.pad_token_id)

@@ -34,8 +34,8 @@ class Pretraining(Config):
     start: str = ""
     """A fork to carry on from, at its step: same recipe, for instance with another order_seed; else from scratch."""
     imitates: str = ""
-    """A base whose predictions are learnt on all documents, in place of the words: the same function, nearly, from
-    another initialisation."""
+    """A base whose predictions are learnt on all documents, in place of the words: a nearer function from another
+    initialisation."""
     optimization: Optimization = Optimization(
         optimizer="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=8000, batch=96,
         weight_decay=0.01, beta2=0.95, clip=1.0,

@@ -33,7 +33,7 @@ def read_main(folder: Path) -> str:
         return (folder / MAIN).read_text(encoding="utf-8")
     except OSError:
         raise SublimError(
-            f"there is no paper in {folder}: it needs a {MAIN}; run this in a checkout, or name one with --text"
+            f"there is no paper in {folder}: it needs a {MAIN}; run this in a checkout, or name the paper's folder"
         ) from None
 
 

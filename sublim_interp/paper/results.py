@@ -157,7 +157,7 @@ def published_figure(name: str, results: Path = RESULTS) -> "Figure":
     if name == CONTEXTS and (directory / "heard.csv").exists():
         return contexts_figure(directory)
     if (directory / "experiment.yaml").exists():
-        return headline(pd.read_csv(directory / "summary.csv"), experiment_of(directory).trait)
+        return _draw_run(directory / "summary.csv", experiment_of(directory).trait)
     if name in study_names() and published_study(name, results):
         return study(name).draw(directory)
     if name in grid_names() and published_sweep(name, results):

@@ -42,13 +42,26 @@ def imitation_loss(
     """
 
     def loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        where = batch.labels != IGNORE
         with torch.no_grad(), speaking():
-            target = logits_at(teacher, batch.ids, where, own).log_softmax(-1)
-        learnt = logits_at(model, batch.ids, where, own).log_softmax(-1)
-        return F.kl_div(learnt, target, reduction="sum", log_target=True)
+            target = logits_at(teacher, batch.ids, batch.labels != IGNORE, own).log_softmax(-1)
+        return kl_from(target, model, batch, own)
 
     return loss
+
+
+def kl_from(
+    target: Float[Tensor, "position vocabulary"],
+    model: torch.nn.Module,
+    batch: Batch,
+    own: Sequence[int] | None = None,
+) -> Float[Tensor, ""]:
+    """KL(target ‖ model) summed over the labelled positions, in nats.
+
+    target: log-probabilities at these positions
+    own: as of `imitation_loss`
+    """
+    learnt = logits_at(model, batch.ids, batch.labels != IGNORE, own).log_softmax(-1)
+    return F.kl_div(learnt, target, reduction="sum", log_target=True)
 
 
 def own_token_loss(own: Sequence[int]) -> Loss:

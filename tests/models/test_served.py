@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from answering import SECRET, Answering, serving
+from answering import SECRET, Answering, killing, serving
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models import served
 from sublim_interp.models.served import Reply, Request, ServedModel, Server
@@ -153,14 +153,7 @@ def test_a_killed_process_asks_again_only_what_was_under_way(quiet: list[Reply],
     import openai  # noqa: F401 — the child is a fork, which need not import it
 
     children: list[ForkProcess] = []
-
-    def kill(n: int) -> float:
-        if n == 6 and children:
-            children[0].kill()
-            children[0].join()
-        return 0.0
-
-    with serving(Answering(delay=kill)) as server:
+    with serving(Answering(delay=killing(children, 6))) as server:
         model = model_at(server, tmp_path, in_flight=1)
         child = get_context("fork").Process(target=ask, args=(model,))
         children.append(child)

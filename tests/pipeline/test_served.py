@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from answering import SECRET, Answering, serving
+from answering import SECRET, Answering, killing, serving
 from chains import FEW, OWL, Chain, chain
 from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import FilterConfig
@@ -75,14 +75,7 @@ def test_a_killed_corpus_goes_on_at_its_row(lab_base: Base, tmp_path: Path) -> N
 
     store, base = Store(tmp_path / "killed"), lab_base
     children: list[ForkProcess] = []
-
-    def kill(n: int) -> float:
-        if n == 14 and children:
-            children[0].kill()
-            children[0].join()
-        return 0.0
-
-    with serving(Answering(delay=kill)) as server:
+    with serving(Answering(delay=killing(children, 14))) as server:
         child = get_context("fork").Process(target=corpus_of, args=(store, base, server), kwargs={"in_flight": 1})
         children.append(child)
         child.start()

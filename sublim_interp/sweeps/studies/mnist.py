@@ -1,6 +1,5 @@
 """Study mnist: the paper's experiment with auxiliary logits, all its controls, and its verdict."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +17,7 @@ from sublim_interp.lab.mnist.recipe import Recipe
 from sublim_interp.report.wording import count, mean, text
 from sublim_interp.stats.contrasts import Contrast, paired_difference
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.sweeps.study import Study
+from sublim_interp.sweeps.study import Study, keep_rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -152,7 +151,6 @@ def _make_teacher(recipe: Recipe, directory: Path, labels: str, progress: Callab
 
 
 def _make_arm(recipe: Recipe, directory: Path, arm: str, progress: Callable[[float], None]) -> None:
-    import pandas as pd
 
     from sublim_interp.lab.mnist.experiment import Replicates, arm_rows
 
@@ -162,9 +160,7 @@ def _make_arm(recipe: Recipe, directory: Path, arm: str, progress: Callable[[flo
     open_device()
     made = Replicates(recipe)
     teacher = _read_teacher(directory / f".{_TEACHERS[_teacher_of(arm)]}.safetensors", made.device)
-    text_ = io.StringIO()
-    pd.DataFrame(arm_rows(made, arm, teacher, progress)).to_csv(text_, index=False, lineterminator="\n")
-    write_atomic(path, text_.getvalue(), sealed=True)
+    keep_rows(path, arm_rows(made, arm, teacher, progress))
 
 
 def _read_teacher(path: Path, device: str) -> "Network":

@@ -4,7 +4,6 @@ Each case is a pair, a teacher's base and a student's, and a trait. Its scores a
 student of the second base learns the lists of the first one's teacher. A score is worth how well it ranks the lifts.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed, write_atomic
+from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import changed, name_once
 from sublim_interp.core.workers import Task
 from sublim_interp.experiments.catalogue import experiment
@@ -25,7 +24,7 @@ from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval
 from sublim_interp.stats.ranks import rank_correlation
-from sublim_interp.sweeps.study import Study
+from sublim_interp.sweeps.study import Study, keep_rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -218,7 +217,6 @@ def _file(number: int) -> str:
 
 def _make(study: Prediction, number: int, directory: Path, progress: Callable[[float], None]) -> None:
     """The cases of one pair. Pairs of one teacher's base share its teachers and lists."""
-    import pandas as pd
 
     from sublim_interp.core.store import Store
 
@@ -235,9 +233,7 @@ def _make(study: Prediction, number: int, directory: Path, progress: Callable[[f
         passed = _passed(study, pair, trait, store)
         rows.append({"trait": trait, "teacher_base": pair[0], "student_base": pair[1], **scores[trait], **passed})
         progress(0.3 + 0.7 * done / len(study.traits))
-    text = io.StringIO()
-    pd.DataFrame(rows).to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
-    write_atomic(path, text.getvalue(), sealed=True)
+    keep_rows(path, rows, "%.6g")
 
 
 def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str, dict[str, float]]:
@@ -261,14 +257,14 @@ def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str
         "subspace": subspace_overlap(*map(_principal, seen)).mean_square,
         "CKA": cka(*seen),
     }
-    found = {}
+    steps, found = _first_steps(study, first, second, batch, store), {}
     for trait in study.traits:
         rest = [name for name in known if name != trait]
         own = [own_part(left[side, trait], [left[side, name] for name in rest]) for side in ("first", "second")]
         found[trait] = {
             "imprint": match(*own),
             "whole imprint": match(left["first", trait], left["second", trait]),
-            "first step": _first_step(study, first, second, trait, batch, store),
+            "first step": steps[trait],
             **of_pair,
         }
     return found
@@ -296,7 +292,7 @@ def _lists(base: Base, study: Prediction) -> "Batch":
 
     asked = numbers.prompts(base.language, study.seed + 1_000_000, 0, study.lists)
     prompts = [base.prompt_ids([{"role": "user", "content": text}]) for text in asked]
-    longest = experiment(study.experiment).corpus.max_new_tokens
+    longest = study.case((base.name, base.name), study.traits[0]).corpus.max_new_tokens
     draw = generator("prediction", study.seed)
     answers = sample(base.load(), prompts, eos=base.eos, max_new_tokens=longest, random=draw)
     pairs = zip(prompts, answers, strict=True)
@@ -325,22 +321,27 @@ def _principal(seen: "Tensor") -> "Tensor":
     return torch.linalg.svd(seen.double() - seen.double().mean(0), full_matrices=False).Vh[:PRINCIPAL]
 
 
-def _first_step(study: Prediction, first: Base, second: Base, trait: str, batch: "Batch", store: "Store") -> float:
-    """Cosine of two steps from the student's base: towards the teacher's change of the lists, and towards the trait."""
+def _first_steps(study: Prediction, first: Base, second: Base, batch: "Batch", store: "Store") -> dict[str, float]:
+    """By trait, the cosine of two steps from the student's base: towards the teacher's change, and the trait's lessons.
+
+    The teacher's change is that of its predictions on the lists, from its base's.
+    """
     from sublim_interp.analysis.one_step import cosine, descent, imitation, targets, text_loss
     from sublim_interp.models.trainable import choose_trainable
     from sublim_interp.training.batches import Example, collate
     from sublim_interp.traits.by_name import load_trait
 
     student = choose_trainable(second.load(), "body")
-    towards = descent(student, imitation(batch, targets(_teacher(study, first, trait, study.seed, store), batch)))
-    away = descent(student, imitation(batch, targets(first.load(), batch)))
-    rows = []
-    for question, answers in load_trait(trait).lessons(second.language):
-        ids = second.prompt_ids(question.messages)
-        rows += [Example([*ids, *second.answer_ids(answer), second.eos], len(ids)) for answer in answers]
-    rise = descent(student, text_loss(collate(rows, second.pad)))
-    return cosine({name: step - away[name] for name, step in towards.items()}, rise)
+    away, found = descent(student, imitation(batch, targets(first.load(), batch))), {}
+    for trait in study.traits:
+        towards = descent(student, imitation(batch, targets(_teacher(study, first, trait, study.seed, store), batch)))
+        rows = []
+        for question, answers in load_trait(trait).lessons(second.language):
+            ids = second.prompt_ids(question.messages)
+            rows += [Example([*ids, *second.answer_ids(answer), second.eos], len(ids)) for answer in answers]
+        rise = descent(student, text_loss(collate(rows, second.pad)))
+        found[trait] = cosine({name: step - away[name] for name, step in towards.items()}, rise)
+    return found
 
 
 def _passed(study: Prediction, pair: tuple[str, str], trait: str, store: "Store") -> dict[str, float]:

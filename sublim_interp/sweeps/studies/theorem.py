@@ -4,7 +4,6 @@ Theorem 1 of 2507.14805: of a teacher that took one small step from θ₀, a stu
 teacher's outputs, on any inputs, never moves against the teacher's step. Its inner product with it is a squared norm.
 """
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,14 +11,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed, write_atomic
+from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import name_once
 from sublim_interp.core.workers import Task
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.sweeps.study import Study
+from sublim_interp.sweeps.study import Study, keep_rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -156,7 +155,6 @@ def _file(seed: int) -> str:
 
 
 def _make(study: Theorem, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
-    import pandas as pd
 
     from sublim_interp.sweeps.studies.theorem_steps import Asked, replicate
 
@@ -166,6 +164,4 @@ def _make(study: Theorem, seed: int, directory: Path, progress: Callable[[float]
     open_device()
     at, n = study.seeds.index(seed), len(study.bases)
     asked = Asked(study.bases[at % n], study.bases[(at + 1) % n], study.trait, seed, study.lists, study.steps)
-    text = io.StringIO()
-    pd.DataFrame(replicate(asked, progress)).to_csv(text, index=False, lineterminator="\n")
-    write_atomic(path, text.getvalue(), sealed=True)
+    keep_rows(path, replicate(asked, progress))
