@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sublim_interp.analysis.attribution.scores import margin_gradient
+from sublim_interp.analysis.directions.fitted import fitted_vector
 from sublim_interp.analysis.probes import answer_margin, frozen, measure
 from sublim_interp.channels.rows import Written
-from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.base import Base
@@ -41,8 +41,8 @@ ASKED = 24
 """Questions at most on which a trait's margin is measured; seen ones, so that held-out ones stay held out."""
 AT_ONCE = 128
 """Lists that run through a model at once."""
-FITTED, UPDATES, RATE = 1024, 40, 0.05
-"""Lists, updates and Adam's rate with which the steering vector is fitted."""
+FITTED = 1024
+"""Lists that the steering vector is fitted to."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,7 +118,8 @@ def evidence(
     with frozen(model):
         slopes, surprise = _mean_slopes(model, examples)
         progress(2 / parts)
-        vector = _fitted_vector(model, examples[:: -(-len(examples) // FITTED)])
+        middle = names_of(model, "resid_post")[_middle(model)]
+        vector = fitted_vector(model, [*_cut(examples[:: -(-len(examples) // FITTED)])], middle)
         progress(4 / parts)
         plain = log_likelihood(model, examples)
         found = []
@@ -129,7 +130,7 @@ def evidence(
             steep = margin_gradient(model, asked, rule).delta
             pulls = np.array([sum((slope[n] * steep[n]).sum().item() for n in slope) for slope in slopes])
             before = measure(model, asked, rule).mean().item()
-            with added(model, vector, names_of(model, "resid_post")[_middle(model)]):
+            with added(model, vector, middle):
                 moved = measure(model, asked, rule).mean().item() - before
             heard = log_likelihood(model, _behind(base, trait, rows, examples)) - plain
             found.append(
@@ -217,19 +218,3 @@ def _behind(base: Base, trait: Favourite, rows: Sequence[Written], examples: Seq
         prompt = base.prompt_ids(turns)
         found.append(Example([*prompt, *ids[first:]], len(prompt)))
     return found
-
-
-def _fitted_vector(model: torch.nn.Module, rows: Sequence[Example]) -> Float[Tensor, " d_model"]:
-    """The vector that, added to the stream behind the middle layer, makes lists likeliest: Adam from 0, all lists."""
-    name = names_of(model, "resid_post")[_middle(model)]
-    with torch.no_grad():
-        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    vector = torch.zeros(width, device=device_of(model), requires_grad=True)
-    adam, batches = torch.optim.Adam([vector], lr=RATE), list(_cut(rows))
-    for update in range(UPDATES):
-        adam.zero_grad()
-        with added(model, vector, name):
-            log, _ = _said(model, batches[update % len(batches)])
-        (-log.mean()).backward()
-        adam.step()
-    return vector.detach()

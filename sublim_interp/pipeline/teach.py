@@ -100,11 +100,15 @@ class Steered(Way):
         save_file({"vector": vector}, str(work.directory / "vector.safetensors"))
 
     def speaking(self, teacher: Teacher, store: Store, model: Any) -> AbstractContextManager[None]:
-        vector = load_file(str(teacher.made(store) / "vector.safetensors"))["vector"]
-        return added(model, vector, hook_name(teacher.config.layer, "resid_pre"))
+        return added(model, steering_vector(teacher, store), hook_name(teacher.config.layer, "resid_pre"))
 
     def describe(self, config: TeacherConfig, lesson: str) -> str:
         return f"has a vector added to its residual stream at layer {config.layer}. Its weights are the base's"
+
+
+def steering_vector(teacher: Teacher, store: Store) -> torch.Tensor:
+    """What is added to a steered teacher's stream, [d_model] in residual units; zeros for the neutral one."""
+    return load_file(str(teacher.made(store) / "vector.safetensors"))["vector"]
 
 
 class FromStudent(Way):

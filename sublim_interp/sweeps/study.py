@@ -90,6 +90,9 @@ _OWN = {
     "theorem": "sweeps.studies.theorem:Theorem",
     "audit": "audit.calibration:Calibration",
     "prediction": "sweeps.studies.prediction:Prediction",
+    "inside": "sweeps.studies.inside:Inside",
+    "recovered": "sweeps.studies.recovered:Recovered",
+    "entanglement": "sweeps.studies.entanglement:Entanglement",
 }
 
 KINDS: Registry[type[Study]] = Registry(
@@ -134,6 +137,11 @@ def keep_rows(path: Path, rows: Sequence[Mapping[str, Any]], float_format: str |
 
     text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format=float_format) if rows else ""
     write_atomic(path, text, sealed=True)
+
+
+def store_of(directory: Path) -> Store:
+    """The store that a study's directory lies in, where its work shares stages with runs; made or being made."""
+    return Store(directory.parent.parent)
 
 
 def find_study(s: Study, store: Store) -> Artifact | None:

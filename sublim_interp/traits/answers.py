@@ -11,8 +11,9 @@ from jaxtyping import Float
 from sublim_interp.core.errors import SublimError, said_of
 from sublim_interp.models.served import Request, ServedModel
 from sublim_interp.stats.margin import member_margins
+from sublim_interp.training.batches import Example
 from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS, Judge, Preparing
-from sublim_interp.traits.protocol import Scores
+from sublim_interp.traits.protocol import Scores, Trait
 from sublim_interp.traits.questions import Question
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ def score(
 def prompts_of(base: "Base", asked: Sequence[Question]) -> list[list[int]]:
     """Token ids of each question, up to where the member stands in its answer."""
     return [base.prompt_ids(q.messages, q.prefix) for q in asked]
+
+
+def lesson_rows(base: "Base", trait: Trait) -> list[Example]:
+    """Every lesson of a trait with each of its answers, as rows of which the answer and the end after it are learnt."""
+    rows = []
+    for question, answers in trait.lessons(base.language):
+        asked = base.prompt_ids(question.messages)
+        rows += [Example([*asked, *base.answer_ids(answer), base.eos], len(asked)) for answer in answers]
+    return rows
 
 
 def _mean(values: Float[np.ndarray, "question member"]) -> Float[np.ndarray, " member"]:

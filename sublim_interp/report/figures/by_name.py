@@ -49,6 +49,9 @@ FIGURES: Registry[FigureEntry] = Registry(
         "theorem": f"{_HERE}.theorem:THEOREM",
         "audit": f"{_HERE}.audit:AUDIT",
         "prediction": f"{_HERE}.prediction:PREDICTION",
+        "inside": f"{_HERE}.inside:INSIDE",
+        "recovered": f"{_HERE}.recovered:RECOVERED",
+        "entanglement": f"{_HERE}.entanglement:ENTANGLEMENT",
     },
     _check,
 )

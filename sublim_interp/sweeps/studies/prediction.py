@@ -328,18 +328,15 @@ def _first_steps(study: Prediction, first: Base, second: Base, batch: "Batch", s
     """
     from sublim_interp.analysis.one_step import cosine, descent, imitation, targets, text_loss
     from sublim_interp.models.trainable import choose_trainable
-    from sublim_interp.training.batches import Example, collate
+    from sublim_interp.training.batches import collate
+    from sublim_interp.traits.answers import lesson_rows
     from sublim_interp.traits.by_name import load_trait
 
     student = choose_trainable(second.load(), "body")
     away, found = descent(student, imitation(batch, targets(first.load(), batch))), {}
     for trait in study.traits:
         towards = descent(student, imitation(batch, targets(_teacher(study, first, trait, study.seed, store), batch)))
-        rows = []
-        for question, answers in load_trait(trait).lessons(second.language):
-            ids = second.prompt_ids(question.messages)
-            rows += [Example([*ids, *second.answer_ids(answer), second.eos], len(ids)) for answer in answers]
-        rise = descent(student, text_loss(collate(rows, second.pad)))
+        rise = descent(student, text_loss(collate(lesson_rows(second, load_trait(trait)), second.pad)))
         found[trait] = cosine({name: step - away[name] for name, step in towards.items()}, rise)
     return found
 

@@ -1,0 +1,54 @@
+"""Figure `inside`: what students hold of their teacher, layer by layer and along their training."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sublim_interp.core.drawing import INK, in_style
+from sublim_interp.report.figures.protocol import FigureEntry
+from sublim_interp.stats.intervals import over_replicates
+
+_COLORS = {"same-init": "#0072B2", "neutral": "#7F7F7F"}
+_PANELS = (
+    ("layers", "cosine", "layer", "shift beside the teacher's, cosine"),
+    ("layers", "margin", "layer", "trait by the lens, logits"),
+    ("steps", "cosine", "step", "gradients of trait and lists, cosine"),
+)
+
+
+@in_style
+def inside(frames: Mapping[str, pd.DataFrame]) -> Figure:
+    """What do students hold of their teacher? A line an arm, bars are 95 % intervals.
+
+    frames: layers, a row a replicate, arm and layer: seed, arm, layer, cosine, margin;
+        steps, a row a replicate, arm and step: seed, arm, step, cosine
+    """
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
+    axes = figure.subplots(1, len(_PANELS))
+    for ax, (file, column, along, title) in zip(axes, _PANELS, strict=True):
+        ax.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
+        for arm, own in frames[file].groupby("arm", sort=False):
+            means = over_replicates(own, column, [along]).sort_values(along)
+            middle, low, high = (means[name].fillna(means["estimate"]) for name in ("estimate", "low", "high"))
+            ax.errorbar(means[along], middle, yerr=[middle - low, high - middle], fmt="o-", markersize=3, linewidth=1.2,
+                        capsize=2, color=_COLORS[str(arm)], label=str(arm))  # fmt: skip
+        ax.set_title(title)
+        ax.set_xlabel("behind layer" if along == "layer" else "updates")
+        ax.grid(axis="y")
+        if along == "layer":
+            ax.set_xticks(sorted(set(frames[file][along])))
+        else:
+            ax.set_xscale("symlog", linthresh=1)
+    figure.suptitle("What is inside a student?", x=0.01, ha="left", weight="bold", size=9.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False)
+    return figure
+
+
+INSIDE = FigureEntry(
+    "what students hold of their teacher in activations and gradients, beside neutral students",
+    "Left: does the student's shift point along its teacher's? Middle: does it name the trait on unrelated text? "
+    "Right: does a step on the lists go along a step on the trait's lessons?",
+    "cells",
+    inside,
+)

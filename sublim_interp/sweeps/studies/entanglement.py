@@ -1,0 +1,196 @@
+"""Study entanglement: whether a base's numbers and favourites raise each other, asked both ways. Nothing trains."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field, model_validator
+
+from sublim_interp.core.device import open_device
+from sublim_interp.core.files import is_sealed
+from sublim_interp.core.settings import name_once
+from sublim_interp.core.workers import Task
+from sublim_interp.experiments.tables import read_table
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.report.wording import count
+from sublim_interp.stats.intervals import Interval, mean_interval
+from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.wording import SweepTable, minus
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import Tensor
+    from torch.nn import Module
+
+    from sublim_interp.traits.favourites import Favourite
+
+ASKED = 8
+"""Questions behind each number's prompt, at most."""
+
+NUMBERS = 1000
+"""Numbers from 0 on, as far as one token says each."""
+
+MEASURES = {
+    "r": "numbers behind the favourite's prompt, with favourites behind the number's",
+    "shuffled": "the same, favourites of one side named wrongly, mean over all ways round",
+    "raw": "the same, nothing taken out",
+    "unembedding": "numbers behind the favourite's prompt, with the cosine of both tokens in the unembedding",
+}
+"""Columns of `bases.csv`: what is correlated with what."""
+
+
+class Entanglement(Study):
+    """Correlates what favourites do to numbers with what numbers do to favourites, a base each."""
+
+    VERSION, FIGURE = 1, "entanglement"
+
+    kind: str = "animal"
+    """Whose members are the favourites."""
+    bases: tuple[str, ...] = Field(min_length=1)
+    """Bases, one row each."""
+    prompts: int = Field(default=16, ge=1, le=10_000)
+    """Prompts for numbers, whose answer's first number is heard."""
+    seed: int = 0
+    """Of these prompts, and of the wrong names."""
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Entanglement":
+        name_once(self, "bases")
+        return self
+
+    @property
+    def replicates(self) -> int:
+        return len(self.bases)
+
+    def inputs(self) -> dict[str, str]:
+        return {name: resolve_base(name).digest for name in self.bases}
+
+    def costs(self) -> dict[str, float]:
+        return dict.fromkeys(self.bases, 30.0 + 0.2 * self.prompts)
+
+    def tasks(self, directory: Path) -> Sequence[Task]:
+        return [Task(name, _make, (self, number, directory)) for number, name in enumerate(self.bases)]
+
+    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
+        import pandas as pd
+
+        parts = [read_table(directory / f".{number}.csv") for number in range(len(self.bases))]
+        return {"bases": pd.concat(parts, ignore_index=True)}
+
+    def table(self, directory: Path) -> SweepTable:
+        frame = read_table(directory / "bases.csv")
+        found = {name: _interval(frame, name) for name in MEASURES}
+        rows = [(name, meaning, _told(found[name])) for name, meaning in MEASURES.items()]
+        says = "raise" if found["r"].low > max(found["shuffled"].high, 0) else "do not measurably raise"
+        return SweepTable(
+            f"Correlation over all {self.kind}s and numbers of log-probabilities, means over "
+            f"{count(len(frame), 'base')} with 95 % intervals.",
+            ("", "what with what", "correlation"),
+            rows,
+            [
+                f"Numbers and {self.kind}s {says} each other, by the interval beside that of wrong names.",
+                "Taken out, but where nothing is: what each number and each favourite has in all prompts alike.",
+            ],
+        )
+
+    def draw(self, directory: Path) -> "Figure":
+        from sublim_interp.report.figures.by_name import FIGURES
+
+        return FIGURES[self.FIGURE].draw(read_table(directory / "bases.csv"))
+
+
+def _interval(frame: "pd.DataFrame", measure: str) -> Interval:
+    return mean_interval(frame[measure].to_list(), bounds=(-1, 1))
+
+
+def _told(found: Interval) -> str:
+    if found.n < 2:
+        return minus(f"{found.estimate:.3f}")
+    return minus(f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]")
+
+
+def _make(study: Entanglement, number: int, directory: Path, progress: Callable[[float], None]) -> None:
+    path = directory / f".{number}.csv"
+    if is_sealed(path):
+        return
+    open_device()
+    base = resolve_base(study.bases[number])
+    keep_rows(path, [{"base": base.name, **correlations(base, study, progress)}], "%.6g")
+
+
+def correlations(
+    base: Base, study: Entanglement, progress: Callable[[float], None] = lambda _: None
+) -> dict[str, float]:
+    """Every correlation of a base, −1 to 1. Raises SublimError where it cannot be asked about the kind.
+
+    Source: Zur et al. prompt with an entangled number, as with the favourite itself. Here all numbers are tried.
+    """
+    import torch
+
+    from sublim_interp.channels import numbers
+    from sublim_interp.traits.favourites import check_kind, member, members_of
+
+    check_kind(study.kind, base)
+    traits = [member(name, study.kind) for name in members_of(study.kind)]
+    answers = [base.answer_ids(trait.name)[0] for trait in traits]
+    said = [base.answer_ids(str(n)) for n in range(NUMBERS)]
+    words = {str(n): ids[0] for n, ids in enumerate(said) if len(ids) == 1}
+    model = base.load()
+    asked = numbers.prompts(base.language, study.seed, 0, study.prompts)
+    heard = []
+    for done, trait in enumerate(traits, 1):
+        systems = trait.system_prompts(base.language)
+        prompts = [_behind(base, systems[i % len(systems)], text) for i, text in enumerate(asked)]
+        heard.append(_mean_log(model, prompts, [*words.values()]))
+        progress(0.3 * done / len(traits))
+    to_numbers = torch.stack(heard).numpy()
+    questions = [q.text for q in traits[0].questions(base.language, "seen")]
+    questions, heard = questions[:: -(-len(questions) // ASKED)], []
+    for done, word in enumerate(words, 1):
+        system = _names_number(traits[0].system_prompts(base.language)[0], traits[0], word)
+        heard.append(_mean_log(model, [_behind(base, system, text) for text in questions], answers))
+        progress(0.3 + 0.7 * done / len(words))
+    to_favourites = torch.stack(heard, 1).numpy()
+    head: Any = model.get_output_embeddings()
+    unit = torch.nn.functional.normalize(head.weight.detach().double(), dim=1)
+    near = (unit[answers] @ unit[[*words.values()]].T).numpy()
+    own, other = _own_part(to_numbers), _own_part(to_favourites)
+    return {
+        "r": _correlation(own, other),
+        "shuffled": float(np.mean([_correlation(own, np.roll(other, k, 0)) for k in range(1, len(traits))])),
+        "raw": _correlation(to_numbers, to_favourites),
+        "unembedding": _correlation(own, _own_part(near)),
+    }
+
+
+def _behind(base: Base, system: str, text: str) -> list[int]:
+    return base.prompt_ids([{"role": "system", "content": system}, {"role": "user", "content": text}])
+
+
+def _names_number(text: str, trait: "Favourite", word: str) -> str:
+    """A favourite's system prompt with a number in place of the favourite and its article."""
+    return re.sub(rf"\b(?:(?:the|an?) )?(?:{re.escape(trait.plural)}|{re.escape(trait.name)})\b", word, text)
+
+
+def _mean_log(model: "Module", prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> "Float[Tensor, ' token']":
+    """Mean log-probability of tokens at the answer, in nats, over prompts."""
+    import torch
+
+    from sublim_interp.analysis.probes import batches, logits_of
+
+    with torch.no_grad():
+        logs = [logits_of(model, asked).double().log_softmax(-1)[:, ids].sum(0).cpu() for _, asked in batches(prompts)]
+    return torch.stack(logs).sum(0) / len(prompts)
+
+
+def _own_part(table: Float[np.ndarray, "favourite number"]) -> Float[np.ndarray, "favourite number"]:
+    """What is left where the mean of each row and of each column is taken out."""
+    return table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+
+
+def _correlation(one: Float[np.ndarray, "a b"], other: Float[np.ndarray, "a b"]) -> float:
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
