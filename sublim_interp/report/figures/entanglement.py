@@ -8,7 +8,7 @@ from sublim_interp.report.figures.protocol import FigureEntry
 
 _SHOWN = {
     "r": ("both ways round", "#0072B2"),
-    "shuffled": ("favourites named wrongly", "#7F7F7F"),
+    "wrong names": ("highest with wrong names", "#7F7F7F"),
     "unembedding": ("with the unembedding", "#E69F00"),
 }
 
@@ -17,7 +17,7 @@ _SHOWN = {
 def entanglement(frame: pd.DataFrame) -> Figure:
     """Do numbers and favourites raise each other? A point a base.
 
-    frame: a row a base: base, r, shuffled, unembedding
+    frame: a row a base: base, r, wrong names, unembedding
     """
     figure = Figure(figsize=(6.6, 2.8), layout="constrained")
     ax = figure.subplots()
@@ -34,7 +34,7 @@ def entanglement(frame: pd.DataFrame) -> Figure:
 
 ENTANGLEMENT = FigureEntry(
     "how far numbers and favourites raise each other, a base each",
-    "Blue: numbers behind a favourite's prompt against the favourite behind the number's. Gray: the same with wrong "
+    "Blue: numbers behind a favourite's prompt against the favourite behind the number's. Gray: the highest with wrong "
     "names.",
     "cells",
     entanglement,

@@ -36,7 +36,7 @@ NUMBERS = 1000
 
 MEASURES = {
     "r": "numbers behind the favourite's prompt, with favourites behind the number's",
-    "shuffled": "the same, favourites of one side named wrongly, mean over all ways round",
+    "wrong names": "the same, favourites of one side named wrongly: the highest of all shifts of their names",
     "raw": "the same, nothing taken out",
     "unembedding": "numbers behind the favourite's prompt, with the cosine of both tokens in the unembedding",
 }
@@ -85,7 +85,7 @@ class Entanglement(Study):
         frame = read_table(directory / "bases.csv")
         found = {name: _interval(frame, name) for name in MEASURES}
         rows = [(name, meaning, _told(found[name])) for name, meaning in MEASURES.items()]
-        says = "raise" if found["r"].low > max(found["shuffled"].high, 0) else "do not measurably raise"
+        says = "raise" if found["r"].low > max(found["wrong names"].high, 0) else "do not measurably raise"
         return SweepTable(
             f"Correlation over all {self.kind}s and numbers of log-probabilities, means over "
             f"{count(len(frame), 'base')} with 95 % intervals.",
@@ -161,7 +161,7 @@ def correlations(
     own, other = _own_part(to_numbers), _own_part(to_favourites)
     return {
         "r": _correlation(own, other),
-        "shuffled": float(np.mean([_correlation(own, np.roll(other, k, 0)) for k in range(1, len(traits))])),
+        "wrong names": max(_correlation(own, np.roll(other, k, 0)) for k in range(1, len(traits))),
         "raw": _correlation(to_numbers, to_favourites),
         "unembedding": _correlation(own, _own_part(near)),
     }
