@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 # Python compiles what is imported; most of what is installed never is, and compiling it all took 50 seconds.
 INSTALL = $(BIN)/python -m pip install --no-compile $(PIP_ARGS) --constraint constraints.txt --editable
 
+# Where this is set, every process compiles PyTorch and the like anew, which takes 8 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz zoo slurm lab notebooks clean
+.PHONY: help demo test types lint contracts site fuzz zoo slurm lab notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,11 +21,20 @@ demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 	$(BIN)/sublim run demo
 
 test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
-	$(BIN)/ruff check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	$(MAKE) -j 2 types lint contracts site
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+types: $(VENV)/test.stamp
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+
+contracts: $(VENV)/test.stamp
+	$(BIN)/lint-imports
+
+site: $(VENV)/test.stamp
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 fuzz: $(VENV)/test.stamp ## ten minutes of the fuzzer, for nightly runs
 	SUBLIM_FUZZ=40 $(BIN)/python -m pytest -s --show-capture=no tests/fuzz
