@@ -174,10 +174,7 @@ class ModelDiff(Shown):
             return part_bars({name: found.parts for name, found in self.each.items()}, self.unit, metric=self.metric)
         if what != "directions":
             raise SublimError(f"plot of a diff: no '{what}'; {meant(what, ('parts', 'directions'))}")
-        ways = {
-            name: found.directions.assign(part=self._titles(found.directions), weights=found.directions["effect"])
-            for name, found in self.each.items()
-        }
+        ways = {name: found.directions.assign(part=self._titles(found.directions)) for name, found in self.each.items()}
         title = "What the shift along each direction alone does to the base"
         return part_bars(ways, self.unit, title, self.metric)
 
