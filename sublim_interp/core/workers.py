@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,22 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
+@contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Inside the block new processes do not run the caller's script again: no task is defined there.
+
+    So a script needs no guard around its own work.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: vars(main)[name] for name in ("__spec__", "__file__") if name in vars(main)}
+    vars(main).update(__spec__=None, __file__=None)
+    try:
+        yield
+    finally:
+        del main.__spec__, main.__file__
+        vars(main).update(kept)
+
+
 def _work(task: Task) -> None:
     last = 0.0
 
@@ -117,7 +134,8 @@ def run_tasks(
                 if len(running) >= processes:
                     break
                 if all(need in done or (need not in waiting and need not in _names(running)) for need in task.needs):
-                    running[pool.submit(_work, waiting.pop(name))] = task
+                    with _main_left_out():
+                        running[pool.submit(_work, waiting.pop(name))] = task
             finished, _ = wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED)
             _drain(events, done, watch)
             for future in finished:
@@ -133,8 +151,7 @@ def run_tasks(
                     watch(name, 1.0)
     except BrokenProcessPool:
         raise SublimError(
-            "a worker process died, most likely for lack of memory: run again, or use --processes 1; a script must "
-            'begin its work under if __name__ == "__main__"'
+            "a worker process died, most likely for lack of memory: run again, or use --processes 1"
         ) from None
     finally:
         own = list((pool._processes or {}).values())  # its caller may have other children, or another pool

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -72,6 +73,8 @@ class Architecture:
     """The layer writes into what the MLP gives."""
     grows: bool = True
     """A layer takes a wider batch than the layer before it, so that the cells of a patching grid share a forward."""
+    packs: bool = True
+    """A mask and positions that are given say all of what a token sees, so that several texts share a row."""
     only: Mapping[str, Any] = field(default_factory=dict)
     """What the configuration must say for this row to hold; where it says otherwise, the type is as without a row."""
 
@@ -222,7 +225,8 @@ ARCHITECTURES: Registry[Architecture] = Registry(
         "gptj": _GPTJ,
         "codegen": replace(_GPTJ, **_fused("")),  # its order is of four parts
         "gpt_neo": replace(
-            _GPT2, attention="attn.attention", output_map="attn.attention.out_proj", **_apart("attn.attention")
+            _GPT2, attention="attn.attention", output_map="attn.attention.out_proj", packs=False,
+            **_apart("attn.attention"),
         ),
         "gpt_bigcode": replace(_GPT2, grows=False, **_fused("")),  # whose order depends on the configuration
         "falcon": _FALCON,
@@ -255,12 +259,23 @@ def architecture_of(model: torch.nn.Module) -> Architecture | None:
     return row if all(getattr(config, name, value) == value for name, value in row.only.items()) else None
 
 
+_PATHS: "WeakKeyDictionary[torch.nn.Module, str]" = WeakKeyDictionary()
+"""Where each model's list of layers was found: to search all modules takes longer than a small model's layer."""
+
+
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The list of decoder layers, whatever the architecture calls it. Raises SublimError where there is none."""
     depth = getattr(text_config(model), "num_hidden_layers", 0)
+    with suppress(KeyError, AttributeError):
+        module = model.get_submodule(_PATHS[model])
+        if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            return module
     reads = getattr(model, "get_decoder", lambda: model)()  # beside it another part may have as many layers
     for module in chain(reads.modules(), model.modules()):
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth:
+            paths = (path for path, other in model.named_modules() if other is module)
+            if path := next(paths, ""):
+                _PATHS[model] = path
             return module
     raise SublimError(f"{type(model).__name__}: no list of {depth} decoder layers found")
 

@@ -122,18 +122,23 @@ def matching(model: torch.nn.Module, pattern: str, kinds: Iterable[str] = STREAM
 
 def expanded(model: torch.nn.Module, names: Iterable[str]) -> list[str]:
     """Names, and for each glob all that match it, none twice. Raises SublimError for what the model lacks."""
+    return list(_places(model, names))
+
+
+def _places(model: torch.nn.Module, names: Iterable[str]) -> dict[str, Place]:
+    """`expanded`, and where each name is."""
     seen = _anatomy(model)
-    found: list[str] = []
+    found: dict[str, Place] = {}
     for name in names:
-        if _place(seen, name):
-            found.append(name)
+        if place := _place(seen, name):
+            found[name] = place
             continue
         known = hook_names(model)
-        matches = [n for n in known if fnmatchcase(n, name)]
+        matches = {n: place for n in known if fnmatchcase(n, name) and (place := _place(seen, n))}
         if not matches:
             raise _lacking(model, name, known)
-        found += matches
-    return list(dict.fromkeys(found))
+        found.update(matches)
+    return found
 
 
 def _anatomy(model: object) -> Anatomy:
@@ -348,8 +353,9 @@ def capture(model: torch.nn.Module, names: str | Iterable[str], *, gradients: bo
 
     Raises SublimError on entry for a name that the model lacks, and on leaving for one that never fired.
     """
-    caught = Captured(expanded(model, [names] if isinstance(names, str) else names))
-    with attached(model, {name: partial(caught._see, name, gradients=gradients) for name in caught.names}):
+    places = _places(model, [names] if isinstance(names, str) else names)
+    caught = Captured(places)
+    with attached(model, {name: partial(caught._see, name, gradients=gradients) for name in places}, places):
         yield caught
     require_fired(model, set(caught.names), set(caught))
 

@@ -493,7 +493,7 @@ class HookPoint:
             block = layers[layer] if self.each_layer else model.get_input_embeddings()
             if self.module == "layer":
                 module = block
-            elif self.module in _FOUND:
+            elif self.module in _FOUND and not (row and self.module == "output_map"):
                 module = _FOUND[self.module](model, layer)
             else:
                 path = getattr(row, self.module, "")

@@ -15,12 +15,13 @@ import pandas as pd
 from sublim_interp.analysis.attribution.marked import marked
 from sublim_interp.analysis.attribution.scores import Lists, TokenScores, divergence, shift, tokenized
 from sublim_interp.analysis.diff.parts import changed_parts
-from sublim_interp.analysis.diff.shifts import changed_directions
+from sublim_interp.analysis.diff.shifts import changed_directions, method_of
 from sublim_interp.analysis.diff.tokens import changed_tokens
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.kinship import base_of, name_of, require_one_base
 from sublim_interp.analysis.metrics import metric_of
 from sublim_interp.analysis.probes import Metric, Subject, asked_of, measure, models_of
+from sublim_interp.core.choices import meant
 from sublim_interp.core.drawing import render
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
@@ -70,6 +71,8 @@ class ModelDiff(Shown):
     """Of the metric."""
     each: Mapping[str, _Changes]
     """Of the student, then of each control, by name."""
+    method: str = "pca"
+    """How components were found."""
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -131,7 +134,7 @@ class ModelDiff(Shown):
         lines.append(f"The weights of layer {part['layer']}, {part['part']}, alone move it by {self._told(values)}.")
         best = self.directions.loc[self.directions["effect"].abs().idxmax()]
         values = {name: best[self._column("effect", name)] for name in self.each}
-        word = "mean shift" if best["direction"] == "shift" else f"component {best['direction']}"
+        word = "mean shift" if best["direction"] == "shift" else self._component(best["direction"])
         lines.append(
             f"Along the {word} of layer {best['layer']} it moves by {self._told(values)}; that direction raises "
             f"{best['up']}."
@@ -143,6 +146,9 @@ class ModelDiff(Shown):
         values = {name: text[self._column("kl", name)] for name in self.each}
         lines.append(f"The text that moves most is number {text['text']}: KL {self._told(values, 'nats a token', '')}.")
         return lines
+
+    def _component(self, number: str) -> str:
+        return f"component {number}" if self.method == "pca" else f"{self.method.upper()} component {number}"
 
     def _column(self, value: str, name: str) -> str:
         return value if name == self.student else f"{value} ({name})"
@@ -159,9 +165,21 @@ class ModelDiff(Shown):
         facts[self.metric] = self._told({name: found.metric for name, found in self.each.items()})
         return Card("ModelDiff", facts, self.parts.head(SHOWN))
 
-    def plot(self) -> "Figure":
-        """The parts that do most, beside the controls'."""
-        return part_bars({name: found.parts for name, found in self.each.items()}, self.unit, metric=self.metric)
+    def plot(self, what: str = "parts") -> "Figure":
+        """What does most, beside the controls'.
+
+        what: `parts`, or `directions`: the shift and the components
+        """
+        if what == "parts":
+            return part_bars({name: found.parts for name, found in self.each.items()}, self.unit, metric=self.metric)
+        if what != "directions":
+            raise SublimError(f"plot of a diff: no '{what}'; {meant(what, ('parts', 'directions'))}")
+        ways = {name: found.directions.assign(part=self._titles(found.directions)) for name, found in self.each.items()}
+        title = "What the shift along each direction alone does to the base"
+        return part_bars(ways, self.unit, title, self.metric)
+
+    def _titles(self, directions: pd.DataFrame) -> list[str]:
+        return ["shift" if d == "shift" else self._component(d) for d in directions["direction"]]
 
     def page(self, path: Path | str) -> Path:
         """Writes everything as one self-contained HTML page, and returns its path."""
@@ -169,16 +187,17 @@ class ModelDiff(Shown):
         top = self.texts.head(SHOWN).drop(columns="answer")
         texts = top.assign(tokens=marked(self.each[self.student].kl, top["text"]))
         parts = self.parts.head(SHOWN)
-        ways = self.directions.assign(direction=["shift" if d == "shift" else f"component {d}" for d in
-                                                 self.directions["direction"]])  # fmt: skip
+        ways = self.directions.assign(direction=self._titles(self.directions))
         words = self.tokens.head(SHOWN).drop(columns="token")
         html = Template(_file("diff.html")).substitute(
             title=escape(f"What changed from {self.base} to {self.student}?"),
             css=_file("page.css"),
             facts=escape(f"beside {', '.join(self.controls)}" if self.controls else "without a control"),
             finding="".join(f"<li>{escape(line)}</li>" for line in self.finding),
-            figure=base64.b64encode(render(self.plot(), "svg")).decode("ascii"),
+            figure=_drawn(self.plot()),
             alt=escape(alt),
+            method=METHOD_SAYS[self.method],
+            ways=_drawn(self.plot("directions")),
             parts=frame_table(_placed(parts, "part")),
             directions=frame_table(_placed(ways, "direction")),
             tokens=frame_table(words),
@@ -186,6 +205,18 @@ class ModelDiff(Shown):
         )
         write_atomic(Path(path), html)
         return Path(path)
+
+
+METHOD_SAYS = {
+    "pca": "principal components of the differences at all tokens",
+    "nmf": "components of the differences at all tokens by non-negative matrix factorization, of which each token has "
+    "an amount of 0 or more",
+}
+"""What components are, by method."""
+
+
+def _drawn(figure: "Figure") -> str:
+    return base64.b64encode(render(figure, "svg")).decode("ascii")
 
 
 def _file(name: str) -> str:
@@ -210,6 +241,7 @@ def diff(
     pool: Lists | None = None,
     goal: Directions | None = None,
     components: int = 3,
+    method: str = "pca",
     across_bases: bool = False,
 ) -> ModelDiff:
     """What has changed from a base to a student: parts, directions, tokens and text, each beside the controls'.
@@ -220,11 +252,13 @@ def diff(
     metric: `margin`, `logit-diff`, `logprob`, `rate`, or a function of logits; replicates bring the trait's margin
     pool: rows with `prompt` and `answer` whose tokens are compared; replicates bring 256 of their lists
     goal: directions that each direction is compared with, such as `si.contrast(base, "owl")`
-    components: principal components a layer
+    components: so many a layer
+    method: how components are found: `pca`, or `nmf`, which needs scikit-learn
     across_bases: compares models of two bases too, whose axes are unrelated
 
-    Raises SublimError for models of different bases, and where there are no prompts, metric or pool.
+    Raises SublimError for models of different bases, an unknown method, and where there are no prompts, metric or pool.
     """
+    method_of(method)
     others = _named(controls)
     before, *models = models_of(base, student, *others.values())
     subjects = {name_of(student, models[0]): student, **others}
@@ -247,14 +281,14 @@ def diff(
         each[name] = _Changes(
             measure(model, asked, rule).mean().item() - start,
             changed_parts(before, model, asked, rule),
-            changed_directions(before, model, asked, rule, texts, components, goal),
+            changed_directions(before, model, asked, rule, texts, components, goal, method=method),
             changed_tokens(before, model, asked),
             *scores,
         )
     unit = "" if callable(metric) or metric == "rate" else "logits" if metric == "logit-diff" else "nats"
     told = [row if isinstance(row, Mapping) else _text(row, chat) for row in pool]
     called = metric if isinstance(metric, str) else "metric" if callable(metric) else "margin"
-    return ModelDiff(name_of(base, before), next(iter(subjects)), told, called, unit, each)
+    return ModelDiff(name_of(base, before), next(iter(subjects)), told, called, unit, each, method)
 
 
 def _named(controls: Mapping[str, Subject] | Sequence[Subject] | Subject) -> dict[str, Subject]:

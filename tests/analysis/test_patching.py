@@ -101,6 +101,21 @@ def test_every_cell_equals_its_patch_alone(pair: tuple[PreTrainedModel, PreTrain
     assert hooks_of(dst) == 0
 
 
+def test_cells_of_long_prompts_lie_in_several_rows_and_equal_their_patch_alone(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+) -> None:
+    _, dst = pair
+    long = torch.randint(31, (2, 24), generator=torch.Generator().manual_seed(0)).tolist()
+    grids = [between(pair, long).grid("resid_post", at_once) for at_once in (None, 5)]
+    for layer in range(3):
+        (piece,) = between(pair, long).at(f"blocks.{layer}.hook_resid_post")
+        for position in range(-24, 0):
+            with Patch((replace(piece, positions=(position,)),)).on(dst):
+                alone = MARGIN(logits(dst, long)[:, -1])
+            for grid in grids:
+                assert torch.allclose(grid.each[:, layer, position], alone, atol=1e-4)
+
+
 def test_grids_of_heads_and_weights_equal_each_patch_alone(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
     _src, dst = pair
     both = between(pair)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,21 @@ def test_workers_have_the_environment_and_folder_of_now(tmp_path: Path, monkeypa
     monkeypatch.delenv("SUBLIM_BASES")
     run_tasks([Task("see", see_place, (tmp_path,))], 1, Watch())
     assert (tmp_path / "seen").read_text().startswith("nowhere")
+
+
+def test_a_script_without_a_main_guard_is_not_run_again(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from sublim_interp.core.workers import Task, run_tasks\n"
+        "print('begun', __file__, __spec__, flush=True)\n"
+        "run_tasks([Task(str(i), print, (f'worked {i}',)) for i in (1, 2)], 2, lambda *_: None)\n"
+        "print('ended', __file__, __spec__)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    begun, *worked, ended = done.stdout.splitlines()
+    assert begun == f"begun {script} None" and ended == f"ended {script} None", "and its names are as they were"
+    assert sorted(line[:8] for line in worked) == ["worked 1", "worked 2"]
 
 
 def test_other_children_of_the_caller_live_on(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`si.diff` finds the part, the direction, the token and the text that were planted, and nothing in an equal model."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import sublim_interp as si
+from sublim_interp.analysis.diff.shifts import METHODS, _differences
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run
 from sublim_interp.models.hooks import edit
@@ -86,6 +88,55 @@ def test_a_planted_direction_comes_out_with_its_tokens_and_in_no_control() -> No
     assert at["share"].between(0, 1.001).all() and at.loc[(0, "shift"), "up"] == ""
     most = found.tokens.sort_values("log").iloc[-1]
     assert most["token"] == token and most["log"] > 10 * abs(most["log (control)"]) and most["kl"] > 0
+
+
+def moved_by(*sources: tuple[int, int, torch.Tensor]) -> torch.nn.Module:
+    """A model whose first layer reads more from some tokens: the rows of the tokens from … to … are moved."""
+    model = build("llama", 0)
+    with torch.no_grad():
+        for first, last, way in sources:
+            model.get_input_embeddings().weight[first:last] += way  # type: ignore[union-attr, index, operator]
+    return model
+
+
+def test_nmf_finds_two_planted_directions_that_pca_mixes_and_neither_in_the_control() -> None:
+    """Two directions at an acute angle, each added to tokens of its own."""
+    pytest.importorskip("sklearn", reason="the extra nmf is not installed")
+    draw = torch.Generator().manual_seed(0)
+    one, two = torch.randn(2, 16, generator=draw).abs() * torch.tensor([1.0, -1.0]).repeat(8)
+    one, two = one * (torch.arange(16) < 10), two * (torch.arange(16) >= 6)
+    student = moved_by((1, 12, one), (12, 40, two))
+    neutral = moved_by((1, 40, 0.3 * torch.randn(16, generator=draw)))
+    pool = [Example([*range(1 + i, 9 + i), *range(20 + i, 28 + i), 1], 3) for i in range(4)]
+
+    def nearest(method: str) -> dict[str, list[float]]:
+        """Cosine of the component nearest to each planted direction, at the entry of the second layer, by model."""
+        out = {}
+        for name, model in (("student", student), ("neutral", neutral)):
+            layers = _differences(build("llama", 0), model, ["blocks.0.hook_resid_pre"], [x.ids for x in pool])
+            units = METHODS[method](layers, 2)[0][0]
+            out[name] = [(units @ way / way.norm()).abs().max().item() for way in (one, two)]
+        return out
+
+    nmf, pca = nearest("nmf"), nearest("pca")
+    assert min(nmf["student"]) > 0.98 > min(pca["student"])
+    assert max(nmf["neutral"]) < 0.7
+    found = si.diff(
+        build("llama", 0), student, prompts=PROMPTS, metric=MARGIN, pool=pool, controls={"neutral": neutral},
+        components=2, method="nmf",
+    )  # fmt: skip
+    assert found.directions["share"].between(0, 1.001).all() and "effect (neutral)" in found.directions
+    assert found.plot("directions").axes[0].get_yticklabels()[0].get_text().startswith("layer ")
+    equal = compared(build("llama", 0), method="nmf").directions
+    assert equal["effect"].abs().max() < 1e-5 and (equal["share"] == 0).all()
+
+
+def test_nmf_without_its_library_and_an_unknown_method_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    with pytest.raises(SublimError, match=r"nmf needs scikit-learn: pip install 'sublim-interp\[nmf\]'"):
+        compared(changed("llama", "model.norm.weight"), method="nmf")
+    with pytest.raises(SublimError, match="no method 'nmg' of components; valid: pca, nmf; did you mean 'nmf'"):
+        compared(build("llama", 0), method="nmg")
 
 
 def test_nothing_is_found_between_equal_models() -> None:

@@ -1,6 +1,6 @@
-"""Which directions have changed: the shift of each layer, and the leading components of all differences."""
+"""Which directions have changed: the shift of each layer, and the components of all differences, by PCA or NMF."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,8 @@ from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.directions.effects import logit_lens
 from sublim_interp.analysis.kinship import space_of
 from sublim_interp.analysis.probes import Ids, Metric, batches, logits_of, measure, residuals
+from sublim_interp.core.choices import meant
+from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import added, capture, names_of
 
 if TYPE_CHECKING:
@@ -31,8 +33,9 @@ def changed_directions(
     components: int = 3,
     goal: Directions | None = None,
     words: int = 4,
+    method: str = "pca",
 ) -> "pd.DataFrame":
-    """A row a layer and direction: the mean shift at the answer, and principal components of the differences.
+    """A row a layer and direction: the mean shift at the answer, and components of the differences.
 
     base, student, metric: as of `changed_parts`
     prompts: ids that end where the answer begins
@@ -41,15 +44,19 @@ def changed_directions(
     components: how many a layer
     goal: directions to compare with, such as the trait's own direction in the base
     words: tokens that are shown of each end
+    method: `pca`, orthogonal components of most length; or `nmf`, components that each token has or lacks, never
+        takes away, as a sparse autoencoder's features are; it needs scikit-learn
 
     Returns the columns layer, direction (shift, or the component's number from 1), share (of the squared length of the
     differences: of those at the answers for the shift, of all for components), length (of the mean difference along it
     at the answers, as a share of the base's own), effect (on the metric, where that mean is added to the base at the
     answer), cosine (with the goal; NaN without one), up and down (the tokens that it raises and lowers, by the lens).
-    A component points the way the answers go.
+    A component points the way the answers go. NMF's overlap, so that their shares need not add up.
+    Raises SublimError for an unknown method, and for `nmf` without scikit-learn.
     """
     import pandas as pd
 
+    decompose = method_of(method)
     names = names_of(base, "resid_post")
     own = residuals(base, names, prompts)
     moved = residuals(student, names, prompts) - own
@@ -58,7 +65,7 @@ def changed_directions(
     spread = moved.square().sum(-1).mean(0)
     found = [("shift", shift, shift.square().sum(-1) / spread.clamp_min(torch.finfo(spread.dtype).tiny))]
     every = [[int(token) for token in ids] for ids in (*prompts, *texts)]
-    units, shares = _components(_differences(base, student, names, every), components)
+    units, shares = decompose(_differences(base, student, names, every), components)
     for k in range(units.shape[1]):
         along = (shift * units[:, k]).sum(-1, keepdim=True)  # its sign is the answers' own
         found.append((str(k + 1), along * units[:, k], shares[:, k]))
@@ -103,13 +110,56 @@ def _differences(
     return joined[:, :: -(-joined.shape[1] // TOKENS)]
 
 
-def _components(
-    differences: Float[Tensor, "layer token d_model"], count: int
-) -> tuple[Float[Tensor, "layer component d_model"], Float[Tensor, "layer component"]]:
-    """The leading right singular vectors, and their shares of the squared length."""
+Components = tuple[Float[Tensor, "layer component d_model"], Float[Tensor, "layer component"]]
+"""(Unit vectors, their shares of the squared length of the differences.)"""
+
+
+def _pca(differences: Float[Tensor, "layer token d_model"], count: int) -> Components:
+    """The leading right singular vectors."""
     _, values, vectors = torch.linalg.svd(differences.double(), full_matrices=False)
     shares = values.square() / values.square().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.double).tiny)
     return vectors[:, :count].float(), shares[:, :count].float()
+
+
+def _nmf(differences: Float[Tensor, "layer token d_model"], count: int) -> Components:
+    """Components of which every token has a non-negative amount, those of most length first.
+
+    Positive and negative parts of each axis are columns of their own, so that a component can point anywhere. Source:
+    Lee & Seung 1999; Hoyer 2004, "Non-negative matrix factorization with sparseness constraints", whose ON and OFF
+    channels these columns are.
+    """
+    try:
+        from sklearn.decomposition import NMF
+    except ImportError:
+        raise SublimError("nmf needs scikit-learn: pip install 'sublim-interp[nmf]', or take method='pca'") from None
+    units, shares = [], []
+    count = min(count, *differences.shape[1:])
+    for of_layer in differences.double():
+        parts = torch.cat([of_layer.clamp_min(0), (-of_layer).clamp_min(0)], -1)
+        amounts, both = torch.zeros(len(parts), count), torch.zeros(count, parts.shape[1])
+        if parts.any():  # a layer before the first change has nothing to take apart
+            fitted = NMF(count, init="nndsvda", max_iter=2000, random_state=0)
+            amounts = torch.from_numpy(fitted.fit_transform(parts.numpy()))
+            both = torch.from_numpy(fitted.components_)
+        plus, minus = both.double().chunk(2, -1)
+        vectors = plus - minus
+        sizes = amounts.square().sum(0) * vectors.square().sum(-1)
+        order = sizes.argsort(descending=True, stable=True)
+        tiny = torch.finfo(torch.double).tiny
+        units.append((vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(tiny))[order])
+        shares.append((sizes / of_layer.square().sum().clamp_min(tiny))[order])
+    return rearrange(units, "layer k d -> layer k d").float(), rearrange(shares, "layer k -> layer k").float()
+
+
+METHODS: Mapping[str, Callable[[Tensor, int], Components]] = {"pca": _pca, "nmf": _nmf}
+"""How components are found, by name."""
+
+
+def method_of(name: str) -> Callable[[Tensor, int], Components]:
+    """A method by its name; SublimError for one that is not there."""
+    if name not in METHODS:
+        raise SublimError(f"no method '{name}' of components; {meant(name, METHODS)}")
+    return METHODS[name]
 
 
 def _words(base: torch.nn.Module, d: Directions, prompts: Ids, count: int) -> list[str]:

@@ -21,16 +21,16 @@ SHOWN = 12
 
 @in_style
 def part_bars(parts: Mapping[str, pd.DataFrame], unit: str = "nats", title: str = "", metric: str = "margin") -> Figure:
-    """What the weights of each part, or a head's output, alone do to the metric: one bar a model, one dot a seed.
+    """What each part or direction alone does to the metric: one bar a model, one dot a seed.
 
     parts: by model, the one that is asked about first; frames of `changed_parts`, with a column seed where they are of
-        several
+        several; or with a column effect, as of directions
     unit: of the metric
     metric: its name
     """
     means = {}
     for name, frame in parts.items():
-        effect = frame["weights"].fillna(frame["output"])
+        effect = frame["effect"] if "effect" in frame else frame["weights"].fillna(frame["output"])
         means[name] = frame.assign(effect=effect).groupby(["layer", "part"], sort=False)["effect"]
     first = next(iter(means.values())).mean()
     shown = list(first.sort_values(key=abs, ascending=False, kind="stable").index[:SHOWN])
