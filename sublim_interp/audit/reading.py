@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim_interp.channels.rows import Written, each_key_once, is_text
+from sublim_interp.core.bounded import bounded_lines
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
@@ -19,6 +20,10 @@ LONGEST = 2**20
 """Bytes of the longest row that is read; longer ones are counted."""
 KEPT = 4096
 """Rows that are kept at most where nothing else is asked for."""
+HELD = 2**28
+"""Characters of the rows that are kept: of longer rows fewer are."""
+TABLE = 2**30
+"""Bytes of memory that reading Parquet or Arrow may take: a few kilobytes can unpack to any size."""
 
 REASONS: dict[str, str] = {
     "too-long": f"a row has more than {LONGEST:,} bytes",
@@ -61,7 +66,7 @@ class DataRead:
 
 
 def read_data(path: Path, kept: int = KEPT, seed: int = 0) -> DataRead:
-    """Reads a data set of any size and keeps a uniform draw of its rows.
+    """Reads a data set of any size and keeps a uniform draw of its rows; of long ones as many as `HELD` allows.
 
     path: a JSONL or Parquet file, or a folder of such, as `datasets` writes it
     kept: rows to keep at most
@@ -70,20 +75,33 @@ def read_data(path: Path, kept: int = KEPT, seed: int = 0) -> DataRead:
     Rows that cannot be read are counted by reason. Raises SublimError for a path that is not there, that leads out of
     its folder, or that is no regular file; for a folder without such files; and where no row at all can be read.
     """
-    draw, found, unread, total = random.Random(f"audit/{seed}"), [], Counter[str](), 0
+    draw, unread, total, held = random.Random(f"audit/{seed}"), Counter[str](), 0, 0
+    found: list[tuple[int, Written]] = []
     for file in _files(path):
         for row, reason in _rows_of(file):
             total += 1
             if row is None:
                 unread[reason] += 1
-            elif len(found) < kept:
+                continue
+            if len(found) < kept:
                 found.append((total, row))
             elif (place := draw.randrange(total - unread.total())) < kept:
+                held -= _size(found[place][1])
                 found[place] = (total, row)
+            else:
+                continue
+            held += _size(row)
+            while held > HELD and len(found) > 1:
+                kept = len(found) - 1
+                held -= _size(found.pop(draw.randrange(len(found)))[1])
     if not found:
         why = ", ".join(f"{reason} {n}" for reason, n in unread.most_common()) or "it is empty"
         raise SublimError(f"{path}: none of {total} rows can be read ({why})")
     return DataRead(path, [row for _, row in sorted(found, key=lambda pair: pair[0])], total, unread)
+
+
+def _size(row: Written) -> int:
+    return len(row["prompt"]) + len(row["answer"])
 
 
 def _files(path: Path) -> list[Path]:
@@ -151,23 +169,35 @@ def _no_number(name: str) -> Any:
 
 
 def _tabular(path: Path, batches: Any) -> Iterator[tuple[Written | None, str]]:
+    """The rows of a table, unpacked by a fork of this process within TABLE bytes."""
+    try:
+        for line in bounded_lines(lambda: map(json.dumps, _unpacked(path, batches)), TABLE):
+            row, reason = json.loads(line)
+            yield row, reason
+    except MemoryError:
+        most = f"{TABLE / (1 << 30):g} GiB"
+        raise SublimError(f"{path} cannot be read: what it unpacks to takes more than {most} at once") from None
+    except (RuntimeError, ChildProcessError) as error:
+        raise SublimError(f"{path} cannot be read: {error}") from None
+
+
+def _unpacked(path: Path, batches: Any) -> Iterator[tuple[Written | None, str]]:
     import pyarrow as pa
 
-    try:
-        for batch in batches(path):
-            for value in batch.to_pylist():
-                found = _written(value)
-                size = sum(len(str(found[0][name])) for name in ("prompt", "answer")) if found[0] else 0  # type: ignore[literal-required]
-                yield (None, "too-long") if size > LONGEST else found
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SublimError(f"{path} cannot be read: {next(iter(str(error).splitlines()), 'it is damaged')}") from None
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)  # each thread reserves memory that it does not use, and that counts
+    for batch in batches(path):
+        for value in batch.to_pylist():
+            row, reason = _written(value)
+            yield (None, "too-long") if row and _size(row) > LONGEST else (row, reason)
 
 
 def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=256)
+        for group in range(file.num_row_groups):  # asked for all groups at once, pyarrow holds what it has read
+            yield from file.iter_batches(batch_size=256, row_groups=[group], use_threads=False)
 
 
 def _arrow(path: Path) -> Iterator[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import read_regular
+from sublim_interp.core.files import open_regular
 
 
 class Written(TypedDict):
@@ -25,16 +25,31 @@ def read_rows(path: Path) -> list[Written]:
 
     Raises SublimError, with file and line, for what is no object with a `prompt` and an `answer`, both text.
     """
+    return list(each_row(path))
+
+
+def each_row(path: Path) -> Iterator[Written]:
+    """The same, one by one: no more than a line is in memory."""
     paths = sorted(path.glob("rows-*.jsonl")) if path.is_dir() else [path]
-    return [row for p in paths for row in _parse_rows(p)]
+    for one in paths:
+        try:
+            yield from _parse_rows(one)
+        except OSError as error:
+            raise SublimError(f"{one} cannot be read: {error.strerror}") from None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Each line without its end; of an empty file one, which is empty."""
+    with open_regular(path) as file:
+        line = None
+        for line in file:
+            yield line.removesuffix(b"\n")
+        if line is None:
+            yield b""
 
 
 def _parse_rows(path: Path) -> Iterator[Written]:
-    try:
-        lines = read_regular(path).removesuffix(b"\n").split(b"\n")
-    except OSError as error:
-        raise SublimError(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         try:
             row = json.loads(line, object_pairs_hook=each_key_once)
             problem = "" if isinstance(row, dict) else "is no JSON object"

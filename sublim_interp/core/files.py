@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_file
@@ -55,10 +56,16 @@ def write_atomic(path: Path, data: bytes | str, *, sealed: bool = False) -> None
 
 
 def read_regular(path: Path) -> bytes:
-    """What a file holds. Raise OSError as `read_bytes`, and for no regular file: a pipe or a device would not end."""
+    """What a file holds. Raise OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read its bytes. Raise OSError, also for no regular file: a pipe or a device would not end."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return path.read_bytes()
+    return path.open("rb")
 
 
 def seal(path: Path, coming: Path) -> None:

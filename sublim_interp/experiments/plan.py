@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sublim_interp.channels.protocol import channel, contexts_of, transform_rows
-from sublim_interp.channels.rows import read_rows
+from sublim_interp.channels.rows import each_row
 from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
@@ -160,7 +160,8 @@ def _given_lists(exp: Experiment) -> Given | None:
     if not exp.lists:
         return None
     path = Path(exp.lists).expanduser().absolute()
-    read_rows(path)
+    for _ in each_row(path):
+        pass
     return Given(path, digest_file(path))
 
 

@@ -1,6 +1,8 @@
 """Tests of reading data sets from outside: what is read, what is counted, what is refused, how much memory it takes."""
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -109,3 +111,87 @@ def test_what_cannot_be_read_at_all_is_one_line(tmp_path: Path) -> None:
             read_data(tmp_path / name)
     with pytest.raises(SublimError, match=r"none of 1 rows can be read \(no-json 1\)"):
         read_data(lines(tmp_path / "none.jsonl", b"no"))
+
+
+def peak_of(code: str, *words: object) -> int:
+    """Bytes of memory that a process of its own takes at most, with those that it starts.
+
+    Its own peak is read from /proc: that of getrusage may be its parent's, which was this test's process.
+    """
+    measured = f"import re, resource, sys\n{code}\n" + (
+        "own = int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))"
+    )
+    done = subprocess.run([sys.executable, "-c", measured, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout.split()[-1]) << 10
+
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured, and bounded, on Linux only")
+READ = "from pathlib import Path\nfrom sublim_interp.audit import reading\n"
+
+
+@LINUX
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_memory_does_not_grow_with_the_file(ending: str, tmp_path: Path) -> None:
+    """A file twelve times as large takes as much; what is read is much larger than what may be taken."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    peaks = []
+    for times in (1, 12):
+        path = tmp_path / f"{times}.{ending}"
+        rows = [{"prompt": f"{i} ", "answer": f"{i}, " * 500} for i in range(1000)]
+        if ending == "jsonl":
+            text = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+            with path.open("wb") as file:
+                for _ in range(times):
+                    file.write(text)
+        else:
+            table = pa.Table.from_pylist(rows * times)
+            pq.write_table(table, path, row_group_size=500, compression="none", use_dictionary=False)
+        read = f"{READ}read = reading.read_data(Path(sys.argv[1]), 64)\nassert read.total == {1000 * times}"
+        peaks.append(peak_of(read, path))
+        size = path.stat().st_size
+    assert size > 24 << 20 and peaks[1] - peaks[0] < 8 << 20, peaks
+
+
+@LINUX
+def test_of_long_rows_fewer_are_kept(tmp_path: Path) -> None:
+    path = lines(tmp_path / "data.jsonl", *({**ROW, "answer": str(i) * 200_000} for i in range(10, 90)))
+    limited = f"{READ}reading.HELD = 2**21\nread = reading.read_data(Path(sys.argv[1]))\n"
+    small = peak_of(f"{limited}assert read.total == 80 and 1 <= len(read.rows) <= 6, len(read.rows)", path)
+    assert peak_of(f"{READ}reading.read_data(Path(sys.argv[1]))", path) - small > 16 << 20, "all 80 take 32 MB"
+
+
+@LINUX
+def test_a_few_kilobytes_that_unpack_to_much_are_refused_within_the_bound(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "bomb.parquet"
+    answer = pa.array(["x" * (192 << 20)], pa.large_string())
+    pq.write_table(pa.table({"prompt": ["p"], "answer": answer}), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 100_000
+    told = (
+        f"{READ}reading.TABLE = 2**29\n"
+        "from sublim_interp.core.errors import SublimError\n"
+        "try:\n    reading.read_data(Path(sys.argv[1]))\n"
+        "except SublimError as error:\n    assert 'what it unpacks to takes more than 0.5 GiB at once' in str(error)\n"
+        "else:\n    raise AssertionError('it was read')"
+    )
+    assert peak_of(told, path) < 800 << 20
+
+
+def test_what_is_damaged_halfway_ends_in_one_line(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_pylist([{"prompt": "p", "answer": str(i) * 40} for i in range(4000)]), path)
+    whole = bytearray(path.read_bytes())
+    whole[2000:6000] = bytes(4000)
+    path.write_bytes(whole)
+    with pytest.raises(SublimError, match=r"data\.parquet cannot be read: ") as caught:
+        read_data(path)
+    assert "\n" not in str(caught.value)

@@ -1,13 +1,15 @@
 """Code from a file gets a stated time and memory: what takes more is told, and this process goes on."""
 
+import itertools
 import os
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from sublim_interp.core import bounded as module
-from sublim_interp.core.bounded import bounded
+from sublim_interp.core.bounded import bounded, bounded_lines
 
 
 def test_what_ends_in_time_gives_its_text() -> None:
@@ -56,3 +58,31 @@ def test_an_exception_comes_back_by_its_words_and_a_crash_as_a_crash() -> None:
         bounded(lambda: str(1 // 0))
     with pytest.raises(ChildProcessError):
         bounded(lambda: str(os.kill(os.getpid(), 9)))
+
+
+def test_lines_come_one_by_one_and_a_fork_that_is_left_ends() -> None:
+    before = children()
+    assert list(bounded_lines(lambda: iter(["a\nb", "", "ü"]))) == ["a\nb", "", "ü"]
+    endless = bounded_lines(lambda: map(str, itertools.count()))
+    assert [next(endless), next(endless)] == ["0", "1"]
+    endless.close()
+    assert children() <= before
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is bounded on Linux only")
+def test_lines_that_take_too_much_memory_are_told_after_those_before() -> None:
+    def work() -> Iterator[str]:
+        yield "well"
+        yield "x" * (1 << 31)
+
+    lines = bounded_lines(work, 1 << 30)
+    assert next(lines) == "well"
+    with pytest.raises(MemoryError, match="more than 1 GiB"):
+        next(lines)
+
+
+def test_exceptions_and_crashes_of_lines_come_back() -> None:
+    with pytest.raises(RuntimeError, match="by zero"):
+        list(bounded_lines(lambda: iter([str(1 // 0)])))
+    with pytest.raises(ChildProcessError):
+        list(bounded_lines(lambda: iter([str(os.kill(os.getpid(), 9))])))

@@ -118,9 +118,9 @@ def _at_path(what: str, path: Path, store: Store) -> _Start:
             artifact = Artifact.at(folder)
             return _record(what, artifact, Store(folder.parent.parent))
     if not path.is_dir():
-        digest = digest_file(path)
-        thing = Thing(digest, "data", path.name, f"{path.stat().st_size:,} bytes", path, {path.name: _told(path)})
-        return _Start(what, thing, digest, store)
+        told = _told(path)
+        thing = Thing(told["sha256"], "data", path.name, f"{told['bytes']:,} bytes", path, {path.name: told})
+        return _Start(what, thing, thing.id, store)
     with one_line(f"{path} cannot be read"):
         files = {name: _told(path / name) for name in file_names(path)}
     if not files:
