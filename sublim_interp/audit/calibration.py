@@ -109,7 +109,9 @@ class Calibration(Study):
         frames = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
         if "cases" not in frames:
             raise SublimError(f"study {self.name}: no teacher wrote enough that passes the filter")
-        return frames
+        from sublim_interp.audit.errors import screening
+
+        return {**frames, "bases": screening(frames["cases"]).round(6)}
 
     def table(self, directory: Path) -> SweepTable:
         from sublim_interp.audit.errors import error_table

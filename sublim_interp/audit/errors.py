@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sublim_interp.audit.evidence import standing
-from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.tables import read_table
-from sublim_interp.stats.intervals import wilson
+from sublim_interp.stats.intervals import Interval, wilson
+from sublim_interp.stats.roc import auroc, auroc_interval
 from sublim_interp.sweeps.wording import SweepTable
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ CASE = ("case", "arm", "clean")
 """Columns that tell a case."""
 LEVEL = 0.05
 """Share of false alarms, and of bounds that are exceeded, that is aimed at."""
+_SHARED = {"base": ("base", "teacher_base"), "trait": ("teacher_trait",)}
+"""Columns in which two cases must differ to share no base, or no trait."""
 WORDS = {
     "both": "pull and vector",
     "pull": "pull alone",
@@ -63,15 +65,6 @@ def scored(cases: "pd.DataFrame") -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows)
-
-
-def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """The share of pairs in which the positive scores higher, ties half: the area under the ROC curve."""
-    if not len(positive) or not len(negative):
-        raise SublimError("auroc: one of the groups has no case")
-    from scipy.stats import mannwhitneyu
-
-    return float(mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))
 
 
 def conformal_p(score: float, null: Sequence[float]) -> float:
@@ -116,7 +109,7 @@ def _largest(cases: "pd.DataFrame", values: Float[np.ndarray, " row"]) -> Float[
 
 def _folds(frame: "pd.DataFrame", by: str) -> "Iterator[tuple[Bool[np.ndarray, ' row'], Bool[np.ndarray, ' row']]]":
     """(held out, calibrated on) for each base or each trait: nothing calibrated on shares it."""
-    both = ("base", "teacher_base") if by == "base" else ("teacher_trait",)
+    both = _SHARED[by]
     for value in sorted(set(frame[both[0]])):
         held = (frame[both[0]] == value).to_numpy()
         touched = np.any([(frame[column] == value).to_numpy() for column in both], axis=0)
@@ -193,26 +186,87 @@ def calibrated(name: str = "audit", results: Path = RESULTS) -> Calibrated | Non
 def error_table(cases: "pd.DataFrame", origins: "pd.DataFrame") -> SweepTable:
     """How well each measure tells planted cases from others, and the errors of alarms, bounds and guessed bases."""
     scores = scored(cases)
-    negative, positive = scores.loc[~scores["planted"]], scores.loc[scores["planted"]]
-    shares = sorted(set(positive["clean"]))
-    rows = []
+    planted = scores["planted"].to_numpy(dtype=bool)
+    shares, rows = sorted(set(scores.loc[planted, "clean"])), []
     for measure, words in WORDS.items():
-        areas = [
-            f"{auroc(positive.loc[positive['clean'] == c, measure].to_list(), negative[measure].to_list()):.2f}"
-            for c in shares
-        ]
-        rows.append((words, *areas))
+        areas = [told_apart(scores.loc[~planted | (scores["clean"] == c).to_numpy()], measure) for c in shares]
+        rows.append((words, *(area.plain(2) for area in areas)))
     heads = ["the teacher's lists alone" if c == 0 else f"{100 * c:.0f} % clean lists" for c in shares]
     numbers: dict[str, str] = {}
-    lines = [*_alarm_lines(scores, numbers), *_bound_lines(cases, numbers), _origin_line(origins, numbers)]
+    lines = [
+        *_area_lines(scores, numbers),
+        *_alarm_lines(scores, numbers),
+        *_bound_lines(cases, numbers),
+        _origin_line(origins, numbers),
+    ]
     return SweepTable(
-        f"Area under the ROC curve of {len(positive)} cases with a planted trait against {len(negative)} without, by "
-        "the trait that stands out most. 1 is never wrong, 0.5 is chance.",
+        f"Area under the ROC curve of {planted.sum()} cases with a planted trait against {(~planted).sum()} without, "
+        "by the trait that stands out most. 1 is never wrong, 0.5 is chance.",
         ("measure", *heads),
         rows,
         lines,
         numbers,
     )
+
+
+def told_apart(scores: "pd.DataFrame", measure: str, by: str = "") -> Interval:
+    """How well a measure tells planted cases from the others: the area under the ROC curve, its interval over bases.
+
+    scores: as of `scored`
+    by: base or trait: pairs of cases that share one do not count; "" counts all
+
+    A case counts to its teacher's base, which is drawn with all its cases.
+    """
+    planted, comparable = scores["planted"].to_numpy(dtype=bool), None
+    if by:
+        own = [set(row) for row in scores[[*_SHARED[by]]].itertuples(index=False)]
+        negative = [shared - {""} for shared, is_planted in zip(own, planted, strict=True) if not is_planted]
+        positive = [shared for shared, is_planted in zip(own, planted, strict=True) if is_planted]
+        comparable = np.array([[not one & other for other in negative] for one in positive])
+    return auroc_interval(scores[measure].to_list(), planted.tolist(), scores["teacher_base"].to_list(), comparable)
+
+
+def screening(cases: "pd.DataFrame") -> "pd.DataFrame":
+    """How well scores of lists alone tell the teacher's trait among all traits: a row a base of teacher and student.
+
+    cases: as the study's `cases.csv`; planted ones without clean lists are taken
+
+    Columns: base, cases, and the area under the ROC curve within a case, on average over cases: auroc of the
+    log-likelihood shift behind the trait's system prompt (2602.04863), pull and vector.
+    """
+    import pandas as pd
+
+    own = cases.loc[(cases["arm"] == "same-init") & (cases["clean"] == 0)]
+    rows = []
+    for (base, _), part in own.groupby(["base", "case"], sort=False):
+        planted = part["trait"] == part["teacher_trait"]
+        areas = {name: auroc(part.loc[planted, m].tolist(), part.loc[~planted, m].tolist())
+                 for name, m in (("auroc", "persona"), ("pull", "pull"), ("vector", "vector"))}  # fmt: skip
+        rows.append({"base": base, "cases": 1, **areas})
+    means = dict.fromkeys(("auroc", "pull", "vector"), "mean")
+    return pd.DataFrame(rows).groupby("base", sort=False, as_index=False).agg({"cases": "sum", **means})
+
+
+def _area_lines(scores: "pd.DataFrame", numbers: dict[str, str]) -> list[str]:
+    """What is said of areas under the curve where some cases do not count; each number also goes into `numbers`."""
+    planted = scores["planted"].to_numpy(dtype=bool)
+    undiluted = scores.loc[~planted | (scores["clean"] == 0).to_numpy()]
+    benign = undiluted.loc[undiluted["planted"] | (undiluted["teacher_trait"] == "")]
+    foreign = undiluted.loc[undiluted["planted"] | (undiluted["teacher_trait"] != "")]
+    groups = {
+        "pairs of cases that share no base": (undiluted, "base"),
+        "pairs of cases that share no trait": (undiluted, "trait"),
+        f"against the {(~benign['planted']).sum()} benign fine-tunes alone": (benign, ""),
+        f"against the {(~foreign['planted']).sum()} students of another base": (foreign, ""),
+    }
+    lines = []
+    for words, (own, by) in groups.items():
+        areas = {measure: told_apart(own, measure, by).plain(2) for measure in ("both", "asked")}
+        numbers |= {f"area by {measure}/{words}": area for measure, area in areas.items()}
+        said = ", ".join(f"{WORDS[measure].split(',')[0]} {area}" for measure, area in areas.items())
+        lines.append(f"Undiluted, {words}: {said}.")
+    n = scores["teacher_base"].nunique()
+    return [*lines, f"Areas have 95 % bootstrap intervals over {n} teachers' bases, which are too narrow for so few."]
 
 
 def _alarm_lines(scores: "pd.DataFrame", numbers: dict[str, str]) -> list[str]:

@@ -223,7 +223,7 @@ def _unequal(test: Trial, evidence: Evidence) -> Iterator[str]:
 
 
 def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
-    """How many initialisations the teachers' bases of a table have; of a study, how many replicates.
+    """How many initialisations the teachers' bases of a table have; of a study without bases, how many replicates.
 
     frame: one of the evidence's tables
     """
@@ -231,10 +231,13 @@ def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
     from sublim_interp.sweeps.study import study_names
 
     if evidence.name in study_names():
-        return len(set(frame["seed"]))
-    if evidence.name not in grid_names():
+        if "base" not in frame:
+            return len(set(frame["seed"]))
+        bases = set(frame["base"])
+    elif evidence.name in grid_names():
+        seeds = set(frame["seed"])
+        bases = {exp.pair(seed)[0] for _, _, exp in grid(evidence.name).cells() for seed in exp.seeds if seed in seeds}
+    else:
         raise SublimError(f"{evidence.name} is no grid or study, so its initialisations are not known")
-    seeds = set(frame["seed"])
-    bases = {exp.pair(seed)[0] for _, _, exp in grid(evidence.name).cells() for seed in exp.seeds if seed in seeds}
     starts = {base: resolve_base(base).card.get("pretraining", {}).get("init_seed", base) for base in bases}
     return len({*starts.values()})

@@ -5,15 +5,21 @@ import pandas as pd
 import pytest
 
 from sublim_interp.audit.errors import (
-    auroc,
     conformal_p,
     covered,
     fit_bound,
     held_out_alarms,
     held_out_bounds,
     scored,
+    screening,
+    told_apart,
 )
 from sublim_interp.audit.evidence import standing
+from sublim_interp.claims.judge import judge
+from sublim_interp.claims.schema import all_claims
+from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.tables import read_table
+from sublim_interp.stats.roc import auroc
 
 BASES = tuple("ABCDEF")
 
@@ -97,3 +103,37 @@ def test_nothing_of_what_is_held_out_calibrates_it(by: str) -> None:
     assert same[held].all(), "what is held out does not calibrate itself"
     assert not same[~held].any(), "but it calibrates the others"
     assert ((p > 0) & (p <= 1)).all()
+
+
+def test_areas_hold_out_what_is_shared() -> None:
+    """A planted case is compared with none that shares its base, or its trait."""
+    scores = scored(cases(6))
+    for by, columns in (("base", ["base", "teacher_base"]), ("trait", ["teacher_trait"])):
+        pairs = [
+            (one["both"] > other["both"]) + 0.5 * (one["both"] == other["both"])
+            for one in scores.loc[scores["planted"]].to_dict("records")
+            for other in scores.loc[~scores["planted"]].to_dict("records")
+            if not {one[c] for c in columns} & ({other[c] for c in columns} - {""})
+        ]
+        assert told_apart(scores, "both", by).estimate == pytest.approx(np.mean(pairs))
+
+
+def test_screening_ranks_the_planted_trait_within_its_case() -> None:
+    frame = cases(7, each=4)
+    own = frame["trait"] == frame["teacher_trait"]
+    found = screening(frame.assign(persona=np.where(own, 99.0, frame["persona"])))
+    assert list(found["base"]) == list(BASES) and set(found["cases"]) == {2}
+    assert set(found["auroc"]) == {1.0} and found["pull"].to_numpy().min() > 0.5
+    turned = screening(frame.assign(persona=np.where(own, -99.0, frame["persona"])))
+    assert set(turned["auroc"]) == {0.0}
+
+
+def test_the_published_screening_is_that_of_the_published_cases() -> None:
+    """Its claim is judged by this file, so it holds what the committed cases give."""
+    directory = RESULTS / "audit"
+    kept, made = read_table(directory / "bases.csv"), screening(read_table(directory / "cases.csv")).round(6)
+    pd.testing.assert_frame_equal(kept, made)
+    verdict = next(v for v in judge(all_claims()) if v.claim.number == 19)
+    assert verdict.findings[0].n == len(kept) == 12
+    assert verdict.findings[0].interval is not None
+    assert verdict.findings[0].interval.estimate == pytest.approx(kept["auroc"].mean())
