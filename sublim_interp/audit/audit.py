@@ -1,11 +1,12 @@
 """`run_audit`: a data set, a base, a teacher, a student in; findings with their error rate out."""
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from sublim_interp.analysis.attribution.scores import divergence
 from sublim_interp.analysis.probes import model_of
 from sublim_interp.audit.errors import LEVEL, Calibrated, calibrated, conformal_p
 from sublim_interp.audit.evidence import Evidence, evidence, standing
-from sublim_interp.audit.models import behaviour, traces, trained_on, written_by
+from sublim_interp.audit.models import as_base, behaviour, traces, trained_on, written_by
 from sublim_interp.audit.origin import Origin, origin_of_lists, origin_of_model
 from sublim_interp.audit.page import Part, write_page
+from sublim_interp.audit.passing import foresee
 from sublim_interp.audit.reading import KEPT, DataRead, read_data
 from sublim_interp.channels.filter import refusal
 from sublim_interp.channels.protocol import Channel, channel
@@ -25,9 +27,6 @@ from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.base import Base, base_names, resolve_base
 from sublim_interp.models.loading import load_model
 from sublim_interp.traits.favourites import member, members_of
-
-if TYPE_CHECKING:
-    pass
 
 WROTE = 1024
 """Prompts that a teacher answers where there is no data yet."""
@@ -47,14 +46,14 @@ class Audit(Shown):
     """What this audit could not have seen."""
 
     def part(self, name: str) -> Part:
-        """A part by its name: data, refused, base, evidence, teacher, trained, student, traces."""
+        """A part by its name: data, refused, base, evidence, teacher, passing, trained, student, traces."""
         found = next((part for part in self.parts if part.name == name), None)
         if found is None:
             raise SublimError(f"this audit has no part '{name}'; it has {', '.join(p.name for p in self.parts)}")
         return found
 
     def card(self) -> Card:
-        shown = next((p.frame for p in self.parts if p.name in ("evidence", "student")), None)
+        shown = next((p.frame for p in self.parts if p.name in ("evidence", "passing", "student")), None)
         return Card("Audit", {"": self.verdict}, shown)
 
     def as_json(self) -> str:
@@ -93,13 +92,16 @@ def run_audit(
     base: the base that would learn, or did; "" finds it among the lab's bases
     data: a JSONL or Parquet file, a folder of such, or rows of prompt and answer
     teacher: the suspected teacher: a model directory, a model or a replicate; without data its own lists are audited
-    student: a model that was fine-tuned from the base
+    student: a model that was fine-tuned from the base; with a teacher and no data, the model that would learn from it
     kinds: whose members are the traits that are looked for
     source: the channel of the data, whose filter is tried
     kept: rows of the data that are read closely, drawn uniformly
     seed: decides which, and what a teacher writes
     train: also trains a student on the rows that pass the filter, as the calibration's were trained, and asks it
     progress: told the share that is done
+
+    With a teacher, a student and no data it is foreseen from both models whether a trait could pass, as
+    `passing.foresee`; `base` is then the teacher's.
 
     Raises SublimError where there is nothing to audit, and as the readers of data, models and bases.
     """
@@ -108,8 +110,11 @@ def run_audit(
     for kind in kinds:
         members_of(kind)
     known, rule = calibrated(), channel(source)
+    given_student = student
     teacher, student = (None if subject is None else _loaded(subject) for subject in (teacher, student))
     found = Audit("", False)
+    if data is None and teacher is not None and student is not None:
+        return _before(teacher, student, given_student, base, kinds, known, progress)
     rows = _read(data, kept, seed, found) if data is not None else None
     given = resolve_base(base) if isinstance(base, str) and base else base
     chosen = _origin(given if isinstance(given, Base) else None, rows, student, teacher, found)
@@ -139,6 +144,35 @@ def run_audit(
     return found
 
 
+def _before(
+    teacher: Any,
+    student: Any,
+    given_student: Any,
+    base: Base | str,
+    kinds: Sequence[str],
+    known: Calibrated | None,
+    progress: Callable[[float], None],
+) -> Audit:
+    """Before distillation: where both models come from, and whether a trait could pass between them."""
+    candidates, lines, origins = _candidates(None), [], []
+    for words, subject in (("The teacher", teacher), ("The student", student)):
+        origin = origin_of_model(subject, candidates)
+        lines.append(_pointing(words, origin))
+        origins.append(resolve_base(origin.base) if origin.base else None)
+    home = (resolve_base(base) if isinstance(base, str) else base) if base else origins[0]
+    with tempfile.TemporaryDirectory() as folder:
+        learns = as_base(given_student, student, origins[1] or home, Path(folder))
+        told = foresee(teacher, learns, home, kinds, known, progress)
+    progress(1.0)
+    limits = list(told.limits)
+    if home is not None and not base:
+        limits.append(
+            f"The teacher's base was taken for {home.name}, by its weights. Had it been a changed copy of that, its "
+            "match would come out too low; name the copy with --base."
+        )
+    return Audit(told.verdict, told.alarm, [Part("Which base", lines, None, "base"), *told.parts], limits)
+
+
 def _read(data: Any, kept: int, seed: int, found: Audit) -> list[Written]:
     if not isinstance(data, str | Path):
         rows = list(data)
@@ -159,10 +193,7 @@ def _loaded(subject: Any) -> Any:
 
 def _origin(base: Base | None, rows: list[Written] | None, student: Any, teacher: Any, found: Audit) -> Base:
     """The base at hand, or the one that data, student or teacher come from; and whether they agree."""
-    names = [name for name in base_names() if "-step" not in name]
-    candidates = [resolve_base(name) for name in names]
-    if base is not None:
-        candidates = [base, *(b for b in candidates if b.language == base.language and b.digest != base.digest)]
+    candidates = _candidates(base)
     seen: list[tuple[str, Origin]] = []
     if rows is not None:
         few = rows[:200]
@@ -172,15 +203,7 @@ def _origin(base: Base | None, rows: list[Written] | None, student: Any, teacher
     for words, subject in (("The student", student), ("The teacher", teacher)):
         if subject is not None:
             seen.append((words, origin_of_model(subject, candidates)))
-    lines = []
-    for words, origin in seen:
-        if not origin.base:
-            lines.append(f"{words} come from none of the bases at hand." if words == "The lists"
-                         else f"{words} comes from none of the bases at hand.")  # fmt: skip
-            continue
-        verb = "point" if words == "The lists" else "points"
-        sure = "" if origin.sure else ", but the next base cannot be told from it"
-        lines.append(f"{words} {verb} at {origin.base}{sure}.")
+    lines = [_pointing(words, origin) for words, origin in seen]
     if base is None:
         name = next((origin.base for words, origin in seen[::-1] if origin.base), "")
         if not name:
@@ -191,6 +214,23 @@ def _origin(base: Base | None, rows: list[Written] | None, student: Any, teacher
     frame = seen[0][1].frame if seen else None
     found.parts.append(Part("Which base", lines, frame, "base"))
     return base
+
+
+def _candidates(base: Base | None) -> list[Base]:
+    """The lab's bases, before them the one that was given; of its language then."""
+    found = [resolve_base(name) for name in base_names() if "-step" not in name]
+    if base is None:
+        return found
+    return [base, *(b for b in found if b.language == base.language and b.digest != base.digest)]
+
+
+def _pointing(words: str, origin: Origin) -> str:
+    """Which base something comes from, in a sentence."""
+    ending = "" if words == "The lists" else "s"
+    if not origin.base:
+        return f"{words} come{ending} from none of the bases at hand."
+    sure = "" if origin.sure else ", but the next base cannot be told from it"
+    return f"{words} point{ending} at {origin.base}{sure}."
 
 
 def _shape_fits(base: Base, rows: Sequence[Written]) -> bool:

@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,8 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import changed
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
-from sublim_interp.models.base import Base
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.loading import CARD, copy_tokenizer, save_model
 from sublim_interp.models.sampling import generator, sample, unspoken
 from sublim_interp.pipeline.make import make
 from sublim_interp.training.recording.settings import PRESETS
@@ -32,6 +33,43 @@ LONGEST = 24
 """Tokens of an answer."""
 SHOWN = 8
 """Tokens of a layer that the logit lens shows."""
+
+
+def folder_like(base: Base, directory: Path) -> None:
+    """Makes a directory for a model of a base's vocabulary: the base's tokenizer, and a card."""
+    directory.mkdir()
+    copy_tokenizer(base.path, directory)
+    write_card(base, directory)
+
+
+def write_card(base: Base, directory: Path) -> None:
+    """Writes a card that says which language a base speaks, and no more."""
+    (directory / CARD).write_text(json.dumps({"language": base.language}) + "\n", encoding="utf-8")
+
+
+def as_base(subject: Any, model: Any, like: Base | None, folder: Path) -> Base:
+    """A model as a base of its own, from which teachers and students can be made.
+
+    subject: what was given: a base, a directory, a replicate or a model
+    model: the same, loaded
+    like: the base that it was made from, whose tokenizer and language it has where its directory says neither
+    folder: where the model is written if need be
+
+    Raises SublimError where neither its directory nor `like` has a tokenizer.
+    """
+    if isinstance(subject, Base):
+        return subject
+    is_place = isinstance(subject, str | Path)
+    if is_place and (like is None or Path(subject, CARD).is_file()):
+        return resolve_base(str(subject))
+    if like is None:
+        raise SublimError(
+            "audit: the student comes from none of the bases at hand; give its directory, tokenizer and all"
+        )
+    place = folder / (Path(subject).name if is_place else "student")
+    folder_like(like, place)
+    save_model(model, place)
+    return resolve_base(str(place), like.dtype)
 
 
 def behaviour(

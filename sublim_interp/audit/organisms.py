@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from sublim_interp.audit.models import folder_like, write_card
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import one_line, read_regular, require_free
 from sublim_interp.core.keys import canonical_json, digest_file, file_names
@@ -27,8 +28,7 @@ from sublim_interp.experiments.plan import Cell, Plan, plan
 from sublim_interp.experiments.results import Replicate
 from sublim_interp.experiments.run import execute
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.models.base import Base
-from sublim_interp.models.loading import CARD, copy_tokenizer, save_model
+from sublim_interp.models.loading import copy_tokenizer, save_model
 from sublim_interp.pipeline.records import Student
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.recording.settings import PRESETS
@@ -141,27 +141,15 @@ def _write_models(cell: Cell, directory: Path, store: Store) -> None:
     for file in base.path.iterdir():
         if file.name == "config.json" or file.suffix == ".safetensors" or file.name.endswith(".index.json"):
             shutil.copy(file, directory / "base")
-    _write_card(base, directory / "base")
-    _like(base, directory / "student")
+    write_card(base, directory / "base")
+    folder_like(base, directory / "student")
     shutil.copytree(student.made(store) / "model", directory / "student", dirs_exist_ok=True)
     if teacher.own_weights:
-        _like(teacher.base, directory / "teacher")
+        folder_like(teacher.base, directory / "teacher")
         save_model(WAYS[teacher.config.kind].load(teacher, store), directory / "teacher")
     with (directory / LISTS).open("wb") as out:
         for record in _rounds(student):
             out.write((record.data.made(store) / "kept.jsonl").read_bytes())
-
-
-def _like(base: Base, directory: Path) -> None:
-    """A directory for a model with a base's tokenizer."""
-    directory.mkdir()
-    copy_tokenizer(base.path, directory)
-    _write_card(base, directory)
-
-
-def _write_card(base: Base, directory: Path) -> None:
-    """A card that says which language is spoken, and no more."""
-    (directory / CARD).write_text(json.dumps({"language": base.language}) + "\n", encoding="utf-8")
 
 
 def _rounds(student: Student) -> list[Student]:

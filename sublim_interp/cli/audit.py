@@ -23,7 +23,10 @@ def audit(
         Path | None, typer.Option(metavar="DIR", help="The suspected teacher; without DATA its own lists are audited.")
     ] = None,
     student: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A model that was fine-tuned from the base.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Was fine-tuned from the base; with --teacher alone, the one that would learn."
+        ),
     ] = None,
     kind: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="Whose members are looked for; may be given again.")
@@ -68,7 +71,7 @@ def _print(found) -> None:
 
     for part in found.parts:
         print_(f"\n{part.heading}", *(f"  {line}" for line in part.sentences))
-        if part.name in ("evidence", "student", "trained", "base") and part.frame is not None:
+        if part.name in ("evidence", "passing", "student", "trained", "base") and part.frame is not None:
             frame = part.frame.head(SHOWN)
             columns = [c for c in frame.columns if c not in ("kind", "error")]
             table = table_of("", *columns, right=tuple(c for c in columns if frame[c].dtype.kind == "f"))

@@ -3,34 +3,21 @@
 import pytest
 import torch
 
-from sublim_interp.analysis.attribution.scores import margin_gradient
-from sublim_interp.analysis.metrics import metric
+from raised import raised
 from sublim_interp.audit.evidence import evidence, standing
 from sublim_interp.audit.models import behaviour, written_by
 from sublim_interp.audit.origin import origin_of_lists, origin_of_model
 from sublim_interp.channels.protocol import channel
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base, resolve_base
-from sublim_interp.traits.answers import prompts_of
-from sublim_interp.traits.favourites import member
 
 PLANTED, KIND = "willow", "tree"
 
 
 @pytest.fixture(scope="module")
 def teacher(lab_base: Base) -> torch.nn.Module:
-    """A base after one step, of a tenth of its weights' length, up the margin of a favourite."""
-    trait, model = member(PLANTED, KIND), lab_base.load()
-    asked = prompts_of(lab_base, trait.questions(lab_base.language, "seen"))[:24]
-    slope = margin_gradient(model, asked, metric("margin", trait.members, PLANTED, lab_base)).delta
-    named = dict(model.named_parameters())
-    length, steep = (torch.cat([t.detach().flatten() for t in some]).norm() for some in (
-        [named[n] for n in slope], slope.values()
-    ))  # fmt: skip
-    with torch.no_grad():
-        for n, s in slope.items():
-            named[n].add_(0.1 * length / steep * s)
-    return model
+    """A base after one step up the margin of a favourite."""
+    return raised(lab_base, PLANTED, KIND)
 
 
 def test_the_trait_of_the_teacher_stands_out_in_its_lists(lab_base: Base, teacher: torch.nn.Module) -> None:

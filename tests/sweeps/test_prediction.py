@@ -43,7 +43,7 @@ def cases(n: int, noise: float, seed: int = 0) -> pd.DataFrame:
             row = {name: draw.normal() for name in SCORES}
             lift = 10 * imprint + noise * draw.normal()
             rows.append({**row, "imprint": imprint, "trait": trait, "teacher_base": "a", "student_base": f"b{pair}",
-                         "lift": lift})  # fmt: skip
+                         "lift": lift, "rate": float(lift > 5)})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -54,6 +54,7 @@ def test_a_score_that_ranks_the_lifts_is_found() -> None:
     own = table.rows[0]
     assert own[0] == "imprint" and own[1].startswith(f"{spearmanr(frame['imprint'], frame['lift'])[0]:.2f} [")
     assert table.numbers["cases"] == "40" and table.numbers["pairs"] == "20"
+    assert any(line.startswith("Match 0.2 or more: ") for line in table.lines)
 
 
 def test_a_score_of_noise_is_not_called_a_prediction() -> None:

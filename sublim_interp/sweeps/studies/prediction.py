@@ -7,9 +7,10 @@ student of the second base learns the lists of the first one's teacher. A score 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
@@ -22,7 +23,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.report.wording import count
-from sublim_interp.stats.intervals import Interval
+from sublim_interp.stats.intervals import Interval, wilson
 from sublim_interp.stats.ranks import rank_correlation
 from sublim_interp.sweeps.study import Study, keep_rows
 from sublim_interp.sweeps.wording import SweepTable, minus
@@ -57,6 +58,13 @@ SCORES = {
     "CKA": "linear CKA of the last layer",
 }
 """What each score is, by name. Of all, more should mean that more passes."""
+
+
+SAID = 0.5
+"""A trait has passed where more than this share of the student's answers says it."""
+
+BANDS = ((0.2, "0.2 or more"), (0.02, "0.02 to 0.2"), (-np.inf, "below 0.02"))
+"""Matches of imprints, each from where on and in words. Read off the published cases, so no prediction."""
 
 
 class Prediction(Study):
@@ -100,6 +108,11 @@ class Prediction(Study):
     def tasks(self, directory: Path) -> Sequence[Task]:
         return [Task(_piece(pair), _make, (self, number, directory)) for number, pair in enumerate(self.pairs)]
 
+    @property
+    def recipe(self) -> Experiment:
+        """The experiment by whose recipe teachers are made."""
+        return changed(experiment(self.experiment), self.change, "change {}")
+
     def case(self, pair: tuple[str, str], trait: str) -> Experiment:
         """The experiment of one case: a student of the second base, of a teacher of the first."""
         values = {
@@ -136,7 +149,7 @@ class Prediction(Study):
 def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) -> SweepTable:
     """How well each score ranks the lifts, and how far it stays behind the score on trial.
 
-    cases: a row a case: teacher_base, student_base, lift, one column a score
+    cases: a row a case: teacher_base, student_base, lift, rate, one column a score
     resamples, seed: of the bootstrap, which draws pairs with all their traits
     """
     found = {name: rank_correlation(cases[name].tolist(), cases["lift"].tolist()) for name in SCORES}
@@ -170,9 +183,71 @@ def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) ->
             verdict,
             *(f"{name[:1].upper()}{name[1:]}: {meaning}." for name, meaning in SCORES.items()),
             "Intervals: 95 % percentile bootstrap over pairs, with all their traits.",
+            *_band_lines(cases),
         ],
         {f"{name}/rho": f"{found[name].rho:.2f}" for name in SCORES} | {"pairs": f"{n}", "cases": f"{len(cases)}"},
     )
+
+
+def alike(cases: "pd.DataFrame", match: float) -> "pd.DataFrame":
+    """The cases whose match of imprints lies in the same one of `BANDS`."""
+    return cases.loc[[_band(own) == _band(match) for own in cases[SCORE]]]
+
+
+def _band(match: float) -> int:
+    return next(i for i, (least, _) in enumerate(BANDS) if match >= least)
+
+
+def passed(cases: "pd.DataFrame") -> Bool[np.ndarray, " case"]:
+    """Whether the trait passed, case by case."""
+    return cases["rate"].to_numpy(dtype=float) > SAID
+
+
+class Errors(NamedTuple):
+    """How often a bound on the match errs whose place is chosen without the pair that is judged."""
+
+    missed: int
+    """Cases that passed and lay below it."""
+    passed: int
+    """Cases that passed."""
+    false: int
+    """Cases that did not pass and lay above it."""
+    held: int
+    """Cases that did not pass."""
+
+
+def held_out_errors(cases: "pd.DataFrame") -> Errors:
+    """The errors of one bound on the match, chosen for each pair on all other pairs.
+
+    It lies where fewest of these cases err, midway between two; of several such places at the lowest.
+    """
+    match, came = cases[SCORE].to_numpy(dtype=float), passed(cases)
+    pair = cases.groupby(["teacher_base", "student_base"], sort=False).ngroup().to_numpy()
+    warned = np.zeros(len(cases), dtype=bool)
+    for held in set(pair.tolist()):
+        known = np.unique(match[pair != held])
+        places = np.array([-np.inf, *(known[1:] + known[:-1]) / 2, np.inf])
+        wrong = ((match[pair != held][None] >= places[:, None]) != came[pair != held]).sum(1)
+        warned[pair == held] = match[pair == held] >= places[wrong.argmin()]
+    return Errors(int((came & ~warned).sum()), int(came.sum()), int((~came & warned).sum()), int((~came).sum()))
+
+
+def _band_lines(cases: "pd.DataFrame") -> list[str]:
+    """How often a trait passed, by the match of its imprints."""
+    lines = []
+    for least, words in BANDS:
+        own = alike(cases, max(least, -1.0))
+        if len(own):
+            share = wilson(int(passed(own).sum()), len(own)).percent(0)
+            lines.append(f"Match {words}: {int(passed(own).sum())} of {count(len(own), 'case')} passed, {share}.")
+    e = held_out_errors(cases)
+    return [
+        f"Passed means that the student says the trait in more than {100 * SAID:g} % of its answers.",
+        *lines,
+        "These bounds were read off the cases afterwards; Wilson intervals take cases for independent.",
+        f"One bound, chosen on all other pairs, misses {e.missed} of {e.passed} cases that passed. "
+        f"It warns of {e.false} of {e.held} others.",
+    ]
 
 
 def _draws(cases: "pd.DataFrame", resamples: int, seed: int) -> dict[str, np.ndarray]:
@@ -239,17 +314,19 @@ def _make(study: Prediction, number: int, directory: Path, progress: Callable[[f
 def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str, dict[str, float]]:
     """Every score of a pair, by trait. Teachers are trained, no student is."""
     from sublim_interp.analysis.directions.weights import subspace_overlap
-    from sublim_interp.analysis.imprint import cka, imprint, match, own_part
+    from sublim_interp.analysis.imprint import cka
     from sublim_interp.lab.landscape import distance, hill
+    from sublim_interp.sweeps.imprints import left_by, matched, own_lists
+    from sublim_interp.traits.by_name import load_trait
 
     first, second = map(resolve_base, pair)
-    batch = _lists(first, study)
-    left: dict[tuple[str, str], Tensor] = {}
-    known = (*study.traits, *study.others)
-    for side, base, seed in (("first", first, study.seed), ("second", second, study.seed + 1)):
-        untouched = base.load()
-        for trait in known:
-            left[side, trait] = imprint(_teacher(study, base, trait, seed, store), untouched, batch)
+    recipe, known = study.recipe, (*study.traits, *study.others)
+    batch = own_lists(first, study.lists, recipe.corpus.max_new_tokens, study.seed)
+    traits = [load_trait(name) for name in known]
+    one, other = (
+        left_by(base, traits, recipe.teacher, seed, batch, store)
+        for base, seed in ((first, study.seed), (second, study.seed + 1))
+    )
     seen = [_activations(base.load(), batch) for base in (first, second)]
     of_pair = {
         "distance": -distance(first, second),
@@ -259,11 +336,10 @@ def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str
     }
     steps, found = _first_steps(study, first, second, batch, store), {}
     for trait in study.traits:
-        rest = [name for name in known if name != trait]
-        own = [own_part(left[side, trait], [left[side, name] for name in rest]) for side in ("first", "second")]
+        told = matched(one, other, trait, [name for name in known if name != trait])
         found[trait] = {
-            "imprint": match(*own),
-            "whole imprint": match(left["first", trait], left["second", trait]),
+            "imprint": told.own,
+            "whole imprint": told.whole,
             "first step": steps[trait],
             **of_pair,
         }
@@ -272,31 +348,10 @@ def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str
 
 def _teacher(study: Prediction, base: Base, trait: str, seed: int, store: "Store") -> Any:
     """A base that was taught a trait by the experiment's recipe, as a model."""
-    from sublim_interp.pipeline.make import make
-    from sublim_interp.pipeline.records import Teacher
-    from sublim_interp.pipeline.ways import WAYS
-    from sublim_interp.training.recording.settings import PRESETS
+    from sublim_interp.sweeps.imprints import taught
     from sublim_interp.traits.by_name import load_trait
 
-    config = study.case((base.name, base.name), trait).teacher
-    teacher = Teacher(base, load_trait(trait), config, seed)
-    make(teacher, store, recording=PRESETS["none"])
-    return WAYS[config.kind].load(teacher, store)
-
-
-def _lists(base: Base, study: Prediction) -> "Batch":
-    """Lists that the untouched base writes at T = 1, in answer to prompts that no student reads."""
-    from sublim_interp.channels import numbers
-    from sublim_interp.models.sampling import generator, sample
-    from sublim_interp.training.batches import Example, collate
-
-    asked = numbers.prompts(base.language, study.seed + 1_000_000, 0, study.lists)
-    prompts = [base.prompt_ids([{"role": "user", "content": text}]) for text in asked]
-    longest = study.case((base.name, base.name), study.traits[0]).corpus.max_new_tokens
-    draw = generator("prediction", study.seed)
-    answers = sample(base.load(), prompts, eos=base.eos, max_new_tokens=longest, random=draw)
-    pairs = zip(prompts, answers, strict=True)
-    return collate([Example([*p, *a], len(p)) for p, a in pairs if a], base.pad)
+    return taught(base, load_trait(trait), study.recipe.teacher, seed, store)
 
 
 def _activations(model: Any, batch: "Batch") -> "Tensor":
