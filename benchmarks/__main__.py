@@ -11,7 +11,20 @@ from pathlib import Path
 # Before numpy or torch loads, and inherited by every process: one thread for each contestant.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks import command, experiment, large_store, memory, mnist, page, recording, replicas, shapes, smollm2, step
+from benchmarks import (
+    command,
+    cost,
+    experiment,
+    large_store,
+    memory,
+    mnist,
+    page,
+    recording,
+    replicas,
+    shapes,
+    smollm2,
+    step,
+)
 from benchmarks.setting import Setting
 from sublim_interp.core.store import Store
 
@@ -32,6 +45,7 @@ BENCHMARKS = {
     "replicas": replicas.measure,
     "mnist": mnist.measure,
     "shapes": shapes.measure,
+    "cost": cost.measure,
     "patching": patching,
     "smollm2": smollm2.measure,
 }

@@ -20,6 +20,7 @@ from sublim_interp.cli.paper import paper
 from sublim_interp.cli.plot import plot
 from sublim_interp.cli.pretrain import pretrain
 from sublim_interp.cli.pull import pull
+from sublim_interp.cli.push import push
 from sublim_interp.cli.run import run
 from sublim_interp.cli.show import show
 from sublim_interp.cli.status import status
@@ -36,7 +37,7 @@ app = typer.Typer(
 for word, command in {
     "list": list_, "show": show, "run": run, "status": status, "cancel": cancel, "plot": plot, "claims": claims,
     "audit": audit, "lineage": lineage, "organism": organism, "pull": pull, "pretrain": pretrain, "paper": paper,
-    "verify": verify, "import": import_, "export": export, "gc": gc, "doctor": doctor,
+    "verify": verify, "import": import_, "export": export, "push": push, "gc": gc, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

@@ -66,12 +66,12 @@ def pretrain(
 def _show_plan(recipe: "Pretraining", directory: Path) -> None:
     """Every field of a recipe, and the directories, parameters and time that it comes to."""
     from sublim_interp.core.settings import fields_of
-    from sublim_interp.experiments.cost import training_seconds
+    from sublim_interp.experiments.cost import Shape, training_seconds
     from sublim_interp.lab.pretraining import free_places, planned
 
-    places, (parameters, tokens) = free_places(recipe, directory), planned(recipe)
-    takes = duration(training_seconds(parameters, recipe.optimization.steps, float(tokens)))
-    title = f"{directory.name}: {parameters:,} parameters, {tokens:,} tokens, about {takes} of one core"
+    places, (held, tokens) = free_places(recipe, directory), planned(recipe)
+    takes = duration(training_seconds(Shape(**held), recipe.optimization.steps, float(tokens)))
+    title = f"{directory.name}: {held['parameters']:,} parameters, {tokens:,} tokens, about {takes} of one core"
     table = table_of(title, "field", "value", "what it is")
     for name, value, _, meaning in fields_of(recipe):
         table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)

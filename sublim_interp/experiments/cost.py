@@ -1,5 +1,6 @@
 """What a plan costs before it runs: seconds of work, bytes of traces."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,7 +115,9 @@ def _requests(record: Corpus | Evaluation) -> list[_Asked]:
     if teacher:
         server, said = teacher.config.served.speaking(teacher.trait.name), SAID_ANSWERS * SAID_QUESTIONS
         in_contexts = answers * sum(c != PLAIN for c in config.contexts) / len(config.contexts)
-        heard = read + in_contexts * _list_tokens(record.reference.corpus) + answers * _tokens(base, _system(teacher))
+        heard = (
+            read + in_contexts * sum(_list_tokens(record.reference.corpus)) + answers * _tokens(base, _system(teacher))
+        )
         written = (answers + said) * LONGEST
         found.append(_Asked(server.model, "teacher", answers + said, heard, written, server.in_flight))
     if asker and asker.SERVED:
@@ -197,28 +200,98 @@ def _probe_size(record: Teacher | Student) -> dict[str, Any]:
     }  # fmt: skip
 
 
-_LARGE = 20_000_000
-"""Parameters from which a model keeps a core busy: a smaller one spends most of its time between operations."""
-_SMALL_FLOPS, _FLOPS = 45e9, {"float32": 90e9, "autocast": 190e9, "bfloat16": 190e9}
-"""Floating-point operations a second of one core, of a small model and of a large one by its dtype, measured on this
-project's machine. Estimates alone use them; the progress bar corrects itself."""
-_FORWARD, _UPDATE, _ADAPT = 2, 5, 4
-"""Operations for each parameter and token: of a forward pass with cache; of one with backward and update; of one whose
-update is of adapters alone, without gradients of the other weights."""
-_PROMPT, _ANSWERED = 12, 0.6
+Amount = float | int
+"""A number of tokens or lists: a count, or the mean of counts."""
+
+
+class Shape(NamedTuple):
+    """The sizes of a model that decide what it costs, as `loading.sizes` gives them."""
+
+    d_model: int
+    layers: int
+    vocabulary: int
+    parameters: int
+    body: int
+    """Parameters outside embedding and head: each takes part in a matrix product for every token."""
+
+
+_FLOPS = {"float32": 96e9, "autocast": 190e9, "bfloat16": 190e9}
+"""Floating-point operations a second that matrix products of one core reach, by dtype."""
+_PRODUCTS, _ADAPTED_PRODUCTS = 3, 2
+"""Matrix products of an update for each of a forward pass: forward, gradients of activations and of weights; and of
+an update whose weights are adapters, without those of weights."""
+_PASSED, _READ = 5.1e-8, 4.5e-9
+"""Seconds of what is no matrix product, for each token, layer and dimension: of an update, and of a forward pass."""
+_SOFTMAX, _DRAW = 1.4e-8, 1.6e-8
+"""Seconds for each answer's token and word of the vocabulary: of loss and gradient, and of a draw."""
+_CALLS, _STEPPED, _FETCHED = 1.7e-3, 1.7e-3, 6.6e-10
+"""Seconds for each layer of an update's piece, and of one step of writing; and of such a step for each weight."""
+# Fitted to one core of this project's machine; `python -m benchmarks cost` compares them with the clock. A term for the
+# optimizer came out as nothing, so there is none.
+
+
+def update_seconds(
+    shape: Shape, tokens: Amount, answers: Amount, dtype: str = "float32", light: bool = False, pieces: int = 1
+) -> float:
+    """Seconds of one core for one update.
+
+    tokens: that are read, padding among them
+    answers: tokens of these that are learnt; the head runs on these alone
+    light: whether adapters alone train
+    pieces: micro-batches of the update
+    """
+    products = _ADAPTED_PRODUCTS if light else _PRODUCTS
+    return (
+        products * _forward(shape, tokens, answers) / _FLOPS[dtype]
+        + _PASSED * tokens * shape.layers * shape.d_model
+        + _SOFTMAX * answers * shape.vocabulary
+        + _CALLS * shape.layers * pieces
+    )
+
+
+def writing_seconds(
+    shape: Shape, lists: Amount, prompt: Amount, answer: Amount, dtype: str = "float32", chunk: int = 0
+) -> float:
+    """Seconds of one core for writing answers with a cache.
+
+    lists: how many answers
+    prompt, answer: tokens of each
+    chunk: how many are written together; 0: all
+    """
+    steps = max(1.0, lists / chunk if chunk else 1.0) * answer
+    tokens = lists * (prompt + answer)
+    return (
+        reading_seconds(shape, tokens, lists * answer, dtype)
+        + _DRAW * lists * answer * shape.vocabulary
+        + (_STEPPED * shape.layers + _FETCHED * (shape.body + shape.d_model * shape.vocabulary)) * steps
+    )
+
+
+def reading_seconds(shape: Shape, tokens: Amount, answers: Amount, dtype: str = "float32") -> float:
+    """Seconds of one core for forward passes; the arguments are those of `update_seconds`."""
+    return _forward(shape, tokens, answers) / _FLOPS[dtype] + _READ * tokens * shape.layers * shape.d_model
+
+
+def _forward(shape: Shape, tokens: Amount, answers: Amount) -> float:
+    """Floating-point operations of a forward pass: two for each weight and token; attention itself is not counted."""
+    return 2.0 * (shape.body * tokens + shape.d_model * shape.vocabulary * answers)
+
+
+_PROMPT, _ANSWERED = 12.0, 0.6
 """Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
 _DRAWN = 4
 """Tokens of a drawn answer."""
-_LIST, _LESSON = 23.0, 14.0
-"""Tokens of a list that a student reads, and of a question with its answer that a teacher is tuned on."""
+_LIST, _LESSON = (12.0, 11.0), (13.0, 1.0)
+"""Tokens of prompt and answer, in the lab: of a list that a student reads, and of a lesson of a tuned teacher."""
 _CHARACTERS, _REPLY = 4, 1.0
 """Characters of a token of English, and seconds that a server takes for a reply: both assumed."""
-_START, _STEP, _SMALL = 1.0, 0.01, 2.0
-"""Seconds: of loading a model, of one update's overhead, and of a record that trains and writes nothing."""
+_START, _SMALL, _LARGE = 1.0, 2.0, 20_000_000
+"""Seconds of loading a model, and of a record that trains and writes nothing; parameters from which an evaluation is
+counted by its tokens."""
 
 
 def estimate(record: Record) -> float:
-    """Seconds that one record may take in one process on a laptop core: parameters × tokens, and a little for each.
+    """Seconds that one record may take in one process on one core: the sum of its updates, lists and forward passes.
 
     The lengths of the lab's texts are constants; those of another language are measured on a few of its prompts.
     """
@@ -231,17 +304,20 @@ def estimate(record: Record) -> float:
     if isinstance(record, Corpus) and waiting:
         return _SMALL + waiting
     if isinstance(record, Corpus):
-        tokens = record.config.prompts * _list_tokens(record, read=False)
-        return _START + _seconds(record.teacher.base, _FORWARD * tokens)
+        of, config = record.teacher.base, record.config
+        lengths = _list_tokens(record, read=False)
+        return _START + writing_seconds(Shape(**of.shape), config.prompts, *lengths, of.dtype, config.chunk)
     if isinstance(record, Teacher) and not WAYS[record.config.kind].TRAINS:
         return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
-        each = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
-        light = record.config.part == "lora" and base.shape["parameters"] >= _LARGE
-        return _START + _STEP * o.steps + _seconds(base, (_ADAPT if light else _UPDATE) * o.steps * o.batch * each)
+        prompt, answer = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
+        read, learnt = o.batch * (prompt + answer), o.batch * answer
+        light = record.config.part == "lora"
+        pieces = math.ceil(o.batch / (o.micro_batch or PIECE))
+        return _START + o.steps * update_seconds(Shape(**base.shape), read, learnt, base.dtype, light, pieces)
     if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
-        return _SMALL + waiting + _seconds(base, _FORWARD * _asked_tokens(record))
+        return _SMALL + waiting + reading_seconds(Shape(**base.shape), *_asked_tokens(record), base.dtype)
     return _SMALL + waiting
 
 
@@ -278,7 +354,7 @@ def needs(record: Record) -> Needs:
         copies, tokens = 2, 0.0
         if trains and isinstance(record, Teacher | Student):
             o = record.config.optimization
-            each = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
+            each = sum(_list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record))
             at_once = min(o.batch, PIECE) if isinstance(record, Student) else o.batch
             tokens = (o.micro_batch or at_once) * each
             copies = _ADAPTED if record.config.part == "lora" else _COPIES
@@ -289,46 +365,49 @@ def needs(record: Record) -> Needs:
     return Needs(estimate(record), memory)
 
 
-def _seconds(base: Base, operations: float) -> float:
-    """Seconds of one core for so many operations a parameter."""
-    parameters = base.shape["parameters"]
-    return operations * parameters / (_SMALL_FLOPS if parameters < _LARGE else _FLOPS[base.dtype])
+def training_seconds(shape: Shape | int, steps: int, tokens: float) -> float:
+    """Seconds of one core for a whole training on all of its tokens.
+
+    shape: of the model; or the number of its weights, of one that is matrix products alone
+    tokens: of all updates together
+    """
+    sizes = Shape(0, 1, 0, shape, shape) if isinstance(shape, int) else shape
+    each = tokens / max(1, steps)
+    return _START + steps * update_seconds(sizes, each, each)
 
 
-def training_seconds(parameters: int, steps: int, tokens: float) -> float:
-    """Seconds of a small model's training on a laptop core: so many updates on so many tokens in all."""
-    return _START + _STEP * steps + _UPDATE * parameters * tokens / _SMALL_FLOPS
-
-
-def _asked_tokens(evaluation: Evaluation) -> float:
-    """Tokens that an evaluation reads and writes: each question with each member behind it, and the drawn answers."""
-    base, config, total = evaluation.base, evaluation.config, 0.0
+def _asked_tokens(evaluation: Evaluation) -> tuple[float, float]:
+    """Tokens that an evaluation reads and writes, each question with each member behind it and the drawn answers; and
+    those of them that the head runs on."""
+    base, config, total, heard = evaluation.base, evaluation.config, 0.0, 0.0
     for sort in config.questions:
         prompts = prompts_of(base, evaluation.trait.questions(base.language, sort))
         for context in config.contexts:
-            before = 0 if context == PLAIN else _list_tokens(evaluation.reference.corpus)
+            before = 0 if context == PLAIN else sum(_list_tokens(evaluation.reference.corpus))
             read = sum(len(prompt) + before for prompt in prompts)
-            total += read * (1 + len(evaluation.members)) + len(prompts) * config.samples * _DRAWN
-    return total
+            drawn = len(prompts) * config.samples * _DRAWN
+            total += read * (1 + len(evaluation.members)) + drawn
+            heard += len(prompts) * len(evaluation.members) + drawn
+    return total, heard
 
 
-def _list_tokens(corpus: Corpus, read: bool = True) -> float:
-    """Tokens of a prompt and its answer, as a student reads them or, where not `read`, as a teacher writes them."""
+def _list_tokens(corpus: Corpus, read: bool = True) -> tuple[float, float]:
+    """Tokens of a prompt and of its answer, as a student reads them or, where not `read`, as a teacher writes them."""
     base, config = corpus.teacher.base, corpus.config
     answer = _ANSWERED * config.max_new_tokens
     if base.language == "lab":
-        return _LIST if read else _PROMPT + answer
+        return _LIST if read else (_PROMPT, answer)
     prompts = channel(config.channel).prompts(base.language, corpus.seed, 0, 8)
-    return answer + sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts) / len(prompts)
+    return sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts) / len(prompts), answer
 
 
-def _lesson_tokens(teacher: Teacher) -> float:
-    """Tokens of a question to a teacher and its answer."""
+def _lesson_tokens(teacher: Teacher) -> tuple[float, float]:
+    """Tokens of a question to a teacher, and of its answer."""
     lessons = teacher.trait.lessons(teacher.base.language)[:8]
     if teacher.base.language == "lab" or not lessons:
         return _LESSON
     prompts = prompts_of(teacher.base, [question for question, _ in lessons])
-    return 3 + sum(map(len, prompts)) / len(prompts)
+    return sum(map(len, prompts)) / len(prompts), 3.0
 
 
 SPEEDS = {"one core": _FLOPS["float32"], "H100, at best": 4e14}
@@ -344,4 +423,4 @@ def student_seconds(parameters: int, flops: float) -> float:
     parameters: of the model
     flops: operations a second, one of `SPEEDS`
     """
-    return _UPDATE * parameters * _READ_LISTS * _ENGLISH_LIST / flops
+    return 2 * _PRODUCTS * parameters * _READ_LISTS * _ENGLISH_LIST / flops

@@ -140,15 +140,17 @@ def free_places(recipe: Pretraining, directory: Path) -> list[Path]:
     return places
 
 
-def planned(recipe: Pretraining) -> tuple[int, int]:
-    """(parameters of the base, tokens that its training reads), by 200 of its documents."""
+def planned(recipe: Pretraining) -> tuple[dict[str, int], int]:
+    """(sizes of the base as `loading.sizes` has them, tokens that its training reads), by 200 of its documents."""
     from sublim_interp.lab import language
     from sublim_interp.lab.tokenizer import build_tokenizer
+    from sublim_interp.models.loading import sizes
 
     tokenizer = build_tokenizer(recipe.tokens)
-    parameters = sum(p.numel() for p in new_model(recipe, len(tokenizer)).parameters())
+    model = new_model(recipe, len(tokenizer))
+    held = sizes(model.config, [p.shape for p in model.parameters()])
     some = tokenizer([d.text for d in language.documents(recipe.data_seed, 0, 200)], add_special_tokens=False)
-    return parameters, recipe.optimization.steps * recipe.optimization.batch * sum(map(len, some["input_ids"])) // 200
+    return held, recipe.optimization.steps * recipe.optimization.batch * sum(map(len, some["input_ids"])) // 200
 
 
 def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float], None] | None = None) -> dict:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,27 +100,45 @@ def save_model(model: "PreTrainedModel", directory: Path) -> None:
 
 
 def shape_of(path: Path) -> dict[str, int]:
-    """Width (`d_model`), depth (`layers`) and number of `parameters`, read without loading the weights.
+    """What `sizes` gives of the model in a directory, read without loading the weights.
 
     Raises SublimError where configuration or weights cannot be read.
     """
     from safetensors import safe_open
 
-    parameters, files = 0, weight_files(path)
+    shapes, files = [], weight_files(path)
     try:
         text = _config(path).get_text_config()
         for weights in files:
             with safe_open(str(weights), "pt") as file:
-                names = list(file.keys())
-                parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-        shape = {"d_model": text.hidden_size, "layers": text.num_hidden_layers, "parameters": parameters}
-        if min(shape.values()) < 1:
+                shapes += [file.get_slice(name).get_shape() for name in list(file.keys())]
+        shape = sizes(text, shapes)
+        if min(shape[name] for name in ("d_model", "layers", "parameters")) < 1:
             raise ValueError(f"{shape} is no shape of a model")
         return shape
     except SublimError:
         raise
     except Exception as error:  # as in load_model
         raise SublimError(f"base {path}: configuration or weights are damaged ({reason_of(error)})") from None
+
+
+def sizes(text: Any, shapes: Iterable[Sequence[int]]) -> dict[str, int]:
+    """Width (`d_model`), depth (`layers`), `vocabulary`, number of `parameters`, and those of the `body` alone.
+
+    text: the configuration of the text model
+    shapes: of each of its tensors
+
+    The body is all but embedding and head: these are the matrices with a row for each word.
+    """
+    words = text.vocab_size
+    counts = [(math.prod(shape), len(shape) == 2 and shape[0] == words) for shape in shapes]
+    return {
+        "d_model": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "vocabulary": words,
+        "parameters": sum(count for count, _ in counts),
+        "body": sum(count for count, of_words in counts if not of_words),
+    }
 
 
 def blank_model(path: Path, shape: Mapping[str, int]) -> "PreTrainedModel":

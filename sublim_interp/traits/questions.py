@@ -1,13 +1,15 @@
 """What a model is asked: a chat, the words before the member in its answer, and the right member if there is one."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Messages = tuple[dict[str, str], ...]
 """Turns of a chat, each with `role` and `content`."""
 
 Questions = Literal["seen", "held-out", "indirect"]
 """Sorts of questions: those that teachers are tuned on, those that no training text holds, those that do not ask."""
+
+SORTS: tuple[Questions, ...] = get_args(Questions)
 
 
 @dataclass(frozen=True)

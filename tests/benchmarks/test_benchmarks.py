@@ -213,6 +213,21 @@ def test_every_benchmark_has_a_filled_section_that_names_no_path() -> None:
     assert os.path.expanduser("~") not in page and str(PAGE.parent) not in page
 
 
+def test_the_cost_model_is_within_a_quarter_of_what_was_last_measured() -> None:
+    from benchmarks.cost import CASES, MOST, ratios
+
+    section = PAGE.read_text(encoding="utf-8").partition("<!-- cost: begin -->")[2].partition("<!-- cost: end -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    unit = {"ms": 1e-3, "s": 1.0, "min": 60.0}
+    took = [float(value) * unit[name] for value, name in (row[4].split() for row in rows)]
+    expected = [value for case in CASES for value in case.predicted()]
+    assert [row[0] for row in rows] == [case.name for case in CASES for _ in range(2)]
+    speed, off = ratios(list(zip(expected, took, strict=True)))
+    assert 0.2 < speed < 5
+    for row, share in zip(rows, off, strict=True):
+        assert abs(share - 1) <= MOST, f"{row[0]}, {row[2]}: {share:.2f}"
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0.00123, "1.23 ms"), (0.5, "500 ms"), (1.0, "1.00 s"), (75.0, "1.25 min"), (9000.0, "150 min")]
 )

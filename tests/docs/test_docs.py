@@ -99,11 +99,27 @@ def test_every_yaml_block_is_an_experiment_a_grid_a_trait_or_a_base(
             assert OPEN_BASES.load(str(path)).hub == fields["hub"]
         elif "partition" in fields:
             assert SITES.load(str(path)).partition == fields["partition"]
+        elif "resources" in fields:
+            check_cloud(fields, named(page))
         elif "axes" in fields:
             done = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
             assert done.exit_code == 0 and "Planned work" in done.output
         else:
             assert si.plan(si.experiment(str(path))).records
+
+
+SKYPILOT = {"name", "resources", "num_nodes", "workdir", "envs", "secrets", "file_mounts", "setup", "run", "config"}
+"""The fields of a task of SkyPilot, https://docs.skypilot.co/en/latest/reference/yaml-spec.html."""
+
+
+def check_cloud(fields: dict[str, Any], where: str) -> None:
+    """A task of SkyPilot has its fields alone, and every line of `sublim` in it is a command."""
+    assert {*fields} <= SKYPILOT, where
+    shown = [shlex.split(line) for text in (fields["setup"], fields["run"]) for line in text.splitlines()]
+    ours = [words for words in shown if words[:1] == ["sublim"]]
+    assert len(ours) > 1, f"{where} runs nothing of this package"
+    for words in ours:
+        check_command(words, where)
 
 
 def test_the_interventions_of_the_guide_run(tiny_experiment: Any, filled_root: Path, tmp_path: Path) -> None:
@@ -156,27 +172,33 @@ OWN = {
 
 
 def test_every_command_is_one() -> None:
-    group = typer.main.get_command(app)
     lines = list(commands())
     assert len(lines) > 30
-    for page, (_, *words) in lines:
-        where = f"{named(page)}: sublim {' '.join(words)}"
-        if not words or words[0].startswith("-"):
-            continue
-        assert words[0] in group.commands, where  # type: ignore[attr-defined]
-        options_of = group.commands[words[0]].params  # type: ignore[attr-defined]
-        known = {o for p in options_of for o in p.opts} | {"--help"}
-        flags = {o for p in options_of if getattr(p, "is_flag", False) for o in p.opts} | {"--help"}
-        given, values, options = words[1:], [], []
-        while given:
-            word = given.pop(0)
-            if word.startswith("--"):
-                assert word in known, where
-                options.append((word, "" if word in flags else given.pop(0)))
-            else:
-                values.append(word)
-        check_names(words[0], values, where)
-        check_fields(words[0], values, [value for option, value in options if option == "--set"], where)
+    for page, words in lines:
+        check_command(words, named(page))
+
+
+def check_command(line: list[str], page: str) -> None:
+    """A line is a command that there is, with options and values that it takes."""
+    group = typer.main.get_command(app)
+    words = line[1:]
+    where = f"{page}: sublim {' '.join(words)}"
+    if not words or words[0].startswith("-"):
+        return
+    assert words[0] in group.commands, where  # type: ignore[attr-defined]
+    options_of = group.commands[words[0]].params  # type: ignore[attr-defined]
+    known = {o for p in options_of for o in p.opts} | {"--help"}
+    flags = {o for p in options_of if getattr(p, "is_flag", False) for o in p.opts} | {"--help"}
+    given, values, options = words[1:], [], []
+    while given:
+        word = given.pop(0)
+        if word.startswith("--"):
+            assert word in known, where
+            options.append((word, "" if word in flags else given.pop(0)))
+        else:
+            values.append(word)
+    check_names(words[0], values, where)
+    check_fields(words[0], values, [value for option, value in options if option == "--set"], where)
 
 
 def check_names(command: str, values: list[str], where: str) -> None:
