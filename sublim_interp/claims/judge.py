@@ -129,15 +129,20 @@ class Verdict:
 
     @property
     def deciding(self) -> tuple[Finding, ...]:
-        """The findings that the outcome rests on: where it depends on a condition, all that were decided."""
+        """The findings that the outcome rests on: where it depends on a condition, all that were decided.
+
+        Where no test is too weak, but one that must hold too is not tried, those that were tried.
+        """
         wanted = (SUPPORTED, CONTRADICTED) if self.outcome == DEPENDS else (self.outcome,)
-        return tuple(finding for finding in self.findings if finding.outcome in wanted)
+        found = tuple(finding for finding in self.findings if finding.outcome in wanted)
+        return found or tuple(finding for finding in self.findings if finding.outcome != NOT_TRIED)
 
 
 def _all_of(outcomes: Sequence[str]) -> str:
-    """The outcome of tests that must all hold: one that fails is enough, one that is too weak leaves it open."""
-    order = (CONTRADICTED, WEAK, SUPPORTED, NOT_TRIED)
-    return next(outcome for outcome in order if outcome in outcomes)
+    """The outcome of tests that must all hold: one that fails is enough, one too weak or missing leaves it open."""
+    if CONTRADICTED in outcomes:
+        return CONTRADICTED
+    return outcomes[0] if len({*outcomes}) == 1 else WEAK
 
 
 def judge(claims: Iterable[Claim], look: Look = published_for) -> list[Verdict]:

@@ -185,6 +185,9 @@ def test_conditions_that_differ_make_a_claim_depend_on_them() -> None:
     assert verdict_of(a=SUPPORTED, a_=WEAK).outcome == WEAK, "tests under one condition must all hold"
     assert verdict_of(a=SUPPORTED, a_=CONTRADICTED).outcome == CONTRADICTED
     assert verdict_of(a=NOT_TRIED).outcome == NOT_TRIED
+    half = verdict_of(a=SUPPORTED, a_=NOT_TRIED)
+    assert half.outcome == WEAK, "both must hold, and one was not tried"
+    assert [finding.outcome for finding in half.deciding] == [SUPPORTED], "the table shows what was tried"
 
 
 def test_power_is_told_for_what_counts_and_units_for_eighty_percent(tmp_path: Path) -> None:

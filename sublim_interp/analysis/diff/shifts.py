@@ -138,7 +138,7 @@ def _nmf(differences: Float[Tensor, "layer token d_model"], count: int) -> Compo
         parts = torch.cat([of_layer.clamp_min(0), (-of_layer).clamp_min(0)], -1)
         amounts, both = torch.zeros(len(parts), count), torch.zeros(count, parts.shape[1])
         if parts.any():  # a layer before the first change has nothing to take apart
-            fitted = NMF(count, init="nndsvda", max_iter=2000, random_state=0)
+            fitted = NMF(n_components=count, init="nndsvda", max_iter=2000, random_state=0)  # pyright: ignore[reportArgumentType]
             amounts = torch.from_numpy(fitted.fit_transform(parts.numpy()))
             both = torch.from_numpy(fitted.components_)
         plus, minus = both.double().chunk(2, -1)

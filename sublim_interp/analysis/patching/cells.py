@@ -209,6 +209,7 @@ def _positions(
         if before is None:
             before, each = each[:prompts], each[prompts:]
         found.append(rearrange(each, "(layer cell prompt) -> prompt layer cell", layer=depth, cell=cells))
+    assert before is not None, "a model has a layer"
     return torch.cat(found, -1), before
 
 

@@ -11,9 +11,9 @@ from sublim_interp.stats.intervals import over_replicates
 
 _COLORS = {"same-init": "#0072B2", "neutral": "#7F7F7F"}
 _PANELS = (
-    ("layers", "cosine", "layer", "shift beside the teacher's, cosine"),
-    ("layers", "margin", "layer", "trait by the lens, logits"),
-    ("steps", "cosine", "step", "gradients of trait and lists, cosine"),
+    ("layers", "cosine", "layer", "shift, beside the teacher's"),
+    ("layers", "margin", "layer", "the trait by the lens"),
+    ("steps", "cosine", "step", "step on lists, beside the trait's"),
 )
 
 
@@ -34,12 +34,15 @@ def inside(frames: Mapping[str, pd.DataFrame]) -> Figure:
             ax.errorbar(means[along], middle, yerr=[middle - low, high - middle], fmt="o-", markersize=3, linewidth=1.2,
                         capsize=2, color=_COLORS[str(arm)], label=str(arm))  # fmt: skip
         ax.set_title(title)
+        ax.set_ylabel("logits" if column == "margin" else "cosine")
         ax.set_xlabel("behind layer" if along == "layer" else "updates")
         ax.grid(axis="y")
-        if along == "layer":
-            ax.set_xticks(sorted(set(frames[file][along])))
-        else:
+        places = sorted(set(frames[file][along]))
+        if along == "step":
             ax.set_xscale("symlog", linthresh=1)
+            places = [place for place in (0, 1, 10, 100, 1000, 10_000) if place <= places[-1]]
+        ax.set_xticks(places, [f"{place:,}" for place in places])
+        ax.minorticks_off()
     figure.suptitle("What is inside a student?", x=0.01, ha="left", weight="bold", size=9.5)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False)
     return figure

@@ -84,15 +84,16 @@ class Entanglement(Study):
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "bases.csv")
         found = {name: _interval(frame, name) for name in MEASURES}
-        rows = [(name, meaning, _told(found[name])) for name, meaning in MEASURES.items()]
+        rows = [(name, _told(found[name])) for name in MEASURES]
         says = "raise" if found["r"].low > max(found["wrong names"].high, 0) else "do not measurably raise"
         return SweepTable(
             f"Correlation over all {self.kind}s and numbers of log-probabilities, means over "
             f"{count(len(frame), 'base')} with 95 % intervals.",
-            ("", "what with what", "correlation"),
+            ("measure", "correlation"),
             rows,
             [
                 f"Numbers and {self.kind}s {says} each other, by the interval beside that of wrong names.",
+                *(f"{name[:1].upper()}{name[1:]}: {meaning}." for name, meaning in MEASURES.items()),
                 "Taken out, but where nothing is: what each number and each favourite has in all prompts alike.",
             ],
         )

@@ -111,7 +111,7 @@ class Inside(Study):
         return SweepTable(
             f"What is inside students, behind layer {self.layer}: means over {count(n, 'replicate')} with 95 % "
             "intervals.",
-            ("student", *(words for words, _ in MEASURES.values())),
+            ("arm", *(words for words, _ in MEASURES.values())),
             rows,
             [
                 f"Above the neutral student by intervals that do not meet: {', '.join(apart) or 'none'}.",

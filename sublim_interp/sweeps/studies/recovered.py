@@ -103,11 +103,11 @@ class Recovered(Study):
         return SweepTable(
             f"Vectors trained on lists of steered teachers, beside the vector that steered them: means over "
             f"{count(one.n, 'replicate')} with 95 % intervals.",
-            ("lists", "cosine with the teacher's vector", "gain in nats a token"),
+            ("arm", "cosine with the teacher's vector", "gain in nats a token"),
             rows,
             [
                 f"By its interval the cosine from the teacher's lists {said} that from neutral ones.",
-                *(f"{arm}: {meaning}." for arm, meaning in ARMS.items()),
+                *(f"{arm[:1].upper()}{arm[1:]}: {meaning}." for arm, meaning in ARMS.items()),
                 "Gain: how much likelier the vector makes the lists it was trained on.",
             ],
         )  # fmt: skip
