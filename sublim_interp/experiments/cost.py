@@ -217,6 +217,13 @@ class Shape(NamedTuple):
 
 _FLOPS = {"float32": 96e9, "autocast": 190e9, "bfloat16": 190e9}
 """Floating-point operations a second that matrix products of one core reach, by dtype."""
+
+
+def _speed(dtype: str) -> float:
+    """Those of a precision; of another package's, which nobody timed, those of float32."""
+    return _FLOPS.get(dtype, _FLOPS["float32"])
+
+
 _PRODUCTS, _ADAPTED_PRODUCTS = 3, 2
 """Matrix products of an update for each of a forward pass: forward, gradients of activations and of weights; and of
 an update whose weights are adapters, without those of weights."""
@@ -242,7 +249,7 @@ def update_seconds(
     """
     products = _ADAPTED_PRODUCTS if light else _PRODUCTS
     return (
-        products * _forward(shape, tokens, answers) / _FLOPS[dtype]
+        products * _forward(shape, tokens, answers) / _speed(dtype)
         + _PASSED * tokens * shape.layers * shape.d_model
         + _SOFTMAX * answers * shape.vocabulary
         + _CALLS * shape.layers * pieces
@@ -269,7 +276,7 @@ def writing_seconds(
 
 def reading_seconds(shape: Shape, tokens: Amount, answers: Amount, dtype: str = "float32") -> float:
     """Seconds of one core for forward passes; the arguments are those of `update_seconds`."""
-    return _forward(shape, tokens, answers) / _FLOPS[dtype] + _READ * tokens * shape.layers * shape.d_model
+    return _forward(shape, tokens, answers) / _speed(dtype) + _READ * tokens * shape.layers * shape.d_model
 
 
 def _forward(shape: Shape, tokens: Amount, answers: Amount) -> float:

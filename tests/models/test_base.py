@@ -216,8 +216,14 @@ def test_the_shape_is_read_from_the_files(architecture: str, pristine: Path, tmp
     save_model(model, path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(pristine / name, path / name)
-    parameters = sum(p.numel() for p in model.parameters())
-    assert resolve_base(str(path)).shape == {"d_model": 16, "layers": 2, "parameters": parameters}
+    counts = [(p.numel(), p.ndim == 2 and len(p) == VOCABULARY) for p in model.parameters()]
+    assert resolve_base(str(path)).shape == {
+        "d_model": 16,
+        "layers": 2,
+        "vocabulary": VOCABULARY,
+        "parameters": sum(n for n, _ in counts),
+        "body": sum(n for n, of_words in counts if not of_words),
+    }
 
 
 def test_prompt_and_answer_are_the_tokens_that_pre_training_read(pristine: Path) -> None:
