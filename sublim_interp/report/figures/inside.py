@@ -50,8 +50,8 @@ def inside(frames: Mapping[str, pd.DataFrame]) -> Figure:
 
 INSIDE = FigureEntry(
     "what students hold of their teacher in activations and gradients, beside neutral students",
-    "Left: does the student's shift point along its teacher's? Middle: does it name the trait on unrelated text? "
-    "Right: does a step on the lists go along a step on the trait's lessons?",
+    "Left, how far the student's shift points along its teacher's. Middle, how far it names the trait on unrelated "
+    "text. Right, how far a step on the lists goes along a step on the trait's lessons.",
     "cells",
     inside,
 )
