@@ -1,12 +1,16 @@
 """YAML in and out, strictly: version 1.2, each key once, plain data alone, and bounds on what a file may cost."""
 
 from io import StringIO
+from itertools import accumulate
 from typing import Any
 
 from sublim_interp.core.errors import SublimError, said_of
 
 LONGEST = 1 << 18
 """Characters of one text at most: reading so many takes seconds."""
+
+DEEPEST = 1000
+"""Brackets that may stand open at once: the parser's time grows with their square, and it gives up at some 300."""
 
 MOST = 100_000
 """Values of one text at most, each counted as often as aliases repeat it."""
@@ -24,6 +28,8 @@ def load_yaml(text: str, where: str) -> Any:
     """
     if len(text) > LONGEST:
         raise SublimError(f"{where}: {len(text)} characters; {LONGEST} are the most")
+    if max(accumulate((c in "[{") - (c in "]}") for c in text), default=0) > DEEPEST:
+        raise SublimError(f"{where}: broken YAML (nested too deeply)")
     from ruamel.yaml import YAML
 
     try:
