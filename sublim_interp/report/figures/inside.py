@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sublim_interp.core.drawing import INK, in_style
+from sublim_interp.report.figures.lines import mean_line
 from sublim_interp.report.figures.protocol import FigureEntry
-from sublim_interp.stats.intervals import over_replicates
 
 _COLORS = {"same-init": "#0072B2", "neutral": "#7F7F7F"}
 _PANELS = (
@@ -29,10 +29,7 @@ def inside(frames: Mapping[str, pd.DataFrame]) -> Figure:
     for ax, (file, column, along, title) in zip(axes, _PANELS, strict=True):
         ax.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         for arm, own in frames[file].groupby("arm", sort=False):
-            means = over_replicates(own, column, [along]).sort_values(along)
-            middle, low, high = (means[name].fillna(means["estimate"]) for name in ("estimate", "low", "high"))
-            ax.errorbar(means[along], middle, yerr=[middle - low, high - middle], fmt="o-", markersize=3, linewidth=1.2,
-                        capsize=2, color=_COLORS[str(arm)], label=str(arm))  # fmt: skip
+            mean_line(ax, own, column, along, _COLORS[str(arm)], str(arm))
         ax.set_title(title)
         ax.set_ylabel("logits" if column == "margin" else "cosine")
         ax.set_xlabel("behind layer" if along == "layer" else "updates")

@@ -18,6 +18,19 @@ FrameRows = Sequence[Mapping[Any, Any]]
 """The rows of a frame, each as a dict by column."""
 
 
+def mean_line(ax: Axes, frame: pd.DataFrame, value: str, x: str, color: str, label: str, shift: float = 1.0) -> None:
+    """Means over replicates along an axis, with 95 % intervals as bars.
+
+    frame: a row a replicate and place
+    value, x: its columns
+    shift: times the place, so that bars of several lines stand beside each other on a logarithmic axis
+    """
+    means = over_replicates(frame, value, [x]).sort_values(x)
+    middle, low, high = (means[name].fillna(means["estimate"]) for name in ("estimate", "low", "high"))
+    ax.errorbar(means[x] * shift, middle, yerr=[middle - low, high - middle], fmt="o-", markersize=3, linewidth=1.2,
+                capsize=2, color=color, label=label)  # fmt: skip
+
+
 @in_style
 def arm_lines(
     frame: pd.DataFrame,

@@ -4,8 +4,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sublim_interp.core.drawing import INK, in_style
+from sublim_interp.report.figures.lines import mean_line
 from sublim_interp.report.figures.protocol import FigureEntry
-from sublim_interp.stats.intervals import over_replicates
 
 _COLORS = {"same-init": "#0072B2", "neutral": "#7F7F7F"}
 
@@ -23,10 +23,7 @@ def recovered(frame: pd.DataFrame) -> Figure:
     ):
         ax.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         for arm, own in frame.groupby("arm", sort=False):
-            means = over_replicates(own, column, ["update"]).sort_values("update")
-            middle, low, high = (means[name].fillna(means["estimate"]) for name in ("estimate", "low", "high"))
-            ax.errorbar(means["update"], middle, yerr=[middle - low, high - middle], fmt="o-", markersize=3,
-                        linewidth=1.2, capsize=2, color=_COLORS[str(arm)], label=str(arm))  # fmt: skip
+            mean_line(ax, own, column, "update", _COLORS[str(arm)], str(arm))
         ax.set_xscale("log")
         ax.set_xticks(sorted(set(frame["update"])), [f"{n}" for n in sorted(set(frame["update"]))])
         ax.minorticks_off()

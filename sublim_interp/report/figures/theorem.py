@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from sublim_interp.core.drawing import INK, in_style
+from sublim_interp.report.figures.lines import mean_line
 from sublim_interp.report.figures.protocol import FigureEntry
-from sublim_interp.stats.intervals import over_replicates
 
 _COLORS = ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#7F7F7F", "#000000")
 
@@ -23,12 +23,8 @@ def theorem(frame: pd.DataFrame) -> Figure:
     for ax, column in ((left, "cosine"), (right, "towards")):
         ax.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (2, 2)), zorder=1)
         for i, condition in enumerate(conditions):
-            means = over_replicates(frame.loc[frame["condition"] == condition], column, ["step"]).sort_values("step")
-            color = _COLORS[i % len(_COLORS)]
-            x = means["step"] * 1.04 ** (i - len(conditions) / 2)
-            middle, low, high = (means[name].fillna(means["estimate"]) for name in ("estimate", "low", "high"))
-            ax.errorbar(x, middle, yerr=[middle - low, high - middle], fmt="o-", markersize=3, linewidth=1.2,
-                        capsize=2, color=color, label=condition)  # fmt: skip
+            own, shift = frame.loc[frame["condition"] == condition], 1.04 ** (i - len(conditions) / 2)
+            mean_line(ax, own, column, "step", _COLORS[i % len(_COLORS)], condition, shift)
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
         steps = sorted(set(frame["step"]))

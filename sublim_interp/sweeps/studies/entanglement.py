@@ -84,7 +84,7 @@ class Entanglement(Study):
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "bases.csv")
         found = {name: _interval(frame, name) for name in MEASURES}
-        rows = [(name, _told(found[name])) for name in MEASURES]
+        rows = [(name, minus(found[name].plain())) for name in MEASURES]
         says = "raise" if found["r"].low > max(found["wrong names"].high, 0) else "do not measurably raise"
         return SweepTable(
             f"Correlation over all {self.kind}s and numbers of log-probabilities, means over "
@@ -106,12 +106,6 @@ class Entanglement(Study):
 
 def _interval(frame: "pd.DataFrame", measure: str) -> Interval:
     return mean_interval(frame[measure].to_list(), bounds=(-1, 1))
-
-
-def _told(found: Interval) -> str:
-    if found.n < 2:
-        return minus(f"{found.estimate:.3f}")
-    return minus(f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]")
 
 
 def _make(study: Entanglement, number: int, directory: Path, progress: Callable[[float], None]) -> None:

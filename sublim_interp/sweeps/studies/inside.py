@@ -7,20 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from sublim_interp.core.device import open_device
 from sublim_interp.core.files import is_sealed
-from sublim_interp.core.settings import changed, name_once
 from sublim_interp.core.workers import Task
-from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.plan import Cell, plan
-from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
-from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.sweeps.study import Study, keep_rows, store_of
+from sublim_interp.sweeps.studies.replicated import Replicated
+from sublim_interp.sweeps.study import keep_rows, store_of
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -51,35 +48,17 @@ MEASURES = {
 """Columns of `replicates.csv`: what each is in words, and its largest size."""
 
 
-class Inside(Study):
+class Inside(Replicated):
     """Looks into the students of an experiment's arms same-init and neutral."""
 
     VERSION, FIGURE = 1, "inside"
 
-    experiment: str = "owl"
-    """Whose recipe teachers, lists and students have."""
-    change: dict[str, Any] = Field(default_factory=dict)
-    """Fields of that experiment that differ."""
-    seeds: tuple[int, ...] = Field(min_length=1, max_length=10_000)
-    """One replicate each, on bases as the experiment pairs them."""
     layer: int = Field(default=1, ge=0, le=1000)
     """Behind which layer shifts are compared, read and added; `layers.csv` has all."""
     texts: int = Field(default=256, ge=2, le=100_000)
     """Documents of the lab's language, none of which names a member of the trait's kind."""
     lists: int = Field(default=512, ge=2, le=100_000)
     """Lists of the student's own, on which the gradient of its training is taken."""
-
-    @model_validator(mode="after")
-    def _coherent(self) -> "Inside":
-        name_once(self, "seeds")
-        return self
-
-    @property
-    def replicates(self) -> int:
-        return len(self.seeds)
-
-    def inputs(self) -> dict[str, str]:
-        return {name: resolve_base(name).digest for name in self.case.bases}
 
     def costs(self) -> dict[str, float]:
         return {_piece(seed): 200 + 0.05 * (self.lists + self.texts) for seed in self.seeds}
@@ -88,10 +67,8 @@ class Inside(Study):
         return [Task(_piece(seed), _make, (self, seed, directory)) for seed in self.seeds]
 
     @property
-    def case(self) -> Experiment:
-        """The experiment whose students are looked into."""
-        values = {"name": "case", "arms": [*ARMS], "seeds": [*self.seeds], "student.extra_rounds": 0}
-        return changed(experiment(self.experiment), {**values, **self.change}, "change {}")
+    def given(self) -> dict[str, Any]:
+        return {"arms": [*ARMS], "student.extra_rounds": 0}
 
     def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
         import pandas as pd
@@ -145,11 +122,7 @@ def _is_above(one: Interval | None, other: Interval | None) -> bool:
 
 
 def _told(found: Interval | None) -> str:
-    if found is None:
-        return "–"
-    if found.n < 2:
-        return minus(f"{found.estimate:.3f}")
-    return minus(f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]")
+    return "–" if found is None else minus(found.plain())
 
 
 def _piece(seed: int) -> str:
@@ -191,11 +164,8 @@ def _make(study: Inside, seed: int, directory: Path, progress: Callable[[float],
             seen = [r["cosine"] for r in steps if r["arm"] == arm]
             row |= {"cosine": at["cosine"], "margin": at["margin"], "aligned": sum(seen) / len(seen)}
         rows.append({name: row.get(name, float("nan")) for name in ("seed", "base", "arm", *MEASURES)})
-    for name, kept in (
-        ("layers", layers),
-        ("steps", steps),
-        ("replicates", rows),
-    ):  # the last one says that all is there
+    # The last one says that all is there.
+    for name, kept in (("layers", layers), ("steps", steps), ("replicates", rows)):
         keep_rows(directory / _file(seed, name), kept, "%.6g")
 
 
@@ -224,9 +194,10 @@ def _shifts(
     rows: list[dict[str, Any]] = []
     rates: dict[str, float] = {}
     for arm, student in students.items():
-        shift = directions(student.model, untouched, asked)
+        model = student.model
+        shift = directions(model, untouched, asked)
         cosines = shift.cosine(towards)["cosine"].to_list()
-        seen = _read_by_lens(untouched, directions(student.model, untouched, unrelated), unrelated, own)
+        seen = _read_by_lens(untouched, directions(model, untouched, unrelated), unrelated, own)
         for layer, (cosine, (margin, rank)) in enumerate(zip(cosines, seen, strict=True)):
             rows.append(
                 {"seed": seed, "base": own.base.name, "arm": arm, "layer": layer, "cosine": cosine, "margin": margin,

@@ -276,7 +276,7 @@ def _interval(estimate: float, draws: np.ndarray, n: int) -> Interval:
 
 
 def _told(found: Interval) -> str:
-    return minus(f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]")
+    return minus(found.plain(2))
 
 
 # --- one pair ---------------------------------------------------------------------------------------------------------

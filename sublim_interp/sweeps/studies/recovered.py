@@ -9,16 +9,14 @@ from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
 from sublim_interp.core.files import is_sealed
-from sublim_interp.core.settings import changed, name_once
+from sublim_interp.core.settings import name_once
 from sublim_interp.core.workers import Task
-from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.plan import plan
-from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
-from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import mean_interval
-from sublim_interp.sweeps.study import Study, keep_rows, store_of
+from sublim_interp.sweeps.studies.replicated import Replicated
+from sublim_interp.sweeps.study import keep_rows, store_of
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -38,17 +36,11 @@ AT_ONCE, HEARD = 64, 8
 """Lists an update, and batches on which the gain is measured."""
 
 
-class Recovered(Study):
+class Recovered(Replicated):
     """Trains steering vectors on lists of steered teachers."""
 
     VERSION, FIGURE = 1, "recovered"
 
-    experiment: str = "owl"
-    """Whose recipe lists have."""
-    change: dict[str, Any] = Field(default_factory=dict)
-    """Fields of that experiment that differ; its teacher is steered."""
-    seeds: tuple[int, ...] = Field(min_length=1, max_length=10_000)
-    """One replicate each, on bases as the experiment pairs them."""
     updates: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(default=(25, 50, 100, 200), min_length=1)
     """After how many updates vectors are compared, the last one for the verdict."""
     rate: float = Field(default=0.05, gt=0)
@@ -56,17 +48,10 @@ class Recovered(Study):
 
     @model_validator(mode="after")
     def _coherent(self) -> "Recovered":
-        name_once(self, "seeds", "updates")
+        name_once(self, "updates")
         if list(self.updates) != sorted(self.updates):
             raise ValueError(f"updates={list(self.updates)} must rise")
         return self
-
-    @property
-    def replicates(self) -> int:
-        return len(self.seeds)
-
-    def inputs(self) -> dict[str, str]:
-        return {name: resolve_base(name).digest for name in self.case.bases}
 
     def costs(self) -> dict[str, float]:
         each = 10 + 5e-3 * self.case.corpus.prompts + 0.2 * self.updates[-1]
@@ -76,10 +61,8 @@ class Recovered(Study):
         return [Task(_piece(seed), _make, (self, seed, directory)) for seed in self.seeds]
 
     @property
-    def case(self) -> Experiment:
-        """The experiment whose lists are learnt."""
-        values = {"name": "case", "arms": [*ARMS], "seeds": [*self.seeds], "teacher.kind": "steered"}
-        return changed(experiment(self.experiment), {**values, **self.change}, "change {}")
+    def given(self) -> dict[str, Any]:
+        return {"arms": [*ARMS], "teacher.kind": "steered"}
 
     def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
         import pandas as pd
@@ -95,9 +78,7 @@ class Recovered(Study):
         for arm, own in frame.groupby("arm", sort=False):
             found[arm] = mean_interval(own["cosine"].to_list(), bounds=(-1, 1))
             nats = mean_interval(own["gain"].to_list())
-            rows.append(
-                (str(arm), *(minus(f"{i.estimate:.3f} [{i.low:.3f}, {i.high:.3f}]") for i in (found[arm], nats)))
-            )
+            rows.append((str(arm), *(minus(i.plain()) for i in (found[arm], nats))))
         one, other = (found[arm] for arm in ARMS)
         said = "is above" if one.low > other.high else "is not told apart from"
         return SweepTable(
@@ -142,9 +123,10 @@ def _make(study: Recovered, seed: int, directory: Path, progress: Callable[[floa
         return
     open_device()
     store = store_of(directory)
+    cells = {c.arm: c for c in plan(study.case, store).cells if c.seed == seed}
     rows, goal = [], None
     for place, arm in enumerate(ARMS):
-        cell = next(c for c in plan(study.case, store).cells if c.seed == seed and c.arm == arm)
+        cell = cells[arm]
         assert cell.student is not None
         make(cell.student.data, store, recording=PRESETS["none"])
         base, teacher = cell.evaluation.base, cell.student.data.corpus.teacher

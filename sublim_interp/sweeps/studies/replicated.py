@@ -1,0 +1,45 @@
+"""What studies of an experiment's replicates share: its recipe, what differs of it, and seeds, one replicate each."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from sublim_interp.core.settings import changed, name_once
+from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models.base import resolve_base
+from sublim_interp.sweeps.study import Study
+
+
+class Replicated(Study):
+    """A study of replicates of an experiment."""
+
+    experiment: str = "owl"
+    """Whose recipe teachers, lists and students have."""
+    change: dict[str, Any] = Field(default_factory=dict)
+    """Fields of that experiment that differ."""
+    seeds: tuple[int, ...] = Field(min_length=1, max_length=10_000)
+    """One replicate each, on bases as the experiment pairs them."""
+
+    @model_validator(mode="after")
+    def _names_seeds_once(self) -> "Replicated":
+        name_once(self, "seeds")
+        return self
+
+    @property
+    def replicates(self) -> int:
+        return len(self.seeds)
+
+    def inputs(self) -> dict[str, str]:
+        return {name: resolve_base(name).digest for name in self.case.bases}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Fields of the experiment that the study needs as they are, unless `change` says otherwise."""
+        return {}
+
+    @property
+    def case(self) -> Experiment:
+        """The experiment whose replicates these are."""
+        values = {"name": "case", "seeds": [*self.seeds], **self.given}
+        return changed(experiment(self.experiment), {**values, **self.change}, "change {}")
