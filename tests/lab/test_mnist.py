@@ -112,7 +112,8 @@ def alone(network: Network, replicate: int) -> torch.nn.Sequential:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_replicate_trains_as_it_would_alone(optimizer: str) -> None:
     """The oracle is a plain loop over `torch.nn.Linear`: teacher and student."""
-    recipe = QUICK.set(seeds=[3, 5], updates=30, optimizer=optimizer, lr=3e-3 if optimizer == "adam" else 0.3)
+    # Descent at rate .3 is at the edge of stability: there a last bit of the start grows to whole logits.
+    recipe = QUICK.set(seeds=[3, 5], updates=30, optimizer=optimizer, lr=3e-3 if optimizer == "adam" else 0.1)
     made = Replicates(recipe)
     start, order, images = made.start(), made._order(), made.images
     teacher = made.teachers("own", lambda _: None)
