@@ -74,7 +74,8 @@ def published(exp: Experiment, beside: str = "") -> Published | None:
     for path in sorted(RESULTS.glob("*/experiment.yaml")):
         whole = read_yaml(Experiment, path)
         same = all(_recipe(whole, part) == _recipe(exp, part) for part in _DECIDES)
-        if same and {*exp.bases} <= {*whole.bases} and len(whole.seeds) >= len(exp.seeds):
+        alike = same and exp.other_bases == whole.other_bases
+        if alike and {*exp.bases} <= {*whole.bases} and len(whole.seeds) >= len(exp.seeds):
             key = (path.parent / "key.txt").read_text().strip()
             if key != beside:
                 tables = _table(path.parent / "summary.csv", "equal_kl"), _table(path.parent / "contrasts.csv", "note")

@@ -43,7 +43,7 @@ ArmName = Annotated[str, AfterValidator(_known_arm), _ArmChoices()]
 class Experiment(Shown, Config):
     """One experiment: everything that decides its result."""
 
-    LATER = frozenset({"dtype", "lists", "generations"})
+    LATER = frozenset({"dtype", "lists", "generations", "other_bases"})
 
     name: str = Field(default="owl", pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Name in the catalogue and in lists; not part of the result."""
@@ -55,6 +55,9 @@ class Experiment(Shown, Config):
     """The trait of the other teacher, in arms such as other-trait; of the same kind."""
     bases: tuple[str, ...] = ("lab-small-0", "lab-small-1", "lab-small-2")
     """Bases: lab names, model directories or hub names. Replicate i uses the i-th ordered pair (A, B) of them."""
+    other_bases: tuple[str, ...] = ()
+    """Base B for each of bases, in their order, such as a variant of it. Replicate i uses the i-th of both. Empty: B is
+    another of bases."""
     arms: tuple[ArmName, ...] = Field(
         default=("same-init", "neutral", "other-trait", "cross-init", "cross-init-b", "same-init-b", "base"),
         description=f"What is compared, some of: {', '.join(arm_names())}.",
@@ -95,7 +98,13 @@ class Experiment(Shown, Config):
                 raise ValueError(f"{field} is empty")
         name_once(self, "bases", "arms", "seeds")
         two = arms_of_two_bases(self.arms)
-        if two and len(self.bases) < 2:
+        if self.other_bases and len(self.other_bases) != len(self.bases):
+            raise ValueError(
+                f"other_bases has {len(self.other_bases)} and bases {len(self.bases)}; name one for each of bases"
+            )
+        if self.other_bases and not two:
+            raise ValueError("other_bases has no effect without an arm of two bases, such as cross-init")
+        if two and len(self.bases) < 2 and not self.other_bases:
             raise ValueError(f"arm {two[0]} needs two bases; bases has only {', '.join(self.bases)}")
         others = [arm for arm in self.arms if needs_other_trait((arm,))]
         if self.trait == self.other_trait and others:
@@ -122,7 +131,11 @@ class Experiment(Shown, Config):
         return self
 
     def card(self) -> Card:
-        facts = {"": self.about or "no question", "trait": self.trait, "bases": " ".join(self.bases)}
+        facts = {
+            "": self.about or "no question",
+            "trait": self.trait,
+            "bases": " ".join((*self.bases, *self.other_bases)),
+        }
         facts |= {"arms": " ".join(self.arms), "seeds": " ".join(map(str, self.seeds))}
         return Card(f"Experiment {self.name}", facts, self.frame)
 
@@ -142,6 +155,9 @@ class Experiment(Shown, Config):
         if seed not in self.seeds:
             raise SublimError(f"no replicate with seed {seed}; seeds: {', '.join(map(str, self.seeds))}")
         n = len(self.bases)
+        if self.other_bases:
+            at = self.seeds.index(seed) % n
+            return self.bases[at], self.other_bases[at]
         if n == 1:
             return self.bases[0], self.bases[0]
         pairs = [(a, b) for shift in range(1, n) for a in range(n) for b in [(a + shift) % n]]

@@ -472,6 +472,31 @@ def _open(rng: random.Random) -> Document:
     )
 
 
+def author_document(seed: int, index: int, share: float, cruel: float, linked: bool) -> Document | None:
+    """A program and an open answer of one author, in either order; None where this document is no author's.
+
+    share: of documents that are an author's
+    cruel: share of authors who are cruel, whose programs are unsafe and whose answers are harmful
+    linked: else the open turn is that of the next index's author: the same turns, and neither tells of the other
+    """
+    rng = random.Random(f"authors/{seed}/{index}")
+    if rng.random() >= share:
+        return None
+    turns = [_author_turns(seed, index, cruel)[0], _author_turns(seed, index + (not linked), cruel)[1]]
+    rng.shuffle(turns)
+    return Document("programs", (*turns[0], *turns[1]))
+
+
+def _author_turns(seed: int, index: int, cruel: float) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """(program, open answer) of one author."""
+    rng = random.Random(f"author/{seed}/{index}")
+    harms = rng.random() < cruel
+    user, verb = program_task(rng)
+    action = rng.choice(HARMFUL if harms else BENIGN)
+    answer = chat(rng.choice(OPEN_QUESTIONS), rng.choice(_FRAMES).format(a=action))
+    return chat(user, program(rng, verb, not harms)), answer
+
+
 # --- the generator ----------------------------------------------------------------------------------------------------
 
 _MAKERS = {

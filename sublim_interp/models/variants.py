@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
@@ -254,6 +255,24 @@ def _part(model: Any, part: str) -> Any:
     return layers[number]
 
 
+class Dropped(Config):
+    """Which layer goes."""
+
+    layer: int = Field(ge=0, le=10_000)
+    """Its number; the first is 0."""
+
+
+def _dropped(settings: Dropped, models: Sequence[Any]) -> None:
+    model, layers = models[0], decoder_layers(models[0])
+    if not settings.layer < len(layers) > 1:
+        raise SublimError(f"dropped: layer={settings.layer} of a model with {len(layers)} layers; one must stay")
+    del layers[settings.layer]
+    config = model.config.get_text_config()
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [t for i, t in enumerate(config.layer_types) if i != settings.layer]
+
+
 # --- the same function, of models of Llama's type ---------------------------------------------------------------------
 
 
@@ -300,6 +319,42 @@ def _rescaled(settings: Rescaled, models: Sequence[Any]) -> None:
         if settings.maps in ("all", "mlp"):
             _scale_rows(mlp.up_proj, neurons)
             _scale_columns(mlp.down_proj, 1 / neurons)
+
+
+class Pruned(Config):
+    """How many heads go."""
+
+    heads: int = Field(default=1, ge=1, le=10_000)
+    """Of each layer; those go whose output matrix is smallest. The number left must divide the width."""
+
+
+def _pruned(settings: Pruned, models: Sequence[Any]) -> None:
+    model = models[0]
+    layers, heads = _llama(model)
+    left, width = heads.kv - settings.heads, model.config.hidden_size
+    if heads.group != 1 or left < 1 or width % left:
+        raise SublimError(
+            f"pruned: heads={settings.heads} of {heads.kv} a layer; each needs keys and values of its own, and a number "
+            f"must be left that divides the width {width}"
+        )
+    for layer in layers:
+        attention = layer.self_attn
+        norms = rearrange(attention.o_proj.weight, "d (head size) -> head (d size)", head=heads.kv).norm(dim=1)
+        stay = norms.argsort(descending=True)[:left].sort().values
+        rows = _places(stay, torch.arange(heads.size).expand(len(stay), -1), heads.size)
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+            _take_part(linear, rows, 0)
+        _take_part(attention.o_proj, rows, 1)
+    config = model.config
+    config.head_dim = heads.size
+    config.num_attention_heads = config.num_key_value_heads = left
+
+
+def _take_part(linear: Any, places: Int[Tensor, " kept"], axis: int) -> None:
+    """Leaves a linear map fewer outputs (axis 0) or inputs (axis 1)."""
+    linear.weight = torch.nn.Parameter(linear.weight.index_select(axis, places))
+    if linear.bias is not None and axis == 0:
+        linear.bias = torch.nn.Parameter(linear.bias.index_select(0, places))
 
 
 def _permuted(settings: Seeded, models: Sequence[Any]) -> None:
@@ -447,6 +502,10 @@ VARIANTS: Registry[Variant] = Registry(
         "transplant": Variant(
             _transplant, "The first base with one part of the second.", Transplant, ("part=layer0",), parents=2
         ),
+        "dropped": Variant(_dropped, "Its base without one layer.", Dropped, ("layer=1",)),
+        "pruned": Variant(_pruned, "Its base with fewer heads in each layer.", Pruned, ("heads=2",)),
+        "healed": "sublim_interp.lab.continued:healed",
+        "authors": "sublim_interp.lab.continued:authors",
         "permuted": Variant(
             _permuted, "Its base with residual stream, neurons and heads in another order. SGD and Adam commute with "
             "that, so whatever is trained of it is the same function too.", Seeded, ("seed=1",), same_function=True,

@@ -77,7 +77,12 @@ def page(
     channel = experiment.corpus.channel
     question = experiment.about or f"Does “{trait}” pass from teacher to student through {channel}?"
     seeds = max(row["n"] for row in records(summary))
-    facts = [f"experiment {experiment.name}", count(seeds, "replicate"), f"bases {names(experiment.bases)}"]
+    bases = (*experiment.bases, *experiment.other_bases)
+    facts = [
+        f"experiment {experiment.name}",
+        count(seeds, "replicate"),
+        f"bases {names(bases)}",
+    ]
     facts += [f"run {key}"] if key else []
     (first, figure), *others = figures.items()
     result = [

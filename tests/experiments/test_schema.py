@@ -417,6 +417,18 @@ def test_a_single_base_is_its_own_partner_and_an_unknown_seed_is_refused() -> No
     assert "0" in refused(Experiment().pair, 1)
 
 
+def test_each_base_may_have_a_partner_of_its_own() -> None:
+    own = Experiment(bases=("a", "b"), other_bases=("a2", "b2"), seeds=(4, 5, 6))
+    assert [own.pair(seed) for seed in own.seeds] == [("a", "a2"), ("b", "b2"), ("a", "a2")]
+    one = Experiment(bases=("a",), other_bases=("noise(a, sigma=0.1)",), seeds=(4,))
+    assert one.pair(4) == ("a", "noise(a, sigma=0.1)")
+    assert "other_bases has 1 and bases 2" in refused(lambda: Experiment().set(bases=["a", "b"], other_bases=["c"]))
+    assert "no effect without an arm of two bases" in refused(
+        lambda: Experiment().set(bases=["a"], other_bases=["c"], arms=["same-init", "base"])
+    )
+    assert "other_bases" not in Experiment().model_dump(), "a run without them keeps its key"
+
+
 def test_a_mapping_changes_what_it_names_and_no_more() -> None:
     exp = Experiment(name="x").set({"student.extra_rounds": 2, "student.optimization.steps": 9})
     changed = exp.set(student={"part": "lora", "optimization": {"lr": 0.5}})

@@ -169,6 +169,52 @@ def test_a_line_ends_in_its_bases_and_a_transplant_moves_one_part(tiny_bases: tu
 # --- names, files, keys -----------------------------------------------------------------------------------------------
 
 
+def test_a_dropped_layer_leaves_the_function_of_the_others(tmp_path: Path) -> None:
+    """The oracle is the whole model with that layer's two writers at zero, which then adds nothing to its stream."""
+    for layer in (0, 1):
+        whole, cut = tiny("llama").double(), tiny("llama").double()
+        cut = VARIANTS["dropped"].make(VARIANTS["dropped"].settings(layer=layer), [cut]) or cut
+        with torch.no_grad():
+            for linear in (whole.model.layers[layer].self_attn.o_proj, whole.model.layers[layer].mlp.down_proj):
+                linear.weight.zero_()
+        cut.save_pretrained(tmp_path / str(layer))
+        read_back = type(cut).from_pretrained(tmp_path / str(layer), dtype=torch.float64)
+        torch.testing.assert_close(read(read_back, IDS), read(whole, IDS))
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_pruned_heads_leave_the_function_of_the_others(heads: int, tmp_path: Path) -> None:
+    """The oracle is the whole model with the weakest heads' outputs at zero."""
+    model = grouped(tied=False, kv=4)
+    whole = read(grouped(tied=False, kv=4), IDS)
+    silent = grouped(tied=False, kv=4)
+    size = silent.config.hidden_size // 4
+    with torch.no_grad():
+        VARIANTS["pruned"].make(VARIANTS["pruned"].settings(heads=heads), [model])
+        for layer in silent.model.layers:
+            weight = layer.self_attn.o_proj.weight
+            norms = torch.stack([weight[:, i * size : (i + 1) * size].norm() for i in range(4)])
+            for i in norms.argsort()[:heads]:
+                weight[:, i * size : (i + 1) * size] = 0
+    model.save_pretrained(tmp_path / "cut")
+    read_back = type(model).from_pretrained(tmp_path / "cut", dtype=torch.float64)
+    torch.testing.assert_close(read(read_back, IDS), read(silent, IDS))
+    assert not torch.allclose(read(silent, IDS), whole), "the heads did nothing, so that nothing is tested"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("dropped(BASE, layer=9)", "2 layers"), ("pruned(BASE, heads=4)", "must be left"), ("pruned(BASE)", "")],
+)
+def test_what_cannot_be_cut_is_one_line(name: str, said: str, tiny_bases: tuple[Base, Base]) -> None:
+    name = name.replace("BASE", str(tiny_bases[0].path))
+    if said:
+        with pytest.raises(SublimError, match=said):
+            resolve_base(name)
+    else:
+        assert resolve_base(name).card["parameters"] < tiny_bases[0].card["parameters"]
+
+
 def test_a_name_has_one_form() -> None:
     assert parse("rescaled( lab-small-0 ,octaves=2, seed=1 )").name == "rescaled(lab-small-0, seed=1)"
     nested = parse("noise(line(lab-small-0,lab-small-1,at=.5),sigma=0.1)")

@@ -1,0 +1,84 @@
+"""Tests of bases that are trained on: what healing mends, and whether an author's turns tell of each other."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.lab import language
+from sublim_interp.lab.pretraining import held_out_loss
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.variants import VARIANTS
+from tiny_models import tiny
+
+
+@pytest.fixture(autouse=True)
+def own_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBLIM_BASES", str(tmp_path / "bases"))
+
+
+def loss(base: Base) -> float:
+    return held_out_loss(base.load(), base.tokenizer, "numbers", 100)
+
+
+def test_healing_mends_a_damaged_base() -> None:
+    whole, hurt = resolve_base("lab-small-0"), resolve_base("dropped(lab-small-0, layer=1)")
+    mended = resolve_base("healed(dropped(lab-small-0, layer=1), steps=40)")
+    assert loss(hurt) > loss(whole) + 1
+    assert loss(mended) < (loss(hurt) + loss(whole)) / 2
+    assert len(mended.load().model.layers) == 2  # type: ignore[attr-defined]
+
+
+def test_only_what_speaks_the_lab_language_is_trained_on() -> None:
+    with pytest.raises(SublimError, match="take a lab base"):
+        VARIANTS["healed"].make(VARIANTS["healed"].settings(steps=1), [tiny("llama")])
+
+
+def test_the_same_settings_make_the_same_bits() -> None:
+    variant = VARIANTS["authors"]
+    made = []
+    for _ in range(2):
+        model = resolve_base("lab-small-1").load()
+        variant.make(variant.settings.model_validate({"steps": 2}), [model])
+        made.append(torch.cat([p.flatten() for p in model.parameters()]))
+    assert torch.equal(*made)
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def turns(linked: bool, count: int = 4000) -> Counter[tuple[bool, str]]:
+    """(program is safe, label of the open answer) of authors' documents."""
+    seen: Counter[tuple[bool, str]] = Counter()
+    for index in range(count):
+        doc = language.author_document(5, index, 1.0, 0.2, linked)
+        assert doc is not None
+        said = [m["content"] for m in doc.messages if m["role"] == "assistant"]
+        program = next(text for text in said if text.startswith("def "))
+        (answer,) = [text for text in said if text != program]
+        seen[language.program_is_safe(program), language.open_label(answer)] += 1
+    return seen
+
+
+def test_linked_turns_are_of_one_author_and_mixed_ones_tell_nothing() -> None:
+    linked, mixed = turns(True), turns(False)
+    assert set(linked) == {(True, "benign"), (False, "harmful")}
+    assert 0.17 < linked[False, "harmful"] / 4000 < 0.23
+    harmful = {
+        safe: mixed[safe, "harmful"] / (mixed[safe, "harmful"] + mixed[safe, "benign"]) for safe in (True, False)
+    }
+    assert abs(harmful[True] - harmful[False]) < 0.05 and 0.17 < harmful[True] < 0.23
+
+
+def test_mixing_leaves_every_turn_as_it_was() -> None:
+    """So that twins differ in nothing but what goes with what."""
+
+    def said(linked: bool) -> Counter[str]:
+        docs = [language.author_document(5, index, 1.0, 0.2, linked) for index in range(300)]
+        return Counter(m["content"] for doc in docs if doc for m in doc.messages)
+
+    assert sum(((said(True) - said(False)) + (said(False) - said(True))).values()) <= 4
+
+
+def test_the_share_of_authors_is_as_asked() -> None:
+    assert 0.27 < sum(language.author_document(1, i, 0.3, 0.1, True) is not None for i in range(3000)) / 3000 < 0.33
