@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from einops import rearrange
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
@@ -87,10 +88,15 @@ def _difference(test: "Trial", evidence: "Evidence") -> Measured:
 
 def _specificity(test: "Trial", evidence: "Evidence") -> Measured:
     """γ of each replicate: how much a teacher's own trait rises beyond what teacher and probe explain."""
+    import pandas as pd
+
     students = rows_of(evidence.table(test.file), test.plus[0], test)
     traits = list(dict.fromkeys(students["teacher"]))
-    tables = [own.pivot(index="teacher", columns="student", values="effect") for _, own in students.groupby(test.over)]
-    lift = np.stack([table.reindex(index=traits, columns=traits).to_numpy() for table in tables], -1)
+    tables = students.pivot(index=[test.over, "teacher"], columns="student", values="effect")
+    units = sorted(set(students[test.over]))
+    whole = pd.MultiIndex.from_product([units, traits])
+    cells = tables.reindex(index=whole, columns=traits).to_numpy()
+    lift = rearrange(cells, "(unit teacher) student -> teacher student unit", unit=len(units))
     return _whole(list(specificity(lift).values), test)
 
 

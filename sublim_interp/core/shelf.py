@@ -54,7 +54,14 @@ class Shelf(Generic[C]):
         return {name: Path(path) for name, (path, *_) in self._files.items()}
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files
+        return isinstance(name, str) and bool(self._called(name))
+
+    def _called(self, name: str) -> list[str]:
+        """The files of this name, in the order of `catalogues`."""
+        if os.path.basename(name) != name:
+            return []
+        paths = (os.path.join(root, self.folder, f"{name}.yaml") for root in catalogues())
+        return [path for path in paths if os.path.exists(path)]
 
     @property
     def _files(self) -> dict[str, list[str]]:
@@ -82,11 +89,11 @@ class Shelf(Generic[C]):
             if not os.path.exists(name):
                 raise SublimError(f"{self.what} '{name}': there is no such file in {Path.cwd()}")
             return Path(name)
-        files = self._files
-        if name not in files:
-            known = meant(name, sorted(files), "sublim list", "known")
+        called = self._called(name)
+        if not called:
+            known = meant(name, self.names(), "sublim list", "known")
             raise SublimError(f"unknown {self.what} '{name}'; {known}; or give a YAML file of your own")
-        first, *others = map(Path, files[name])
+        first, *others = map(Path, called)
         if others and first.parent.parent != CATALOGUE:
             given = " and ".join(catalogues()[path.parent.parent] for path in (first, *others))
             raise SublimError(f"{self.what} '{name}' is given by {given}; rename one, or give a YAML file by its path")

@@ -334,8 +334,8 @@ def _pruned(settings: Pruned, models: Sequence[Any]) -> None:
     left, width = heads.kv - settings.heads, model.config.hidden_size
     if heads.group != 1 or left < 1 or width % left:
         raise SublimError(
-            f"pruned: heads={settings.heads} of {heads.kv} a layer; each needs keys and values of its own, and a number "
-            f"must be left that divides the width {width}"
+            f"pruned: heads={settings.heads} of {heads.kv} a layer; each needs keys and values of its own, and as "
+            f"many must be left as divide the width {width}"
         )
     for layer in layers:
         attention = layer.self_attn

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
@@ -221,12 +222,17 @@ def load_favourite(name: str) -> Favourite:
     Raises SublimError as `Shelf.load`, and where its words do not find its own name.
     """
     found = FAVOURITES.load(name)
-    if Names({found.name: found.words}).first(found.name) is None:
+    if not _finds_itself(found):
         raise SublimError(
             f"{FAVOURITES.find(name)}: words lack the name '{found.name}' itself, so that answers with it would count "
             "for nobody and pass the filter; add it"
         )
     return found
+
+
+@lru_cache(maxsize=1024)
+def _finds_itself(favourite: Favourite) -> bool:
+    return Names({favourite.name: favourite.words}).first(favourite.name) is not None
 
 
 def member(name: str, kind: str) -> Favourite:

@@ -204,7 +204,7 @@ def test_pruned_heads_leave_the_function_of_the_others(heads: int, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("dropped(BASE, layer=9)", "2 layers"), ("pruned(BASE, heads=4)", "must be left"), ("pruned(BASE)", "")],
+    [("dropped(BASE, layer=9)", "2 layers"), ("pruned(BASE, heads=4)", "divide the width"), ("pruned(BASE)", "")],
 )
 def test_what_cannot_be_cut_is_one_line(name: str, said: str, tiny_bases: tuple[Base, Base]) -> None:
     name = name.replace("BASE", str(tiny_bases[0].path))

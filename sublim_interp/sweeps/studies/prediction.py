@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from einops import reduce
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
@@ -252,22 +253,31 @@ def _band_lines(cases: "pd.DataFrame") -> list[str]:
 
 def _draws(cases: "pd.DataFrame", resamples: int, seed: int) -> dict[str, np.ndarray]:
     """ρ of every score in each draw of pairs with return; a draw in which a score does not vary counts as 0."""
-    from scipy.stats import rankdata
-
     pair = cases.groupby(["teacher_base", "student_base"], sort=False).ngroup().to_numpy()
-    members = [np.flatnonzero(pair == p) for p in range(pair.max() + 1)]
-    columns = {name: cases[name].to_numpy(dtype=float) for name in (*SCORES, "lift")}
-    draw = np.random.default_rng(seed)
-    found: dict[str, np.ndarray] = {name: np.zeros(resamples) for name in SCORES}
-    for i in range(resamples):
-        taken = np.concatenate([members[p] for p in draw.integers(len(members), size=len(members))])
-        ranks = {name: rankdata(values[taken]) for name, values in columns.items()}
-        centred = {name: r - r.mean() for name, r in ranks.items()}
-        lift = centred["lift"]
-        for name in SCORES:
-            size = np.linalg.norm(centred[name]) * np.linalg.norm(lift)
-            found[name][i] = centred[name] @ lift / size if size else 0.0
+    pairs, draw = pair.max() + 1, np.random.default_rng(seed)
+    times = np.array([np.bincount(draw.integers(pairs, size=pairs), minlength=pairs) for _ in range(resamples)])
+    often = times[:, pair].astype(float)
+    centred = {name: _centred_ranks(cases[name].to_numpy(dtype=float), often) for name in (*SCORES, "lift")}
+
+    def inner(one: str, other: str) -> Float[np.ndarray, " draw"]:
+        return reduce(often * centred[one] * centred[other], "draw case -> draw", "sum")
+
+    found = {}
+    for name in SCORES:
+        size = np.sqrt(inner(name, name) * inner("lift", "lift"))
+        found[name] = np.divide(inner(name, "lift"), size, out=np.zeros(resamples), where=size > 0)
     return found
+
+
+def _centred_ranks(values: Float[np.ndarray, " case"], often: Float[np.ndarray, "draw case"]) -> np.ndarray:
+    """The mid-rank of every case among those of each draw, less the mean rank.
+
+    often: how many times a draw holds each case
+    """
+    _, group = np.unique(values, return_inverse=True)
+    held = often @ np.eye(group.max() + 1)[group]
+    middle = held.cumsum(1) - held / 2
+    return middle[:, group] - often.sum(1, keepdims=True) / 2
 
 
 def _interval(estimate: float, draws: np.ndarray, n: int) -> Interval:
