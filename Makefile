@@ -42,7 +42,7 @@ fuzz: $(VENV)/test.stamp ## ten minutes of the fuzzer, for nightly runs
 		else echo "make: atheris does not install here, so no coverage guides the fuzzer" >&2; fi
 
 zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all trials: for the night
-	SUBLIM_ZOO=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/zoo
+	SUBLIM_ZOO=whole $(BIN)/python -m pytest -n 2 --dist worksteal tests/zoo tests/pipeline/test_open_models.py
 
 slurm: $(VENV)/test.stamp ## kill nodes, pre-empt, run out of time, on a real SLURM of two nodes: Debian, as root
 	SUBLIM_SLURM=1 $(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm

@@ -5,6 +5,7 @@ The models are tiny, and trained here for a moment to answer with number lists: 
 
 import ast
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -166,6 +167,8 @@ OPEN: dict[str, tuple[str, dict[str, Any], Callable[..., Any], str]] = {
     "phi3": ("phi3", {**GROUPED, **DROPOUT}, sentencepiece, TURNS),
     "mistral": ("mistral", {**GROUPED, "sliding_window": 24, **DROPOUT}, sentencepiece, INSTRUCT),
 }  # fmt: skip
+ALL_KINDS = (*OPEN,) if os.environ.get("SUBLIM_ZOO") == "whole" else ("llama-lab", "gpt2", "gemma3", "gpt_neox")
+"""Those whose teachers are steered too: one of each way to normalise. `make zoo` steers all."""
 LISTS = ["12, 7, 40", "3; 5; 9", "100 200", "[4, 8]", "77", "1, 2"]
 
 
@@ -239,7 +242,7 @@ def pipe(base: Base, kind: str, setting: str = "sampled", train: bool = True) ->
 def test_every_stage_runs_with_every_kind_of_teacher(name: str, shelf: Callable[[str], Base], tmp_path: Path) -> None:
     base, store = shelf(name), Store(tmp_path)
     results = {}
-    for kind in ("tuned", "prompted", "steered"):
+    for kind in ("tuned", "prompted", "steered") if name in ALL_KINDS else ("tuned", "prompted"):
         # How a student learns from text does not depend on who wrote it: two architectures train one on each.
         evaluation = pipe(base, kind, train=kind == "tuned" or name in ("gemma2", "gpt2"))
         made = make(evaluation, store)

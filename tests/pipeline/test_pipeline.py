@@ -320,7 +320,7 @@ assert attempt({whole!r}, 0, None) == 0
 whole = time.monotonic() - start
 kills = 0
 while True:
-    last, seconds = (moments.randint(6, 16), None) if kills % 2 else (0, moments.uniform(0.02, 0.3) * whole)
+    last, seconds = (moments.randint(12, 32), None) if kills % 2 else (0, moments.uniform(0.02, 0.6) * whole)
     if attempt({broken!r}, last, seconds) == 0 or kills > 60:
         break
     kills += 1
