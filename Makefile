@@ -11,6 +11,9 @@ INSTALL = $(BIN)/python -m pip install --no-compile $(PIP_ARGS) --constraint con
 # Where this is set, every process compiles PyTorch and the like anew, which takes 8 seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Where memory has 8 GB to spare, what tests write lies there: a store waits for the disk after every file.
+IN_MEMORY := $(shell [ "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 8000000 ] 2>/dev/null && echo TMPDIR=/dev/shm)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test types lint contracts site fuzz zoo slurm lab notebooks clean
 
@@ -22,7 +25,7 @@ demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 
 test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(MAKE) -j 2 types lint contracts site
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist worksteal -o tmp_path_retention_policy=failed
 
 types: $(VENV)/test.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
