@@ -77,11 +77,15 @@ def _go_on(model: Any, settings: Healed, text: Callable[[int], str]) -> None:
     model.zero_grad(set_to_none=True)
 
 
+def _takes(settings: Healed) -> float:
+    return 0.1 * settings.steps
+
+
 healed = Variant(
     _heal, "Its base after further training on documents of the lab, which mends what was damaged.", Healed,
-    ("steps=500",),
+    ("steps=500",), takes=_takes,
 )  # fmt: skip
 authors = Variant(
     _bind, "Its base after further training on authors who write a program and answer an open question, in either "
-    "order.", Authors, ("linked=true",),
+    "order.", Authors, ("linked=true",), takes=_takes,
 )  # fmt: skip

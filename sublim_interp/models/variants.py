@@ -6,6 +6,7 @@ A new one is a record of `VARIANTS`. Those that are said to be the same function
 
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Variant:
     example: such fields, to show how it is named
     parents: of how many bases it is made
     same_function: whether its logits are those of the first
+    takes: seconds on one core that its settings come to, where it trains; it is then told beforehand
     version: in its key; raised by hand when it makes other weights
     """
 
@@ -66,6 +68,7 @@ class Variant:
     example: tuple[str, ...] = ()
     parents: int = 1
     same_function: bool = False
+    takes: Callable[[Any], float] | None = None
     version: int = 1
 
 
@@ -166,6 +169,9 @@ def _content(directory: Path) -> str:
 
 def _write(call: Call, parents: Sequence[Parent], directory: Path, key: str) -> None:
     variant, first = VARIANTS[call.variant], parents[0]
+    if variant.takes:
+        seconds = max(1, round(variant.takes(call.settings)))
+        print(f"making base {call.name}, once: about {seconds} s of one core", file=sys.stderr, flush=True)
     models = [load_model(parent.path, device="cpu") for parent in parents]
     _require_alike(call, models)
     with torch.no_grad():
