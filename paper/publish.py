@@ -7,7 +7,6 @@
 A table stands on one page, between two marks: `<!-- NAME: begin … -->` and `<!-- NAME: end -->`.
 """
 
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +18,16 @@ from sublim_interp.claims.wording import claims_table
 from sublim_interp.core.drawing import save, small_png
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
-from sublim_interp.core.store import Artifact, Store
-from sublim_interp.experiments.catalogue import RESULTS, experiment
-from sublim_interp.experiments.cost import estimate
-from sublim_interp.experiments.plan import plan
-from sublim_interp.experiments.results import Run, open_run
-from sublim_interp.experiments.run import find_run
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.results import open_run
 from sublim_interp.models.base import base_names, resolve_base
+from sublim_interp.paper.remaking import publish
 from sublim_interp.paper.results import CONTEXTS, CONTEXTS_ASK, published_figure
 from sublim_interp.report.figures.by_name import run_figures
 from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
-from sublim_interp.sweeps.modes.pairs import Pairs
-from sublim_interp.sweeps.plan import find_sweep, plan_grid
 from sublim_interp.sweeps.published import (
     contexts_table,
     experiment_of,
@@ -41,7 +36,7 @@ from sublim_interp.sweeps.published import (
     published_sweep,
     shelf,
 )
-from sublim_interp.sweeps.study import find_study, published_study, study, study_names
+from sublim_interp.sweeps.study import published_study, study, study_names
 from sublim_interp.sweeps.tables import published_study_table, published_table
 from sublim_interp.sweeps.wording import as_markdown, bare
 
@@ -52,64 +47,6 @@ GALLERY, TOUR = FIGURES / "gallery", "tour"
 BEGIN, END = "<!-- {}: begin (tests compare this table with the committed results) -->", "<!-- {}: end -->"
 HEADLINE = "owl"
 """The run whose table and figure are the headline."""
-
-
-# --- from the store into the catalogue --------------------------------------------------------------------------------
-
-
-def publish(name: str) -> None:
-    """Copies what a finished run or sweep came to into catalogue/results/NAME."""
-    directory = RESULTS / name
-    if name in grid_names():
-        planned = plan_grid(grid(name))
-        _copy_tables(find_sweep(planned, Store.open()), f"sweep {name}", name, sum(map(estimate, planned.records)))
-        mode = grid(name).mode
-        if isinstance(mode, Pairs):
-            write_apart(mode, directory)
-        return
-    if name in study_names():
-        asked = study(name)
-        _copy_tables(find_study(asked, Store.open()), f"study {name}", name, sum(asked.costs().values()))
-        return
-    p, store = plan(experiment(name)), Store.open()
-    artifact = find_run(p, store)
-    if artifact is None:
-        raise SublimError(f"the store holds no finished run {name}; run it first: sublim run {name}")
-    finished = Run(p, store, artifact)
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in ("summary.csv", "contrasts.csv"):
-        shutil.copy(finished.artifact.path / file, directory / file)
-    replicates = finished.tables.replicates
-    replicates.loc[replicates["stage"] == "equal steps"].to_csv(directory / "replicates.csv", index=False)
-    if "indirect" in finished.experiment.evaluation.questions:
-        heard = finished.heard("indirect")
-        heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
-    (directory / "experiment.yaml").write_text(finished.experiment.to_yaml())
-    _sign(directory, finished.key, sum(map(estimate, p.records)))
-
-
-def _sign(directory: Path, key: str, seconds: float) -> None:
-    """Writes the key of what is published, and about how many seconds of one core it takes."""
-    (directory / "key.txt").write_text(key + "\n")
-    (directory / "cost.txt").write_text(f"{seconds:.0f}\n")
-
-
-def _copy_tables(artifact: Artifact | None, what: str, name: str, seconds: float) -> None:
-    """Copies every CSV file of a finished sweep or study, and writes its key and its cost."""
-    if artifact is None:
-        raise SublimError(f"the store holds no finished {what}; run it first: sublim run {name}")
-    directory = RESULTS / name
-    directory.mkdir(parents=True, exist_ok=True)
-    for table in artifact.path.glob("*.csv"):
-        shutil.copy(table, directory / table.name)
-    _sign(directory, artifact.key, seconds)
-
-
-def write_apart(mode: Pairs, directory: Path) -> None:
-    """Writes apart.csv, so that nobody loads the bases to show the table."""
-    path = directory / "apart.csv"
-    path.unlink(missing_ok=True)
-    mode.apart(directory).to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
 
 
 # --- from the catalogue into the pages --------------------------------------------------------------------------------
@@ -224,7 +161,7 @@ if __name__ == "__main__":
                 draw_gallery()
                 continue
             page_of("headline" if published == HEADLINE else published)
-            publish(published)
+            publish(published, Store.open(), RESULTS)
         show()
     except SublimError as error:
         sys.exit(f"publish: {error}")

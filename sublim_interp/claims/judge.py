@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from sublim_interp.claims.evidence import Evidence, published_evidence
 from sublim_interp.claims.schema import Claim
 from sublim_interp.claims.trial import Trial
 from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
@@ -34,9 +36,12 @@ Look = Callable[[Trial], Evidence | None]
 """Gives the evidence that a test reads, or None where nobody ran it."""
 
 
-def published_for(test: Trial) -> Evidence | None:
-    """The published evidence of a test, or None; None too where what is published lacks the table that it reads."""
-    found = published_evidence(test.table)
+def published_for(test: Trial, results: Path = RESULTS) -> Evidence | None:
+    """The published evidence of a test, or None; None too where what is published lacks the table that it reads.
+
+    results: the folder of committed results
+    """
+    found = published_evidence(test.table, results)
     return found if found and found.has(test.file) else None
 
 

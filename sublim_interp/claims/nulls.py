@@ -1,6 +1,7 @@
 """Null experiments: published tables whose labels are shuffled, so that every verdict on them is false."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from sublim_interp.claims.evidence import Evidence, published_evidence
 from sublim_interp.claims.judge import ALPHA, WEAK, finding_of
 from sublim_interp.claims.trial import Rows, Trial
 from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.stats.intervals import Interval, wilson
 
 if TYPE_CHECKING:
@@ -57,24 +59,27 @@ DESIGNS = (
 """The tests that are put to shuffled tables: those of arms, and of the trait × trait model."""
 
 
-def null_experiments(each: int = 50, seed: int = 0) -> Nulls:
+def null_experiments(each: int = 50, seed: int = 0, results: Path = RESULTS) -> Nulls:
     """Puts every test of DESIGNS to as many shuffled tables, and counts the verdicts.
 
     each: shuffles of each table
     seed: decides the shuffles
+    results: the folder of committed results
 
     Arms are exchanged within each replicate or not, by a coin; of the trait × trait model the probes' names are
     permuted within each. Raises SublimError for fewer than one shuffle.
     """
     if each < 1:
         raise SublimError(f"null experiments: {each} shuffles of each table; needs 1 or more")
-    outcomes = [finding_of(test, evidence).outcome for test, evidence in _shuffled(each, np.random.default_rng(seed))]
+    outcomes = [
+        finding_of(test, evidence).outcome for test, evidence in _shuffled(each, np.random.default_rng(seed), results)
+    ]
     return Nulls(len(outcomes), sum(outcome != WEAK for outcome in outcomes))
 
 
-def _shuffled(each: int, draw: np.random.Generator) -> "Iterator[tuple[Trial, Evidence]]":
+def _shuffled(each: int, draw: np.random.Generator, results: Path) -> "Iterator[tuple[Trial, Evidence]]":
     for test in DESIGNS:
-        evidence = published_evidence(test.table)
+        evidence = published_evidence(test.table, results)
         if evidence is None:
             raise SublimError(f"null experiments: {test.table} is not published")
         frame = evidence.table(test.file)

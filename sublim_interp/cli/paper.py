@@ -1,13 +1,17 @@
 """`sublim paper`: builds a paper from results, says what in it is stale, or begins a paper of your own."""
 
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sublim_interp.cli.options import StoreOption
 from sublim_interp.cli.printing import print_
 from sublim_interp.core.errors import SublimError
+
+if TYPE_CHECKING:
+    from sublim_interp.core.store import Store
 
 
 def paper(
@@ -27,6 +31,13 @@ def paper(
             "--run", metavar="RUN", help="with --new: a finished run it is about; else every one of the store"
         ),
     ] = None,
+    from_nothing: Annotated[
+        bool, typer.Option("--from-nothing", help="first make every run, sweep and study that it shows anew")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="with --from-nothing: say what is left, and what it costs")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="with --from-nothing: processes of one thread.")] = 2,
     out: Annotated[
         Path | None,
         typer.Option(help="where PDF, LaTeX, tables and figures go; build/FOLDER", show_default=False),
@@ -41,6 +52,10 @@ def paper(
     from sublim_interp.paper.own import begin, collect_own, is_own
     from sublim_interp.paper.results import collect
 
+    if from_nothing and (check or new):
+        raise SublimError("--from-nothing makes results anew and then the paper; leave --check and --new out")
+    if dry_run and not from_nothing:
+        raise SublimError("--dry-run goes with --from-nothing, which may take days")
     if run and not new:
         raise SublimError("--run goes with --new; a paper that exists names its runs in paper.yaml")
     if new:
@@ -53,7 +68,14 @@ def paper(
     read_main(place)
     if not check:
         require_typst()
-    results = collect_own(place, Store.open(store)) if is_own(place) else collect()
+    to = out or Path("build") / place.resolve().name
+    if from_nothing:
+        made = _remade(place, Store.open(store), to / "results", processes, dry_run)
+        if made is None:
+            return
+        results, place = collect(made), Path(shutil.copytree(place, to / "text", dirs_exist_ok=True))
+    else:
+        results = collect_own(place, Store.open(store)) if is_own(place) else collect()
     if check:
         findings = findings_of(place, results)
         for finding in findings:
@@ -63,10 +85,39 @@ def paper(
             raise typer.Exit(1)
         print_(f"The paper is what its results give: {len(results)} results, every number of the text.")
         return
-    to = out or Path("build") / place.resolve().name
     written = build(place, to, results)
     print_(f"paper   {written[0]}")
     print_(f"beside  {to}: numbers.tex, skeleton.tex, tables/, figures/")
+
+
+def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run: bool) -> Path | None:
+    """Makes all that the paper shows, and publishes it into `results`; None where it was only asked what that costs."""
+    from sublim_interp.cli.printing import duration, table_of
+    from sublim_interp.cli.run import made_anew
+    from sublim_interp.paper.check import read_main
+    from sublim_interp.paper.own import is_own
+    from sublim_interp.paper.remaking import pieces, publish
+    from sublim_interp.paper.text import read_text
+
+    if is_own(place):
+        raise SublimError(f"--from-nothing is for a paper about published results; {place} names runs of its own")
+    found = pieces(read_text(read_main(place)).shown, store)
+    table = table_of("To be made anew", "what", "sort", "of one core", "left", right=("of one core", "left"))
+    for piece in found:
+        table.add_row(piece.name, piece.sort, duration(piece.seconds), duration(piece.left) if piece.left else "–")
+    left = sum(piece.left for piece in found)
+    spread = f", {duration(left / processes)} with --processes {processes}" if processes > 1 else ""
+    table.caption = f"about {duration(left)} of one core left{spread}" if left else "nothing is left to be made"
+    lacking = [f"{piece.name}: {piece.lacks}" for piece in found if piece.lacks]
+    print_(table, *lacking)
+    if dry_run:
+        return None
+    if lacking:
+        raise SublimError(f"nothing is made: {lacking[0]}")
+    for piece in found:
+        made_anew(piece.name, store, processes)
+        publish(piece.name, store, results)
+    return results
 
 
 def _folder() -> Path:

@@ -179,6 +179,26 @@ def _run_study(s: "Study", store: "Store", processes: int) -> None:
     print_(*told_lines(s, s.name, artifact.path), f"study   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
 
 
+def made_anew(name: str, store: "Store", processes: int) -> None:
+    """Makes what the catalogue has under a name, or what a YAML file holds, as `sublim run NAME` does."""
+    from sublim_interp.experiments.catalogue import experiment
+    from sublim_interp.experiments.plan import plan
+    from sublim_interp.experiments.run import find_run
+    from sublim_interp.sweeps.grid import grid, is_grid
+    from sublim_interp.sweeps.plan import plan_grid
+    from sublim_interp.sweeps.study import is_study, study
+
+    if is_study(name):
+        _run_study(study(name), store, processes)
+    elif is_grid(name):
+        _run_grid(plan_grid(grid(name), store), store, processes)
+    else:
+        p = plan(experiment(name), store)
+        if not find_run(p, store):
+            announce(p, store)
+        _show_result(watch(p.experiment, store, processes))
+
+
 def print_study_plan(s: "Study", store: "Store", processes: int = 2) -> None:
     """What a study costs, or that the store holds it."""
     from sublim_interp.sweeps.study import find_study

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sublim_interp.claims.judge import judge
-from sublim_interp.claims.nulls import null_experiments
+from sublim_interp.claims.judge import judge, published_for
+from sublim_interp.claims.nulls import DESIGNS, null_experiments
 from sublim_interp.claims.schema import all_claims
 from sublim_interp.claims.wording import claims_table
 from sublim_interp.core.choices import meant
@@ -135,9 +135,9 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
         told = law_elsewhere(read_cells(law), published_doses(results))
         question = "What does the law expect of the students of other sweeps?"
         found.append(_result("law-elsewhere", told, "sublim run law", key_of(law), question))
-    if results == RESULTS:  # which claims are judged by
-        verdicts = judge(all_claims())
-        told = claims_table(verdicts, null_experiments())
+    if {test.table for test in DESIGNS} <= {path.parent.name for path in results.glob("*/key.txt")}:
+        verdicts = judge(all_claims(), lambda test: published_for(test, results))
+        told = claims_table(verdicts, null_experiments(results=results))
         keys = [finding.key for verdict in verdicts for finding in verdict.findings]
         digest = _digest(*[claim.model_dump_json() for claim in all_claims()], *keys)
         found.append(_result("claims", told, "sublim claims", digest, "What of the field's claims holds here?"))

@@ -222,7 +222,7 @@ def load_favourite(name: str) -> Favourite:
     Raises SublimError as `Shelf.load`, and where its words do not find its own name.
     """
     found = FAVOURITES.load(name)
-    if not _finds_itself(found):
+    if not _finds_itself(found.name, found.words):
         raise SublimError(
             f"{FAVOURITES.find(name)}: words lack the name '{found.name}' itself, so that answers with it would count "
             "for nobody and pass the filter; add it"
@@ -231,8 +231,8 @@ def load_favourite(name: str) -> Favourite:
 
 
 @lru_cache(maxsize=1024)
-def _finds_itself(favourite: Favourite) -> bool:
-    return Names({favourite.name: favourite.words}).first(favourite.name) is not None
+def _finds_itself(name: str, words: tuple[str, ...]) -> bool:
+    return Names({name: words}).first(name) is not None
 
 
 def member(name: str, kind: str) -> Favourite:

@@ -35,7 +35,7 @@ def test_healing_mends_a_damaged_base(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_only_what_speaks_the_lab_language_is_trained_on() -> None:
     with pytest.raises(SublimError, match="take a lab base"):
-        VARIANTS["healed"].make(VARIANTS["healed"].settings(steps=1), [tiny("llama")])
+        VARIANTS["healed"].make(VARIANTS["healed"].settings.model_validate({"steps": 1}), [tiny("llama")])
 
 
 def test_the_same_settings_make_the_same_bits() -> None:

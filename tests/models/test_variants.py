@@ -173,7 +173,7 @@ def test_a_dropped_layer_leaves_the_function_of_the_others(tmp_path: Path) -> No
     """The oracle is the whole model with that layer's two writers at zero, which then adds nothing to its stream."""
     for layer in (0, 1):
         whole, cut = tiny("llama").double(), tiny("llama").double()
-        cut = VARIANTS["dropped"].make(VARIANTS["dropped"].settings(layer=layer), [cut]) or cut
+        cut = VARIANTS["dropped"].make(VARIANTS["dropped"].settings.model_validate({"layer": layer}), [cut]) or cut
         with torch.no_grad():
             for linear in (whole.model.layers[layer].self_attn.o_proj, whole.model.layers[layer].mlp.down_proj):
                 linear.weight.zero_()
@@ -190,7 +190,7 @@ def test_pruned_heads_leave_the_function_of_the_others(heads: int, tmp_path: Pat
     silent = grouped(tied=False, kv=4)
     size = silent.config.hidden_size // 4
     with torch.no_grad():
-        VARIANTS["pruned"].make(VARIANTS["pruned"].settings(heads=heads), [model])
+        VARIANTS["pruned"].make(VARIANTS["pruned"].settings.model_validate({"heads": heads}), [model])
         for layer in silent.model.layers:
             weight = layer.self_attn.o_proj.weight
             norms = torch.stack([weight[:, i * size : (i + 1) * size].norm() for i in range(4)])

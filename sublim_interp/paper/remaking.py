@@ -1,0 +1,120 @@
+"""From nothing: which runs, sweeps and studies a paper shows, what making them anew costs, and what is kept of them."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.catalogue import RESULTS, experiment
+from sublim_interp.experiments.cost import estimate
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.results import Run
+from sublim_interp.experiments.run import find_run
+from sublim_interp.sweeps.grid import grid, is_grid
+from sublim_interp.sweeps.modes.pairs import Pairs
+from sublim_interp.sweeps.plan import find_sweep, plan_grid
+from sublim_interp.sweeps.published import published_runs, published_sweep
+from sublim_interp.sweeps.study import find_study, is_study, published_study, study
+
+if TYPE_CHECKING:
+    from sublim_interp.core.store import Artifact, Store
+
+
+class Piece(NamedTuple):
+    """A run, sweep or study that is published."""
+
+    name: str
+    sort: str
+    """run, sweep or study."""
+    seconds: float
+    """Of one core, for all of it."""
+    left: float
+    """The same, for what a store does not hold."""
+    artifact: "Artifact | None"
+    """What it came to, where the store holds it."""
+    lacks: str = ""
+    """Why it cannot be made here, such as a base that is to be pulled first."""
+
+
+def pieces(names: Iterable[str], store: "Store") -> list[Piece]:
+    """What is behind each name, in their order; names of no run, sweep or study that is published are left out.
+
+    names: as a text shows them; `published_names` of this package's paper
+    """
+    return [_piece_or_why(name, store) for name in names if _is_published(name)]
+
+
+def _piece_or_why(name: str, store: "Store") -> Piece:
+    try:
+        return piece(name, store)
+    except SublimError as error:
+        seconds = float((RESULTS / name / "cost.txt").read_text())
+        return Piece(name, "run", seconds, seconds, None, str(error))
+
+
+def _is_published(name: str) -> bool:
+    return name in published_runs() or published_sweep(name) is not None or published_study(name) is not None
+
+
+def piece(name: str, store: "Store") -> Piece:
+    """What a name of the catalogue, or a YAML file, stands for, and what it costs.
+
+    Raises SublimError for a name of nothing that could be run.
+    """
+    if is_study(name):
+        asked = study(name)
+        whole, found = sum(asked.costs().values()), find_study(asked, store)
+        return Piece(asked.name, "study", whole, 0.0 if found else whole, found)
+    if is_grid(name):
+        sweep = plan_grid(grid(name), store)
+        found, records = find_sweep(sweep, store), sweep.records
+        title, sort = sweep.grid.name, "sweep"
+    else:
+        p = plan(experiment(name), store)
+        found, records, title, sort = find_run(p, store), p.records, p.experiment.name, "run"
+    left = 0.0 if found else sum(estimate(record) for record in records if record.find(store) is None)
+    return Piece(title, sort, sum(map(estimate, records)), left, found)
+
+
+def publish(name: str, store: "Store", results: Path) -> Path:
+    """Copies what a finished run, sweep or study came to into results/NAME, and returns that folder.
+
+    name: in the catalogue, or a YAML file
+
+    Raises SublimError where the store holds no such result.
+    """
+    made = piece(name, store)
+    if made.artifact is None:
+        raise SublimError(f"the store holds no finished {made.sort} {made.name}; run it first: sublim run {name}")
+    directory = results / made.name
+    directory.mkdir(parents=True, exist_ok=True)
+    if made.sort == "run":
+        _copy_run(Run(plan(experiment(name), store), store, made.artifact), directory)
+    else:
+        for table in made.artifact.path.glob("*.csv"):
+            shutil.copy(table, directory / table.name)
+        mode = grid(name).mode if made.sort == "sweep" else None
+        if isinstance(mode, Pairs):
+            write_apart(mode, directory)
+    (directory / "key.txt").write_text(made.artifact.key + "\n")
+    (directory / "cost.txt").write_text(f"{made.seconds:.0f}\n")
+    return directory
+
+
+def _copy_run(run: Run, directory: Path) -> None:
+    for file in ("summary.csv", "contrasts.csv"):
+        shutil.copy(run.artifact.path / file, directory / file)
+    replicates = run.tables.replicates
+    replicates.loc[replicates["stage"] == "equal steps"].to_csv(directory / "replicates.csv", index=False)
+    if "indirect" in run.experiment.evaluation.questions:
+        heard = run.heard("indirect")
+        heard.to_csv(directory / "heard.csv", index=False, float_format="%.5f", lineterminator="\n")
+    (directory / "experiment.yaml").write_text(run.experiment.to_yaml())
+
+
+def write_apart(mode: Pairs, directory: Path) -> None:
+    """Writes apart.csv, so that nobody loads the bases to show the table."""
+    path = directory / "apart.csv"
+    path.unlink(missing_ok=True)
+    mode.apart(directory).to_csv(path, index=False, float_format="%.6f", lineterminator="\n")
