@@ -111,7 +111,7 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
     store: where students lie that are teachers; None means $SUBLIM_STORE, else ./runs
     """
     _check_channel(exp)
-    bases = {name: resolve_base(name, exp.dtype) for name in (*exp.bases, *exp.other_bases)}
+    bases = {name: resolve_base(name, exp.dtype, later=True) for name in (*exp.bases, *exp.other_bases)}
     traits = planned_traits(exp, exp.seeds[0])
     for base in bases.values():
         for trait in traits.values():

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.device import DEFAULT, PRECISIONS
@@ -45,6 +45,15 @@ def base_names() -> list[str]:
     return sorted(found, key=lambda name: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", name)])
 
 
+class Later(NamedTuple):
+    """A variant whose making trains, and which is made when its weights are asked for."""
+
+    make: Callable[[], Path]
+    """Makes it and gives its directory; at once where it is there."""
+    like: Path
+    """A base of the same shape and tokenizer."""
+
+
 @dataclass(frozen=True)
 class Base:
     """A base model on disk. `load()` gives a fresh copy every time, so that nobody trains somebody else's weights."""
@@ -56,6 +65,8 @@ class Base:
     card: dict[str, Any]
     dtype: str = DEFAULT
     """The precision of its models, and so of all that is made from it; a name of `PRECISIONS`."""
+    later: "Later | None" = field(default=None, compare=False)
+    """How it is made where its files are not there yet."""
 
     @cached_property
     def key(self) -> str:
@@ -77,17 +88,22 @@ class Base:
     @cached_property
     def shape(self) -> dict[str, int]:
         """Width, depth and number of parameters, read without loading the weights."""
-        return shape_of(self.path)
+        return shape_of(self._told)
+
+    @property
+    def _told(self) -> Path:
+        """Where its configuration and tokenizer are read."""
+        return self.later.like if self.later and not self.path.is_dir() else self.path
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its tokenizer, as `load_tokenizer` sets it up."""
-        return load_tokenizer(self.path, self.name)
+        return load_tokenizer(self._told, self.name)
 
     @cached_property
     def chat(self) -> Chat:
         """Its prompts and answers as tokens."""
-        return Chat(self.tokenizer, self.name, self.path)
+        return Chat(self.tokenizer, self.name, self._told)
 
     @property
     def eos(self) -> int:
@@ -164,13 +180,15 @@ class Base:
 
     def blank(self) -> "PreTrainedModel":
         """The model on torch's meta device: every shape, no memory, as `blank_model`."""
-        return blank_model(self.path, self.shape)
+        return blank_model(self._told, self.shape)
 
     def load(self, weights: Path | None = None) -> "PreTrainedModel":
         """A fresh copy in the base's precision.
 
         weights: a directory of the same architecture, a teacher's or a student's; the base's own where None
         """
+        if self.later:
+            self.later.make()
         model: Any = load_model(weights or self.path, self.dtype)
         model.sublim_base = self  # what a plain model would not tell: whose axes it has, and its tokenizer
         return model
@@ -184,12 +202,13 @@ class Base:
         return f"Base({self.name}, {self.language}{size}, {self.digest[:12]})"
 
 
-def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
+def resolve_base(name: str, dtype: str = DEFAULT, *, later: bool = False) -> Base:
     """The base of a name.
 
     name: a directory, a lab base (package data first, then checkpoints/), a pulled model, another open model of the
         catalogue, a hub name, OWNER/NAME or OWNER/NAME@REVISION, or a variant of such, as noise(lab-small-0, sigma=0.1)
     dtype: a name of `PRECISIONS`: what its models are computed in
+    later: whether a variant whose making trains is made when its weights are first asked for, not now
 
     Raises SublimError for a directory without configuration, tokenizer or safetensors weights; for a model that is to
     be pulled first; and for what the hub does not give.
@@ -199,7 +218,7 @@ def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
     if path is not None:
         return _inspect(name if os.sep not in name else path.name, path.resolve(), dtype)
     if is_variant(name):
-        return _variant(name, dtype)
+        return _variant(name, dtype, later)
     found = find_open_base(name)
     if found is None:
         return _inspect(name, _from_hub(name).resolve(), dtype)
@@ -214,14 +233,17 @@ def resolve_base(name: str, dtype: str = DEFAULT) -> Base:
     return _inspect(name, _from_hub(f"{found.hub}@{found.revision}").resolve(), dtype)
 
 
-def _variant(name: str, dtype: str) -> Base:
+def _variant(name: str, dtype: str, later: bool) -> Base:
     """The variant of a name, made where it is not there. Raises SublimError as `variants.parse` and `written`."""
-    from sublim_interp.models.variants import Parent, parse, variant_key, written
+    from sublim_interp.models.variants import VARIANTS, Parent, card_of, parse, place_of, variant_key, written
 
     call = parse(name)
     parents = [Parent(b.name, b.path, b.digest, b.card) for b in map(resolve_base, call.parents)]
-    made = _inspect(call.name, written(call, parents), dtype)
-    return replace(made, digest=variant_key(call, parents))
+    key, place = variant_key(call, parents), place_of(call, parents)
+    if later and VARIANTS[call.variant].takes and not place.is_dir():
+        made = partial(written, call, parents)
+        return Base(call.name, place, key, card_of(call, parents), dtype, Later(made, parents[0].path))
+    return replace(_inspect(call.name, written(call, parents), dtype), digest=key)
 
 
 def same_words(one: Base, other: Base) -> bool:

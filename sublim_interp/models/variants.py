@@ -139,24 +139,38 @@ def variant_key(call: Call, parents: Sequence[Parent]) -> str:
     return stage_key("variant", VARIANTS[call.variant].version, config, inputs)
 
 
+def place_of(call: Call, parents: Sequence[Parent]) -> Path:
+    """Where a variant lies, or will lie, among the pulled bases."""
+    return bases_folder() / "variants" / variant_key(call, parents)[:16]
+
+
+def card_of(call: Call, parents: Sequence[Parent]) -> dict[str, Any]:
+    """What a variant's card has of its first base: the language, and how good it is where the function is the same."""
+    kept = ["language", "language_version", "language_digest"]
+    kept += ["held_out_loss"] * VARIANTS[call.variant].same_function
+    return {name: parents[0].card[name] for name in kept if name in parents[0].card}
+
+
 def written(call: Call, parents: Sequence[Parent]) -> Path:
     """The directory of a variant among the pulled bases; made there where it is not, by one process, all or nothing.
 
     Raises SublimError for parents of which it cannot be made, and for a directory that is damaged.
     """
     key = variant_key(call, parents)
-    folder = bases_folder() / "variants"
-    with one_line(f"{call.name} is not written to {folder}", place=("folder for bases", "$SUBLIM_BASES", "")):
-        final = folder / key[:16]
-        with locked(folder / ".locks" / f"{key[:16]}.lock", call.name):
-            if not final.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(prefix=f".{key[:16]}~", dir=folder) as scratch:
-                    made = Path(scratch) / "base"
-                    _write(call, parents, made, key)
-                    sync(made)
-                    made.rename(final)
-                sync(folder)
+    final = place_of(call, parents)
+    folder = final.parent
+    with (
+        one_line(f"{call.name} is not written to {folder}", place=("folder for bases", "$SUBLIM_BASES", "")),
+        locked(folder / ".locks" / f"{key[:16]}.lock", call.name),
+    ):
+        if not final.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{key[:16]}~", dir=folder) as scratch:
+                made = Path(scratch) / "base"
+                _write(call, parents, made, key)
+                sync(made)
+                made.rename(final)
+            sync(folder)
     card = json.loads((final / CARD).read_text(encoding="utf-8"))
     if card["variant"]["files"] != _content(final):
         raise SublimError(f"base {call.name} is damaged; delete {final}, it is made again")
@@ -182,9 +196,7 @@ def _write(call: Call, parents: Sequence[Parent], directory: Path, key: str) -> 
     told = {"name": call.name, "key": key, "of": [{"name": p.name, "digest": p.digest} for p in parents],
             "settings": call.settings.model_dump(mode="json"), "same_function": variant.same_function,
             "files": _content(directory)}  # fmt: skip
-    kept = ["language", "language_version", "language_digest"] + ["held_out_loss"] * variant.same_function
-    card = {name: first.card[name] for name in kept if name in first.card}
-    card |= {"parameters": sum(p.numel() for p in model.parameters()), "variant": told}
+    card = card_of(call, parents) | {"parameters": sum(p.numel() for p in model.parameters()), "variant": told}
     (directory / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     made_of = "\n".join(f"| made of | {p.name}, digest `{p.digest[:12]}` |" for p in parents)
     settings = ", ".join(f"{name} {value}" for name, value in told["settings"].items()) or "none"

@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.cost import estimate
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab import language
 from sublim_interp.lab.pretraining import held_out_loss
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.variants import VARIANTS
+from sublim_interp.report.run import run
 from tiny_models import tiny
 
 
@@ -31,6 +36,24 @@ def test_healing_mends_a_damaged_base(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(mended.load().model.layers) == 2  # type: ignore[attr-defined]
     told = "making base healed(dropped(lab-small-0, layer=1), steps=40), once: about 4 s of one core\n"
     assert capsys.readouterr().err == told, "what trains is told beforehand, what only cuts is not"
+
+
+def test_a_plan_trains_no_base_and_the_run_makes_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    name = "healed(dropped(lab-small-0, layer=1), steps=2)"
+    exp = Experiment().set(
+        bases=["lab-small-0"], other_bases=[name], arms=["cross-init", "base"], seeds=[0],
+        corpus={"prompts": 64, "chunk": 64}, filter={"held_out": 8}, recording="none",
+        teacher={"optimization": {"steps": 1}}, student={"optimization": {"steps": 1, "batch": 8}},
+    )  # fmt: skip
+    planned = plan(exp)
+    base = next(c.student.base for c in planned.cells if c.student)
+    assert base.shape["layers"] == 2 and base.language == "lab" and not base.path.exists()
+    assert estimate(next(c.student for c in planned.cells if c.student)) > 0
+    assert capsys.readouterr().err == "", "nothing was made"
+    finished = run(exp, Store.open(tmp_path / "store"), processes=1)
+    assert finished["cross-init", 0].base.path.is_dir()
+    assert plan(exp).cells[0].evaluation.key == planned.cells[0].evaluation.key
+    assert resolve_base(name).digest == base.digest and resolve_base(name).shape == base.shape
 
 
 def test_only_what_speaks_the_lab_language_is_trained_on() -> None:
