@@ -14,7 +14,8 @@ SHELL = (sys.executable, "-m", "sublim_interp")
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     ["matplotlib.pyplot", "pandas", "pydantic", "rich.progress", "torch._dynamo", "transformers.modeling_utils",
-     "transformers.models.llama.modeling_llama"]
+     "transformers.models.llama.modeling_llama", "sublim_interp.cli.main", "sublim_interp.experiments.results",
+     "sublim_interp.report.run", "sublim_interp.sweeps.run"]
 )  # fmt: skip
 
 
@@ -25,7 +26,7 @@ def from_shell(*arguments: object, cwd: Path | None = None) -> CompletedProcess[
 
 
 def sublim(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
-    """Runs the command in a fork of a process that has imported PyTorch and the like, which takes seconds.
+    """Runs the command in a fork of a process that has imported this package, PyTorch and the like, which takes seconds.
 
     An error that was cut stands in `stderr` whole, as `sublim show error` gives it.
     """
