@@ -26,7 +26,7 @@ def from_shell(*arguments: object, cwd: Path | None = None) -> CompletedProcess[
 
 
 def sublim(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
-    """Runs the command in a fork of a process that has imported this package, PyTorch and the like, which takes seconds.
+    """Runs the command in a fork of a process that has imported the package and PyTorch, which takes seconds.
 
     An error that was cut stands in `stderr` whole, as `sublim show error` gives it.
     """
