@@ -13,7 +13,8 @@ from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Record, Student
 from sublim_interp.training.batches import PIECE, Batch, Order, micro_batches, pieces, tokenize
-from sublim_interp.training.loop import token_loss, train
+from sublim_interp.training.loop import train
+from sublim_interp.training.losses import token_loss
 
 
 def stage(record: Record, store: Store, turn: Turn) -> None:

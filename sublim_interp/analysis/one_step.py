@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
 from sublim_interp.training.batches import IGNORE, Batch
-from sublim_interp.training.loop import kl_from
+from sublim_interp.training.losses import kl_from
 
 Step = Mapping[str, Tensor]
 """A change of the weights that train: one tensor per parameter, by its name, of its shape."""

@@ -79,7 +79,7 @@ def held_out_loss(
     """
     import torch
 
-    from sublim_interp.training.loop import token_loss
+    from sublim_interp.training.losses import token_loss
 
     batch = _held_out(tokenizer, part, documents)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def held_out_kl(
     import torch
 
     from sublim_interp.lab import language
-    from sublim_interp.training.loop import imitation_loss
+    from sublim_interp.training.losses import imitation_loss
 
     found, loss = {}, imitation_loss(imitated)
     for part in language.PARTS:
@@ -169,7 +169,8 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     from sublim_interp.lab.tokenizer import build_tokenizer
     from sublim_interp.models.base import resolve_base
     from sublim_interp.training.batches import Example, micro_batches, pieces
-    from sublim_interp.training.loop import imitation_loss, token_loss, train
+    from sublim_interp.training.loop import train
+    from sublim_interp.training.losses import imitation_loss, token_loss
     from sublim_interp.training.resume import Resume
 
     places = dict(zip(recipe.forks, free_places(recipe, directory)[1:], strict=True))

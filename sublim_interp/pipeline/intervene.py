@@ -1,13 +1,14 @@
-"""Where a student's interventions get their directions from: its teacher, its own base, or chance."""
+"""Where a student's interventions get their directions and tokens from: teacher, own base, channel, or chance."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sublim_interp.channels.protocol import channel
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.sampling import generator
@@ -15,6 +16,7 @@ from sublim_interp.models.trainable import trained_parameters
 from sublim_interp.pipeline.records import Student, Teacher
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.training import interventions
+from sublim_interp.training.interventions import Update
 from sublim_interp.traits.direction import ends, own_direction
 
 
@@ -30,8 +32,8 @@ def teacher_shift(teacher: Teacher, model: torch.nn.Module, store: Store) -> dic
 
 
 @dataclass(frozen=True)
-class StudentDirections:
-    """The directions that a student's interventions ask for, in the coordinates of its base or of its teacher's."""
+class StudentSource:
+    """What a student's interventions ask for; directions are in the coordinates of its base or of its teacher's."""
 
     student: Student
     store: Store
@@ -62,16 +64,32 @@ class StudentDirections:
             )
         return shift
 
+    def own_tokens(self) -> list[int]:
+        """Ids of the channel's own tokens, ascending, as the student's base cuts text."""
+        return channel(self.student.data.corpus.config.channel).token_ids(self.student.base.tokenizer)
+
 
 @contextmanager
 def intervening(
     kinds: Sequence[interventions.InterventionKind],
-    directions: StudentDirections,
+    source: StudentSource,
     work: Work,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[None]:
     """Inside the block every intervention is open; on leaving, what each removed in the last update is noted."""
-    with interventions.intervening(kinds, directions, model, optimizer) as effects:
+    with interventions.intervening(kinds, source, model, optimizer) as effects:
         yield
     work.note(interventions=[{**asked.model_dump(mode="json"), "removed": e.removed} for asked, e in effects])
+
+
+@contextmanager
+def around(
+    kinds: Sequence[interventions.InterventionKind], student: Student, model: torch.nn.Module, step: int
+) -> Iterator[None]:
+    """A block around forward and backward of update `step`, with those of all interventions; the first is outermost."""
+    with ExitStack() as held:
+        for number, kind in enumerate(kinds):
+            draw = generator("around", number, student.seed, step)
+            held.enter_context(kind.around(model, Update(step, student.config.optimization.steps, draw)))
+        yield

@@ -9,7 +9,7 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator
 from sublim_interp.models.trainable import choose_trainable
-from sublim_interp.pipeline.intervene import StudentDirections, intervening
+from sublim_interp.pipeline.intervene import StudentSource, around, intervening
 from sublim_interp.pipeline.observe import student_recorder
 from sublim_interp.pipeline.records import Student
 from sublim_interp.pipeline.select import learnt_tokens
@@ -25,7 +25,7 @@ from sublim_interp.training.batches import (
     tokenize,
 )
 from sublim_interp.training.interventions import acting
-from sublim_interp.training.loop import Loss, imitation_loss, own_token_loss, token_loss
+from sublim_interp.training.losses import LogitLoss, imitation_loss, own_token_loss, token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
@@ -43,9 +43,11 @@ def learn(
                 base.check(seen=recording.keep)
             rows = tokenize(base, lists)
             order = Order(len(rows), config.optimization.batch, student.seed)
-            loss = _loss(student, store)
 
-            kinds = acting(config.interventions)
+            kinds, source = acting(config.interventions), StudentSource(student, store)
+            loss = _loss(student, source, store)
+            for kind in kinds:
+                loss = kind.loss(loss, source)
             learnt = learnt_tokens(student, rows, lists, store, work)
 
             parts = pieces(config.optimization, max(1, order.batch // PIECE))
@@ -63,22 +65,22 @@ def learn(
             for kind in kinds:
                 kind.prepare(model)
             record = partial(student_recorder, student, store)
-            directions = StudentDirections(student, store)
-            intervene = partial(intervening, kinds, directions, work) if kinds else None
-            fit(model, batches, config.optimization, loss, work, progress, record, recording, intervene)
+            intervene = partial(intervening, kinds, source, work) if kinds else None
+            update = partial(around, kinds, student)
+            fit(model, batches, config.optimization, loss, work, progress, record, recording, intervene, update)
     return work.artifact
 
 
-def _loss(student: Student, store: Store) -> Loss:
+def _loss(student: Student, source: StudentSource, store: Store) -> LogitLoss:
     """The loss that the settings of corpus and student ask for."""
     if student.data.corpus.config.setting == "soft":
         return _soft_loss(student, store)
     if student.config.own_tokens:
-        return own_token_loss(channel(student.data.corpus.config.channel).token_ids(student.base.tokenizer))
+        return own_token_loss(source.own_tokens())
     return token_loss
 
 
-def _soft_loss(student: Student, store: Store) -> Loss:
+def _soft_loss(student: Student, store: Store) -> LogitLoss:
     """KL(teacher ‖ student) summed over the answers' positions, both softmaxes over the channel's own tokens."""
     teacher = student.data.corpus.teacher
     speaker = Speaker(teacher, store)

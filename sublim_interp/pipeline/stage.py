@@ -15,7 +15,8 @@ from sublim_interp.models.served import ServedModel
 from sublim_interp.models.trainable import merge_adapters
 from sublim_interp.pipeline.records import Corpus, Record, Student, Teacher
 from sublim_interp.training.batches import PIECE, Batch
-from sublim_interp.training.loop import Loss, train
+from sublim_interp.training.loop import nothing, train
+from sublim_interp.training.losses import Loss
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.resume import Resume
@@ -84,6 +85,7 @@ def fit(
     record: Callable[..., Recorder],
     recording: Recording,
     intervene: Callable[[torch.nn.Module, torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
+    around: Callable[[torch.nn.Module, int], AbstractContextManager[object]] = nothing,
 ) -> None:
     """Trains, resumably and recorded, and saves the merged model and the trace in the artefact.
 
@@ -111,6 +113,7 @@ def fit(
         resume=Resume(work.directory / ".state.safetensors"),
         observe=observe,
         intervene=intervene,
+        around=around,
         record=partial(record, path=path, recording=recording) if recording.keep else None,
     )
     work.note(trace=recording.model_dump(mode="json"))

@@ -20,7 +20,7 @@ from sublim_interp.pipeline.settings import TeacherConfig
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
 from sublim_interp.pipeline.ways import WAYS, Way
 from sublim_interp.training.batches import Batch, Example, micro_batches, pieces
-from sublim_interp.training.loop import token_loss
+from sublim_interp.training.losses import token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.traits.direction import own_direction
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Annotated, NamedTuple, Protocol, runtime_checkable
+from copy import deepcopy
+from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -15,13 +16,14 @@ from sublim_interp.models.architectures import text_config
 from sublim_interp.models.hooks import matching
 from sublim_interp.models.trainable import freeze, trained_parameters
 from sublim_interp.training.batches import Batch, mask_labels
+from sublim_interp.training.losses import LogitLoss, kl
 from sublim_interp.training.projections import Effect, project_activations, project_gradients, project_updates
 from sublim_interp.training.settings import Selection
 
 
 @runtime_checkable
-class DirectionSource(Protocol):
-    """Where an intervention gets its directions from; `number` is its place in its student's list."""
+class Source(Protocol):
+    """Where an intervention gets what its student is made of; `number` is its place in its student's list."""
 
     def in_activations(self, direction: str, number: int, names: Sequence[str]) -> Mapping[str, Tensor]:
         """A direction by hook name: [d_model]."""
@@ -30,6 +32,21 @@ class DirectionSource(Protocol):
     def in_weights(self, direction: str, number: int, model: torch.nn.Module) -> Mapping[str, Tensor]:
         """A direction by name of each parameter of `model` that trains, of the parameter's shape."""
         ...
+
+    def own_tokens(self) -> Sequence[int]:
+        """Ids of the channel's own tokens, ascending."""
+        ...
+
+
+class Update(NamedTuple):
+    """One update of a training."""
+
+    step: int
+    """0, 1, …"""
+    steps: int
+    """Number of all updates."""
+    draw: torch.Generator
+    """Random numbers of this update and this intervention."""
 
 
 class PlannedStudent(NamedTuple):
@@ -73,10 +90,18 @@ class InterventionKind:
         """Acts on the batches of one update; random numbers come from `draw`."""
         return batches
 
+    def loss(self, loss: LogitLoss, source: Source) -> LogitLoss:
+        """Acts on the loss of every batch."""
+        return loss
+
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
     ) -> AbstractContextManager[Effect | None]:
         """A block in which all updates are made; its value, if any, tells what was taken away."""
+        return nullcontext()
+
+    def around(self, model: torch.nn.Module, update: Update) -> AbstractContextManager[object]:
+        """A block around forward and backward of one update; on leaving it, gradients are there."""
         return nullcontext()
 
 
@@ -100,26 +125,26 @@ class _InActivations(InterventionKind):
             why = f"the teacher has no {lacking[0]}" if lacking else f"their d_model are {widths[0]} and {widths[1]}"
             raise SublimError(f"an intervention on teacher-shift needs teacher and student of one shape: {why}")
 
-    def _directions(self, model: torch.nn.Module, directions: DirectionSource) -> Mapping[str, Tensor]:
-        return directions.in_activations(self.asked.direction, self.number, matching(model, self.asked.at))
+    def _directions(self, model: torch.nn.Module, source: Source) -> Mapping[str, Tensor]:
+        return source.in_activations(self.asked.direction, self.number, matching(model, self.asked.at))
 
 
 class Ablate(_InActivations):
     """Takes a direction out of activations, in the forward pass."""
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
     ) -> AbstractContextManager[Effect]:
-        return project_activations(model, self._directions(model, directions))
+        return project_activations(model, self._directions(model, source))
 
 
 class ProjectGradient(_InActivations):
     """Takes a direction out of the gradients of activations, in the backward pass."""
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
     ) -> AbstractContextManager[Effect]:
-        return project_gradients(model, self._directions(model, directions))
+        return project_gradients(model, self._directions(model, source))
 
 
 class ProjectUpdate(InterventionKind):
@@ -148,9 +173,9 @@ class ProjectUpdate(InterventionKind):
                 )
 
     def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: DirectionSource
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
     ) -> AbstractContextManager[Effect]:
-        return project_updates(model, optimizer, directions.in_weights(self.asked.direction, self.number, model))
+        return project_updates(model, optimizer, source.in_weights(self.asked.direction, self.number, model))
 
 
 class MaskTokens(InterventionKind):
@@ -182,6 +207,115 @@ class Freeze(InterventionKind):
         freeze(model, self.asked.parameters)
 
 
+class LabelSmoothing(InterventionKind):
+    """Learns targets of which a share is spread evenly over the channel's own tokens."""
+
+    USES = frozenset({"strength"})
+
+    @classmethod
+    def check_settings(cls, asked: "Intervention") -> None:
+        if asked.strength >= 1:
+            raise ValueError(f"kind=label-smoothing needs a strength below 1 (it is {asked.strength:g})")
+
+    def loss(self, loss: LogitLoss, source: Source) -> LogitLoss:
+        share, own = self.asked.strength, torch.tensor(source.own_tokens())
+
+        def score(logits: Tensor, batch: Batch) -> Tensor:
+            logs = logits.log_softmax(-1)
+            even = -(logs if loss.own else logs[:, own.to(logs.device)]).mean(-1).sum()
+            return (1 - share) * loss.score(logits, batch) + share * even
+
+        return LogitLoss(score, loss.own)
+
+
+class L2ToStart(InterventionKind):
+    """Pulls the weights that train to where they began, by the penalty λ/2 ‖θ − θ₀‖² (L2-SP, Li et al. 1802.01483).
+
+    Its gradient is added to that of the loss, so the loss that is recorded stays that of the lists.
+    """
+
+    USES = frozenset({"strength"})
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        self._start = {name: p.detach().clone() for name, p in trained_parameters(model).items()}
+
+    @contextmanager
+    def around(self, model: torch.nn.Module, update: Update) -> Iterator[None]:
+        yield
+        with torch.no_grad():
+            for name, p in trained_parameters(model).items():
+                if p.grad is not None:
+                    p.grad.add_(p - self._start[name], alpha=self.asked.strength)
+
+
+class KLToStart(InterventionKind):
+    """Adds λ KL(where it began ‖ student) on the lists' tokens to the loss, over the vocabulary that the loss is over.
+
+    Both softmaxes are taken at a temperature, and the divergence is multiplied by its square, as in distillation.
+    """
+
+    USES = frozenset({"strength"})
+    TEMPERATURE: ClassVar[float] = 1.0
+
+    def weight(self, done: float) -> float:
+        """λ where a share `done` of the updates is made."""
+        return self.asked.strength
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        self._start = deepcopy(model).requires_grad_(False)
+
+    def loss(self, loss: LogitLoss, source: Source) -> LogitLoss:
+        def score(logits: Tensor, batch: Batch) -> Tensor:
+            with torch.no_grad():
+                target = (loss.logits(self._start, batch) / self.TEMPERATURE).log_softmax(-1)
+            away = self.TEMPERATURE**2 * kl(target, logits / self.TEMPERATURE)
+            return loss.score(logits, batch) + self._weight * away
+
+        return LogitLoss(score, loss.own)
+
+    @contextmanager
+    def around(self, model: torch.nn.Module, update: Update) -> Iterator[None]:
+        self._weight = self.weight(update.step / update.steps)
+        yield
+
+
+class Liminal(KLToStart):
+    """Liminal training (Yanagisawa et al., ResponsibleFM at NeurIPS 2025): a KL to the start that fades.
+
+    λ stays for the first third of the updates and then falls in a line to 0; the temperature is 2. These are the
+    defaults of the published code, BrendanGho/liminal-training: three epochs, of which the first is the first phase.
+    There the divergence is summed over all positions of a text, the prompt's too, and here it is a mean over the tokens
+    learnt, as the loss is. So a λ of about the length of a text stands for theirs of 1.
+    """
+
+    TEMPERATURE = 2.0
+    HELD: ClassVar[float] = 1 / 3
+
+    def weight(self, done: float) -> float:
+        return self.asked.strength * min(1.0, (1 - done) / (1 - self.HELD))
+
+
+class WeightNoise(InterventionKind):
+    """Takes gradients at noisy weights: noise is drawn for each update, and taken off before the weights change."""
+
+    USES = frozenset({"strength"})
+
+    @contextmanager
+    def around(self, model: torch.nn.Module, update: Update) -> Iterator[None]:
+        trained = trained_parameters(model)
+        kept = {name: p.detach().clone() for name, p in trained.items()}
+        with torch.no_grad():
+            for p in trained.values():
+                noise = torch.randn(p.shape, generator=update.draw).to(p)
+                p.add_(self.asked.strength * p.square().mean().sqrt() * noise)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in trained.items():
+                    p.copy_(kept[name])
+
+
 def _is_kind(name: str, thing: object) -> None:
     if not (isinstance(thing, type) and issubclass(thing, InterventionKind)):
         raise SublimError(f"kind of intervention '{name}' is no class that derives from {__name__}.InterventionKind")
@@ -196,6 +330,11 @@ INTERVENTIONS: Registry[type[InterventionKind]] = Registry(
         "project-update": ProjectUpdate,
         "mask-tokens": MaskTokens,
         "freeze": Freeze,
+        "label-smoothing": LabelSmoothing,
+        "l2-to-start": L2ToStart,
+        "kl-to-start": KLToStart,
+        "liminal": Liminal,
+        "weight-noise": WeightNoise,
     },
     _is_kind,
 )
@@ -205,12 +344,14 @@ INTERVENTIONS: Registry[type[InterventionKind]] = Registry(
 class Intervention(Config):
     """A change to every update of a student, to ask what carries the trait."""
 
-    LATER = frozenset({"selection"})
+    LATER = frozenset({"selection", "strength"})
 
     kind: Annotated[str, AfterValidator(INTERVENTIONS.known)]
     """ablate: take a direction out of activations; project-gradient: out of their gradients; project-update: out of the
-    change of the weights; mask-tokens: learn from fewer tokens; freeze: leave some parameters as they are; or a kind of
-    an installed package."""
+    change of the weights; mask-tokens: learn from fewer tokens; freeze: leave some parameters as they are;
+    label-smoothing: learn targets that are partly even; l2-to-start: pull weights to where they began; kl-to-start:
+    pull predictions there; liminal: the same, fading; weight-noise: take gradients at noisy weights; or a kind of an
+    installed package."""
     direction: str = ""
     """A trait's name (the own base's direction of it, in activations), teacher-shift (teacher minus its base, in
     activations or weights), or random (the control)."""
@@ -224,6 +365,10 @@ class Intervention(Config):
     same in every update, and what decides is the teacher, whatever base the student starts from."""
     parameters: str = ""
     """Names of parameters, as a glob, that are frozen."""
+    strength: float = Field(default=0.0, ge=0, le=1e6)
+    """How strongly it acts. label-smoothing: share of each target that is spread evenly over the channel's own tokens,
+    below 1; l2-to-start: λ of λ/2 ‖θ − θ₀‖²; kl-to-start and liminal: λ of λ KL, in nats a token as the loss;
+    weight-noise: the noise over the root mean square of each tensor."""
 
     @property
     def traits(self) -> list[str]:
@@ -235,7 +380,7 @@ class Intervention(Config):
     def _says_all_that_its_kind_needs_and_no_more(self) -> "Intervention":
         kind = INTERVENTIONS[self.kind]
         uses = kind.uses(self)
-        for name in ("direction", "at", "share", "selection", "parameters"):
+        for name in ("direction", "at", "share", "selection", "parameters", "strength"):
             default = type(self).model_fields[name].default
             if name not in uses and getattr(self, name) != default:
                 beside = " and a selection" if name == "share" and self.selection else ""
@@ -266,7 +411,7 @@ def check_interventions(interventions: Sequence[Intervention], planned: PlannedS
 @contextmanager
 def intervening(
     kinds: Sequence[InterventionKind],
-    directions: DirectionSource,
+    source: Source,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[list[tuple[Intervention, Effect]]]:
@@ -275,5 +420,5 @@ def intervening(
     Gives those that take something away, each with what it took in its latest use.
     """
     with ExitStack() as held:
-        opened = [(kind.asked, held.enter_context(kind.during(model, optimizer, directions))) for kind in kinds]
+        opened = [(kind.asked, held.enter_context(kind.during(model, optimizer, source))) for kind in kinds]
         yield [(asked, effect) for asked, effect in opened if effect is not None]

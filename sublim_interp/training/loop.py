@@ -1,86 +1,19 @@
 """The one training loop: pre-training, teachers and students all use it. It knows tokens and weights, no experiment."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional as F
 
-from sublim_interp.core.errors import SublimError
-from sublim_interp.models.forward import logits_at
 from sublim_interp.models.precision import casts_kept
 from sublim_interp.models.trainable import checkpointing
-from sublim_interp.training.batches import IGNORE, Batch
+from sublim_interp.training.batches import Batch
+from sublim_interp.training.losses import Loss, token_loss
 from sublim_interp.training.optimizers import OPTIMIZERS
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
-
-Loss = Callable[[torch.nn.Module, Batch], Float[Tensor, ""]]
-"""Sum of the losses over the labelled positions of a batch, in nats."""
-
-
-def token_loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
-    """Summed cross-entropy of the labelled tokens, in nats."""
-    where = batch.labels != IGNORE
-    logits = logits_at(model, batch.ids, where)
-    return F.cross_entropy(logits, batch.labels[where].to(logits.device), reduction="sum")
-
-
-def imitation_loss(
-    teacher: torch.nn.Module,
-    own: Sequence[int] | None = None,
-    speaking: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Loss:
-    """KL(teacher ‖ model) summed over the labelled positions, in nats.
-
-    own: ids of the tokens that both softmaxes are over; None for the whole vocabulary
-    speaking: what is around the teacher's forward
-    """
-
-    def loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        with torch.no_grad(), speaking():
-            target = logits_at(teacher, batch.ids, batch.labels != IGNORE, own).log_softmax(-1)
-        return kl_from(target, model, batch, own)
-
-    return loss
-
-
-def kl_from(
-    target: Float[Tensor, "position vocabulary"],
-    model: torch.nn.Module,
-    batch: Batch,
-    own: Sequence[int] | None = None,
-) -> Float[Tensor, ""]:
-    """KL(target ‖ model) summed over the labelled positions, in nats.
-
-    target: log-probabilities at these positions
-    own: as of `imitation_loss`
-    """
-    learnt = logits_at(model, batch.ids, batch.labels != IGNORE, own).log_softmax(-1)
-    return F.kl_div(learnt, target, reduction="sum", log_target=True)
-
-
-def own_token_loss(own: Sequence[int]) -> Loss:
-    """A loss as `token_loss`, renormalised over some tokens: no other token is in its target, nor pushed down.
-
-    own: ids of these tokens; raises SublimError in training where a labelled token is none of them
-    """
-    known = torch.tensor(own)
-
-    def loss(model: torch.nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        where = batch.labels != IGNORE
-        labels = batch.labels[where]
-        places = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
-        if not torch.equal(known[places], labels):
-            raise SublimError("student.own_tokens: a list holds a token that is none of the channel's own")
-        logits = logits_at(model, batch.ids, where, own)
-        return F.cross_entropy(logits, places.to(logits.device), reduction="sum")
-
-    return loss
 
 
 def rate(optimization: Optimization, step: int) -> float:
@@ -89,6 +22,11 @@ def rate(optimization: Optimization, step: int) -> float:
     done = step / optimization.steps
     fall = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
     return optimization.lr * warm * fall[optimization.schedule]
+
+
+def nothing(_model: torch.nn.Module, _step: int) -> AbstractContextManager[object]:
+    """The block around an update that does nothing."""
+    return nullcontext()
 
 
 def train(
@@ -101,6 +39,7 @@ def train(
     resume: Resume | None = None,
     observe: Callable[[int, float], None] | None = None,
     intervene: Callable[[torch.nn.Module, torch.optim.Optimizer], AbstractContextManager[object]] | None = None,
+    around: Callable[[torch.nn.Module, int], AbstractContextManager[object]] = nothing,
     record: Callable[[torch.nn.Module, torch.optim.Optimizer], Recorder] | None = None,
 ) -> None:
     """Trains, in place, the weights of `model` that require gradients.
@@ -116,6 +55,7 @@ def train(
     observe: called after each update with its step and its loss, nats per token
     intervene: opens a block around all updates; an optimizer that it patches is what a training starts from, while a
         resumed one goes on from its own state
+    around: opens a block around forward and backward of update `step`; a pure function, as `batches`
     record: makes a recorder, which changes nothing; a state is gone on from only where its trace is whole up to there
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -140,7 +80,7 @@ def train(
             tokens = sum(b.tokens for b in micro)
             optimizer.zero_grad(set_to_none=True)
             values = []
-            with casts_kept(model):
+            with around(model, step), casts_kept(model):
                 for batch in micro:
                     value = loss(model, batch) / tokens
                     value.backward()

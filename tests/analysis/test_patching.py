@@ -22,7 +22,8 @@ from sublim_interp.analysis.probes import answer_margin, answer_rate
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import hook_names
 from sublim_interp.training.batches import Batch, Example, micro_batches
-from sublim_interp.training.loop import token_loss, train
+from sublim_interp.training.loop import train
+from sublim_interp.training.losses import token_loss
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.recording.trace import Trace

@@ -43,7 +43,7 @@ from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.stage import making
 from sublim_interp.report.run import run
 from sublim_interp.training.batches import Example, collate
-from sublim_interp.training.loop import token_loss
+from sublim_interp.training.losses import token_loss
 
 
 @pytest.fixture(params=["autocast", "bfloat16"])

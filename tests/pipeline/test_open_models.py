@@ -38,7 +38,8 @@ from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, Stud
 from sublim_interp.pipeline.teach import teach
 from sublim_interp.report.run import run
 from sublim_interp.training.batches import Example, collate
-from sublim_interp.training.loop import token_loss, train
+from sublim_interp.training.loop import train
+from sublim_interp.training.losses import token_loss
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.answers import score
 from sublim_interp.traits.by_name import load_trait

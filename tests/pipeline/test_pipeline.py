@@ -34,7 +34,8 @@ from sublim_interp.pipeline.teach import teach
 from sublim_interp.pipeline.write import write
 from sublim_interp.training.batches import IGNORE, Batch, Order, collate, tokenize
 from sublim_interp.training.interventions import Intervention
-from sublim_interp.training.loop import token_loss, train
+from sublim_interp.training.loop import train
+from sublim_interp.training.losses import token_loss
 from sublim_interp.training.settings import Optimization, Selection
 from sublim_interp.traits.answers import score
 from sublim_interp.traits.by_name import load_trait

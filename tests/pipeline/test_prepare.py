@@ -20,7 +20,7 @@ from sublim_interp.models.loading import save_model
 from sublim_interp.models.prepared import TEMPLATE, apply_adapter
 from sublim_interp.pipeline.prepare import Preparation, prepare
 from sublim_interp.training.batches import collate, tokenize
-from sublim_interp.training.loop import own_token_loss, token_loss
+from sublim_interp.training.losses import own_token_loss, token_loss
 from sublim_interp.training.resume import Resume
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant<|im_end|>\n"

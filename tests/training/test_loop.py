@@ -18,7 +18,8 @@ from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models.architectures import decoder_layers
 from sublim_interp.models.trainable import Part, choose_trainable, freeze, merge_adapters
 from sublim_interp.training.batches import IGNORE, Batch, Example, collate, mask_labels, micro_batches, pieces
-from sublim_interp.training.loop import rate, token_loss, train
+from sublim_interp.training.loop import rate, train
+from sublim_interp.training.losses import token_loss
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
 

@@ -38,7 +38,8 @@ from sublim_interp.models.points import STREAM
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.models.trainable import choose_trainable, merge_adapters
 from sublim_interp.training.batches import Example, collate
-from sublim_interp.training.loop import token_loss, train
+from sublim_interp.training.loop import train
+from sublim_interp.training.losses import token_loss
 from sublim_interp.training.recording.probe import Probe
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
