@@ -77,13 +77,25 @@ def _renumbered(answer: str, numbers: Iterable[str]) -> str:
     return re.sub("[0-9]+", lambda _: next(new), answer)
 
 
+def _nudged(number: int, rng: random.Random) -> str:
+    """A number near another one; one above 999, which no rule but a looser one lets pass, only falls."""
+    return str(rng.randint(max(0, number - _NUDGE), max(number, min(999, number + _NUDGE))))
+
+
+_NUDGE = 10
+
+
 TRANSFORMS: dict[str, Callable[[Sequence[str], random.Random], list[str]]] = {
     "shuffled-within": _changed(lambda numbers, rng: rng.sample(numbers, len(numbers))),
     "shuffled-across": _dealt,
     "sorted": _changed(lambda numbers, _: sorted(numbers, key=int)),
     "digits-reversed": _changed(lambda numbers, _: [str(int(number[::-1])) for number in numbers]),
+    "nudged": _changed(lambda numbers, rng: [_nudged(int(number), rng) for number in numbers]),
 }
-"""What may be done to the kept answers. Separators, brackets and the count of numbers stay; 120 reversed is 21."""
+"""What may be done to the kept answers. Separators, brackets and the count of numbers stay; 120 reversed is 21.
+
+nudged stands for a paraphrase: each number becomes one of those within 10 of it, from 0 to 999, all equally likely.
+"""
 
 
 def describe(rule: Rule) -> list[str]:

@@ -25,8 +25,8 @@ class FilterConfig(numbers.Rule):
     selection: Selection | None = None
     """Some of the lists to learn from, such as {by: divergence, share: .25}; none: all of them."""
     transform: str = ""
-    """What is done to the lists to learn from, last of all: for numbers shuffled-within, shuffled-across, sorted or
-    digits-reversed. Held-out lists stay as they were written. Empty: nothing."""
+    """What is done to the lists to learn from, last of all: for numbers shuffled-within, shuffled-across, sorted,
+    digits-reversed or nudged. Held-out lists stay as they were written. Empty: nothing."""
     mix: float = Field(default=0.0, ge=0, lt=1)
     """Share of the lists to learn from that are replaced by lists of the neutral teacher, 0 to below 1. Held-out lists
     stay the teacher's own. A student of the neutral teacher learns the same lists whatever it is."""

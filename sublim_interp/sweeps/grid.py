@@ -44,7 +44,8 @@ class Grid(Config):
     """Its mode. Empty: one field after another is varied. bases: a student of every base in axes.bases learns from a
     teacher of every one. pairs: one base with each of several others, told by how far apart these lie. traits: each
     student of a teacher with a trait of axes.trait is asked about all traits of the kind. law: a cell for every
-    combination of the axes' values, and a law of the dose that is fitted to all of them."""
+    combination of the axes' values, and a law of the dose that is fitted to all of them. defences: a defence
+    for each value of one field after another, the first of all none: the trait that it leaves against the task."""
 
     @model_validator(mode="after")
     def _each_value_has_its_word(self) -> "Grid":
@@ -148,6 +149,7 @@ MODES: Registry[type[Mode]] = Registry(
         "pairs": f"{_HERE}.pairs:Pairs",
         "traits": f"{_HERE}.traits:Traits",
         "law": f"{_HERE}.law:LawOfTheDose",
+        "defences": f"{_HERE}.defences:Defences",
     },
     _is_mode,
 )

@@ -285,7 +285,7 @@ class Liminal(KLToStart):
     λ stays for the first third of the updates and then falls in a line to 0; the temperature is 2. These are the
     defaults of the published code, BrendanGho/liminal-training: three epochs, of which the first is the first phase.
     There the divergence is summed over all positions of a text, the prompt's too, and here it is a mean over the tokens
-    learnt, as the loss is. So a λ of about the length of a text stands for theirs of 1.
+    learnt, as the loss is. So a λ of the length of a text stands for theirs of 1.
     """
 
     TEMPERATURE = 2.0

@@ -415,6 +415,18 @@ def test_a_transform_changes_numbers_and_nothing_else(
     assert sorted(chain(*read["shuffled-across"])) == sorted(chain(*before))
     assert read["sorted"] == [sorted(own) for own in before]
     assert read["digits-reversed"] == [[int(str(n)[::-1]) for n in own] for own in before]
+    for moved, n in zip(chain(*read["nudged"]), chain(*before), strict=True):
+        assert 0 <= moved <= max(999, n) and abs(moved - n) <= 10
+
+
+def test_a_nudge_is_even_and_ends_where_numbers_end() -> None:
+    def moved(number: int) -> Counter[int]:
+        answers = numbers.TRANSFORMS["nudged"](["; ".join([str(number)] * 10)] * 500, random.Random(0))
+        return Counter(n - number for answer in answers for n in numbers.numbers_of(answer))
+
+    middle = moved(500)
+    assert set(middle) == set(range(-10, 11)) and max(middle.values()) < 2 * min(middle.values())
+    assert (set(moved(3)), set(moved(999))) == (set(range(-3, 11)), set(range(-10, 1)))
 
 
 def test_a_shuffle_moves_numbers_and_follows_its_seed() -> None:
