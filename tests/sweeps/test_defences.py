@@ -79,6 +79,20 @@ def test_ends_of_few_replicates_are_the_least_and_the_most_and_one_has_no_width(
     assert one["task_low"].tolist() == one["task_high"].tolist()
 
 
+def test_the_table_words_means_with_their_ends(tmp_path: Path) -> None:
+    """Planted without noise, so that ends and means agree; of one replicate there are no ends."""
+    left: Left = {("filter.transform", "undefended"): (0.99, 0.65), ("student", "LoRA"): (0.2, -0.5)}
+    for seeds, ends in (
+        (1, ("", "")),
+        (3, (" (20.0 to 20.0)", " (−50.0 to −50.0)")),
+        (4, (" [20.0, 20.0]", " [−50.0, −50.0]")),
+    ):
+        planted(seeds, 0.0, left).to_csv(tmp_path / "cells.csv", index=False)
+        found = table_of(grid("defences"), tmp_path)
+        assert found.rows[1][:3] == ("LoRA", str(seeds), f"20.0 %{ends[0]}") and found.rows[1][4] == f"−50.0 %{ends[1]}"
+        assert found.numbers == {"front": "undefended, LoRA", "untouched": "7.0 %"}
+
+
 def numbers_of(figure: Figure) -> list[Annotation]:
     return [a for a in figure.axes[0].texts if isinstance(a, Annotation) and a.get_text().isdigit()]
 
@@ -133,7 +147,7 @@ def test_the_grid_of_the_catalogue_runs_with_every_defence(tiny_experiment: Expe
     artifact = run_grid(plan_grid(g), Store.open(tmp_path / "store"))
     found = table_of(g, artifact.path)
     words = [word for values in g.words.values() for word in values]
-    assert [row[0] for row in found.rows] == words and {row[2] for row in found.rows} == {"1"}
+    assert [row[0] for row in found.rows] == words and {row[1] for row in found.rows} == {"1"}
     assert found.rows[0][0] == "undefended" and found.numbers["front"] in found.lines[0]
     cells = pd.read_csv(artifact.path / "cells.csv", dtype={"value": str})
     assert (artifact.path / "defences.png").stat().st_size > 20_000

@@ -39,11 +39,11 @@ class Defences(Fields):
         frame = read_cells(directory)
         found = records(points(frame))
         rows = [
-            (row["value"], row["field"], str(row["n"]), _percent(row, "rate"), _worded(row, "margin", 1.0, 2, ""),
+            (row["value"], str(row["n"]), _percent(row, "rate"), _worded(row, "margin", 1.0, 2, ""),
              _percent(row, "task"), _percent(row, "own_task"))
             for row in found
         ]  # fmt: skip
-        columns = ("defence", "set by", "n", "trait's rate", "margin, nats", "task kept", "task kept, trait's lists")
+        columns = ("defence", "n", "trait's rate", "margin, nats", "task kept", "task kept, trait's lists")
         about = (
             "Means over replicates, with 95 % intervals in brackets; of fewer than four, least and most in parentheses."
         )
@@ -118,4 +118,5 @@ def _worded(row: Mapping[str, Any], name: str, scale: float, digits: int, unit: 
     if isnan(row[name]):
         return "–"
     middle, low, high = (f"{scale * row[end]:z.{digits}f}" for end in (name, f"{name}_low", f"{name}_high"))
-    return minus(f"{middle}{unit} " + (f"({low} to {high})" if row["n"] < FEW else f"[{low}, {high}]"))
+    ends = "" if row["n"] < 2 else f" ({low} to {high})" if row["n"] < FEW else f" [{low}, {high}]"
+    return minus(f"{middle}{unit}{ends}")
