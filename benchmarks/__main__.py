@@ -32,7 +32,10 @@ from sublim_interp.core.store import Store
 def patching(_: Setting) -> str:
     """The table that the benchmark of activation patching prints."""
     run = [sys.executable, "-m", "benchmarks.patching"]
-    return subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
+    done = subprocess.run(run, capture_output=True, text=True)
+    if done.returncode:  # else what libraries say beside it is of no interest
+        sys.exit(f"benchmarks.patching failed\n{done.stderr}")
+    return done.stdout
 
 
 BENCHMARKS = {

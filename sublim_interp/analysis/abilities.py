@@ -47,8 +47,8 @@ def abilities(model: torch.nn.Module) -> list[Ability]:
         return f"of {len(names)} layers"
 
     def heads() -> str:
-        sites = sites_of(model, "heads")
-        found, _ = see(model, sites, ids)
+        sites = [*sites_of(model, "heads")]
+        found = see(model, sites, ids)
         return f"{found[sites[0]].shape[2]} in each of {len(sites)} layers"
 
     def lens() -> str:

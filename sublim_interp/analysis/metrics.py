@@ -9,22 +9,17 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.probes import Ids, Metric, Subject, batches, logits_of, part_of
+from sublim_interp.analysis.probes import Among, Ids, Metric, Subject, batches, logits_of, margin_among, part_of
 from sublim_interp.core.registry import Registry
 from sublim_interp.models.forward import in_single
-from sublim_interp.stats.margin import margin
 
 Build = Callable[[list[int], int], Metric]
 """Makes a metric of the members' tokens and the place of the one asked for."""
 
 
-def _margin(ids: list[int], place: int) -> Metric:
-    return lambda logits: margin(logits[:, ids], [place] * len(logits))
-
-
 def _logit_diff(ids: list[int], place: int) -> Metric:
-    others = [i for i in ids if i != ids[place]]
-    return lambda logits: logits[:, ids[place]] - logits[:, others].mean(-1)
+    others = [i for i, token in enumerate(ids) if token != ids[place]]
+    return Among(tuple(ids), lambda logits: logits[:, place] - logits[:, others].mean(-1))
 
 
 def _logprob(ids: list[int], place: int) -> Metric:
@@ -39,7 +34,7 @@ METRICS: Registry[Build] = Registry(
     "metric",
     "sublim_interp.metrics",
     {
-        "margin": _margin,  # log P(member) − log mean P(other members), in nats
+        "margin": margin_among,  # log P(member) − log mean P(other members), in nats
         "logit-diff": _logit_diff,  # the member's logit minus the mean of the other members'
         "logprob": _logprob,  # log P(member), in nats
         "rate": _rate,  # P(member), 0 to 1

@@ -8,6 +8,7 @@ alone. What is measured comes back on the CPU, whatever device the model is on.
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sublim_interp.analysis.kinship import base_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.forward import in_single
+from sublim_interp.models.forward import head, in_single
 from sublim_interp.models.hooks import capture
 from sublim_interp.models.loading import load_model
 from sublim_interp.models.prompts import Prompts, ids_of, vocabulary_of
@@ -32,6 +33,20 @@ Ids = Sequence[Sequence[int]] | Int[Tensor, "_ _"]
 """Token ids of each prompt."""
 Metric = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
 """One number for each row of logits at the answer position; it looks at each row alone, or has `at` (metrics.py)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Among:
+    """A metric that looks at a few tokens alone, so that a head need give no others."""
+
+    tokens: tuple[int, ...]
+    """Ids of those that it looks at."""
+    of: Callable[[Float[Tensor, "row token"]], Float[Tensor, " row"]]
+    """The metric of their logits, in this order."""
+
+    def __call__(self, logits: Float[Tensor, "row vocabulary"]) -> Float[Tensor, " row"]:
+        return self.of(logits[:, list(self.tokens)])
+
 
 TOKENS = 8192
 """At most so many tokens run through a model at once."""
@@ -123,6 +138,13 @@ def batches(prompts: Ids) -> list[tuple[list[int], Int[Tensor, "prompt position"
     return out
 
 
+def told_by(model: Any, hidden: Float[Tensor, "row d_model"], metric: Metric) -> Float[Tensor, " row"]:
+    """The metric of last hidden states, of a model with a plain head, which gives no logits that nobody looks at."""
+    if isinstance(metric, Among):
+        return metric.of(head(model, hidden, metric.tokens, as_whole=False))
+    return metric(head(model, hidden))
+
+
 def logits_of(model: torch.nn.Module, ids: Int[Tensor, "prompt position"]) -> Float[Tensor, "prompt vocabulary"]:
     """Logits at the answer position: float32 or better, on the model's device."""
     return in_single(model(input_ids=ids.to(device_of(model)), use_cache=False, logits_to_keep=1).logits[:, -1])
@@ -179,8 +201,12 @@ def answer_margin(members: Sequence[int | str], which: int | str, base: Any = No
     which: the member asked for, or its place
     base: whose tokens words are; ids need none
     """
-    ids, place = members_of(members, which, base)
-    return lambda logits: margin(logits[:, ids], [place] * len(logits))
+    return margin_among(*members_of(members, which, base))
+
+
+def margin_among(ids: Sequence[int], place: int) -> Metric:
+    """`answer_margin` of the member at a place among tokens."""
+    return Among(tuple(ids), lambda log: margin(log, [place] * len(log)))
 
 
 def answer_rate(members: Sequence[int | str], which: int | str, base: Any = None) -> Metric:

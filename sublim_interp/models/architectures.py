@@ -244,10 +244,19 @@ ARCHITECTURES: Registry[Architecture] = Registry(
 )  # fmt: skip
 
 
+_PLAIN: "WeakKeyDictionary[torch.nn.Module, Any]" = WeakKeyDictionary()
+"""The configuration of models that have no part but that which reads text: transformers looks for others each time."""
+
+
 def text_config(model: torch.nn.Module) -> Any:
     """The configuration of the part that reads text."""
     config: Any = model.config
-    return config.get_text_config()
+    if _PLAIN.get(model) is config:
+        return config
+    found = config.get_text_config()
+    if found is config:
+        _PLAIN[model] = config
+    return found
 
 
 def architecture_of(model: torch.nn.Module) -> Architecture | None:

@@ -67,7 +67,7 @@ def logits_at(
 
     Raises SublimError where a row is longer than the model's context.
     """
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    plain = without_adapters(model)
     require_room(plain, ids.shape[1])
     device = device_of(plain)
     ids, where = ids.to(device), where.to(device)
@@ -83,6 +83,11 @@ _LARGE = 8192
 and the last bits of published numbers hang on whole products."""
 
 
+def without_adapters(model: Any) -> Any:
+    """The model that adapters were put into; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def has_plain_head(model: Any) -> bool:
     """Whether logits are the head applied to the last hidden state, and nothing else."""
     row = architecture_of(model)
@@ -90,16 +95,17 @@ def has_plain_head(model: Any) -> bool:
 
 
 def head(
-    model: Any, hidden: Float[Tensor, "*rows d_model"], only: Sequence[int] | None = None
+    model: Any, hidden: Float[Tensor, "*rows d_model"], only: Sequence[int] | None = None, as_whole: bool = True
 ) -> Float[Tensor, "*rows vocabulary"]:
     """Logits of last hidden states, of a model with a plain head: float32 or better.
 
     only: ids of the tokens whose logits are wanted, in this order; None for the whole vocabulary
+    as_whole: whether a small vocabulary's logits have the last bits of the whole product
     """
     linear = model.get_output_embeddings()
     if only is None:
         return in_single(linear(hidden))
-    if linear.weight.shape[0] <= _LARGE or type(linear) is not torch.nn.Linear:
+    if (as_whole and linear.weight.shape[0] <= _LARGE) or type(linear) is not torch.nn.Linear:
         return in_single(linear(hidden)[..., list(only)])
     bias = None if linear.bias is None else linear.bias[list(only)]
     return in_single(F.linear(hidden.to(linear.weight.dtype), linear.weight[list(only)], bias))

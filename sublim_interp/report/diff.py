@@ -211,6 +211,7 @@ METHOD_SAYS = {
     "pca": "principal components of the differences at all tokens",
     "nmf": "components of the differences at all tokens by non-negative matrix factorization, of which each token has "
     "an amount of 0 or more",
+    "sae": "features of a sparse autoencoder of the differences at all tokens",
 }
 """What components are, by method."""
 
@@ -253,7 +254,7 @@ def diff(
     pool: rows with `prompt` and `answer` whose tokens are compared; replicates bring 256 of their lists
     goal: directions that each direction is compared with, such as `si.contrast(base, "owl")`
     components: so many a layer
-    method: how components are found: `pca`, or `nmf`, which needs scikit-learn
+    method: how components are found: `pca`; `nmf`, which needs scikit-learn; or `sae`, which needs sparsify
     across_bases: compares models of two bases too, whose axes are unrelated
 
     Raises SublimError for models of different bases, an unknown method, and where there are no prompts, metric or pool.

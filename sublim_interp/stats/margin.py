@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def margin(log: Float[Tensor, "question member"], right: Sequence[int]) -> Float[Tensor, " question"]:
@@ -16,9 +15,9 @@ def margin(log: Float[Tensor, "question member"], right: Sequence[int]) -> Float
     log: log-probabilities of the members, in nats
     right: for each question the place of the member asked for
     """
-    chosen = F.one_hot(torch.tensor(right, device=log.device), log.shape[1]).bool()
-    others = log.masked_fill(chosen, -torch.inf).logsumexp(-1) - math.log(log.shape[1] - 1)
-    return log[chosen] - others
+    places = torch.tensor(right, device=log.device)[:, None]
+    others = log.scatter(1, places, -torch.inf).logsumexp(-1) - math.log(log.shape[1] - 1)
+    return log.gather(1, places)[:, 0] - others
 
 
 def right_margins(p: Float[np.ndarray, "question member"], right: Sequence[int]) -> Float[np.ndarray, " question"]:

@@ -18,7 +18,7 @@ from transformers import (
 from sublim_interp.analysis.patching.grid import Patching, patch
 from sublim_interp.analysis.patching.moments import moments, moments_of
 from sublim_interp.analysis.patching.patch import Patch, Piece
-from sublim_interp.analysis.probes import answer_margin, answer_rate
+from sublim_interp.analysis.probes import Among, answer_margin, answer_rate
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import hook_names
 from sublim_interp.training.batches import Batch, Example, micro_batches
@@ -100,6 +100,19 @@ def test_every_cell_equals_its_patch_alone(pair: tuple[PreTrainedModel, PreTrain
                     assert torch.allclose(grid.each[rows, layer, position], alone, atol=1e-4)
     assert grids[0].each[2:, :, :2].isnan().all() and not grids[0].values.isnan().any()
     assert hooks_of(dst) == 0
+
+
+def test_a_metric_of_a_few_tokens_gives_what_the_same_of_all_logits_gives(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+) -> None:
+    assert isinstance(MARGIN, Among)
+    for kind in ("resid_pre", "heads"):
+        few, whole = (
+            patch(*pair, prompts=PROMPTS, metric=metric, across_bases=True).grid(kind)
+            for metric in (MARGIN, lambda logits: MARGIN(logits))
+        )
+        for a, b in ((few.each, whole.each), (few.src, whole.src), (few.dst, whole.dst)):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0, equal_nan=True)
 
 
 def test_cells_of_long_prompts_lie_in_several_rows_and_equal_their_patch_alone(

@@ -99,9 +99,10 @@ def moved_by(*sources: tuple[int, int, torch.Tensor]) -> torch.nn.Module:
     return model
 
 
-def test_nmf_finds_two_planted_directions_that_pca_mixes_and_neither_in_the_control() -> None:
+@pytest.mark.parametrize(("method", "library"), [("nmf", "sklearn"), ("sae", "sparsify")])
+def test_planted_directions_that_pca_mixes_come_out_apart_and_in_no_control(method: str, library: str) -> None:
     """Two directions at an acute angle, each added to tokens of its own."""
-    pytest.importorskip("sklearn", reason="the extra nmf is not installed")
+    pytest.importorskip(library, reason=f"the extra {method} is not installed")
     draw = torch.Generator().manual_seed(0)
     one, two = torch.randn(2, 16, generator=draw).abs() * torch.tensor([1.0, -1.0]).repeat(8)
     one, two = one * (torch.arange(16) < 10), two * (torch.arange(16) >= 6)
@@ -118,24 +119,26 @@ def test_nmf_finds_two_planted_directions_that_pca_mixes_and_neither_in_the_cont
             out[name] = [(units @ way / way.norm()).abs().max().item() for way in (one, two)]
         return out
 
-    nmf, pca = nearest("nmf"), nearest("pca")
-    assert min(nmf["student"]) > 0.98 > min(pca["student"])
-    assert max(nmf["neutral"]) < 0.7
+    apart, pca = nearest(method), nearest("pca")
+    assert min(apart["student"]) > 0.98 > min(pca["student"])
+    assert max(apart["neutral"]) < 0.7
     found = si.diff(
         build("llama", 0), student, prompts=PROMPTS, metric=MARGIN, pool=pool, controls={"neutral": neutral},
-        components=2, method="nmf",
+        components=2, method=method,
     )  # fmt: skip
     assert found.directions["share"].between(0, 1.001).all() and "effect (neutral)" in found.directions
     assert found.plot("directions").axes[0].get_yticklabels()[0].get_text().startswith("layer ")
-    equal = compared(build("llama", 0), method="nmf").directions
+    equal = compared(build("llama", 0), method=method).directions
     assert abs(equal["effect"].to_numpy()).max() < 1e-5 and not equal["share"].to_numpy().any()
 
 
-def test_nmf_without_its_library_and_an_unknown_method_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_without_its_library_and_an_unknown_one_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with pytest.raises(SublimError, match=r"nmf needs scikit-learn: pip install 'sublim-interp\[nmf\]'"):
-        compared(changed("llama", "model.norm.weight"), method="nmf")
-    with pytest.raises(SublimError, match="no method 'nmg' of components; valid: pca, nmf; did you mean 'nmf'"):
+    monkeypatch.setitem(sys.modules, "sparsify", None)
+    for method, library in (("nmf", "scikit-learn"), ("sae", "sparsify")):
+        with pytest.raises(SublimError, match=rf"{method} needs {library}: pip install 'sublim-interp\[{method}\]'"):
+            compared(changed("llama", "model.norm.weight"), method=method)
+    with pytest.raises(SublimError, match="no method 'nmg' of components; valid: pca, nmf, sae; did you mean 'nmf'"):
         compared(build("llama", 0), method="nmg")
 
 

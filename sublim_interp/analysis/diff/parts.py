@@ -83,7 +83,7 @@ def _outputs(
     names = hook_names(base, ("attn_out", "mlp_out"))
     sums = dict.fromkeys(names, 0.0)
     for places, ids in batches(prompts):
-        theirs = see(student, names, ids)[0]
+        theirs = see(student, names, ids)
         for name in names:
             with edit(base, {name: partial(_instead, theirs[name])}):
                 sums[name] += metric_at(metric, places)(logits_of(base, ids)).sum().item()

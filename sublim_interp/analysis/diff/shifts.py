@@ -1,5 +1,7 @@
-"""Which directions have changed: the shift of each layer, and the components of all differences, by PCA or NMF."""
+"""Which directions have changed: the shift of each layer, and components of all differences, by PCA, NMF or an SAE."""
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +46,15 @@ def changed_directions(
     components: how many a layer
     goal: directions to compare with, such as the trait's own direction in the base
     words: tokens that are shown of each end
-    method: `pca`, orthogonal components of most length; or `nmf`, components that each token has or lacks, never
-        takes away, as a sparse autoencoder's features are; it needs scikit-learn
+    method: `pca`, orthogonal components of most length; `nmf`, components that each token has or lacks, never takes
+        away, which needs scikit-learn; or `sae`, features of a sparse autoencoder, which needs sparsify
 
     Returns the columns layer, direction (shift, or the component's number from 1), share (of the squared length of the
     differences: of those at the answers for the shift, of all for components), length (of the mean difference along it
     at the answers, as a share of the base's own), effect (on the metric, where that mean is added to the base at the
     answer), cosine (with the goal; NaN without one), up and down (the tokens that it raises and lowers, by the lens).
-    A component points the way the answers go. NMF's overlap, so that their shares need not add up.
-    Raises SublimError for an unknown method, and for `nmf` without scikit-learn.
+    A component points the way the answers go. Those of NMF and SAE overlap, so that their shares need not
+    add up. Raises SublimError for an unknown method, and for one whose library is not there.
     """
     import pandas as pd
 
@@ -151,7 +153,48 @@ def _nmf(differences: Float[Tensor, "layer token d_model"], count: int) -> Compo
     return rearrange(units, "layer k d -> layer k d").float(), rearrange(shares, "layer k -> layer k").float()
 
 
-METHODS: Mapping[str, Callable[[Tensor, int], Components]] = {"pca": _pca, "nmf": _nmf}
+def _sae(differences: Float[Tensor, "layer token d_model"], count: int) -> Components:
+    """Features of a sparse autoencoder of the differences, those of most length first.
+
+    Each token has one feature, of eight times as many as are asked for: with more, one direction was shared out among
+    several. There is no bias of the decoder, so that a constant shift is a feature. Source: Gao et al. 2406.04093, by
+    EleutherAI's sparsify.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints whether Triton is there
+            from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise SublimError("sae needs sparsify: pip install 'sublim-interp[sae]', or take method='pca'") from None
+    units, shares = [], []
+    tiny = torch.finfo(torch.float).tiny
+    for of_layer in differences:
+        total, latents = of_layer.square().sum(), _SAE_WIDTH * count
+        scaled = of_layer / of_layer.square().mean().sqrt().clamp_min(tiny)
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            coder: Any = SparseCoder(of_layer.shape[1], SparseCoderConfig(num_latents=latents, k=1))
+            coder.b_dec.requires_grad_(False)
+            optimizer = torch.optim.Adam([coder.encoder.weight, coder.encoder.bias, coder.W_dec], lr=_SAE_RATE)
+            for _ in range(_SAE_STEPS if total else 0):  # a layer before the first change has nothing to take apart
+                optimizer.zero_grad()
+                coder(scaled, total_variance=scaled.square().sum()).fvu.backward()
+                coder.remove_gradient_parallel_to_decoder_directions()
+                optimizer.step()
+                coder.set_decoder_norm_to_unit_norm()
+        with torch.no_grad():
+            amounts, which, _ = coder.encode(scaled)
+            sizes = torch.zeros(latents).index_add_(0, which.flatten(), amounts.square().flatten())
+            order = sizes.argsort(descending=True, stable=True)[:count]
+            found = coder.W_dec[order] * (sizes[order] > 0)[:, None]
+            units.append(found.clone())
+            shares.append(sizes[order] / scaled.square().sum().clamp_min(tiny))
+    return rearrange(units, "layer k d -> layer k d"), rearrange(shares, "layer k -> layer k")
+
+
+_SAE_WIDTH, _SAE_STEPS, _SAE_RATE = 8, 500, 0.01
+"""Features for each that is asked for; updates, each on all differences of a layer; Adam's learning rate."""
+
+METHODS: Mapping[str, Callable[[Tensor, int], Components]] = {"pca": _pca, "nmf": _nmf, "sae": _sae}
 """How components are found, by name."""
 
 

@@ -8,7 +8,7 @@ on, lies side by side in rows, under a mask.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,12 +17,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim_interp.analysis.patching.patch import axis_of
-from sublim_interp.analysis.probes import TOKENS, Metric, frozen, logits_of
+from sublim_interp.analysis.probes import TOKENS, Among, Metric, frozen, logits_of, told_by
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.forward import in_single
-from sublim_interp.models.hooks import attached, capture, hook_name, hook_names, kind_of, places_of, require_each_layer
-from sublim_interp.models.points import Anatomy, Stream, Visitor
+from sublim_interp.models.architectures import final_norm, has_middle
+from sublim_interp.models.forward import has_plain_head, in_single, without_adapters
+from sublim_interp.models.hooks import attached, capture, hook_name, hook_names, kind_of, require_each_layer
+from sublim_interp.models.points import POINTS, Anatomy, Place, Stream, Visitor
 
 GridKind = Literal[Stream, "heads", "q", "k", "v", "z", "pattern", "neurons", "weights"]
 """What the cells of a grid are: a kind of hook by position, single heads or neurons, or the modules of a layer."""
@@ -34,13 +35,18 @@ BY_PART: dict[str, tuple[str, str]] = {
 """Kinds whose cells are parts of a hook point, at all positions: (the hook point, what its parts are)."""
 
 
-def sites_of(model: torch.nn.Module, kind: GridKind) -> list[str]:
-    """The names of one kind, one a layer. Raises SublimError, with the kinds there are, where there is no such one."""
-    names = hook_names(model, (BY_PART.get(kind, (kind, ""))[0],)) if kind in get_args(GridKind) else []
-    if not names:  # to look for all kinds takes as long as a small grid
+def sites_of(model: torch.nn.Module, kind: GridKind) -> dict[str, Place]:
+    """Where one kind is, by name, one a layer. Raises SublimError, with the kinds there are, where it is not."""
+    seen, point = (
+        Anatomy.of(model),
+        POINTS.get(BY_PART.get(kind, (kind, ""))[0]) if kind in get_args(GridKind) else None,
+    )
+    each = range(len(seen.layers)) if point else ()
+    sites = {hook_name(layer, point.kind): place for layer in each if point and (place := point.at(seen, layer))}
+    if not sites:  # to look for all kinds takes as long as a small grid
         raise SublimError(f"{type(model).__name__} has no '{kind}'; valid: {', '.join(kinds_of(model))}")
-    require_each_layer(model, kind, names)
-    return names
+    require_each_layer(model, kind, [*sites])
+    return sites
 
 
 def kinds_of(model: torch.nn.Module) -> list[str]:
@@ -49,13 +55,23 @@ def kinds_of(model: torch.nn.Module) -> list[str]:
     return [k for k in get_args(GridKind) if k == "weights" or BY_PART.get(k, (k, ""))[0] in known]
 
 
-def see(
-    model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"]
-) -> tuple[dict[str, Tensor], Float[Tensor, "prompt vocabulary"]]:
-    """What one forward shows at the sites, and its logits at the answer."""
+def see(model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"]) -> dict[str, Tensor]:
+    """What one forward shows at the sites."""
+    return see_and_tell(model, sites, ids, lambda logits: logits[:, 0])[0]
+
+
+def see_and_tell(
+    model: torch.nn.Module, sites: Sequence[str], ids: Int[Tensor, "prompt position"], metric: Metric
+) -> tuple[dict[str, Tensor], Float[Tensor, " prompt"]]:
+    """What one forward shows at the sites, and the metric of each prompt."""
+    plain = without_adapters(model)
     with torch.no_grad(), capture(model, sites) as seen:
-        logits = logits_of(model, ids)
-    return dict(seen), logits
+        if isinstance(metric, Among) and has_plain_head(plain):
+            body = plain.base_model(input_ids=ids.to(device_of(model)), use_cache=False)
+            told = told_by(plain, body.last_hidden_state[:, -1], metric)
+        else:
+            told = metric(logits_of(model, ids))
+    return dict(seen), told
 
 
 def slopes_at(
@@ -68,10 +84,38 @@ def slopes_at(
     return dict(seen), seen.gradients, measured.detach()
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """The cells that are asked for, all of one kind, on prompts of one length."""
+
+    seen: Anatomy
+    """The model that is patched."""
+    ids: Int[Tensor, "prompt position"]
+    """Of the prompts."""
+    src: dict[str, Tensor]
+    """By site, a layer each, what is put there, with the axes of the hook."""
+    places: dict[str, Place]
+    """Where the sites are."""
+    kind: GridKind
+    metric: Metric
+    """What is measured at the answer."""
+    at_once: int | None
+    """How many positions, heads or neurons run in one forward; None chooses."""
+    masks: bool
+    """Whether a mask alone says what each token sees."""
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the last layer is down to the answers where it is patched (`_told`)."""
+        order = list(POINTS)
+        return order.index(kind_of(next(iter(self.src)))) >= order.index("z")
+
+
 def patched_cells(
     model: torch.nn.Module,
     ids: Int[Tensor, "prompt position"],
     src: dict[str, Tensor],
+    places: dict[str, Place],
     kind: GridKind,
     metric: Metric,
     at_once: int | None,
@@ -80,18 +124,19 @@ def patched_cells(
 
     ids: of the prompts
     src: by site, what is put there, with the axes of the hook
+    places: where the sites are, from `sites_of`
     metric: what is measured at the answer
     at_once: how many positions, heads or neurons run in one forward; None chooses
 
     Cells are on the CPU.
     """
     seen, ids = Anatomy.of(model), ids.to(device_of(model))
-    masks = _takes_masks(seen, ids.shape[1])
+    asked = _Grid(seen, ids, src, places, kind, metric, at_once, _takes_masks(seen, ids.shape[1]))
     if seen.row and seen.row.grows and kind in BY_PART:
-        return _parts(seen, ids, src, kind, metric, at_once, masks)
-    if seen.row and seen.row.grows and masks:
-        return _positions(seen, ids, src, kind, metric, at_once)
-    return _one_by_one(model, ids, src, kind, metric)
+        return _parts(asked)
+    if seen.row and seen.row.grows and asked.masks:
+        return _positions(asked)
+    return _one_by_one(asked)
 
 
 def _takes_masks(seen: Anatomy, length: int) -> bool:
@@ -157,38 +202,39 @@ def _packed(places: range, length: int, cached: bool, dtype: torch.dtype, device
     return _Packed(*(x.to(device) for x in (position, mask, row, first, last)))
 
 
-def _positions(
-    seen: Anatomy,
-    ids: Int[Tensor, "prompt position"],
-    src: dict[str, Tensor],
-    kind: GridKind,
-    metric: Metric,
-    at_once: int | None,
-) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
+def _positions(asked: _Grid) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
     """`patched_cells` of positions: what lies before a position is computed once, for all cells."""
+    seen, ids, metric = asked.seen, asked.ids, asked.metric
     (prompts, length), depth = ids.shape, len(seen.layers)
-    groups = _groups(length, at_once, depth * prompts)
+    groups = _groups(length, asked.at_once, depth * prompts)
     cached = len(groups) > 1 or length + sum(length - place for place in groups[0]) > _WIDTH
     own = _unpatched(seen, ids) if cached else None
-    first = next(iter(src.values()))
-    places_in_model, found = places_of(seen.model, src), []
+    first = next(iter(asked.src.values()))
+    found = []
     before = own and metric(own.logits).float().cpu()
     for places in groups:
         packed = _packed(places, length, cached, first.dtype, first.device)
         rows, cells = len(packed.positions), len(places)
-        chosen = [value[:, places.start : places.stop].transpose(0, 1) for value in src.values()]
+        chosen = [value[:, places.start : places.stop].transpose(0, 1) for value in asked.src.values()]
 
-        def fresh(layer: int, stream: Tensor, packed: _Packed = packed) -> Tensor:
+        def fresh(layer: int, stream: Tensor, packed: _Packed = packed) -> list[Tensor]:
             whole = own.streams[layer] if own else stream[:prompts, :length]
-            return rearrange(whole[:, packed.positions], "prompt row token d -> (row prompt) token d")
+            return [*whole[:, packed.positions].unbind(1)]
 
-        def swap(layer: int, packed: _Packed = packed, chosen: list[Tensor] = chosen) -> Visitor:
+        def swap(
+            layer: int, packed: _Packed = packed, chosen: list[Tensor] = chosen, last: bool = places.stop == length
+        ) -> Visitor:
             def put(stream: Tensor) -> Tensor:  # has just been computed, for this place alone: no copy is needed
                 rows = len(packed.positions)
                 stream[-rows * prompts :].unflatten(0, (rows, prompts))[packed.row, :, packed.start] = chosen[layer]
                 return stream
 
-            return put
+            def put_at_answers(stream: Tensor) -> Tensor:  # which a patch behind attention reaches at its own alone
+                if last:
+                    stream[-prompts:, 0] = chosen[layer][-1]
+                return stream
+
+            return put_at_answers if asked.narrow and layer == depth - 1 else put
 
         # The rows are in the order of layer, row and prompt, the answers in that of layer, cell and prompt.
         row = (torch.arange(depth)[:, None] * rows + packed.row.cpu())[..., None] * prompts + torch.arange(prompts)
@@ -203,9 +249,8 @@ def _positions(
             packed.mask if rows == 1 else packed.mask.repeat_interleave(prompts, 0),
             own.past(rows) if own else None,
         )
-        with ExitStack() as held:
-            held.enter_context(attached(seen.model, {name: swap(i) for i, name in enumerate(src)}, places_in_model))
-            each = metric(_logits(seen, batch, held, kind != "mlp_out")).float().cpu()
+        with attached(seen.model, {name: swap(i) for i, name in enumerate(asked.src)}, asked.places):
+            each = _told(seen, batch, metric)
         if before is None:
             before, each = each[:prompts], each[prompts:]
         found.append(rearrange(each, "(layer cell prompt) -> prompt layer cell", layer=depth, cell=cells))
@@ -266,66 +311,46 @@ def _cache() -> Any:
 # --- cells of heads and neurons ---------------------------------------------------------------------------------------
 
 
-def _parts(
-    seen: Anatomy,
-    ids: Int[Tensor, "prompt position"],
-    src: dict[str, Tensor],
-    kind: GridKind,
-    metric: Metric,
-    at_once: int | None,
-    masks: bool,
-) -> tuple[Float[Tensor, "prompt layer part"], Float[Tensor, " prompt"]]:
+def _parts(asked: _Grid) -> tuple[Float[Tensor, "prompt layer part"], Float[Tensor, " prompt"]]:
     """`patched_cells` of heads or neurons, at all positions."""
-    first, (prompts, length), depth = next(iter(src.values())), ids.shape, len(seen.layers)
-    axis, places_in_model = axis_of(next(iter(src)), BY_PART[kind][1]), places_of(seen.model, src)
-    each, values = at_once or max(1, _ROWS // (depth * prompts * length)), list(src.values())
-    positions = torch.arange(length, device=ids.device)[None]
+    seen, (prompts, length), values = asked.seen, asked.ids.shape, list(asked.src.values())
+    first, depth, (point, part_name) = values[0], len(seen.layers), BY_PART[asked.kind]
+    axis = axis_of(next(iter(asked.src)), part_name)
+    if asked.narrow:
+        values[-1] = values[-1][:, -1:]
+    each = asked.at_once or max(1, _ROWS // (depth * prompts * length))
+    positions = torch.arange(length, device=asked.ids.device)[None]
     never = torch.full((1, 1, length, length), torch.finfo(first.dtype).min, dtype=first.dtype, device=first.device)
-    mask = never.triu(1) if masks else None
+    mask = never.triu(1) if asked.masks else None
     # A head's output is patched behind attention, which the rows of its own layer then do not need.
-    late = bool(masks and BY_PART[kind][0] == "z" and seen.row and seen.row.attention)
+    late = bool(asked.masks and point == "z" and seen.row and seen.row.attention)
     found, before = [], torch.empty(0)
     for parts in (range(i, min(first.shape[axis], i + each)) for i in range(0, first.shape[axis], each)):
 
-        def fresh(_layer: int, stream: Tensor, cells: int = len(parts)) -> Tensor:
-            return stream[:prompts].repeat(cells, *[1] * (stream.dim() - 1))
+        def fresh(_layer: int, stream: Tensor, cells: int = len(parts)) -> list[Tensor]:
+            return [stream[:prompts]] * cells
 
-        def swap(layer: int, parts: range = parts, fresh: Callable[[int, Tensor], Tensor] = fresh) -> Visitor:
+        def swap(layer: int, parts: range = parts) -> Visitor:
+            some = values[layer].narrow(axis, parts.start, len(parts)).movedim(axis, -1)
+
             def put(stream: Tensor) -> Tensor:  # in place, as above
                 if late:
-                    stream = torch.cat([stream, fresh(layer, stream)])
+                    stream = torch.cat([stream, *[stream[:prompts]] * len(parts)])
                 tail = stream[-len(parts) * prompts :].unflatten(0, (-1, prompts))
-                for cell, part in enumerate(parts):
-                    tail[cell].select(axis, part).copy_(values[layer].select(axis, part))
+                tail.diagonal(parts.start, 0, axis + 1).copy_(some)  # of each cell its own part
                 return stream
 
             return put
 
         rows = (1 + depth * len(parts)) * prompts
         at = torch.arange(rows), torch.full((rows,), length - 1)
-        batch = _Batch(ids.repeat(1 + len(parts), 1), at, fresh, positions, mask)
-        with ExitStack() as held:
-            held.enter_context(attached(seen.model, {name: swap(i) for i, name in enumerate(src)}, places_in_model))
-            if late:
-                _without_the_last(seen, len(parts) * prompts, held)
-            told = metric(_logits(seen, batch, held, kind != "neurons")).float().cpu()
+        unseen = len(parts) * prompts if late else 0
+        batch = _Batch(asked.ids.repeat(1 + len(parts), 1), at, fresh, positions, mask, unseen=unseen)
+        with attached(seen.model, {name: swap(i) for i, name in enumerate(asked.src)}, asked.places):
+            told = _told(seen, batch, asked.metric)
         before = told[:prompts]
         found.append(rearrange(told[prompts:], "(layer cell prompt) -> prompt layer cell", layer=depth, prompt=prompts))
     return torch.cat(found, -1), before
-
-
-def _without_the_last(seen: Anatomy, rows: int, held: ExitStack) -> None:
-    """Until the stack closes each layer's attention does not see so many last rows of its batch."""
-    assert seen.row
-
-    def cut(_attention: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (args[0][:-rows], *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"][:-rows]}
-
-    for layer in seen.layers:
-        attention = layer.get_submodule(seen.row.attention)
-        held.callback(attention.register_forward_pre_hook(cut, with_kwargs=True).remove)
 
 
 _ROWS = 1 << 16
@@ -346,7 +371,7 @@ class _Batch:
     """Of the rows that are there from the first layer on."""
     at: tuple[Int[Tensor, " answer"], Int[Tensor, " answer"]]
     """(row, token) of each answer."""
-    fresh: Callable[[int, Tensor], Tensor]
+    fresh: Callable[[int, Tensor], list[Tensor]]
     """The rows that come in at a later layer, of its number and the stream at its entry."""
     positions: Int[Tensor, "#row token"]
     """Of the tokens of `ids`; one row where all are alike."""
@@ -354,16 +379,18 @@ class _Batch:
     """What is added to the scores; one row where all are alike; None for the model's own."""
     past: Any = None
     """A cache of keys and values before all rows, of each layer's own number of them."""
+    unseen: int = 0
+    """So many rows come in behind the attention of their own layer, which does not see them."""
 
 
-def _logits(seen: Anatomy, batch: _Batch, held: ExitStack, last_mlp: bool) -> Float[Tensor, "answer vocabulary"]:
-    """The logits of each answer.
+def _told(seen: Anatomy, batch: _Batch, metric: Metric) -> Float[Tensor, " answer"]:
+    """The metric of each answer, on the CPU.
 
-    held: keeps the hooks of the forward until it closes
-    last_mlp: whether the last layer's MLP runs at the answers alone
+    Behind the attention of the last layer answers are all that is left: [answer, 1, d_model].
     """
-    at = tuple(x.to(batch.ids.device) for x in batch.at)
-    starting = len(batch.ids)
+    row, at = seen.row, tuple(x.to(batch.ids.device) for x in batch.at)
+    assert row
+    starting, answers = len(batch.ids), len(at[0])
 
     def grow(value: Any, rows: int) -> Any:
         """More copies of what has a row for each row; what has one for all serves more as well."""
@@ -373,61 +400,84 @@ def _logits(seen: Anatomy, batch: _Batch, held: ExitStack, last_mlp: bool) -> Fl
             return value
         return value[torch.arange(rows, device=value.device) % starting]
 
-    def enter(number: int) -> Callable[..., Any]:
-        def add(_layer: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            stream = args[0] if args else kwargs["hidden_states"]
-            wider = torch.cat([stream, batch.fresh(number, stream)])
-            rest = {k: grow(v, len(wider)) for k, v in kwargs.items() if k != "hidden_states"}
-            return (wider, *(grow(a, len(wider)) for a in args[1:])), rest
+    def enter(number: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        stream = args[0] if args else kwargs["hidden_states"]
+        wider = torch.cat([stream, *batch.fresh(number, stream)])
+        rest = {k: grow(v, len(wider)) for k, v in kwargs.items() if k != "hidden_states"}
+        return (wider, *(grow(a, len(wider)) for a in args[1:])), rest
 
-        return add
+    whole: list[Tensor] = []
+    """The stream that the last layer reads."""
 
-    for number, layer in enumerate(seen.layers):
-        if number:
-            held.callback(layer.register_forward_pre_hook(enter(number), with_kwargs=True, prepend=True).remove)
-    if last_mlp and seen.row and not seen.row.flat:
-        _only_at(seen.layers[-1].get_submodule(seen.row.mlp), at, held)
-    head = seen.model.get_output_embeddings()
-    held.callback(head.register_forward_pre_hook(lambda _head, args: (args[0][at][None], *args[1:])).remove)
-    logits = seen.model(
-        input_ids=batch.ids,
-        position_ids=batch.positions,
-        attention_mask=batch.mask,
-        past_key_values=batch.past,
-        use_cache=batch.past is not None,
-    ).logits
-    return in_single(logits[0])
+    def keep(stream: Tensor) -> Tensor:
+        whole[:] = [stream]
+        return stream[at][:, None]
+
+    def of_those_seen(stream: Tensor) -> Tensor:
+        return stream[tuple(x[: answers - batch.unseen] for x in at)][:, None]
+
+    def at_answers(stream: Tensor) -> Tensor:
+        """Where attention and MLP read one norm."""
+        return stream if stream.shape[:2] == (answers, 1) else stream[at][:, None]
+
+    # A norm that only attention reads need not see what attention does not.
+    unread = row.ln1 if row.ln1 and has_middle(seen.model) else row.attention
+    with ExitStack() as held:
+        for number, layer in enumerate(seen.layers):
+            if number:
+                add = partial(enter, number)
+                hook = layer.register_forward_pre_hook(
+                    lambda _, args, kwargs, add=add: add(args, kwargs), with_kwargs=True, prepend=True
+                )
+                held.callback(hook.remove)
+            if batch.unseen:
+                _reads(layer.get_submodule(unread), lambda stream: stream[: -batch.unseen], held)
+        last = seen.layers[-1]
+        _reads(last, keep, held)
+        _reads(last.get_submodule(row.ln1 or row.attention), lambda _: whole[0], held, first=True)
+        _reads(last.get_submodule(row.output_map), of_those_seen, held, first=True)
+        _reads(last.get_submodule(row.mlp), at_answers, held, first=True)
+        normed: list[Tensor] = []
+
+        def end(_norm: torch.nn.Module, _args: tuple, output: Tensor) -> Tensor:
+            normed[:] = [output]
+            return output.new_zeros(()).expand_as(
+                whole[0]
+            )  # some bodies reshape what they give to what they were given
+
+        held.callback(final_norm(seen.model).register_forward_hook(end).remove)
+        inputs: dict[str, Any] = {
+            "input_ids": batch.ids, "position_ids": batch.positions, "attention_mask": batch.mask,
+            "past_key_values": batch.past, "use_cache": batch.past is not None,
+        }  # fmt: skip
+        model = without_adapters(seen.model)
+        if has_plain_head(model):
+            model.base_model(**inputs)
+            return told_by(model, normed[0][:, 0], metric).float().cpu()
+        _reads(model.get_output_embeddings(), lambda _: normed[0], held)
+        return metric(in_single(model(**inputs).logits[:, 0])).float().cpu()
 
 
-def _only_at(mlp: torch.nn.Module, at: tuple[Tensor, ...], held: ExitStack) -> None:
-    """Until the stack closes an MLP sees some tokens alone, (row, token) of each; at all others it adds nothing."""
-    shape: list[torch.Size] = []
+def _reads(module: torch.nn.Module, change: Callable[[Tensor], Tensor], held: ExitStack, first: bool = False) -> None:
+    """Until the stack closes a module reads what a function makes of its input.
 
-    def pre(_mlp: torch.nn.Module, args: tuple) -> tuple:
-        shape[:] = [args[0].shape]
-        return (args[0][at][None], *args[1:])
+    first: before all other hooks of this input, not after them
+    """
 
-    def post(_mlp: torch.nn.Module, _args: tuple, output: Any) -> Any:
-        some = output[0] if isinstance(output, tuple) else output
-        whole = some.new_zeros(shape[0])
-        whole[at] = some[0]
-        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+    def pre(_module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
-    held.callback(mlp.register_forward_pre_hook(pre).remove)
-    held.callback(mlp.register_forward_hook(post).remove)
+    held.callback(module.register_forward_pre_hook(pre, with_kwargs=True, prepend=first).remove)
 
 
 # --- any architecture -------------------------------------------------------------------------------------------------
 
 
-def _one_by_one(
-    model: torch.nn.Module,
-    ids: Int[Tensor, "prompt position"],
-    src: dict[str, Tensor],
-    kind: GridKind,
-    metric: Metric,
-) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
+def _one_by_one(asked: _Grid) -> tuple[Float[Tensor, "prompt layer place"], Float[Tensor, " prompt"]]:
     """`patched_cells` for any architecture: one forward for the cells of a layer, of as many copies of the prompts."""
+    model, ids, src, kind, metric = asked.seen.model, asked.ids, asked.src, asked.kind, asked.metric
     (prompts, length), depth, first = ids.shape, len(src), next(iter(src))
     axis = axis_of(first, BY_PART[kind][1] if kind in BY_PART else "position")
     cells = src[first].shape[axis]

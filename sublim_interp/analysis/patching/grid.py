@@ -10,7 +10,16 @@ from torch import Tensor
 
 from sublim_interp.analysis.kinship import name_of, require_one_base
 from sublim_interp.analysis.metrics import KL, divergence_from, metric_of
-from sublim_interp.analysis.patching.cells import BY_PART, GridKind, kinds_of, patched_cells, see, sites_of, slopes_at
+from sublim_interp.analysis.patching.cells import (
+    BY_PART,
+    GridKind,
+    kinds_of,
+    patched_cells,
+    see,
+    see_and_tell,
+    sites_of,
+    slopes_at,
+)
 from sublim_interp.analysis.patching.patch import Patch, Piece, axis_of
 from sublim_interp.analysis.probes import (
     TOKENS,
@@ -203,7 +212,7 @@ class Patching(Shown):
             raise SublimError("a patch of activations needs prompts of one length; choose some, or use `grid`")
         if site not in (known := hook_names(self.dst)):
             raise SublimError(f"no hook '{site}', and no parameter; {meant(site, [*known, *parameters])}")
-        value = see(self.src, [site], together[0][1])[0][site]
+        value = see(self.src, [site], together[0][1])[site]
         return Patch((Piece(site, value, _tuple(positions), _tuple(heads), _tuple(neurons)),))
 
     @torch.no_grad()
@@ -243,9 +252,9 @@ class Patching(Shown):
             if kind_of(name) in ("attn_out", "mlp_out")
             and not (kind_of(name) == onwards and layer_of(name) == layer_of(sender))
         ]
-        before = see(self.dst, between, ids)[0]
+        before = see(self.dst, between, ids)
         with patch.on(self.dst), edit(self.dst, {name: lambda _, name=name: before[name] for name in between}):
-            value = see(self.dst, [receiver], ids)[0][receiver]
+            value = see(self.dst, [receiver], ids)[receiver]
         return Patch((Piece(receiver, value, _tuple(to_positions), _tuple(to_heads)),))
 
     def weights(self, part: str = "") -> Patch:
@@ -283,16 +292,15 @@ class Patching(Shown):
             raise SublimError(f"grid: positions_at_once is {positions_at_once}; it is 1 or more")
         depth = len(decoder_layers(self.dst))
         found = []
-        for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
-            src, logits = see(self.src, sites, src_ids)
-            theirs = metric_at(self.metric, places)(logits).cpu()
+        for places, ids, src_ids in self._together():
+            src, theirs = see_and_tell(self.src, [*sites], src_ids, metric_at(self.metric, places))
             size = max(1, TOKENS // (depth * ids.shape[1]))
             for i in range(0, len(places), size):
                 some = slice(i, i + size)
                 part = {name: value[some] for name, value in src.items()}
                 rule = metric_at(self.metric, places[some])
-                values, before = patched_cells(self.dst, ids[some], part, kind, rule, positions_at_once)
-                found.append((places[some], values, theirs[some], before))
+                values, before = patched_cells(self.dst, ids[some], part, sites, kind, rule, positions_at_once)
+                found.append((places[some], values, theirs[some].cpu(), before))
         return self._assemble(kind, "exact", found)
 
     def attribution(self, kind: GridKind = "resid_pre") -> PatchGrid:
@@ -306,18 +314,23 @@ class Patching(Shown):
         if kind == "weights":
             raise SublimError(f"no attribution of weights; valid kinds: {', '.join(kinds_of(self.dst)[:-1])}")
         found = []
-        sites = sites_of(self.dst, kind)
-        for (places, ids), (_, src_ids) in zip(batches(self.prompts), batches(self.src_prompts), strict=True):
-            with torch.no_grad():
-                src, logits = see(self.src, sites, src_ids)
+        sites = [*sites_of(self.dst, kind)]
+        for places, ids, src_ids in self._together():
             rule = metric_at(self.metric, places)
+            src, theirs = see_and_tell(self.src, sites, src_ids, rule)
             here, slopes, before = slopes_at(self.dst, sites, ids, rule)
             change = torch.stack([slopes[s] * (src[s] - here[s]) for s in sites], 1)
             place = axis_of(sites[0], BY_PART[kind][1] if kind in BY_PART else "position") + 1  # behind the layer
             others = [axis for axis in range(2, change.dim()) if axis != place]
             effect = before[:, None, None] + in_single(change).sum(others)
-            found.append((places, effect.cpu(), rule(logits).cpu(), before.cpu()))
+            found.append((places, effect.cpu(), theirs.cpu(), before.cpu()))
         return self._assemble(kind, "attribution", found)
+
+    def _together(self) -> list[tuple[list[int], Tensor, Tensor]]:
+        """Prompts of equal length together: (their places, their ids, ids of what `src` reads)."""
+        own = batches(self.prompts)
+        others = own if self.src_prompts is self.prompts else batches(self.src_prompts)
+        return [(places, ids, src_ids) for (places, ids), (_, src_ids) in zip(own, others, strict=True)]
 
     def _assemble(self, kind: GridKind, method: Literal["exact", "attribution"], found: list[_Batch]) -> PatchGrid:
         """One grid of the cells found batch by batch."""

@@ -51,7 +51,7 @@ def part_bars(parts: Mapping[str, pd.DataFrame], unit: str = "nats", title: str 
     ax.set_yticks([-row for row in range(len(shown))], [f"layer {layer}, {part}" for layer, part in shown])
     ax.set_xlabel(f"change of the {metric}, {unit}".rstrip(", "))
     ax.set_title(title or "What each part alone does, put into the base")
-    ax.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=min(3, len(parts)))  # within, it would lie on bars
     return figure
 
 
