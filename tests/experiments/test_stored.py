@@ -58,7 +58,7 @@ def test_a_setting_that_has_another_meaning_today_is_named(tiny_run: Run, monkey
 def test_a_run_whose_base_is_gone_keeps_its_tables(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from sublim_interp.experiments import plan as planning
 
-    def gone(name: str, dtype: str) -> Any:
+    def gone(name: str, dtype: str, *, later: bool) -> Any:
         raise SublimError(f"base '{name}': no such directory")
 
     monkeypatch.setattr(planning, "resolve_base", gone)
