@@ -92,6 +92,7 @@ def paper(
 
 def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run: bool) -> Path | None:
     """Makes all that the paper shows, and publishes it into `results`; None where it was only asked what that costs."""
+    from sublim_interp.cli.planned import spread
     from sublim_interp.cli.printing import duration, table_of
     from sublim_interp.cli.run import made_anew
     from sublim_interp.paper.check import read_main
@@ -106,8 +107,8 @@ def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run:
     for piece in found:
         table.add_row(piece.name, piece.sort, duration(piece.seconds), duration(piece.left) if piece.left else "–")
     left = sum(piece.left for piece in found)
-    spread = f", {duration(left / processes)} with --processes {processes}" if processes > 1 else ""
-    table.caption = f"about {duration(left)} of one core left{spread}" if left else "nothing is left to be made"
+    said = f"about {duration(left)} of one core left{spread(left, processes)}"
+    table.caption = said if left else "nothing is left to be made"
     lacking = [f"{piece.name}: {piece.lacks}" for piece in found if piece.lacks]
     print_(table, *lacking)
     if dry_run:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from sublim_interp.sweeps.plan import SweepPlan
 
 
+def spread(seconds: float, processes: int) -> str:
+    """How long so many seconds of one core take in several processes, to end a line; nothing for one process."""
+    return f", {duration(seconds / processes)} with --processes {processes}" if processes > 1 else ""
+
+
 def work_table(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> "RenderableType":
     """The stages that are still to be made, and about how long they take in so many processes."""
     from sublim_interp.experiments.cost import planned_work
@@ -25,8 +30,7 @@ def work_table(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> "Re
         todo = row["needed"] - row["done"]
         table.add_row(row["stage"], str(row["needed"]), str(row["done"]), str(todo), duration(row["seconds"]))
     total = sum(row["seconds"] for row in rows)
-    spread = f", {duration(total / processes)} with --processes {processes}" if processes > 1 else ""
-    table.caption = f"about {duration(total)} of one core{spread}" if total else "nothing to do"
+    table.caption = f"about {duration(total)} of one core{spread(total, processes)}" if total else "nothing to do"
     return table
 
 

@@ -19,7 +19,7 @@ from sublim_interp.cli.options import (
     configured_study,
     planned_grid,
 )
-from sublim_interp.cli.planned import announce, request_table, trace_table, work_table
+from sublim_interp.cli.planned import announce, request_table, spread, trace_table, work_table
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Progress, watch, work_of
 from sublim_interp.cli.status import print_status
@@ -211,8 +211,7 @@ def print_study_plan(s: "Study", store: "Store", processes: int = 2) -> None:
     for name, seconds in costs.items():
         table.add_row(name, str(s.replicates), duration(seconds))
     total = sum(costs.values())
-    spread = f", {duration(total / processes)} with --processes {processes}" if processes > 1 else ""
-    table.caption = f"about {duration(total)} of one core{spread}"
+    table.caption = f"about {duration(total)} of one core{spread(total, processes)}"
     print_(table)
 
 

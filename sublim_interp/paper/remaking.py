@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 def pieces(names: Iterable[str], store: "Store") -> list[Piece]:
     """What is behind each name, in their order; names of no run, sweep or study that is published are left out.
 
-    names: as a text shows them; `published_names` of this package's paper
+    names: as a text shows them
     """
     return [_piece_or_why(name, store) for name in names if _is_published(name)]
 
