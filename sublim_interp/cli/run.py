@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sublim_interp.experiments.executors.protocol import Executor
     from sublim_interp.experiments.plan import Plan
     from sublim_interp.experiments.results import Run
+    from sublim_interp.experiments.schema import Experiment
     from sublim_interp.sweeps.grid import Grid
     from sublim_interp.sweeps.plan import SweepPlan
     from sublim_interp.sweeps.study import Study
@@ -87,7 +88,6 @@ def _run(
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.experiments.plan import plan
-    from sublim_interp.experiments.run import find_run
     from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.report.run import run_work
     from sublim_interp.sweeps.grid import grid_names, is_grid
@@ -132,11 +132,17 @@ def _run(
     if executor.detached:
         _schedule(run_work(p, place), place, executor)
         return
-    if find_run(p, place):
+    _run_experiment(exp, p, place, processes)
+
+
+def _run_experiment(exp: "Experiment", p: "Plan", store: "Store", processes: int) -> None:
+    from sublim_interp.experiments.run import find_run
+
+    if find_run(p, store):
         print_(f"{exp.name} is in the store already: nothing to do.")
     else:
-        announce(p, place)
-    _show_result(watch(exp, place, processes))
+        announce(p, store)
+    _show_result(watch(exp, store, processes))
 
 
 def _schedule(work: "Work", store: "Store", executor: "Executor") -> None:
@@ -183,7 +189,6 @@ def made_anew(name: str, store: "Store", processes: int) -> None:
     """Makes what the catalogue has under a name, or what a YAML file holds, as `sublim run NAME` does."""
     from sublim_interp.experiments.catalogue import experiment
     from sublim_interp.experiments.plan import plan
-    from sublim_interp.experiments.run import find_run
     from sublim_interp.sweeps.grid import grid, is_grid
     from sublim_interp.sweeps.plan import plan_grid
     from sublim_interp.sweeps.study import is_study, study
@@ -193,10 +198,8 @@ def made_anew(name: str, store: "Store", processes: int) -> None:
     elif is_grid(name):
         _run_grid(plan_grid(grid(name), store), store, processes)
     else:
-        p = plan(experiment(name), store)
-        if not find_run(p, store):
-            announce(p, store)
-        _show_result(watch(p.experiment, store, processes))
+        exp = experiment(name)
+        _run_experiment(exp, plan(exp, store), store, processes)
 
 
 def print_study_plan(s: "Study", store: "Store", processes: int = 2) -> None:

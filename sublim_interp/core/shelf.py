@@ -51,7 +51,15 @@ class Shelf(Generic[C]):
     @property
     def paths(self) -> dict[str, Path]:
         """Every file by name; our own catalogue's counts before any other."""
-        return {name: Path(path) for name, (path, *_) in self._files.items()}
+        found: dict[str, Path] = {}
+        for folder in (os.path.join(root, self.folder) for root in catalogues()):
+            try:
+                names = sorted(name for name in os.listdir(folder) if name.endswith(".yaml"))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # a catalogue need not have every folder
+            for name in names:
+                found.setdefault(name.removesuffix(".yaml"), Path(folder, name))
+        return found
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and bool(self._called(name))
@@ -63,22 +71,9 @@ class Shelf(Generic[C]):
         paths = (os.path.join(root, self.folder, f"{name}.yaml") for root in catalogues())
         return [path for path in paths if os.path.exists(path)]
 
-    @property
-    def _files(self) -> dict[str, list[str]]:
-        """Every file by name, in the order of `catalogues`."""
-        found: dict[str, list[str]] = {}
-        for folder in (os.path.join(root, self.folder) for root in catalogues()):
-            try:
-                names = sorted(name for name in os.listdir(folder) if name.endswith(".yaml"))
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # a catalogue need not have every folder
-            for name in names:
-                found.setdefault(name.removesuffix(".yaml"), []).append(os.path.join(folder, name))
-        return found
-
     def names(self) -> tuple[str, ...]:
         """Names of all files, sorted."""
-        return tuple(sorted(self._files))
+        return tuple(sorted(self.paths))
 
     def find(self, name: str) -> Path:
         """The file called `name`, or at the path `name`.
