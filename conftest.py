@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Before the package is imported: every signature's types and shapes are checked at each call.
-install_import_hook("sublim_interp", "beartype.beartype")
+# Before the package is imported: the types and shapes of every signature are checked at each call (tests/checking.py).
+install_import_hook("sublim_interp", "checking.checked")
 
 # A busy machine is no failure; CI draws the same examples every time.
 settings.register_profile(

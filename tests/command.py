@@ -25,30 +25,58 @@ def from_shell(*arguments: object, cwd: Path | None = None) -> CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=570)
 
 
+class Started:
+    """The command in a fork of a process that has imported the package and PyTorch, which takes seconds.
+
+    The fork has a session of its own, whose number is `pid`.
+    """
+
+    def __init__(self, *arguments: object, cwd: Path | None = None) -> None:
+        self.words = [str(argument) for argument in arguments]
+        self.folder = tempfile.TemporaryDirectory()
+        self._streams = [Path(self.folder.name, name) for name in ("out", "err")]
+        environment = {**os.environ, "XDG_CACHE_HOME": self.folder.name}
+        given = (self.words, self._streams, cwd or Path.cwd(), environment)
+        self._child = _server.Process(target=_run, args=given)
+        self._child.start()
+        self.pid = self._child.pid or 0
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self._child.exitcode
+
+    def error(self) -> str:
+        """What it has written to standard error so far."""
+        return self._streams[1].read_text(encoding="utf-8") if self._streams[1].exists() else ""
+
+    def wait(self) -> CompletedProcess[str]:
+        """What it said, once it has ended."""
+        self._child.join(570)
+        if self._child.exitcode is None:
+            self._child.terminate()
+            raise TimeoutError(f"sublim {self.words}")
+        out, err = (s.read_text(encoding="utf-8") if s.exists() else "" for s in self._streams)
+        return CompletedProcess(self.words, self._child.exitcode, out, err)
+
+
 def sublim(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
-    """Runs the command in a fork of a process that has imported the package and PyTorch, which takes seconds.
+    """What a command says that is `Started` and ends.
 
     An error that was cut stands in `stderr` whole, as `sublim show error` gives it.
     """
-    words = [str(argument) for argument in arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder, name) for name in ("out", "err")]
-        environment = {**os.environ, "XDG_CACHE_HOME": folder}
-        child = _server.Process(target=_run, args=(words, streams, cwd or Path.cwd(), environment))
-        child.start()
-        child.join(570)
-        if child.exitcode is None:
-            child.terminate()
-            raise TimeoutError(f"sublim {words}")
-        out, err = (stream.read_text(encoding="utf-8") for stream in streams)
-        *before, last = err.splitlines() or [""]
+    started = Started(*arguments, cwd=cwd)
+    with started.folder as folder:
+        done = started.wait()
+        *before, last = done.stderr.splitlines() or [""]
         if last.startswith("sublim: ") and last.endswith("sublim show error)"):
             assert len(last) <= 200, last
-            err = "\n".join([*before, Path(folder, "sublim", "error.txt").read_text(encoding="utf-8")])
-    return CompletedProcess(words, child.exitcode, out, err)
+            whole = Path(folder, "sublim", "error.txt").read_text(encoding="utf-8")
+            done.stderr = "\n".join([*before, whole])
+    return done
 
 
 def _run(words: list[str], streams: list[Path], cwd: Path, environment: dict[str, str]) -> None:
+    os.setsid()
     os.environ.clear()  # the server keeps the variables of the moment when it was started
     os.environ.update(environment)
     for descriptor, stream in enumerate(streams, 1):
@@ -56,5 +84,7 @@ def _run(words: list[str], streams: list[Path], cwd: Path, environment: dict[str
     os.chdir(cwd)
     sys.argv = ["sublim", *words]
     from sublim_interp.cli.main import main
+    from sublim_interp.core import workers
 
+    workers._METHOD = "fork"  # all that workers import is here; another fork server would import it again
     main()

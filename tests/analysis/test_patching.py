@@ -102,6 +102,23 @@ def test_every_cell_equals_its_patch_alone(pair: tuple[PreTrainedModel, PreTrain
     assert hooks_of(dst) == 0
 
 
+def test_after_a_grid_its_models_train_and_its_cells_may_be_computed_with(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+) -> None:
+    src, dst = pair
+    both = between(pair)
+    scale = torch.ones((), requires_grad=True)
+    (both.grid().each * scale).sum().backward()
+    assert scale.grad is not None and scale.grad.isfinite()
+    for model in (src, dst):
+        for kind in ("resid_pre", "heads"):
+            both.grid(kind)
+            MARGIN(model(input_ids=torch.tensor(EVEN)).logits[:, -1]).sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        assert sum(p.grad is not None for p in model.parameters()) > 10
+        model.zero_grad()
+
+
 def test_a_metric_of_a_few_tokens_gives_what_the_same_of_all_logits_gives(
     pair: tuple[PreTrainedModel, PreTrainedModel],
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from command import SHELL, from_shell, sublim
+from command import SHELL, Started, from_shell, sublim
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.results import Run
@@ -71,7 +71,7 @@ def count(root: Path) -> int:
     return len(list(root.glob("[a-z]*/*")))
 
 
-def wait_for_one_more(root: Path, child: subprocess.Popen[str]) -> None:
+def wait_for_one_more(root: Path, child: subprocess.Popen[str] | Started) -> None:
     """Until one more artefact is finished, or the run has ended."""
     before = count(root)
     wait_until(lambda: count(root) > before or child.poll() is not None)
@@ -153,7 +153,7 @@ def test_a_dry_run_says_what_the_asked_trace_will_hold(experiment_file: Path, st
 
 
 def test_run_reports_then_has_nothing_to_do(experiment_file: Path, store_root: Path) -> None:
-    first = from_shell("run", experiment_file, "--store", store_root)
+    first = sublim("run", experiment_file, "--store", store_root)
     assert first.returncode == 0, first.stderr
     assert "about" in first.stderr.splitlines()[0]  # an estimate from the first line on
     planned = re.findall(r"^Recording (\d+) trainings, about ([\d.]+) MB \(--trace none: nothing; ", first.stdout, re.M)
@@ -202,13 +202,13 @@ def test_a_killed_run_ends_in_the_same_bytes(experiment_file: Path, tiny_run: Ru
     """SIGKILL to the whole process group, each time at a random moment after one artefact more, until it is through."""
     moments, killed = random.Random(0), 0
     for _ in range(3):
-        child = begun(experiment_file, store_root)
+        child = Started("run", experiment_file, "--store", store_root)
         wait_for_one_more(store_root, child)
         time.sleep(moments.uniform(0, 1))
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
             killed += 1
-        child.communicate()
+        child.wait()
     assert killed
     assert sublim("run", experiment_file, "--store", store_root).returncode == 0
     assert contents(store_root) == contents(tiny_run.store.root)
@@ -231,19 +231,26 @@ def test_workers_go_when_their_parent_is_killed(experiment_file: Path, store_roo
     assert not alive()
 
 
+def interrupted(code: int | None, said: str) -> None:
+    """It ended as a command does that Ctrl-C stops."""
+    assert code == 130
+    assert "Traceback" not in said and "interrupted" in said.splitlines()[-1]
+
+
 def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_run: Run, store_root: Path) -> None:
-    """As soon as progress is shown, then again as soon as something is made."""
-    for at_work in (False, True):
-        child = begun(experiment_file, store_root)
-        assert child.stderr is not None
-        assert "left" in child.stderr.readline()
-        if at_work:
-            wait_for_one_more(store_root, child)
-        os.killpg(child.pid, signal.SIGINT)
-        _, said = child.communicate(timeout=120)
-        assert child.returncode == 130
-        assert "Traceback" not in said and "interrupted" in said.splitlines()[-1]
-        assert bool(count(store_root)) == at_work
+    """As soon as progress is shown, then again, from a shell, as soon as something is made."""
+    early = Started("run", experiment_file, "--store", store_root)
+    wait_until(lambda: "left" in early.error())
+    os.killpg(early.pid, signal.SIGINT)
+    done = early.wait()
+    interrupted(done.returncode, done.stderr)
+    assert not count(store_root)
+    child = begun(experiment_file, store_root)
+    wait_for_one_more(store_root, child)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=120)
+    interrupted(child.returncode, said)
+    assert count(store_root)
     assert sublim("run", experiment_file, "--store", store_root).returncode == 0
     assert contents(store_root) == contents(tiny_run.store.root)
 

@@ -292,15 +292,16 @@ class Patching(Shown):
             raise SublimError(f"grid: positions_at_once is {positions_at_once}; it is 1 or more")
         depth = len(decoder_layers(self.dst))
         found = []
-        for places, ids, src_ids in self._together():
-            src, theirs = see_and_tell(self.src, [*sites], src_ids, metric_at(self.metric, places))
-            size = max(1, TOKENS // (depth * ids.shape[1]))
-            for i in range(0, len(places), size):
-                some = slice(i, i + size)
-                part = {name: value[some] for name, value in src.items()}
-                rule = metric_at(self.metric, places[some])
-                values, before = patched_cells(self.dst, ids[some], part, sites, kind, rule, positions_at_once)
-                found.append((places[some], values, theirs[some].cpu(), before))
+        with torch.inference_mode():  # a tenth faster than no_grad; `_assemble` copies what leaves it
+            for places, ids, src_ids in self._together():
+                src, theirs = see_and_tell(self.src, [*sites], src_ids, metric_at(self.metric, places))
+                size = max(1, TOKENS // (depth * ids.shape[1]))
+                for i in range(0, len(places), size):
+                    some = slice(i, i + size)
+                    part = {name: value[some] for name, value in src.items()}
+                    rule = metric_at(self.metric, places[some])
+                    values, before = patched_cells(self.dst, ids[some], part, sites, kind, rule, positions_at_once)
+                    found.append((places[some], values, theirs[some].cpu(), before))
         return self._assemble(kind, "exact", found)
 
     def attribution(self, kind: GridKind = "resid_pre") -> PatchGrid:
