@@ -8,10 +8,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
-# Before the package is imported: the types and shapes of every signature are checked at each call (tests/checking.py).
-install_import_hook("sublim_interp", "checking.checked")
+import checking
+
+# Before the package is imported: the types and shapes of signatures are checked at each call.
+checking.install()
 
 # A busy machine is no failure; CI draws the same examples every time.
 settings.register_profile(
