@@ -18,6 +18,7 @@ def list_(store: StoreOption = None) -> None:
     from sublim_interp.experiments.catalogue import experiment, experiment_names
     from sublim_interp.sweeps.grid import grid, grid_names
     from sublim_interp.sweeps.study import study, study_names
+    from sublim_interp.sweeps.suite import SUITES, suite
     from sublim_interp.traits.by_name import load_trait, trait_names
 
     experiments = table_of("Experiments", "name", "replicates", "what it asks", right=("replicates",))
@@ -35,13 +36,16 @@ def list_(store: StoreOption = None) -> None:
     )
     for name in grid_names():
         grids.add_row(name, str(len(list(grid(name).cells()))), grid(name).about)
+    suites = table_of("Suites: several of these, one after the other", "name", "holds", "what it is for")
+    for name in SUITES.names():
+        suites.add_row(name, " ".join(suite(name).holds), suite(name).about)
     kinds: dict[str, list[str]] = {}
     for name in trait_names():
         kinds.setdefault(load_trait(name).kind, []).append(name)
     traits = table_of("Traits", "kind", "names")
     for kind, names in kinds.items():
         traits.add_row(kind, " ".join(names))
-    print_(experiments, grids, traits, _named(), bases_table())
+    print_(experiments, grids, suites, traits, _named(), bases_table())
     print_(f"{len(CLAIMS.names())} claims of the field, with verdicts: `sublim claims`")
     print_(f"{len(ORGANISMS.names())} organisms with a sealed truth: `sublim organism`")
     place = Store.open(store)

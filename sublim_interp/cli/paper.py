@@ -92,8 +92,7 @@ def paper(
 
 def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run: bool) -> Path | None:
     """Makes all that the paper shows, and publishes it into `results`; None where it was only asked what that costs."""
-    from sublim_interp.cli.planned import spread
-    from sublim_interp.cli.printing import duration, table_of
+    from sublim_interp.cli.planned import items_table
     from sublim_interp.cli.run import made_anew
     from sublim_interp.paper.check import read_main
     from sublim_interp.paper.own import is_own
@@ -103,21 +102,15 @@ def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run:
     if is_own(place):
         raise SublimError(f"--from-nothing is for a paper about published results; {place} names runs of its own")
     found = pieces(read_text(read_main(place)).shown, store)
-    table = table_of("To be made anew", "what", "sort", "of one core", "left", right=("of one core", "left"))
-    for piece in found:
-        table.add_row(piece.name, piece.sort, duration(piece.seconds), duration(piece.left) if piece.left else "–")
-    left = sum(piece.left for piece in found)
-    said = f"about {duration(left)} of one core left{spread(left, processes)}"
-    table.caption = said if left else "nothing is left to be made"
-    lacking = [f"{piece.name}: {piece.lacks}" for piece in found if piece.lacks]
-    print_(table, *lacking)
+    lacking = [f"{one.name}: {one.lacks}" for one in found if one.lacks]
+    print_(items_table("To be made anew", found, processes), *lacking)
     if dry_run:
         return None
     if lacking:
         raise SublimError(f"nothing is made: {lacking[0]}")
-    for piece in found:
-        made_anew(piece.name, store, processes)
-        publish(piece.name, store, results)
+    for one in found:
+        made_anew(one.name, store, processes)
+        publish(one.name, store, results)
     return results
 
 

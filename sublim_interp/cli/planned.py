@@ -5,16 +5,32 @@ from typing import TYPE_CHECKING
 from sublim_interp.cli.printing import duration, print_, table_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.plan import Plan
     from sublim_interp.sweeps.plan import SweepPlan
+    from sublim_interp.sweeps.suite import Item
 
 
 def spread(seconds: float, processes: int) -> str:
     """How long so many seconds of one core take in several processes, to end a line; nothing for one process."""
     return f", {duration(seconds / processes)} with --processes {processes}" if processes > 1 else ""
+
+
+def items_table(title: str, found: "Sequence[Item]", processes: int) -> "RenderableType":
+    """What several runs, sweeps and studies cost, and what of it is left."""
+    from sublim_interp.sweeps.suite import left_of
+
+    table = table_of(title, "what", "sort", "of one core", "left", right=("of one core", "left"))
+    for one in found:
+        table.add_row(one.name, one.sort, duration(one.seconds), duration(one.left) if one.left else "–")
+    left = left_of(found)
+    said = f"about {duration(left)} of one core left{spread(left, processes)}"
+    table.caption = said if left else "nothing is left to be made"
+    return table
 
 
 def work_table(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> "RenderableType":

@@ -1,4 +1,4 @@
-"""`sublim run NAME`: makes an experiment or a grid, with its progress shown."""
+"""`sublim run NAME`: makes an experiment, a grid, a study or a suite of them, with its progress shown."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ from sublim_interp.cli.options import (
     configured_study,
     planned_grid,
 )
-from sublim_interp.cli.planned import announce, request_table, spread, trace_table, work_table
+from sublim_interp.cli.planned import announce, items_table, request_table, spread, trace_table, work_table
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Progress, watch, work_of
 from sublim_interp.cli.status import print_status
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sublim_interp.sweeps.grid import Grid
     from sublim_interp.sweeps.plan import SweepPlan
     from sublim_interp.sweeps.study import Study
+    from sublim_interp.sweeps.suite import Item, Suite
     from sublim_interp.sweeps.wording import SweepTable
 
 
@@ -93,13 +94,20 @@ def _run(
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.sweeps.run import sweep_work
     from sublim_interp.sweeps.study import is_study, study_names
+    from sublim_interp.sweeps.suite import SUITES, is_suite, suite
     from sublim_interp.training.recording.settings import recording_of
 
-    names = (*experiment_names(), *study_names(), *grid_names())
+    names = (*experiment_names(), *study_names(), *grid_names(), *SUITES.names())
     if name not in names and not name.endswith((".yaml", ".yml")):
         known = meant(name, names, "sublim list", "experiments and grids")
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
+    if is_suite(name):
+        given = {"--set": sets, "--base": base, "--images": images, "--trace": trace, "--lists": lists}
+        if unfit := [option for option, value in given.items() if value] + ["--on"] * executor.detached:
+            raise SublimError(f"{unfit[0]} goes with one experiment, not with a suite; '{name}' runs each as it is")
+        _run_suite(suite(name), place, processes, dry_run)
+        return
     if is_study(name):
         asked = {"--base": base, "--trace": trace, "--lists": lists, "--on": executor.detached}
         s = configured_study(name, sets, images, asked)
@@ -183,6 +191,27 @@ def _run_study(s: "Study", store: "Store", processes: int) -> None:
             artifact = run_study(s, store, processes, watch)
     figure = artifact.path / f"{s.FIGURE}.png"
     print_(*told_lines(s, s.name, artifact.path), f"study   {artifact.key[:16]}  {artifact.path}", f"figure  {figure}")
+
+
+def _run_suite(s: "Suite", store: "Store", processes: int, dry_run: bool) -> None:
+    found = print_suite_plan(s, store, processes)
+    lacking = [one for one in found if one.lacks]
+    if dry_run:
+        return
+    if lacking:
+        raise SublimError(f"nothing is made: {lacking[0].name}: {lacking[0].lacks}")
+    for name in s.holds:
+        made_anew(name, store, processes)
+
+
+def print_suite_plan(s: "Suite", store: "Store", processes: int = 2) -> "list[Item]":
+    """What is left of each item of a suite, as a table."""
+    from sublim_interp.sweeps.suite import items
+
+    found = items(s.holds, store)
+    table = items_table(f"{s.name}: {s.about.rstrip('.')}", found, processes)
+    print_(table, *(f"{one.name}: {one.lacks}" for one in found if one.lacks))
+    return found
 
 
 def made_anew(name: str, store: "Store", processes: int) -> None:

@@ -9,7 +9,14 @@ from sublim_interp.cli.bases import described
 from sublim_interp.cli.last_error import last_error
 from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, configured_study, planned_grid
 from sublim_interp.cli.printing import print_, table_of
-from sublim_interp.cli.run import print_grid_plan, print_plan, print_study_plan, sweep_lines, told_lines
+from sublim_interp.cli.run import (
+    print_grid_plan,
+    print_plan,
+    print_study_plan,
+    print_suite_plan,
+    sweep_lines,
+    told_lines,
+)
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
@@ -50,6 +57,7 @@ def show(
     from sublim_interp.sweeps.grid import grid, grid_names, is_grid
     from sublim_interp.sweeps.published import published_sweep
     from sublim_interp.sweeps.study import is_study, published_study, study_names
+    from sublim_interp.sweeps.suite import is_suite, suite
     from sublim_interp.traits.by_name import load_trait, trait_names
 
     if audit:
@@ -65,6 +73,8 @@ def show(
         whole = published_sweep(what)
         if whole is not None:
             print_(*sweep_lines(g, f"{what}, as published", whole))
+    elif is_suite(what):
+        print_suite_plan(suite(what), Store.open(store))
     elif is_study(what):
         s = configured_study(what, sets, unfit={"--base": base})
         print_(_configuration(s))

@@ -3,78 +3,32 @@
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.experiments.catalogue import RESULTS, experiment
-from sublim_interp.experiments.cost import estimate
+from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run
-from sublim_interp.experiments.run import find_run
-from sublim_interp.sweeps.grid import grid, is_grid
+from sublim_interp.sweeps.grid import grid
 from sublim_interp.sweeps.modes.pairs import Pairs
-from sublim_interp.sweeps.plan import find_sweep, plan_grid
 from sublim_interp.sweeps.published import published_runs, published_sweep
-from sublim_interp.sweeps.study import find_study, is_study, published_study, study
+from sublim_interp.sweeps.study import published_study
+from sublim_interp.sweeps.suite import Item, item, items
 
 if TYPE_CHECKING:
-    from sublim_interp.core.store import Artifact, Store
+    from sublim_interp.core.store import Store
 
 
-class Piece(NamedTuple):
-    """A run, sweep or study that is published."""
-
-    name: str
-    sort: str
-    """run, sweep or study."""
-    seconds: float
-    """Of one core, for all of it."""
-    left: float
-    """The same, for what a store does not hold."""
-    artifact: "Artifact | None"
-    """What it came to, where the store holds it."""
-    lacks: str = ""
-    """Why it cannot be made here, such as a base that is to be pulled first."""
-
-
-def pieces(names: Iterable[str], store: "Store") -> list[Piece]:
+def pieces(names: Iterable[str], store: "Store") -> list[Item]:
     """What is behind each name, in their order; names of no run, sweep or study that is published are left out.
 
     names: as a text shows them
     """
-    return [_piece_or_why(name, store) for name in names if _is_published(name)]
-
-
-def _piece_or_why(name: str, store: "Store") -> Piece:
-    try:
-        return piece(name, store)
-    except SublimError as error:
-        seconds = float((RESULTS / name / "cost.txt").read_text())
-        return Piece(name, "run", seconds, seconds, None, str(error))
+    return items(filter(_is_published, names), store)
 
 
 def _is_published(name: str) -> bool:
     return name in published_runs() or published_sweep(name) is not None or published_study(name) is not None
-
-
-def piece(name: str, store: "Store") -> Piece:
-    """What a name of the catalogue, or a YAML file, stands for, and what it costs.
-
-    Raises SublimError for a name of nothing that could be run.
-    """
-    if is_study(name):
-        asked = study(name)
-        whole, found = sum(asked.costs().values()), find_study(asked, store)
-        return Piece(asked.name, "study", whole, 0.0 if found else whole, found)
-    if is_grid(name):
-        sweep = plan_grid(grid(name), store)
-        found, records = find_sweep(sweep, store), sweep.records
-        title, sort = sweep.grid.name, "sweep"
-    else:
-        p = plan(experiment(name), store)
-        found, records, title, sort = find_run(p, store), p.records, p.experiment.name, "run"
-    left = 0.0 if found else sum(estimate(record) for record in records if record.find(store) is None)
-    return Piece(title, sort, sum(map(estimate, records)), left, found)
 
 
 def publish(name: str, store: "Store", results: Path) -> Path:
@@ -84,7 +38,7 @@ def publish(name: str, store: "Store", results: Path) -> Path:
 
     Raises SublimError where the store holds no such result.
     """
-    made = piece(name, store)
+    made = item(name, store)
     if made.artifact is None:
         raise SublimError(f"the store holds no finished {made.sort} {made.name}; run it first: sublim run {name}")
     directory = results / made.name

@@ -13,8 +13,9 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.results import Run
-from sublim_interp.paper.remaking import piece, pieces, publish
+from sublim_interp.paper.remaking import pieces, publish
 from sublim_interp.paper.results import collect
+from sublim_interp.sweeps.suite import item
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,7 @@ def tiny_file(tiny_run: Run, tmp_path: Path) -> str:
 def test_what_a_store_holds_costs_nothing_and_is_published_as_it_is(
     tiny_file: str, tiny_run: Run, tmp_path: Path
 ) -> None:
-    made = piece(tiny_file, tiny_run.store)
+    made = item(tiny_file, tiny_run.store)
     assert (made.name, made.sort, made.left) == ("tiny", "run", 0.0) and made.seconds > 0
     directory = publish(tiny_file, tiny_run.store, tmp_path / "results")
     assert directory == tmp_path / "results" / "tiny"
@@ -44,7 +45,7 @@ def test_what_a_store_holds_costs_nothing_and_is_published_as_it_is(
 
 def test_what_a_store_lacks_is_said_with_the_command(tiny_file: str, tiny_run: Run, tmp_path: Path) -> None:
     empty = Store.open(tmp_path / "none")
-    made = piece(tiny_file, empty)
+    made = item(tiny_file, empty)
     assert made.left == made.seconds > 0 and made.artifact is None
     with pytest.raises(SublimError, match=r"holds no finished run tiny; run it first: sublim run .*tiny\.yaml"):
         publish(tiny_file, empty, tmp_path / "results")
@@ -52,7 +53,7 @@ def test_what_a_store_lacks_is_said_with_the_command(tiny_file: str, tiny_run: R
     half = Store.open(shutil.copytree(tiny_run.store.root, tmp_path / "half"))
     for path in (*(half.root / "run").iterdir(), *(half.root / "evaluation").iterdir()):
         shutil.rmtree(path)
-    assert 0 < piece(tiny_file, half).left < made.seconds, "what is there is not counted again"
+    assert 0 < item(tiny_file, half).left < made.seconds, "what is there is not counted again"
 
 
 def test_only_what_is_published_is_a_piece(tmp_path: Path) -> None:
