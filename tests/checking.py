@@ -9,10 +9,11 @@ from functools import partial, wraps
 from typing import Any, Literal, get_args, get_origin
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 _jaxtyped: Any = jaxtyping.jaxtyped
+_bear = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
 
 
 def install() -> None:
@@ -34,7 +35,7 @@ def _checked(subject: Any = None, *, typechecker: Any) -> Any:
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     """What beartype makes of a function, where jaxtyping is not switched off."""
-    checked = beartype(function)
+    checked = _bear(function)
 
     @wraps(function)
     def call(*args: Any, **named: Any) -> Any:
