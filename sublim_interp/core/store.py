@@ -137,11 +137,14 @@ class Work:
         self.notes.update(json.loads(canonical_json(notes)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Store:
     """A directory of artefacts. Reading needs no write permission: only `make` creates anything that counts."""
 
     root: Path
+
+    def __init__(self, root: Path | str) -> None:
+        object.__setattr__(self, "root", Path(root))
 
     @classmethod
     def open(cls, path: Path | str | None = None) -> "Store":

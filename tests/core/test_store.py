@@ -814,3 +814,7 @@ def test_importing_the_store_does_not_import_torch() -> None:
         "import sys, sublim_interp.core.store; print(sorted({'torch', 'filelock', 'numpy'} & set(sys.modules)))"
     )
     assert process.communicate(timeout=60)[0].strip() == "[]"
+
+
+def test_a_store_may_be_named_by_a_text(tmp_path: Path) -> None:
+    assert Store(str(tmp_path)) == Store(tmp_path) == Store.open(tmp_path) and Store(str(tmp_path)).list() == []
