@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sublim_interp.core.cards import cards_here
 from sublim_interp.core.choices import meant
-from sublim_interp.core.device import fingerprint, visible_gpus
+from sublim_interp.core.device import fingerprint
 from sublim_interp.core.drawing import save
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
@@ -159,7 +160,7 @@ def run_study(s: Study, store: Store, processes: int = 2, watch: Watch = lambda 
     with store.make("study", s.VERSION, *s.identity(), here) as work:
         if not work.done:
             work.note(name=s.name, study=s.model_dump(mode="json"))
-            run_tasks(s.tasks(work.directory), processes, watch, gpus=visible_gpus())
+            run_tasks(s.tasks(work.directory), processes, watch, cards=cards_here())
             for name, frame in s.frames(work.directory).items():
                 frame.to_csv(work.directory / f"{name}.csv", index=False, lineterminator="\n")
             for ending in ("png", "pdf"):
