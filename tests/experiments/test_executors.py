@@ -235,7 +235,6 @@ def test_a_site_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["run", "smoke", "--site", "plain"], ["--site goes with jobs"]),
         (["run", "smoke", "--on", "slurm", "--site", "nowhere"], ["unknown site 'nowhere'", "plain"]),
         (["run", "smoke", "--on", "slurm", "--device", "cuda"], ["device: cuda"]),
-        (["run", "mnist", "--on", "slurm"], ["--on", "mnist"]),
         (["status", "owl"], ["nothing is scheduled as 'owl'"]),
         (["cancel", "owl"], ["nothing is scheduled as 'owl'"]),
     ],
