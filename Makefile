@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 IN_MEMORY := $(shell [ "$$(df -k --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 8000000 ] 2>/dev/null && echo TMPDIR=/dev/shm)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test types lint contracts site fuzz zoo slurm lab notebooks clean
+.PHONY: help demo test types lint contracts site fuzz zoo slurm node lab notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ zoo: $(VENV)/test.stamp ## every causal type of transformers, tiny, through all 
 
 slurm: $(VENV)/test.stamp ## kill nodes, pre-empt, run out of time, on a real SLURM of two nodes: Debian, as root
 	SUBLIM_SLURM=1 $(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm
+
+node: $(VENV)/test.stamp ## the shortest part of slurm, for CI: one run, whose node is killed in the middle
+	SUBLIM_SLURM=1 $(BIN)/python -m pytest -s -p no:cacheprovider tests/slurm -k dies
 
 lab: $(VENV)/notebooks.stamp ## open the notebooks in JupyterLab, on the demo's store
 	SUBLIM_STORE="$${SUBLIM_STORE:-$(CURDIR)/runs}" $(BIN)/jupyter lab notebooks

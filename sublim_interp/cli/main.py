@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from sublim_interp.cli.ask import ask
 from sublim_interp.cli.audit import audit
 from sublim_interp.cli.cancel import cancel
 from sublim_interp.cli.claims import claims
@@ -36,8 +37,8 @@ app = typer.Typer(
 )
 for word, command in {
     "list": list_, "show": show, "run": run, "status": status, "cancel": cancel, "plot": plot, "claims": claims,
-    "audit": audit, "lineage": lineage, "organism": organism, "pull": pull, "pretrain": pretrain, "paper": paper,
-    "verify": verify, "import": import_, "export": export, "push": push, "gc": gc, "doctor": doctor,
+    "audit": audit, "ask": ask, "lineage": lineage, "organism": organism, "pull": pull, "pretrain": pretrain,
+    "paper": paper, "verify": verify, "import": import_, "export": export, "push": push, "gc": gc, "doctor": doctor,
 }.items():  # fmt: skip
     app.command(word)(command)
 

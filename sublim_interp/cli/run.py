@@ -93,7 +93,7 @@ def _run(
     from sublim_interp.report.run import run_work
     from sublim_interp.sweeps.grid import grid_names, is_grid
     from sublim_interp.sweeps.run import sweep_work
-    from sublim_interp.sweeps.study import is_study, study_names
+    from sublim_interp.sweeps.study import is_study, study_names, study_work
     from sublim_interp.sweeps.suite import SUITES, is_suite, suite
     from sublim_interp.training.recording.settings import recording_of
 
@@ -109,10 +109,12 @@ def _run(
         _run_suite(suite(name), place, processes, dry_run)
         return
     if is_study(name):
-        asked = {"--base": base, "--trace": trace, "--lists": lists, "--on": executor.detached}
+        asked = {"--base": base, "--trace": trace, "--lists": lists}
         s = configured_study(name, sets, images, asked)
         if dry_run:
             print_study_plan(s, place, processes)
+        elif executor.detached:
+            _schedule(study_work(s, place, executor.site.cores), place, executor)
         else:
             _run_study(s, place, processes)
         return

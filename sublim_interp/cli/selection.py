@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sublim_interp.core.store import Store
 
-ENDS = ("run", "sweep", "study")
+ENDS = ("run", "sweep", "study", "answers")
 """Stages whose artefacts are kept for their own sake, and are called by their names."""
 
 

@@ -18,3 +18,7 @@ class DeadEnd(SublimError):
 
     Done again it ends the same, so a sweep tells of it and goes on, where any other error stops.
     """
+
+
+class OutOfMemory(SublimError):
+    """A GPU has no room for some work. With the GPU to itself the same work may fit."""

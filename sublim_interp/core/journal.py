@@ -29,6 +29,10 @@ class Journal:
     def __getitem__(self, key: str) -> Any:
         return self._rows[key]
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or else `default`."""
+        return self._rows.get(key, default)
+
     def add(self, key: str, value: Any) -> None:
         """Writes a value down. Raises SublimError where the disk does not take it."""
         text = canonical_json([key, value])

@@ -335,6 +335,8 @@ class Needs(NamedTuple):
     """About how long, on one core."""
     memory: float
     """GiB of main memory of its process, at most."""
+    shape: str = ""
+    """Of what computes with a model: pieces of equal shape take about equal memory of a GPU."""
 
 
 _GIB = 2**30
@@ -350,11 +352,11 @@ _KEPT, _LOGITS = 24, 4
 
 
 def needs(record: Record) -> Needs:
-    """What one record may take: seconds of one core, and memory where a model is large enough to count."""
+    """What one record may take: seconds of one core, memory where a model is large enough to count, and its shape."""
     base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
     if isinstance(record, Corpus) and not record.given:
         base = record.teacher.base
-    memory = _PROCESS
+    memory, alike = _PROCESS, ""
     if base:
         shape = base.shape
         trains = isinstance(record, Student) or (isinstance(record, Teacher) and WAYS[record.config.kind].TRAINS)
@@ -369,7 +371,10 @@ def needs(record: Record) -> Needs:
             tokens = record.config.chunk * (_PROMPT + record.config.max_new_tokens)
         kept = shape["layers"] * shape["d_model"] * (_KEPT if trains else 2) + len(base.tokenizer) * _LOGITS * trains
         memory += 4 * (copies * shape["parameters"] + tokens * kept) / _GIB
-    return Needs(estimate(record), memory)
+        what = type(record.model).__name__.lower() if isinstance(record, Evaluation) else ""
+        sizes = " ".join(f"{name}={size}" for name, size in shape.items())
+        alike = " ".join(filter(None, (record.STAGE, what, sizes, base.dtype, f"expected={memory:.6f}")))
+    return Needs(estimate(record), memory, alike)
 
 
 def training_seconds(shape: Shape | int, steps: int, tokens: float) -> float:

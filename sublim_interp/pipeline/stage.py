@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from sublim_interp.core.device import fingerprint, open_device
-from sublim_interp.core.errors import DeadEnd, SublimError
+from sublim_interp.core.errors import DeadEnd, OutOfMemory
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.served import ServedModel
@@ -52,7 +52,7 @@ def making(record: Record, store: Store, asked: Mapping[str, ServedModel | Asker
             for role, model in models.items() if not work.done else ():
                 work.note(**{f"{role}_asked": model.notes()})
         except torch.OutOfMemoryError:
-            raise SublimError(_too_large(record)) from None
+            raise OutOfMemory(_too_large(record)) from None
 
 
 def _too_large(record: Record) -> str:

@@ -57,7 +57,7 @@ def run_work(p: Plan, store: Store) -> Work:
     records = p.missing(store)
     pieces = pieces_of(records, store, p.recording)
     evaluations = tuple(dict.fromkeys(r.key for r in records if isinstance(r, Evaluation)))
-    last = Piece("run", run_key(p), _end_run, (p, store.root), evaluations, Needs(60.0, REPORT))
+    last = Piece("run", run_key(p), _end_run, (p, store.root), evaluations, Needs(60.0, REPORT, "run"))
     return Work(p.experiment.name, last.key, (*pieces, last))
 
 

@@ -69,7 +69,13 @@ def sweep_work(p: SweepPlan, store: Store) -> Work:
     pieces = pieces_of(records, store, p.recording)
     evaluations = tuple(r.key for r in records if isinstance(r, Evaluation))
     last = Piece(
-        "sweep", sweep_key(p), _end_sweep, (p, store.root), evaluations, Needs(60.0, REPORT), tells_dead_ends=True
+        "sweep",
+        sweep_key(p),
+        _end_sweep,
+        (p, store.root),
+        evaluations,
+        Needs(60.0, REPORT, "sweep"),
+        tells_dead_ends=True,
     )
     return Work(p.grid.name, last.key, (*pieces, last))
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sublim_interp.core.cards import cards_here
 from sublim_interp.core.choices import meant
-from sublim_interp.core.device import fingerprint, visible_gpus
+from sublim_interp.core.device import fingerprint
 from sublim_interp.core.drawing import save
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
@@ -17,6 +18,8 @@ from sublim_interp.core.shelf import Shelf, is_path
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.core.workers import Task, Watch, run_tasks
 from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.cost import REPORT, Needs
+from sublim_interp.experiments.executors.pieces import Piece, Progress, Work
 from sublim_interp.sweeps.wording import SweepTable
 
 if TYPE_CHECKING:
@@ -159,12 +162,33 @@ def run_study(s: Study, store: Store, processes: int = 2, watch: Watch = lambda 
     with store.make("study", s.VERSION, *s.identity(), here) as work:
         if not work.done:
             work.note(name=s.name, study=s.model_dump(mode="json"))
-            run_tasks(s.tasks(work.directory), processes, watch, gpus=visible_gpus())
+            run_tasks(s.tasks(work.directory), processes, watch, cards=cards_here())
             for name, frame in s.frames(work.directory).items():
                 frame.to_csv(work.directory / f"{name}.csv", index=False, lineterminator="\n")
             for ending in ("png", "pdf"):
                 save(s.draw(work.directory), work.directory / f"{s.FIGURE}.{ending}")
     return work.artifact
+
+
+def study_work(s: Study, store: Store, cores: int) -> Work:
+    """A study as one piece, for an executor that is left alone: what its own pieces make lies in one folder.
+
+    cores: how many of its own pieces are made at once
+    """
+    costs = s.costs()
+    at_once = max(1, min(cores, len(costs)))
+    needs = Needs(sum(costs.values()) / at_once, REPORT * at_once)
+    return Work(s.name, s.key, (Piece("study", s.key, _make_study, (s, store.root, at_once), (), needs),))
+
+
+def _make_study(s: Study, root: Path, processes: int, progress: Progress) -> None:
+    costs, done = s.costs(), dict[str, float]()
+
+    def watch(name: str, fraction: float) -> None:
+        done[name] = costs[name] * fraction
+        progress(sum(done.values()) / sum(costs.values()))
+
+    run_study(s, Store(root), processes, watch)
 
 
 def published_study(name: str, results: Path = RESULTS) -> Path | None:

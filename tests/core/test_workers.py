@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sublim_interp.core.cards import Card
 from sublim_interp.core.errors import DeadEnd, SublimError
 from sublim_interp.core.workers import Task, prepare_process, run_tasks
 
@@ -182,28 +183,28 @@ def see_gpu(directory: Path, own: str, other: str, progress: Progress) -> None:
 
 def test_workers_take_turns_at_the_gpus(tmp_path: Path) -> None:
     tasks = [Task(own, see_gpu, (tmp_path, own, other)) for own, other in ("ab", "ba")]
-    run_tasks(tasks, 2, Watch(), gpus=("3", "5"))
+    run_tasks(tasks, 2, Watch(), cards=(Card("3"), Card("5")))
     assert {(tmp_path / f"{own}.gpu").read_text() for own in "ab"} == {"3", "5"}
 
 
 def test_workers_share_one_gpu(tmp_path: Path) -> None:
     tasks = [Task(own, see_gpu, (tmp_path, own, other)) for own, other in ("ab", "ba")]
-    run_tasks(tasks, 2, Watch(), gpus=("GPU-8f2c",))
+    run_tasks(tasks, 2, Watch(), cards=(Card("GPU-8f2c"),))
     assert {(tmp_path / f"{own}.gpu").read_text() for own in "ab"} == {"GPU-8f2c"}
 
 
 def test_three_workers_on_two_gpus_are_two_on_one_and_one_on_the_other(tmp_path: Path) -> None:
     tasks = [Task(own, see_gpu, (tmp_path, own, other)) for own, other in ("ab", "bc", "ca")]  # all at one time
-    run_tasks(tasks, 3, Watch(), gpus=("3", "5"))
+    run_tasks(tasks, 3, Watch(), cards=(Card("3"), Card("5")))
     seen = [(tmp_path / f"{own}.gpu").read_text() for own in "abc"]
     assert sorted(map(seen.count, ("3", "5"))) == [1, 2]
 
 
 def test_after_a_killed_worker_the_gpus_are_shared_out_anew(tmp_path: Path) -> None:
     with pytest.raises(SublimError, match="a worker process died"):
-        run_tasks([Task("killed", kill_itself, ())], 2, Watch(), gpus=("3", "5"))
+        run_tasks([Task("killed", kill_itself, ())], 2, Watch(), cards=(Card("3"), Card("5")))
     tasks = [Task(own, see_gpu, (tmp_path, own, other)) for own, other in ("ab", "ba")]
-    run_tasks(tasks, 2, Watch(), gpus=("3", "5"))
+    run_tasks(tasks, 2, Watch(), cards=(Card("3"), Card("5")))
     assert {(tmp_path / f"{own}.gpu").read_text() for own in "ab"} == {"3", "5"}
 
 

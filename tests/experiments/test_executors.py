@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from fake_card import FakeCard, most_at_once, stays
 from sublim_interp.cli.main import app
-from sublim_interp.core.errors import DeadEnd, SublimError
+from sublim_interp.core.errors import DeadEnd, OutOfMemory, SublimError
 from sublim_interp.core.keys import sha256_of
 from sublim_interp.core.store import Store
 from sublim_interp.core.yaml import dump_yaml
@@ -21,12 +22,13 @@ from sublim_interp.experiments.executors.groups import grouped
 from sublim_interp.experiments.executors.jobs import Background, Slurm
 from sublim_interp.experiments.executors.ledger import Entry, Ledger, find_ledger, ledgers
 from sublim_interp.experiments.executors.local import Local
-from sublim_interp.experiments.executors.pieces import Piece, Work, pieces_of
+from sublim_interp.experiments.executors.pieces import Piece, Work, peaks_of, pieces_of
 from sublim_interp.experiments.executors.site import Site, site_of
 from sublim_interp.experiments.executors.worker import make_piece
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.pipeline.records import Evaluation
 from sublim_interp.report.run import run_work
 from sublim_interp.sweeps.grid import Grid
 from sublim_interp.sweeps.plan import plan_grid
@@ -167,6 +169,14 @@ def test_a_failure_blocks_what_needs_it_and_nothing_else(ledger: Ledger, tmp_pat
     assert states(ledger, {"8": (False, "pending: Priority")}) == {"bad": "waits", "then": "waits", "other": "done"}
 
 
+def test_what_runs_out_of_memory_says_so_to_whoever_shares_out_the_card(ledger: Ledger, tmp_path: Path) -> None:
+    large = Piece("large", key("large"), fail, (OutOfMemory("it does not fit"),), (), Needs(1, 1))
+    schedule(ledger, large)
+    with pytest.raises(OutOfMemory):
+        make_piece(large, tmp_path, ledger.folder, "7", lambda _: None)
+    assert [(s.state, s.why) for s in ledger.standings(Store(tmp_path), {})] == [("failed", "it does not fit")]
+
+
 def test_a_job_that_ended_in_the_middle_has_lost_its_pieces(ledger: Ledger, tmp_path: Path) -> None:
     one, two = piece(tmp_path, "one"), piece(tmp_path, "two", ("one",))
     schedule(ledger, one, two)
@@ -225,7 +235,6 @@ def test_a_site_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["run", "smoke", "--site", "plain"], ["--site goes with jobs"]),
         (["run", "smoke", "--on", "slurm", "--site", "nowhere"], ["unknown site 'nowhere'", "plain"]),
         (["run", "smoke", "--on", "slurm", "--device", "cuda"], ["device: cuda"]),
-        (["run", "mnist", "--on", "slurm"], ["--on", "mnist"]),
         (["status", "owl"], ["nothing is scheduled as 'owl'"]),
         (["cancel", "owl"], ["nothing is scheduled as 'owl'"]),
     ],
@@ -253,6 +262,49 @@ def test_local_makes_pieces_in_order(store_root: Path) -> None:
     pieces = tuple(piece(store_root, str(i), (str(i - 1),) if i else ()) for i in range(4))
     assert Local(Site(), 2).start(Work("four", key("run"), pieces), Store(store_root), lambda _n, _f: None) == {}
     assert all(Store(store_root).holds(p.key) for p in pieces)
+
+
+class OnFakeCards(Local):
+    """Processes of this machine on cards of the CPU."""
+
+    fakes: tuple[FakeCard, ...] = ()
+
+    def cards(self) -> tuple[FakeCard, ...]:
+        return self.fakes
+
+
+def on_fake_cards(work: Work, root: Path, log: Path, *memory: int) -> None:
+    """Does some work on cards of so many bytes."""
+    executor = OnFakeCards(Site(), 3)
+    executor.fakes = tuple(FakeCard(str(i), 0, size, log) for i, size in enumerate(memory))
+    executor.start(work, Store(root), lambda _n, _f: None)
+
+
+def test_trainings_share_cards_by_measured_memory_and_nothing_changes(
+    tiny_run: Run, store_root: Path, tmp_path: Path
+) -> None:
+    p, log = tiny_run.plan, tmp_path / "log"
+    records = [r for r in p.records if not isinstance(r, Evaluation)]
+    on_fake_cards(Work("", "", tuple(pieces_of(records, Store(store_root), p.recording))), store_root, log, 1 << 28)
+    made = sorted(digests(store_root))
+    assert made == [row for row in sorted(digests(tiny_run.store.root)) if row[0] != "evaluation"]
+    found = stays(log)
+    whole = [stay for stay in found if stay.most == 1 << 28]
+    assert {r.STAGE: needs(r).shape in peaks_of(Store(store_root)) for r in records} == {
+        "teacher": True, "corpus": True, "filtered": False, "student": True
+    }  # fmt: skip
+    assert all(stay is one or stay.ended <= one.began or stay.began >= one.ended for one in whole for stay in found), (
+        "what nobody measured has its card alone"
+    )
+    assert len(whole) == 3 and len({stay.process for stay in found}) > 1 and most_at_once(found) <= 1 << 28
+
+
+def test_a_training_that_no_card_holds_is_named(tiny_run: Run, store_root: Path, tmp_path: Path) -> None:
+    teacher = next(r for r in tiny_run.plan.records if r.STAGE == "teacher")
+    work = Work("", "", tuple(pieces_of([teacher], Store(store_root), tiny_run.plan.recording)))
+    with pytest.raises(OutOfMemory, match=rf"teacher {teacher.key[:16]} does not fit the GPU .*teacher.part=lora"):
+        on_fake_cards(work, store_root, tmp_path / "log", 1 << 17, 1 << 17)
+    assert not Store(store_root).holds(teacher.key) and len(stays(tmp_path / "log")) == 1
 
 
 def wait_for_end(name: str, root: Path) -> str:

@@ -34,7 +34,8 @@ SlurmctldPort=$ctl
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+# A requeued job waits for as long as credentials last, by default two minutes.
+AuthInfo=socket=$folder/munge/socket,cred_expire=${CRED_EXPIRE:-60}
 CryptoType=crypto/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool/%n

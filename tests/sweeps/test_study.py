@@ -10,10 +10,12 @@ from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.executors.ledger import new_ledger
+from sublim_interp.experiments.executors.worker import make_piece
 from sublim_interp.lab.mnist.arms import ARMS
 from sublim_interp.stats.intervals import Interval
 from sublim_interp.sweeps.studies.mnist import Mnist, verdict
-from sublim_interp.sweeps.study import find_study, published_study, run_study, study, study_names
+from sublim_interp.sweeps.study import find_study, published_study, run_study, study, study_names, study_work
 
 QUICK = {"seeds": [0, 1], "hidden": 16, "batch": 32, "updates": 8, "noise_batches": 4}
 SETS = [word for field, value in QUICK.items() for word in ("--set", f"{field}={value}")]
@@ -100,6 +102,20 @@ def test_an_interrupted_study_makes_no_arm_twice(tmp_path: Path, monkeypatch: py
     texts = [(artifact.path / "replicates.csv").read_bytes() for artifact in (made, whole)]
     assert texts[0] == texts[1], "interrupted or not, one or two processes: equal bytes"
     assert [*pd.read_csv(whole.path / "replicates.csv")["arm"].unique()] == [*ARMS]
+
+
+def test_a_job_makes_the_study_that_processes_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s, store = study("mnist").set(QUICK, arms=("same-init", "cross-init")), Store(tmp_path / "store")
+    work = study_work(s, store, 2)
+    ledger = new_ledger(store, work.name, work.key, "slurm")
+    ledger.write()
+    shares: list[float] = []
+    make_piece(work.pieces[0], store.root, ledger.folder, "7", shares.append)
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0)
+    made, here = find_study(s, store), run_study(s, Store(tmp_path / "here"), 1)
+    assert made and made.manifest["files"] == here.manifest["files"] and made.key == work.key
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "there is no sbatch here" in refused("run", "mnist", *SETS, "--on", "slurm", "--store", str(tmp_path / "a"))
 
 
 def interval(low: float, high: float, n: int = 32) -> Interval:

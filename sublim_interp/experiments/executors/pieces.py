@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sublim_interp.core.journal import Journal
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.experiments.cost import Needs, needs
 from sublim_interp.models.base import Base
@@ -42,6 +43,11 @@ class Piece:
     def find(self, store: Store) -> Artifact | None:
         """Its artefact in the store, or None."""
         return store.get(self.stage, self.key)
+
+
+def peaks_of(store: Store) -> Journal:
+    """Bytes of a GPU that pieces of each shape took, as was measured. It may be deleted: then it is measured anew."""
+    return Journal(store.root / ".peaks.jsonl")
 
 
 @dataclass(frozen=True)

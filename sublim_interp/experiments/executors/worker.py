@@ -4,16 +4,18 @@ import os
 import signal
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sublim_interp.core.cards import cards_here
 from sublim_interp.core.device import using_device
-from sublim_interp.core.errors import DeadEnd, SublimError, said_of
+from sublim_interp.core.errors import DeadEnd, OutOfMemory, SublimError, said_of
 from sublim_interp.core.store import LOCKS, NO_LOCKS, OWNER, Store
 from sublim_interp.core.workers import Task, prepare_process, run_tasks
 from sublim_interp.experiments.executors.ledger import Words
-from sublim_interp.experiments.executors.pieces import Piece
+from sublim_interp.experiments.executors.pieces import Piece, peaks_of
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -71,14 +73,23 @@ class Job:
             if self.processes == 1:
                 prepare_process()
                 for piece in waiting:
-                    make_piece(piece, self.root, self.folder, job, lambda _fraction: None)
+                    with suppress(OutOfMemory):  # it had the card to itself
+                        make_piece(piece, self.root, self.folder, job, lambda _fraction: None)
                 return True
             names = {piece.key for piece in waiting}
             tasks = [
-                Task(p.key, _make_beside, (p, self.root, self.folder, job), tuple(k for k in p.inputs if k in names))
+                Task(
+                    p.key,
+                    _make_beside,
+                    (p, self.root, self.folder, job),
+                    tuple(k for k in p.inputs if k in names),
+                    p.needs.shape,
+                )
                 for p in waiting
             ]
-            run_tasks(tasks, self.processes, lambda _name, _fraction: None)
+            run_tasks(
+                tasks, self.processes, lambda _name, _fraction: None, (OutOfMemory,), cards_here(), peaks_of(store)
+            )
             return True
         except SublimError as error:  # a worker died, or the store is away
             print(error, flush=True)
@@ -109,7 +120,10 @@ def _make_beside(piece: Piece, root: Path, folder: Path, job: str, progress: Any
 
 
 def make_piece(piece: Piece, root: Path, folder: Path, job: str, progress: Any) -> None:
-    """Makes one piece and keeps what is to be said of it; an error is a word, and is not raised."""
+    """Makes one piece and keeps what is to be said of it; an error is a word, and is not raised.
+
+    Raises OutOfMemory besides, so that whoever shares out a GPU may try again, and then it says another word.
+    """
     store, words = Store(root), Words(folder)
     if piece.find(store) is not None:
         words.forget(piece.key)
@@ -140,6 +154,8 @@ def make_piece(piece: Piece, root: Path, folder: Path, job: str, progress: Any) 
         if not _is_there(folder):
             raise SublimError(f"the store {root} went away") from None
         words.say(piece.key, job, "failed", why=str(error) if isinstance(error, SublimError) else said_of(error))
+        if isinstance(error, OutOfMemory):
+            raise
     else:
         words.forget(piece.key)
         print(f"{piece.label} is done", flush=True)
