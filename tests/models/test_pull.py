@@ -164,7 +164,10 @@ def test_ctrl_c_while_pip_downloads_leaves_nothing(
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", mute_index)
     command = [*SHELL, "pull", str(made / "tiny.yaml")]
-    asked = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    asked = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     for _ in range(600):
         if asked.poll() is not None or psutil.Process(asked.pid).children(recursive=True):
             break
