@@ -195,7 +195,6 @@ def test_latex_gets_no_character_that_its_base_cannot_set(results: dict[str, Res
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_the_skeleton_compiles(tmp_path: Path, results: dict[str, Result]) -> None:
-    assert (folder / GENERATED).read_bytes() == (PAPER / GENERATED).read_bytes()
     few = {name: results[name] for name in ("owl", "animals", "law", "theorem", "claims", "audit", "bases")}
     for name, text in as_latex(few).items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
