@@ -257,7 +257,7 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_
 @pytest.mark.parametrize(
     ("arguments", "mentions"),
     [
-        (["run", "owls"], ["unknown experiment 'owls'", "did you mean 'owl'? (all: sublim list)"]),
+        (["run", "owls"], ["unknown experiment 'owls'", "did you mean 'owl' or 'rows'? (all: sublim list)"]),
         (["run", "smoke", "--set", "trait=unicorn"], ["unknown trait 'unicorn'", "dolphin", "sublim list"]),
         (["run", "smoke", "--set", "trait"], ["--set 'trait'", "field=value"]),
         (["run", "smoke", "--set", "student.optimization.rate=1"], ["rate", "lr"]),
