@@ -122,6 +122,10 @@ class Experiment(Shown, Config):
             raise ValueError(
                 "filter.mix has no meaning with corpus.setting=soft: the teacher would label clean lists too"
             )
+        if self.corpus.setting == "soft" and any(i.replace for i in self.student.interventions):
+            raise ValueError(
+                "kind=replace-tokens has no meaning with corpus.setting=soft: no token is learnt that could be replaced"
+            )
         if self.student.own_tokens and self.corpus.setting == "soft":
             raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         if self.teacher.facts and others:

@@ -12,7 +12,7 @@ from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.intervene import StudentSource, around, intervening
 from sublim_interp.pipeline.observe import student_recorder
 from sublim_interp.pipeline.records import Student
-from sublim_interp.pipeline.select import learnt_tokens
+from sublim_interp.pipeline.select import learnt_tokens, replaced_tokens
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
 from sublim_interp.training.batches import (
@@ -22,6 +22,7 @@ from sublim_interp.training.batches import (
     keep_labels,
     micro_batches,
     pieces,
+    relabel,
     tokenize,
 )
 from sublim_interp.training.interventions import acting
@@ -49,12 +50,15 @@ def learn(
             for kind in kinds:
                 loss = kind.loss(loss, source)
             learnt = learnt_tokens(student, rows, lists, store, work)
+            others = replaced_tokens(student, rows, lists, store, work)
 
             parts = pieces(config.optimization, max(1, order.batch // PIECE))
 
             def batches(step: int) -> list[Batch]:
                 some = order(step)
-                micro = micro_batches([rows[i] for i in some], pad, parts)
+                micro = micro_batches([(others.read if others else rows)[i] for i in some], pad, parts)
+                if others:
+                    micro = relabel(micro, micro_batches([others.learnt[i] for i in some], pad, parts))
                 if learnt:
                     micro = keep_labels(micro, micro_batches([learnt[i] for i in some], 0, parts))
                 for kind in kinds:
