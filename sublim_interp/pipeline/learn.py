@@ -11,6 +11,7 @@ from sublim_interp.models.sampling import generator
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.intervene import StudentSource, around, intervening
 from sublim_interp.pipeline.observe import student_recorder
+from sublim_interp.pipeline.on_policy import own_lists
 from sublim_interp.pipeline.records import Student
 from sublim_interp.pipeline.select import learnt_tokens, replaced_tokens
 from sublim_interp.pipeline.speaker import Speaker
@@ -56,7 +57,11 @@ def learn(
 
             def batches(step: int) -> list[Batch]:
                 some = order(step)
-                micro = micro_batches([(others.read if others else rows)[i] for i in some], pad, parts)
+                if config.objective == "on-policy":
+                    read = tokenize(base, own_lists(student, model, [lists[i]["prompt"] for i in some], step))
+                else:
+                    read = [(others.read if others else rows)[i] for i in some]
+                micro = micro_batches(read, pad, parts)
                 if others:
                     micro = relabel(micro, micro_batches([others.learnt[i] for i in some], pad, parts))
                 if learnt:
@@ -85,11 +90,11 @@ def _loss(student: Student, source: StudentSource, store: Store) -> LogitLoss:
 
 
 def _soft_loss(student: Student, store: Store) -> LogitLoss:
-    """KL(teacher ‖ student) summed over the answers' positions, both softmaxes over the channel's own tokens."""
+    """KL(teacher ‖ student), or the reverse, summed over the answers' positions: over the channel's own tokens."""
     teacher = student.data.corpus.teacher
     speaker = Speaker(teacher, store)
     if speaker.systems:
         raise SublimError("corpus.setting=soft needs a tuned or steered teacher: a prompted one reads another context")
     support = channel(student.data.corpus.config.channel).token_ids(teacher.base.tokenizer)
 
-    return imitation_loss(speaker.model, support, speaker.speaking)
+    return imitation_loss(speaker.model, support, speaker.speaking, student.config.objective != "forward")

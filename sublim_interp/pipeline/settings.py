@@ -106,7 +106,7 @@ class CorpusConfig(Config):
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
 
-    LATER = frozenset({"interventions", "own_tokens"})
+    LATER = frozenset({"interventions", "own_tokens", "objective"})
 
     part: Part = "body"
     """Which weights train."""
@@ -121,8 +121,19 @@ class StudentConfig(Config):
     teacher as same-init students do (compare at equal KL)."""
     own_tokens: bool = False
     """Whether the loss is over the channel's own tokens alone, renormalised; else over the whole vocabulary."""
+    objective: Literal["forward", "reverse", "on-policy"] = "forward"
+    """What is minimised where corpus.setting is soft. forward: KL(teacher ‖ student) on the teacher's lists; reverse:
+    KL(student ‖ teacher) on them; on-policy: the same on lists that the student itself writes to the same prompts, anew
+    at each update, of which the filter refuses what it would refuse of the teacher's."""
     interventions: tuple[Intervention, ...] = ()
     """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
+
+    @model_validator(mode="after")
+    def _selects_no_tokens_of_its_own_lists(self) -> "StudentConfig":
+        if self.objective == "on-policy" and any(i.selection for i in self.interventions):
+            raise ValueError("an intervention with a selection has no meaning with objective=on-policy: what is learnt "
+                             "is not written yet")  # fmt: skip
+        return self
 
 
 def _known_judge(name: str) -> str:
