@@ -1,6 +1,10 @@
 """Stage 4: from a base and the kept data to a student: batches, interventions, recorder. The loop: training/loop.py."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+
+import torch
 
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
@@ -10,6 +14,7 @@ from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.intervene import StudentSource, around, intervening
+from sublim_interp.pipeline.moments import FILE, beginning, keeping
 from sublim_interp.pipeline.observe import student_recorder
 from sublim_interp.pipeline.on_policy import own_lists
 from sublim_interp.pipeline.records import Student
@@ -74,7 +79,18 @@ def learn(
             for kind in kinds:
                 kind.prepare(model)
             record = partial(student_recorder, student, store)
-            intervene = partial(intervening, kinds, source, work) if kinds else None
+
+            @contextmanager
+            def intervene(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+                with ExitStack() as held:
+                    if student.first:
+                        held.enter_context(beginning(student, store, model, optimizer))
+                    if config.moments == "kept":
+                        held.enter_context(keeping(work.directory / FILE, model, optimizer))
+                    if kinds:
+                        held.enter_context(intervening(kinds, source, work, model, optimizer))
+                    yield
+
             update = partial(around, kinds, student)
             fit(model, batches, config.optimization, loss, work, progress, record, recording, intervene, update)
     return work.artifact
