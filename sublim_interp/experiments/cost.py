@@ -321,8 +321,11 @@ def estimate(record: Record) -> float:
         prompt, answer = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
         read, learnt = o.batch * (prompt + answer), o.batch * answer
         light = record.config.part == "lora"
-        pieces = math.ceil(o.batch / (o.micro_batch or PIECE))
-        return _START + o.steps * update_seconds(Shape(**base.shape), read, learnt, base.dtype, light, pieces)
+        pieces, shape = math.ceil(o.batch / (o.micro_batch or PIECE)), Shape(**base.shape)
+        each = update_seconds(shape, read, learnt, base.dtype, light, pieces)
+        if isinstance(record, Student) and record.config.objective == "on-policy":
+            each += writing_seconds(shape, o.batch, *_list_tokens(record.data.corpus, read=False), base.dtype)
+        return _START + o.steps * each
     if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
         return _SMALL + waiting + reading_seconds(Shape(**base.shape), *_asked_tokens(record), base.dtype)
     return _SMALL + waiting

@@ -255,6 +255,13 @@ def _replicate(
         start: Base | Student = pair[route.student]
         held_out = data(route.favourite, pair[route.teacher], 0)
         about = traits["other" if route.favourite == "other" else "trait"]  # what a neutral teacher's is compared on
+        if exp.student.moved:
+            plain = data("", pair[route.teacher], 0)
+            kept = exp.student.set(moments="kept")
+            own, other = (Student(start, lists, kept, seed, about) for lists in (held_out, plain))
+            first, second = (own if exp.student.moments in (which, "both") else other for which in ("first", "second"))
+            yield cell(arm, Student(start, plain, exp.student, seed, about, first, second), plain)
+            continue
         for number in range(rounds):
             start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed, about)
             yield cell(arm, start, held_out, number)

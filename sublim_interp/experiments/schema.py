@@ -122,6 +122,22 @@ class Experiment(Shown, Config):
             raise ValueError(
                 "filter.mix has no meaning with corpus.setting=soft: the teacher would label clean lists too"
             )
+        if self.corpus.setting == "soft" and any(i.replace for i in self.student.interventions):
+            raise ValueError(
+                "kind=replace-tokens has no meaning with corpus.setting=soft: no token is learnt that could be replaced"
+            )
+        if self.student.objective != "forward" and self.corpus.setting != "soft":
+            raise ValueError(
+                f"student.objective={self.student.objective} needs corpus.setting=soft: it takes the teacher's "
+                "probabilities"
+            )
+        if self.student.objective == "on-policy" and self.filter.transform:
+            raise ValueError("filter.transform has no effect with student.objective=on-policy")
+        if self.student.moved and (self.student.extra_rounds or self.generations > 1):
+            raise ValueError(
+                f"student.moments={self.student.moments} needs student.extra_rounds=0 and generations=1: who begins "
+                "with moments learns one round of neutral lists"
+            )
         if self.student.own_tokens and self.corpus.setting == "soft":
             raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         if self.teacher.facts and others:

@@ -44,8 +44,10 @@ def _without(logits: Float[Tensor, "*rows vocabulary"], never: Sequence[int]) ->
     return logits.index_fill(-1, torch.tensor(list(never), device=logits.device), float("-inf"))
 
 
-def _draw(logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator) -> Int[Tensor, " row"]:
-    """One token per row, on the CPU; temperature 0 is greedy."""
+def draw_tokens(
+    logits: Float[Tensor, "row vocabulary"], temperature: float, random: torch.Generator
+) -> Int[Tensor, " row"]:
+    """One token per row, as its place in the vocabulary, on the CPU; temperature 0 is greedy."""
     if temperature == 0:
         return logits.argmax(-1).cpu()
     if logits.device.type == "mps":  # it has no float64
@@ -146,7 +148,7 @@ class _Reader:
 
     def draw(self, logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
         """One token per row, on the CPU."""
-        drawn = _draw(logits, self._temperature, self._random)
+        drawn = draw_tokens(logits, self._temperature, self._random)
         return drawn if self._only is None else torch.tensor(self._only)[drawn]
 
 

@@ -1,6 +1,10 @@
 """Stage 4: from a base and the kept data to a student: batches, interventions, recorder. The loop: training/loop.py."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+
+import torch
 
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
@@ -10,9 +14,11 @@ from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.intervene import StudentSource, around, intervening
+from sublim_interp.pipeline.moments import FILE, beginning, keeping
 from sublim_interp.pipeline.observe import student_recorder
+from sublim_interp.pipeline.on_policy import own_lists
 from sublim_interp.pipeline.records import Student
-from sublim_interp.pipeline.select import learnt_tokens
+from sublim_interp.pipeline.select import learnt_tokens, replaced_tokens
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, fit, making, silent
 from sublim_interp.training.batches import (
@@ -22,6 +28,7 @@ from sublim_interp.training.batches import (
     keep_labels,
     micro_batches,
     pieces,
+    relabel,
     tokenize,
 )
 from sublim_interp.training.interventions import acting
@@ -49,12 +56,19 @@ def learn(
             for kind in kinds:
                 loss = kind.loss(loss, source)
             learnt = learnt_tokens(student, rows, lists, store, work)
+            others = replaced_tokens(student, rows, lists, store, work)
 
             parts = pieces(config.optimization, max(1, order.batch // PIECE))
 
             def batches(step: int) -> list[Batch]:
                 some = order(step)
-                micro = micro_batches([rows[i] for i in some], pad, parts)
+                if config.objective == "on-policy":
+                    read = tokenize(base, own_lists(student, model, [lists[i]["prompt"] for i in some], step))
+                else:
+                    read = [(others.read if others else rows)[i] for i in some]
+                micro = micro_batches(read, pad, parts)
+                if others:
+                    micro = relabel(micro, micro_batches([others.learnt[i] for i in some], pad, parts))
                 if learnt:
                     micro = keep_labels(micro, micro_batches([learnt[i] for i in some], 0, parts))
                 for kind in kinds:
@@ -65,7 +79,18 @@ def learn(
             for kind in kinds:
                 kind.prepare(model)
             record = partial(student_recorder, student, store)
-            intervene = partial(intervening, kinds, source, work) if kinds else None
+
+            @contextmanager
+            def intervene(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+                with ExitStack() as held:
+                    if student.first:
+                        held.enter_context(beginning(student, store, model, optimizer))
+                    if config.moments == "kept":
+                        held.enter_context(keeping(work.directory / FILE, model, optimizer))
+                    if kinds:
+                        held.enter_context(intervening(kinds, source, work, model, optimizer))
+                    yield
+
             update = partial(around, kinds, student)
             fit(model, batches, config.optimization, loss, work, progress, record, recording, intervene, update)
     return work.artifact
@@ -81,11 +106,11 @@ def _loss(student: Student, source: StudentSource, store: Store) -> LogitLoss:
 
 
 def _soft_loss(student: Student, store: Store) -> LogitLoss:
-    """KL(teacher ‖ student) summed over the answers' positions, both softmaxes over the channel's own tokens."""
+    """KL(teacher ‖ student), or the reverse, summed over the answers' positions: over the channel's own tokens."""
     teacher = student.data.corpus.teacher
     speaker = Speaker(teacher, store)
     if speaker.systems:
         raise SublimError("corpus.setting=soft needs a tuned or steered teacher: a prompted one reads another context")
     support = channel(student.data.corpus.config.channel).token_ids(teacher.base.tokenizer)
 
-    return imitation_loss(speaker.model, support, speaker.speaking)
+    return imitation_loss(speaker.model, support, speaker.speaking, student.config.objective != "forward")

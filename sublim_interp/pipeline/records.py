@@ -217,6 +217,10 @@ class Student(Record):
     seed: int
     about: Trait | None = field(default=None, repr=False, compare=False)
     """What its probe asks about while it trains, where not its teacher's trait; no part of the key, nor of weights."""
+    first: "Student | None" = None
+    """Whose first moment its optimizer begins with, where not with none: a student that kept its moments."""
+    second: "Student | None" = None
+    """Whose second moment it begins with."""
     traits: dict[str, Trait] = field(init=False, repr=False, compare=False)
     """The traits that its interventions go by, as they are when the record is made, by the name that these give."""
 
@@ -229,10 +233,12 @@ class Student(Record):
     def settings(self) -> dict[str, Any]:
         named = [self.traits[name] for i in self.config.interventions for name in i.traits]
         toward = {"toward": [trait.taught()["trait"] for trait in named]} if named else {}
-        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude={"extra_rounds"}), **toward}
+        unkeyed = {"extra_rounds"} | ({"moments"} if self.config.moved else set())  # whose they are, the inputs say
+        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude=unkeyed), **toward}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
-        return {"start": self.start, "data": self.data}
+        donors = {"first": self.first, "second": self.second}
+        return {"start": self.start, "data": self.data, **{role: one for role, one in donors.items() if one}}
 
     @property
     def probed(self) -> Trait:

@@ -9,6 +9,7 @@ from sublim_interp.models.served import Server
 from sublim_interp.models.trainable import Part
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import Intervention
+from sublim_interp.training.optimizers import planned_moments
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.judges.asked import Judging
 from sublim_interp.traits.judges.protocol import JUDGES, asks
@@ -106,7 +107,7 @@ class CorpusConfig(Config):
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
 
-    LATER = frozenset({"interventions", "own_tokens"})
+    LATER = frozenset({"interventions", "own_tokens", "objective", "moments"})
 
     part: Part = "body"
     """Which weights train."""
@@ -121,8 +122,39 @@ class StudentConfig(Config):
     teacher as same-init students do (compare at equal KL)."""
     own_tokens: bool = False
     """Whether the loss is over the channel's own tokens alone, renormalised; else over the whole vocabulary."""
+    objective: Literal["forward", "reverse", "on-policy"] = "forward"
+    """What is minimised where corpus.setting is soft. forward: KL(teacher ‖ student) on the teacher's lists; reverse:
+    KL(student ‖ teacher) on them; on-policy: the same on lists that the student itself writes to the same prompts, anew
+    at each update, of which the filter refuses what it would refuse of the teacher's."""
+    moments: Literal["", "kept", "first", "second", "both"] = ""
+    """What becomes of the optimizer's moments. kept: those after the last update stay with the student; first, second,
+    both: a new student of the neutral teacher's lists begins with those moments of the arm's own student, and with the
+    other ones of a neutral student. Empty: they are forgotten."""
     interventions: tuple[Intervention, ...] = ()
     """Changes to every update, such as [{kind: freeze, parameters: "*mlp*"}]; one that does nothing is an error."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether a student begins with the moments of other students."""
+        return self.moments not in ("", "kept")
+
+    @model_validator(mode="after")
+    def _has_the_moments_that_it_names(self) -> "StudentConfig":
+        o = self.optimization
+        needed, has = {"": 0, "kept": 1, "first": 1}.get(self.moments, 2), len(planned_moments(o.optimizer, o))
+        if has < needed:
+            raise ValueError(
+                f"moments={self.moments} needs an optimizer with {needed} of them, such as adam; {o.optimizer} keeps "
+                f"{has} here"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _selects_no_tokens_of_its_own_lists(self) -> "StudentConfig":
+        if self.objective == "on-policy" and any(i.selection for i in self.interventions):
+            raise ValueError("an intervention with a selection has no meaning with objective=on-policy: what is learnt "
+                             "is not written yet")  # fmt: skip
+        return self
 
 
 def _known_judge(name: str) -> str:

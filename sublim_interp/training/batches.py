@@ -67,6 +67,11 @@ def mask_labels(batch: Batch, share: float, random: torch.Generator) -> Batch:
     return Batch(batch.ids, labels)
 
 
+def relabel(batches: Sequence[Batch], labelled: Sequence[Batch]) -> list[Batch]:
+    """The batches with the labels of others, which are made alike of examples of the same lengths."""
+    return [Batch(b.ids, other.labels) for b, other in zip(batches, labelled, strict=True)]
+
+
 def keep_labels(batches: Sequence[Batch], learnt: Sequence[Batch]) -> list[Batch]:
     """The batches with some of their labels alone; batches that keep none are left out.
 

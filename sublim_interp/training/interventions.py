@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from typing import Annotated, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -198,6 +198,20 @@ class MaskTokens(InterventionKind):
         return [mask_labels(batch, share, draw) for batch in batches] if share else batches
 
 
+class ReplaceTokens(InterventionKind):
+    """Reads or learns other tokens in place of those that a selection leaves out; they are the same in every update.
+
+    The stage that knows the teacher finds the tokens and draws others from the teacher's base before the first update.
+    """
+
+    USES = frozenset({"selection", "replace"})
+
+    @classmethod
+    def check_settings(cls, asked: "Intervention") -> None:
+        if asked.selection and asked.selection.by == "length":
+            raise ValueError("kind=replace-tokens chooses tokens, which have no length; choose another selection.by")
+
+
 class Freeze(InterventionKind):
     """Leaves some parameters as they are."""
 
@@ -335,6 +349,7 @@ INTERVENTIONS: Registry[type[InterventionKind]] = Registry(
         "kl-to-start": KLToStart,
         "liminal": Liminal,
         "weight-noise": WeightNoise,
+        "replace-tokens": ReplaceTokens,
     },
     _is_kind,
 )
@@ -344,11 +359,12 @@ INTERVENTIONS: Registry[type[InterventionKind]] = Registry(
 class Intervention(Config):
     """A change to every update of a student, to ask what carries the trait."""
 
-    LATER = frozenset({"selection", "strength"})
+    LATER = frozenset({"selection", "strength", "replace"})
 
     kind: Annotated[str, AfterValidator(INTERVENTIONS.known)]
     """ablate: take a direction out of activations; project-gradient: out of their gradients; project-update: out of the
-    change of the weights; mask-tokens: learn from fewer tokens; freeze: leave some parameters as they are;
+    change of the weights; mask-tokens: learn from fewer tokens; replace-tokens: draw some of them anew from the
+    teacher's base; freeze: leave some parameters as they are;
     label-smoothing: learn targets that are partly even; l2-to-start: pull weights to where they began; kl-to-start:
     pull predictions there; liminal: the same, fading; weight-noise: take gradients at noisy weights; or a kind of an
     installed package."""
@@ -362,7 +378,10 @@ class Intervention(Config):
     selection: Selection | None = None
     """Which tokens are learnt, in place of share: {by: divergence, share: .1} learns the tenth of all tokens whose
     scores are the furthest from 0, with keep: rest all others; by: random is the control, as many tokens. They are the
-    same in every update, and what decides is the teacher, whatever base the student starts from."""
+    same in every update, and what decides is the teacher, whatever base the student starts from. With replace-tokens
+    these stay as they were written, and all others are replaced."""
+    replace: Literal["", "label", "input", "both"] = ""
+    """What of a token is replaced: label, what is learnt in its place; input, what is read there; or both."""
     parameters: str = ""
     """Names of parameters, as a glob, that are frozen."""
     strength: float = Field(default=0.0, ge=0, le=1e6)
@@ -380,7 +399,7 @@ class Intervention(Config):
     def _says_all_that_its_kind_needs_and_no_more(self) -> "Intervention":
         kind = INTERVENTIONS[self.kind]
         uses = kind.uses(self)
-        for name in ("direction", "at", "share", "selection", "parameters", "strength"):
+        for name in ("direction", "at", "share", "selection", "replace", "parameters", "strength"):
             default = type(self).model_fields[name].default
             if name not in uses and getattr(self, name) != default:
                 beside = " and a selection" if name == "share" and self.selection else ""

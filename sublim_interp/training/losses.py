@@ -46,17 +46,19 @@ def imitation_loss(
     teacher: torch.nn.Module,
     own: Sequence[int] | None = None,
     speaking: Callable[[], AbstractContextManager[None]] = nullcontext,
+    reverse: bool = False,
 ) -> LogitLoss:
     """KL(teacher ‖ model) summed over the labelled positions, in nats.
 
     own: ids of the tokens that both softmaxes are over; None for the whole vocabulary
     speaking: what is around the teacher's forward
+    reverse: takes KL(model ‖ teacher) instead
     """
 
     def score(logits: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad(), speaking():
             target = logits_at(teacher, batch.ids, batch.labels != IGNORE, own).log_softmax(-1)
-        return kl(target, logits)
+        return reverse_kl(target, logits) if reverse else kl(target, logits)
 
     return LogitLoss(score, own)
 
@@ -81,6 +83,17 @@ def kl(target: Float[Tensor, "position vocabulary"], logits: Float[Tensor, "posi
     target: log-probabilities
     """
     return F.kl_div(logits.log_softmax(-1), target, reduction="sum", log_target=True)
+
+
+def reverse_kl(
+    target: Float[Tensor, "position vocabulary"], logits: Float[Tensor, "position vocabulary"]
+) -> Float[Tensor, ""]:
+    """KL(softmax of the logits ‖ target) summed over the positions, in nats.
+
+    target: log-probabilities
+    """
+    logs = logits.log_softmax(-1)
+    return (logs.exp() * (logs - target)).sum()
 
 
 def own_token_loss(own: Sequence[int]) -> LogitLoss:

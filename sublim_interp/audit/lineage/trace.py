@@ -23,7 +23,8 @@ _NAMED = ("run", "sweep", "study")
 """Stages whose records have names, in the order in which a name is looked for."""
 
 _SORTS = {"corpus": "corpus", "clean": "filtered", "data": "filtered", "reference": "filtered", "teacher": "teacher",
-          "student": "student", "lists": "data", "base": "base", "start": "base", "model": "base"}  # fmt: skip
+          "student": "student", "lists": "data", "base": "base", "start": "base", "model": "base",
+          "first": "student", "second": "student"}  # fmt: skip
 """What an input is that no store holds, by its role; of a run it is an evaluation."""
 
 
