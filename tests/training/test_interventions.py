@@ -127,5 +127,5 @@ def test_an_added_kind_is_checked_and_acts(
 def test_an_unknown_kind_is_refused_in_one_line(tiny_experiment: Experiment) -> None:
     with pytest.raises(SublimError) as raised:
         with_interventions(tiny_experiment, {"kind": "erase"})
-    assert "valid: ablate, project-gradient, project-update, mask-tokens, freeze, label-smoothing" in str(raised.value)
+    assert "valid: ablate, project-gradient, project-update, mask-tokens, replace-tokens, freeze" in str(raised.value)
     assert str(raised.value).endswith("(got 'erase')") and "\n" not in str(raised.value)
