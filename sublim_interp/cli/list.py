@@ -25,8 +25,8 @@ def list_(store: StoreOption = None) -> None:
     for name in experiment_names():
         exp = experiment(name)
         experiments.add_row(name, str(len(exp.seeds)), exp.about)
-    for s in map(study, study_names()):
-        experiments.add_row(s.name, str(s.replicates), s.about)
+    for each in map(study, study_names()):
+        experiments.add_row(each.name, str(each.replicates), each.about)
     grids = table_of(
         "Grids: many experiments, one field after another or all pairs",
         "name",
@@ -37,8 +37,8 @@ def list_(store: StoreOption = None) -> None:
     for name in grid_names():
         grids.add_row(name, str(len(list(grid(name).cells()))), grid(name).about)
     suites = table_of("Suites: several of these, one after the other", "name", "holds", "what it is for")
-    for name in SUITES.names():
-        suites.add_row(name, " ".join(suite(name).holds), suite(name).about)
+    for one in map(suite, SUITES.names()):
+        suites.add_row(one.name, " ".join(one.holds), one.about)
     kinds: dict[str, list[str]] = {}
     for name in trait_names():
         kinds.setdefault(load_trait(name).kind, []).append(name)

@@ -92,7 +92,7 @@ def paper(
 
 def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run: bool) -> Path | None:
     """Makes all that the paper shows, and publishes it into `results`; None where it was only asked what that costs."""
-    from sublim_interp.cli.planned import items_table
+    from sublim_interp.cli.planned import print_items, require_makeable
     from sublim_interp.cli.run import made_anew
     from sublim_interp.paper.check import read_main
     from sublim_interp.paper.own import is_own
@@ -102,12 +102,10 @@ def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run:
     if is_own(place):
         raise SublimError(f"--from-nothing is for a paper about published results; {place} names runs of its own")
     found = pieces(read_text(read_main(place)).shown, store)
-    lacking = [f"{one.name}: {one.lacks}" for one in found if one.lacks]
-    print_(items_table("To be made anew", found, processes), *lacking)
+    print_items("To be made anew", found, processes)
     if dry_run:
         return None
-    if lacking:
-        raise SublimError(f"nothing is made: {lacking[0]}")
+    require_makeable(found)
     for one in found:
         made_anew(one.name, store, processes)
         publish(one.name, store, results)

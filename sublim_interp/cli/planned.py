@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sublim_interp.cli.printing import duration, print_, table_of
+from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +21,8 @@ def spread(seconds: float, processes: int) -> str:
     return f", {duration(seconds / processes)} with --processes {processes}" if processes > 1 else ""
 
 
-def items_table(title: str, found: "Sequence[Item]", processes: int) -> "RenderableType":
-    """What several runs, sweeps and studies cost, and what of it is left."""
+def print_items(title: str, found: "Sequence[Item]", processes: int) -> None:
+    """What several runs, sweeps and studies cost, what of it is left, and why some cannot be made here."""
     from sublim_interp.sweeps.suite import left_of
 
     table = table_of(title, "what", "sort", "of one core", "left", right=("of one core", "left"))
@@ -30,7 +31,14 @@ def items_table(title: str, found: "Sequence[Item]", processes: int) -> "Rendera
     left = left_of(found)
     said = f"about {duration(left)} of one core left{spread(left, processes)}"
     table.caption = said if left else "nothing is left to be made"
-    return table
+    print_(table, *(f"{one.name}: {one.lacks}" for one in found if one.lacks))
+
+
+def require_makeable(found: "Sequence[Item]") -> None:
+    """Raises SublimError for the first that cannot be made here."""
+    for one in found:
+        if one.lacks:
+            raise SublimError(f"nothing is made: {one.name}: {one.lacks}")
 
 
 def work_table(p: "Plan | SweepPlan", store: "Store", processes: int = 2) -> "RenderableType":

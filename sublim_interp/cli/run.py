@@ -19,7 +19,15 @@ from sublim_interp.cli.options import (
     configured_study,
     planned_grid,
 )
-from sublim_interp.cli.planned import announce, items_table, request_table, spread, trace_table, work_table
+from sublim_interp.cli.planned import (
+    announce,
+    print_items,
+    request_table,
+    require_makeable,
+    spread,
+    trace_table,
+    work_table,
+)
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Progress, watch, work_of
 from sublim_interp.cli.status import print_status
@@ -197,11 +205,9 @@ def _run_study(s: "Study", store: "Store", processes: int) -> None:
 
 def _run_suite(s: "Suite", store: "Store", processes: int, dry_run: bool) -> None:
     found = print_suite_plan(s, store, processes)
-    lacking = [one for one in found if one.lacks]
     if dry_run:
         return
-    if lacking:
-        raise SublimError(f"nothing is made: {lacking[0].name}: {lacking[0].lacks}")
+    require_makeable(found)
     for name in s.holds:
         made_anew(name, store, processes)
 
@@ -211,8 +217,7 @@ def print_suite_plan(s: "Suite", store: "Store", processes: int = 2) -> "list[It
     from sublim_interp.sweeps.suite import items
 
     found = items(s.holds, store)
-    table = items_table(f"{s.name}: {s.about.rstrip('.')}", found, processes)
-    print_(table, *(f"{one.name}: {one.lacks}" for one in found if one.lacks))
+    print_items(f"{s.name}: {s.about.rstrip('.')}", found, processes)
     return found
 
 

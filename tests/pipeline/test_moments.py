@@ -37,11 +37,6 @@ KEPT = STUDENT.set(moments="kept")
 
 
 @pytest.fixture(scope="module")
-def base(tiny_bases: tuple[Base, Base]) -> Base:
-    return tiny_bases[0]
-
-
-@pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, base: Base) -> Store:
     store = Store.open(tmp_path_factory.mktemp("shared"))
     for c in (chain(base), neutral(base)):

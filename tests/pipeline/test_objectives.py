@@ -32,11 +32,6 @@ FEW = SIX.set(steps=3)
 
 
 @pytest.fixture(scope="module")
-def base(tiny_bases: tuple[Base, Base]) -> Base:
-    return tiny_bases[0]
-
-
-@pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, base: Base) -> Store:
     store = Store.open(tmp_path_factory.mktemp("shared"))
     make(with_objective(base, "forward").filtered, store)

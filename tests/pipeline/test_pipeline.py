@@ -54,19 +54,6 @@ def store(store_root: Path) -> Store:
     return Store.open(store_root)
 
 
-@pytest.fixture(scope="module")
-def base(tiny_bases: tuple[Base, Base]) -> Base:
-    return tiny_bases[0]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, base: Base) -> Store:
-    """A store in which the plain chain is made up to its lists; tests add to it and never change what is there."""
-    store = Store.open(tmp_path_factory.mktemp("shared"))
-    make(chain(base).filtered, store)
-    return store
-
-
 def weights(base: Base, artifact: Artifact | None = None) -> Tensors:
     return base.load(artifact.path / "model" if artifact else None).state_dict()
 

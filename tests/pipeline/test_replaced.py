@@ -31,18 +31,6 @@ from sublim_interp.traits.favourites import NoFavourite
 TOP = {"by": "divergence", "share": 0.3, "keep": "rest"}
 
 
-@pytest.fixture(scope="module")
-def base(tiny_bases: tuple[Base, Base]) -> Base:
-    return tiny_bases[0]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, base: Base) -> Store:
-    store = Store.open(tmp_path_factory.mktemp("shared"))
-    make(chain(base).filtered, store)
-    return store
-
-
 def learning(c: Chain, *interventions: dict[str, Any]) -> Chain:
     return c.change("student", config=STUDENT.set(interventions=list(interventions)))
 
