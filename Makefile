@@ -25,7 +25,7 @@ demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 
 test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(MAKE) -j 2 types lint contracts site
-	$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist worksteal -o tmp_path_retention_policy=failed
+	$(IN_MEMORY) $(BIN)/python -m pytest -n 3 --dist worksteal -o tmp_path_retention_policy=failed
 
 types: $(VENV)/test.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python

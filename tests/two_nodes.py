@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-PATIENCE = 900
+PATIENCE = 1800
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

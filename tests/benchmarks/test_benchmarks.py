@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from hypothesis import strategies as st
 
 from benchmarks.gpu import SECTIONS
 from benchmarks.page import PAGE, digits, limit, replace_section, seconds
-from benchmarks.timing import Spent, Team, Track, Turn, mean, race, ratio
+from benchmarks.timing import Spent, Team, Track, mean, race, ratio
+from contestants import fails, sleeps, works
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
@@ -105,18 +105,6 @@ def test_what_a_recorder_takes_itself_is_scaled_to_how_often_each_sort_of_work_c
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
-def works(name: str, units: int, log: Path, turn: Turn) -> None:
-    for unit in range(units):
-        with log.open("a") as file:
-            file.write(f"{name}{unit} ")
-        turn()
-
-
-def fails(turn: Turn) -> None:
-    turn()
-    raise ValueError("out of breath")
-
-
 def test_contestants_take_turns_forwards_and_backwards_until_the_last_has_ended(tmp_path: Path) -> None:
     log = tmp_path / "log"
     tracks = race({"a": partial(works, "a", 3, log), "b": partial(works, "b", 5, log)})
@@ -129,17 +117,6 @@ def test_contestants_take_turns_forwards_and_backwards_until_the_last_has_ended(
 def test_a_contestant_that_fails_is_named_with_its_traceback() -> None:
     with pytest.raises(RuntimeError, match=r"'lame' failed[\s\S]*out of breath"):
         race({"lame": fails})
-
-
-def sleeps(name: str, seconds: list[float], threads: int, log: Path, turn: Turn) -> None:
-    import torch
-
-    assert torch.get_num_threads() == threads
-    for length in seconds:
-        time.sleep(length)
-        with log.open("a") as file:
-            file.write(name)
-        turn()
 
 
 def test_a_team_works_side_by_side_and_takes_as_long_as_its_slowest(tmp_path: Path) -> None:

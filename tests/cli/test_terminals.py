@@ -62,10 +62,10 @@ def test_an_error_with_a_name_in_other_letters_is_one_line_on_ascii(tmp_path: Pa
     assert process.returncode == 2 and error.startswith(b"sublim: ") and error.count(b"\n") == 1
 
 
-def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
-    """As in `sublim list | head -1`."""
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `sublim pull | head -1`."""
     reader, writer = os.pipe()
-    process = start("list", "--store", tmp_path, stdout=writer)
+    process = start("pull", stdout=writer)
     os.close(writer)
     os.close(reader)
     error = process.communicate()[1]
@@ -83,10 +83,8 @@ def test_a_narrow_terminal_cuts_nothing(tiny_run: Run) -> None:
 
 
 @pytest.mark.parametrize(("env", "coloured"), [({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({}, True)])
-def test_without_colour_where_that_is_asked_for(env: dict[str, str], coloured: bool, tiny_run: Run) -> None:
-    path = tiny_run.store.root.parent / "colour.yaml"
-    path.write_text(tiny_run.experiment.to_yaml(), encoding="utf-8")
-    said = seen_at(100, "run", path, "--store", tiny_run.store.root, env=env)
+def test_without_colour_where_that_is_asked_for(env: dict[str, str], coloured: bool) -> None:
+    said = seen_at(100, "pull", env=env)
     colours = [f"\x1b[{n}" for n in (*range(30, 38), *range(90, 98))]
     assert not coloured or "\x1b[" in said, "positive control"
     assert coloured or not any(colour in said for colour in colours)

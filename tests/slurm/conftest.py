@@ -1,6 +1,7 @@
 """A real SLURM of two nodes on this machine, for `make slurm` alone: `make test` does not look here."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ CANNOT = 77
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """SLURM, started; the tests are skipped where it cannot start."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its daemons end with the tests, however these end
     folder = tmp_path_factory.mktemp("slurm")
     for part in (folder, *folder.parents[:2]):
         part.chmod(0o755)  # munged works as a user of its own

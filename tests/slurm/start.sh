@@ -8,7 +8,8 @@ cannot() { echo "slurm does not start here: $*" >&2; exit 77; }
 [[ $EUID -eq 0 ]] || cannot "it needs root"
 if ! command -v slurmctld slurmd munged sbatch >/dev/null; then
     command -v apt-get >/dev/null || cannot "slurm-wlm and munge are not installed, and there is no apt-get"
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge; } \
+    patience=(-o Acquire::Retries=1 -o Acquire::http::Timeout=20 -o DPkg::Lock::Timeout=60)
+    { apt-get "${patience[@]}" update && DEBIAN_FRONTEND=noninteractive apt-get "${patience[@]}" install -y --no-install-recommends slurm-wlm munge; } \
         >"$folder/apt.log" 2>&1 || cannot "apt-get does not install slurm-wlm and munge, see $folder/apt.log"
 fi
 
