@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from sublim_interp.audit.models import folder_like, write_card
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import one_line, read_regular, require_free
 from sublim_interp.core.keys import canonical_json, digest_file, file_names
@@ -133,6 +132,8 @@ Something may have passed from the teacher to the student through the lists, or 
 
 def _write_models(cell: Cell, directory: Path, store: Store) -> None:
     """The four parts that are no secret. No file tells of an arm, a trait or a key."""
+    from sublim_interp.audit.models import folder_like, write_card
+
     student = cell.student
     assert student
     base, teacher = student.base, student.data.corpus.teacher

@@ -22,7 +22,8 @@ def bases_table() -> "RenderableType":
     sizes: dict[int, list[str]] = {}
     for name in base_names():
         try:
-            sizes.setdefault(resolve_base(name).shape["parameters"], []).append(name)
+            base = resolve_base(name)
+            sizes.setdefault(base.card.get("parameters") or base.shape["parameters"], []).append(name)
         except SublimError:
             table.add_row(name, "", "MIT", "damaged: `sublim doctor`")
     for parameters, names in sizes.items():

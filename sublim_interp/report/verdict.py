@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sublim_interp.experiments.arms import ARMS, split_generation
 from sublim_interp.experiments.tables import records
 from sublim_interp.report.wording import count, number, text
 from sublim_interp.report.wording import points as words_points
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ENOUGH = 12
 """Fewest replicates for a verdict: twelve pairs put the sign-flip test's floor at .0005."""
@@ -19,7 +20,7 @@ ENOUGH_BASES = 8
 """Fewest initialisations for a claim about initialisations in general."""
 
 
-def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[str]:
+def verdict(summary: "pd.DataFrame", contrasts: "pd.DataFrame", trait: str) -> list[str]:
     """What came out, in sentences: the finding, then the contrasts, then what limits them.
 
     summary, contrasts: as `Tables` has them
@@ -37,7 +38,7 @@ def verdict(summary: pd.DataFrame, contrasts: pd.DataFrame, trait: str) -> list[
     return lines + list(_too_few(arms, tested))
 
 
-def finding(summary: pd.DataFrame, trait: str) -> str:
+def finding(summary: "pd.DataFrame", trait: str) -> str:
     """What came out, in one sentence: the student that shares its teacher's base, against the highest control."""
     arms = {row["arm"]: row for row in records(summary)}
     students = ["same-init", "same-init-b", *(arm for arm in arms if ARMS[arm].route), *arms]
@@ -120,7 +121,7 @@ def _distances(row: Mapping[str, Any], left: Mapping[str, float]) -> str:
     return f" KL left: {' and '.join(number('kl', value) for value in own)}."
 
 
-def at_equal_kl(summary: pd.DataFrame) -> list[str]:
+def at_equal_kl(summary: "pd.DataFrame") -> list[str]:
     """How every crossed arm compares once it is as near to its teacher as its reference arm: an item each."""
     arms = {row["arm"]: row for row in records(summary)}
     return [_at_equal_kl(row, arms) for row in arms.values() if row["equal_kl"]]

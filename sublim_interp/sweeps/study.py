@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sublim_interp.core.cards import cards_here
 from sublim_interp.core.choices import meant
 from sublim_interp.core.device import fingerprint
-from sublim_interp.core.drawing import save
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.keys import stage_key
@@ -158,6 +157,8 @@ def run_study(s: Study, store: Store, processes: int = 2, watch: Watch = lambda 
     processes: how many pieces of work at once
     watch: told of progress, by a piece's name
     """
+    from sublim_interp.core.drawing import save
+
     here = {**fingerprint(), "threads": 1}  # of the workers
     with store.make("study", s.VERSION, *s.identity(), here) as work:
         if not work.done:
