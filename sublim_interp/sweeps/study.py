@@ -92,6 +92,7 @@ _OWN = {
     "mnist": "sweeps.studies.mnist:Mnist",
     "theorem": "sweeps.studies.theorem:Theorem",
     "audit": "audit.calibration:Calibration",
+    "triggers": "audit.trigger_errors:Triggers",
     "prediction": "sweeps.studies.prediction:Prediction",
     "inside": "sweeps.studies.inside:Inside",
     "recovered": "sweeps.studies.recovered:Recovered",
