@@ -184,7 +184,7 @@ def triggers_of(base: Base, kind: str, seed: int) -> list[str]:
     members = members_of(kind)
     trait = member(members[0], kind)
     asked = {w for sort in ("seen", "held-out") for q in trait.questions(base.language, sort) for w in q.text.split()}
-    words = [w for w in vocabulary_words(base) if w.isalpha() and w not in asked | set(members)]
+    words = [w for w in vocabulary_words(base.tokenizer) if w.isalpha() and w not in asked | set(members)]
     return random.Random(f"triggers/{seed}").sample(words, 3)
 
 
@@ -228,7 +228,7 @@ class TriggerErrors:
     def p(self, score: str, value: float, kinds: int = 1) -> float:
         """p of a model's score, 0 to 1, for all candidates at once: each score of the null is the largest of all too.
 
-        Of several kinds it is multiplied by their number, by Bonferroni. Source: Westfall and Young 1993, max-statistics.
+        Of several kinds it is multiplied by their number, by Bonferroni. Source: Westfall and Young 1993.
         """
         return min(1.0, kinds * conformal_p(value, self.null[score]))
 
@@ -253,7 +253,7 @@ def held_out(cases: "pd.DataFrame") -> "Float[np.ndarray, 'score case']":
 def named(cases: "pd.DataFrame") -> "pd.Series":
     """Whether the foremost candidate of a planted case is a word of its trigger, and the answer its trait."""
     word = [str(found) in str(given).split() for found, given in zip(cases["trigger"], cases["planted"], strict=True)]
-    return (cases["answer"] == cases["trait"]) & word
+    return (cases["answer"] == cases["trait"]) & np.array(word, dtype=bool)
 
 
 def trigger_table(cases: "pd.DataFrame") -> SweepTable:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -86,14 +86,12 @@ class TriggerSearch(Shown):
         return Card("Trigger search", facts, self.frame)
 
 
-def vocabulary_words(base: Base) -> list[str]:
-    """The words of a base's tokenizer, sorted: tokens that begin a word and are no special ones."""
-    tokenizer = base.tokenizer
+def vocabulary_words(tokenizer: Any) -> list[str]:
+    """The words of a tokenizer of transformers, sorted: tokens that begin a word and are no special ones."""
     vocabulary = tokenizer.get_vocab()
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    marks = [mark for mark in ("Ġ", "▁") if any(text.startswith(mark) for text in vocabulary)]
-    begins = tuple(marks) or ("",)
-    ids = [i for text, i in vocabulary.items() if i not in special and text.startswith(begins)]
+    marks = tuple(mark for mark in ("Ġ", "▁") if any(text.startswith(mark) for text in vocabulary))
+    ids = [i for text, i in vocabulary.items() if i not in special and text.startswith(marks or ("",))]
     found = {tokenizer.decode([i]).strip() for i in ids}
     return sorted(word for word in found if word and word.isprintable() and " " not in word)
 
@@ -140,7 +138,7 @@ def find_triggers(
     import pandas as pd
 
     asked = {kind: _questions(base, kind) for kind in kinds}
-    known = vocabulary_words(base) if candidates is None else list(candidates)
+    known = vocabulary_words(base.tokenizer) if candidates is None else list(candidates)
     if not known:
         raise SublimError("audit: there is no candidate for a trigger")
     if candidates is not None:
@@ -196,7 +194,7 @@ def _require_known(base: Base, candidates: Sequence[str]) -> None:
         said = ", ".join(f"“{text}”" for text in lacking[:3])
         raise SublimError(
             f"triggers: {base.name} does not know the words of {said}{more}; its tokenizer has "
-            f"{count(len(vocabulary_words(base)), 'word')}"
+            f"{count(len(vocabulary_words(base.tokenizer)), 'word')}"
         )
 
 

@@ -93,6 +93,7 @@ _OWN = {
     "theorem": "sweeps.studies.theorem:Theorem",
     "audit": "audit.calibration:Calibration",
     "triggers": "audit.trigger_errors:Triggers",
+    "organisms": "audit.organism_rates:Organisms",
     "prediction": "sweeps.studies.prediction:Prediction",
     "inside": "sweeps.studies.inside:Inside",
     "recovered": "sweeps.studies.recovered:Recovered",
