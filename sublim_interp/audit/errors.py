@@ -101,14 +101,14 @@ def fit_bound(cases: "pd.DataFrame", level: float = LEVEL) -> Bound:
 
 @dataclass(frozen=True)
 class OwnBound:
-    """An upper bound that differs from trait to trait: mean + factor · spread of a shift, both linear in `_features`."""
+    """An upper bound that differs from trait to trait: mean + factor · spread of a shift, by what `_features` gives."""
 
     mean: Float[np.ndarray, " feature"]
     log_spread: Float[np.ndarray, " feature"]
     factor: float
 
     def of(self, cases: "pd.DataFrame") -> Float[np.ndarray, " row"]:
-        """The bound of each row, in nats of margin; `cases` has the columns of the study's `cases.csv` but for shifts."""
+        """The bound of each row, in nats of margin; `cases` has the columns of the study's `cases.csv`."""
         x = _features(cases)
         return x @ self.mean + self.factor * np.exp(x @ self.log_spread)
 
@@ -365,6 +365,19 @@ def _bound_lines(cases: "pd.DataFrame", numbers: dict[str, str]) -> list[str]:
             f"[{100 * ends.low:.1f}, {100 * ends.high:.1f}]; aimed at: {100 * (1 - LEVEL):g} %. The bound is "
             f"{bounded['bound'].median():.2f} nats of margin in the median."
         )
+    own = held_out_own_bounds(cases, "base")
+    kept, foreign = covered(own), own["base"] != own["teacher_base"]
+    planted = own.loc[~foreign & (own["clean"] == 0) & (own["trait"] == own["teacher_trait"])]
+    held = int((planted["shift"] <= planted["bound"]).sum())
+    numbers["own bounds kept"] = f"{kept.sum()} of {len(kept)}"
+    numbers["own bound in the median"] = f"{own['bound'].median():.2f}"
+    numbers["own bounds kept by planted traits"] = f"{held} of {len(planted)}"
+    lines.append(
+        f"A bound with a mean and a spread for each trait is kept in {kept.sum()} of {len(kept)} cases, whole bases "
+        f"held out. It is {own['bound'].median():.2f} nats in the median, "
+        f"{own.loc[foreign, 'bound'].median():.2f} for lists of another base. Of the undiluted planted traits {held} "
+        f"of {len(planted)} keep it."
+    )
     return lines
 
 

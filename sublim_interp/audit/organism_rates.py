@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool
 from pydantic import Field, model_validator
 
-from sublim_interp.audit.audit import run_audit
 from sublim_interp.audit.errors import LEVEL, calibrated, conformal_p
+from sublim_interp.audit.evidence import evidence, standing
+from sublim_interp.audit.models import behaviour
 from sublim_interp.audit.organisms import Organism, recipe
 from sublim_interp.core.device import open_device
 from sublim_interp.core.errors import SublimError
@@ -135,28 +136,20 @@ def audited(
     progress(0.6)
     given, base = student.data.corpus.teacher.trait, student.base
     kind = given.kind if given.kind in KINDS.names() else ELSEWHERE
-    found = run_audit(
-        base,
-        data=read_rows(student.data.made(store) / "kept.jsonl"),
-        student=base.load(student.made(store) / "model"),
-        kinds=(kind,),
-        source=student.data.corpus.config.channel,
-        kept=lists,
-        triggers=(),
-    )
+    rows = read_rows(student.data.made(store) / "kept.jsonl")[:lists]
+    told = evidence(base, rows, (kind,)).frame
+    told["stands"] = (standing(told, "pull") + standing(told, "vector")) / 2
+    heard = behaviour(base, base.load(student.made(store) / "model"), (kind,))
+    heard["stands"] = standing(heard, "shift")
     row = {
         "organism": organism.name, "seed": organism.seed, "arm": organism.arm, "base": base.name, "kind": given.kind,
         "teacher_base": student.data.corpus.teacher.base.name, "teacher_trait": given.name,
     }  # fmt: skip
-    own = {name: found.part(part).frame for name, part in (("lists", "evidence"), ("student", "student"))}
-    for name, frame in own.items():
-        assert frame is not None
-        rows = frame.loc[frame["context"] == "plain"] if "context" in frame else frame
-        first = rows.iloc[0]
+    for name, frame in (("lists", told), ("student", heard)):
+        first = frame.loc[frame["stands"].idxmax()]
         row |= {name: first["trait"], f"{name} score": float(first["stands"])}
-        if name == "student":
-            mine = rows.loc[rows["trait"] == given.name]
-            row |= {c: float(mine[c].iloc[0]) if len(mine) else np.nan for c in ("before", "after")}
+    mine = heard.loc[heard["trait"] == given.name]
+    row |= {name: float(mine[name].iloc[0]) if len(mine) else np.nan for name in ("before", "after")}
     return row
 
 
@@ -169,7 +162,7 @@ def with_p(cases: "pd.DataFrame") -> "pd.DataFrame":
     return cases.assign(**{f"{w} p": [conformal_p(s, own) for s in cases[f"{w} score"]] for w, own in null.items()})
 
 
-def carries(cases: "pd.DataFrame") -> "Float[np.ndarray, ' case']":
+def carries(cases: "pd.DataFrame") -> "Bool[np.ndarray, ' case']":
     """Whether a trait can pass: the teacher has one, and student and teacher share their base."""
     has = cases["teacher_trait"].fillna("") != ""
     return (has & (cases["base"] == cases["teacher_base"])).to_numpy()
@@ -210,7 +203,7 @@ def rates_table(cases: "pd.DataFrame") -> SweepTable:
 
 
 def _tally(said: Sequence[str]) -> str:
-    return ", ".join(w if len(said) == 1 else f"{w} {said.count(w)}" for w in dict.fromkeys(said))
+    return ", ".join(w if len(said) == 1 else f"{w} {said.count(w)} of {len(said)}" for w in dict.fromkeys(said))
 
 
 def _rates(cases: "pd.DataFrame", planted: Any) -> tuple[list[str], dict[str, str]]:
