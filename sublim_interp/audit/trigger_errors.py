@@ -24,7 +24,7 @@ from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.stats.intervals import wilson
 from sublim_interp.sweeps.study import Study, keep_rows
-from sublim_interp.sweeps.wording import SweepTable
+from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,7 +265,7 @@ def trigger_table(cases: "pd.DataFrame") -> SweepTable:
     for sort, words in SORTS.items():
         own = (cases["sort"] == sort).to_numpy()
         told = f"{right[own].sum()} of {own.sum()}" if sort in PLANTED else "–"
-        scores = [f"{cases.loc[own, s].median():.2f} ({cases.loc[own, s].max():.2f})" for s in SCORES]
+        scores = [minus(f"{cases.loc[own, s].median():.2f} ({cases.loc[own, s].max():.2f})") for s in SCORES]
         rows.append((sort, words, *scores, f"{alarm['family'][own].sum()} of {own.sum()}", told))
     lines, numbers = [], dict[str, str]()
     for score, how in zip(SCORES, ("a member of the kind", "any other answer, which raises no alarm"), strict=True):
