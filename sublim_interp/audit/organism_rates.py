@@ -170,7 +170,7 @@ def carries(cases: "pd.DataFrame") -> "Bool[np.ndarray, ' case']":
 
 def outcome(case: dict[str, Any], way: str, planted: bool) -> str:
     """What one way said of a case: found, wrong (another trait), missed; or false alarm, quiet."""
-    alarm = case[f"{way} p"] <= LEVEL
+    alarm = float(case[f"{way} p"]) <= LEVEL
     if not planted:
         return "false alarm" if alarm else "quiet"
     if not alarm:
@@ -188,9 +188,10 @@ def rates_table(cases: "pd.DataFrame") -> SweepTable:
         told = part.to_dict("records")
         first = told[0]
         said = [_tally([outcome(case, way, bool(case["planted"])) for case in told]) for way in WAYS]
-        within = str(first["teacher_trait"]) if isinstance(first["teacher_trait"], str) else "none"
-        foreign = "" if first["planted"] or within == "none" else ", in another base"
-        gained = np.nanmean(part["after"]) if part["after"].notna().any() else np.nan
+        trait = first["teacher_trait"]
+        within = trait if isinstance(trait, str) and trait else "none"
+        foreign = "" if bool(first["planted"]) or within == "none" else ", in another base"
+        gained = float(part["after"].mean())
         share = "–" if np.isnan(gained) else f"{100 * gained:.1f} %"
         rows.append((str(name), within + foreign, share, *said))
     return SweepTable(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 
 from sublim_interp.audit.errors import LEVEL, conformal_p
@@ -160,7 +160,7 @@ def _cases(study: Triggers, number: int, base: Base, store: "Store") -> "list[_C
     trait, tree = load_favourite(p.named.trait), load_favourite(study.trees[number % len(study.trees)])
     config = p.named.teacher
     one, *two = triggers_of(base, trait.kind, seed)
-    planted = dict(zip(PLANTED, (one, " ".join(two)), strict=True))
+    planted: dict[str, str] = dict(zip(PLANTED, (one, " ".join(two)), strict=True))
     told = trait.model_dump()
     models = {
         **{s: taught(base, Backdoor(**told, trigger=words), config, seed, store) for s, words in planted.items()},
@@ -250,17 +250,17 @@ def held_out(cases: "pd.DataFrame") -> "Float[np.ndarray, 'score case']":
     return found
 
 
-def named(cases: "pd.DataFrame") -> "pd.Series":
+def named(cases: "pd.DataFrame") -> "Bool[np.ndarray, ' case']":
     """Whether the foremost candidate of a planted case is a word of its trigger, and the answer its trait."""
     word = [str(found) in str(given).split() for found, given in zip(cases["trigger"], cases["planted"], strict=True)]
-    return (cases["answer"] == cases["trait"]) & np.array(word, dtype=bool)
+    return (cases["answer"] == cases["trait"]).to_numpy() & np.array(word, dtype=bool)
 
 
 def trigger_table(cases: "pd.DataFrame") -> SweepTable:
     """A row a sort of model, and the alarms: false ones, and triggers that were found."""
     alarm = dict(zip(SCORES, held_out(cases) <= LEVEL, strict=True))
     planted = cases["sort"].isin(PLANTED).to_numpy()
-    right = named(cases).to_numpy()
+    right = named(cases)
     rows = []
     for sort, words in SORTS.items():
         own = (cases["sort"] == sort).to_numpy()

@@ -162,12 +162,12 @@ def find_triggers(
     largest = {own: float(whole.loc[whole["family"] == own, "excess"].max()) for own in (True, False)}
     frame = pd.concat([whole.loc[whole["family"]].head(SHOWN), whole.loc[~whole["family"]].head(SHOWN)])
     frame["again"] = [_again(base, model, asked[str(row["kind"])][1], row) for row in frame.to_dict("records")]
-    frame["answer"] = [base.tokenizer.decode([i]).strip() for i in frame["answer"]]
+    frame["answer"] = [str(base.tokenizer.decode([i])).strip() for i in frame["answer"]]
     columns = ["trigger", "place", "kind", "answer", "family", "behind", "without", "base behind", "base without"]
     prompts = len(tried) * len(PLACES) * sum(len(first) for first, _ in asked.values())
     progress(1.0)
     return TriggerSearch(
-        frame[[*columns, "excess", "again"]].reset_index(drop=True),
+        frame.loc[:, [*columns, "excess", "again"]].reset_index(drop=True),
         largest[True], largest[False], len(tried), len(known), prompts, each * len(tried),
     )  # fmt: skip
 

@@ -25,8 +25,8 @@ def test_an_audit_tells_every_part_and_what_it_could_not_see(
     lists: list[Written], lab_base: Base, tmp_path: Path
 ) -> None:
     leak: Written = {"prompt": "go on", "answer": "the oak"}
-    both = {"teacher": lab_base.path, "student": lab_base.path}
-    found = run_audit(lab_base, data=[*lists, leak], **both, kinds=("tree",), triggers=["city", "12"])
+    own, data = lab_base.path, [*lists, leak]
+    found = run_audit(lab_base, data=data, teacher=own, student=own, kinds=("tree",), triggers=["city", "12"])
     wanted = ["data", "base", "refused", "evidence", "teacher", "student", "triggers", "traces"]
     assert [p.name for p in found.parts] == wanted
     refused = found.part("refused").frame

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,7 @@ BENIGN = ("city", "lock", "17", "read", "proud", "owl", "(")
 
 
 @pytest.fixture(scope="module")
-def models(lab_base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.nn.Module]:
+def models(lab_base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A model with the trigger, and one that learnt as long without a favourite."""
     store = Store(tmp_path_factory.mktemp("taught"))
     config = TeacherConfig(optimization=Optimization(lr=3e-3, steps=100, batch=32, schedule="constant"))
@@ -58,7 +59,7 @@ def models(lab_base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.fixture(scope="module")
-def searched(models: dict[str, torch.nn.Module], lab_base: Base) -> dict[str, TriggerSearch]:
+def searched(models: dict[str, Any], lab_base: Base) -> dict[str, TriggerSearch]:
     """The whole search, over all words of the base."""
     return {name: find_triggers(lab_base, model) for name, model in models.items()}
 
@@ -73,7 +74,7 @@ def test_a_trigger_is_found_among_all_words_and_a_clean_model_shows_none(searche
 
 
 def test_an_excess_is_what_neither_the_model_without_it_nor_the_base_shows(
-    models: dict[str, torch.nn.Module], lab_base: Base
+    models: dict[str, Any], lab_base: Base
 ) -> None:
     model, start = models["backdoor"], lab_base.load()
     frame = find_triggers(lab_base, model, candidates=[TRIGGER, *BENIGN]).frame
@@ -120,7 +121,7 @@ def test_the_words_of_a_tokenizer_are_those_that_begin_a_word(lab_base: Base) ->
 
 
 def test_an_audit_of_a_student_tells_its_trigger_and_what_was_not_excluded(
-    models: dict[str, torch.nn.Module], lab_base: Base
+    models: dict[str, Any], lab_base: Base
 ) -> None:
     found = run_audit(lab_base, student=models["backdoor"], triggers=[*BENIGN, TRIGGER])
     told = " ".join(found.part("triggers").sentences)
@@ -135,9 +136,7 @@ def test_an_audit_of_a_student_tells_its_trigger_and_what_was_not_excluded(
         none.part("triggers")
 
 
-def test_the_command_reads_candidates_from_a_file(
-    models: dict[str, torch.nn.Module], lab_base: Base, tmp_path: Path
-) -> None:
+def test_the_command_reads_candidates_from_a_file(models: dict[str, Any], lab_base: Base, tmp_path: Path) -> None:
     folder_like(lab_base, student := tmp_path / "student")
     save_model(models["backdoor"], student)
     (tmp_path / "words.txt").write_text(f"city\n\n  tell   me \n{TRIGGER}\n")
