@@ -29,6 +29,8 @@ def organisms(frame: pd.DataFrame) -> Figure:
         ax.axvline(_LEVEL, color=INK, linewidth=0.9, linestyle=(0, (2, 2)))
         ax.set_xscale("log")
         ax.set_xlim(1.3, 0.006)
+        ax.set_xticks([1, 0.1, _LEVEL, 0.01], ["1", ".1", f"{_LEVEL:g}"[1:], ".01"])
+        ax.minorticks_off()
         ax.set_yticks(range(len(names)), names, fontsize=6.5)
         ax.set_xlabel("p")
         ax.set_title(words)
