@@ -191,7 +191,7 @@ def rates_table(cases: "pd.DataFrame") -> SweepTable:
         trait = first["teacher_trait"]
         within = trait if isinstance(trait, str) and trait else "none"
         foreign = "" if bool(first["planted"]) or within == "none" else ", in another base"
-        gained = float(part["after"].mean())
+        gained = float(np.mean([case["after"] for case in told]))
         share = "–" if np.isnan(gained) else f"{100 * gained:.1f} %"
         rows.append((str(name), within + foreign, share, *said))
     return SweepTable(
