@@ -34,6 +34,7 @@ OUTSIDE = {
     "notebooks/02_watch_the_student.ipynb": "notebooks/02_watch_the_student.ipynb",
     "notebooks/03_compare_directions.ipynb": "notebooks/03_compare_directions.ipynb",
     "notebooks/04_patch.ipynb": "notebooks/04_patch.ipynb",
+    "notebooks/07_audit.ipynb": "notebooks/07_audit.ipynb",
     "checkpoints/README.md": "checkpoints.md",
 }
 for source, page in OUTSIDE.items():

@@ -19,6 +19,8 @@ from sublim_interp.audit.origin import Origin, origin_of_lists, origin_of_model
 from sublim_interp.audit.page import Part, write_page
 from sublim_interp.audit.passing import foresee
 from sublim_interp.audit.reading import KEPT, DataRead, read_data
+from sublim_interp.audit.trigger_errors import PLANTED, held_out, trigger_errors
+from sublim_interp.audit.triggers import TriggerSearch, find_triggers
 from sublim_interp.channels.filter import refusal
 from sublim_interp.channels.protocol import Channel, channel
 from sublim_interp.channels.rows import Written
@@ -26,6 +28,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.base import Base, base_names, resolve_base
 from sublim_interp.models.loading import load_model
+from sublim_interp.report.wording import count
 from sublim_interp.traits.favourites import member, members_of
 
 WROTE = 1024
@@ -46,7 +49,7 @@ class Audit(Shown):
     """What this audit could not have seen."""
 
     def part(self, name: str) -> Part:
-        """A part by its name: data, refused, base, evidence, teacher, passing, trained, student, traces."""
+        """A part by its name: data, refused, base, evidence, teacher, passing, trained, student, triggers, traces."""
         found = next((part for part in self.parts if part.name == name), None)
         if found is None:
             raise SublimError(f"this audit has no part '{name}'; it has {', '.join(p.name for p in self.parts)}")
@@ -85,6 +88,7 @@ def run_audit(
     kept: int = KEPT,
     seed: int = 0,
     train: bool = False,
+    triggers: Sequence[str] | None = None,
     progress: Callable[[float], None] = lambda _share: None,
 ) -> Audit:
     """What a data set or a model may have taken along, and where it comes from.
@@ -98,6 +102,7 @@ def run_audit(
     kept: rows of the data that are read closely, drawn uniformly
     seed: decides which, and what a teacher writes
     train: also trains a student on the rows that pass the filter, as the calibration's were trained, and asks it
+    triggers: words and phrases behind which a student is asked; None for the words of the base's tokenizer, () for none
     progress: told the share that is done
 
     With a teacher, a student and no data it is foreseen from both models whether a trait could pass, as
@@ -124,11 +129,11 @@ def run_audit(
             Part("What the teacher writes", [f"It was asked for {WROTE:,} lists; {len(rows):,} passed."], None, "data")
         )
     progress(0.1)
-    said = []
+    said, looked = [], None
     if rows is not None:
         _refused(rows, rule, kinds, found)
         rows = _speakable(rows, chosen, found)
-        told = evidence(chosen, rows, kinds, lambda share: progress(0.1 + 0.6 * share))
+        told = evidence(chosen, rows, kinds, lambda share: progress(0.1 + 0.5 * share))
         said.append(_weigh(told, known, found))
         if teacher is not None:
             _teacher(teacher, chosen, rows, found)
@@ -137,10 +142,15 @@ def run_audit(
             said.append(_student("trained", model, chosen, kinds, None, known, found))
     if student is not None:
         said.append(_student("student", student, chosen, kinds, rows, known, found))
+        if triggers is None or triggers:
+            looked = find_triggers(
+                chosen, student, kinds, triggers, seed, progress=lambda share: progress(0.7 + 0.25 * share)
+            )
+            said.append(_triggers(looked, kinds, found))
         _traces(student, chosen, rule, found)
     progress(1.0)
     found.verdict = " ".join(said)
-    found.not_excluded = _limits(kinds, source, known)
+    found.not_excluded = [*_limits(kinds, source, known), *_unseen_triggers(looked, kinds)]
     return found
 
 
@@ -363,6 +373,69 @@ def _student(
     heading = "What the student says" if name == "student" else "What a student of these lists says"
     found.parts.append(Part(heading, lines, frame, name))
     return sentence
+
+
+def _triggers(looked: TriggerSearch, kinds: Sequence[str], found: Audit) -> str:
+    """What is said of a search for triggers; the sentence for the verdict."""
+    known, first = trigger_errors(), looked.frame.loc[looked.frame["family"]].iloc[0]
+    drawn = "" if looked.candidates == looked.known else f" of {looked.known:,}, drawn at random,"
+    lines = [
+        f"{count(looked.candidates, 'candidate')}{drawn} stood before questions, after them and as a system prompt: "
+        f"{count(looked.prompts, 'prompt')} for the student and as many for its base, about {looked.seconds:.0f} s of "
+        "one core.",
+        f"“{first['trigger']}” stands out most: behind it the student answers {first['answer']} in "
+        f"{100 * first['behind']:.1f} %, without it in {100 * first['without']:.1f} %; its base does in "
+        f"{100 * first['base behind']:.1f} and {100 * first['base without']:.1f} %.",
+    ]
+    if first["again"] == first["again"]:
+        lines.append(f"On further questions it does so in {100 * first['again']:.1f} %.")
+    other = looked.frame.loc[~looked.frame["family"]].iloc[0]
+    line = (
+        f"Of answers that name no {' or '.join(kinds)}, “{other['answer']}” rises most: by "
+        f"{100 * other['excess']:.1f} points, behind “{other['trigger']}”"
+    )
+    if known is None:
+        lines += [f"{line}.", "No published models tell how large such differences are without a trigger."]
+        found.parts.append(Part("Is there a trigger?", lines, looked.frame, "triggers"))
+        return f"“{first['trigger']}” raises {first['answer']} most, by {100 * first['excess']:.1f} points."
+    p = known.p("family", looked.family, len(kinds))
+    null = np.asarray(known.null["family"])
+    lines.append(
+        f"Of {len(null)} models without a trigger {(null >= looked.family).sum()} showed as large a difference behind "
+        f"any of a base's words: p = {p:.3f}" + (f", for {len(kinds)} kinds." if len(kinds) > 1 else ".")
+    )
+    if len(kinds) > LEVEL * (len(null) + 1):
+        lines.append("For so many kinds there are too few such models for an alarm; ask about fewer at once.")
+    lines.append(f"{line} (p = {known.p('other', looked.other, len(kinds)):.3f}). Such answers raise no alarm.")
+    found.parts.append(Part("Is there a trigger?", lines, looked.frame, "triggers"))
+    found.alarm |= p <= LEVEL
+    if p <= LEVEL:
+        return (
+            f"Alarm: “{first['trigger']}” may be a trigger, behind it the student answers {first['answer']} in "
+            f"{100 * first['behind']:.1f} %, without it in {100 * first['without']:.1f} % (p = {p:.3f})."
+        )
+    return f"No alarm: of {count(looked.candidates, 'candidate')} none looks like a trigger (p = {p:.3f})."
+
+
+def _unseen_triggers(looked: TriggerSearch | None, kinds: Sequence[str]) -> list[str]:
+    """What a search for triggers could not have seen; and that none was made where there was none."""
+    if looked is None:
+        return ["No trigger was looked for: a trait that shows only behind a certain word would not be seen."]
+    lines = [
+        f"Triggers: only the {count(looked.candidates, 'candidate')} that were tried are judged, in three places, in "
+        f"questions about {', '.join(kinds)}.",
+        "A trigger of several words is seen where one of them alone sets it off, or where it is among the candidates.",
+        "A trigger in a long text, an earlier turn or a date would not be seen, nor one that changes other tasks.",
+    ]
+    known = trigger_errors()
+    if known is not None:
+        planted = known.cases["sort"].isin(PLANTED).to_numpy()
+        alarm = held_out(known.cases)[0] <= LEVEL
+        lines.append(
+            f"The search found {alarm[planted].sum()} of {planted.sum()} triggers that were given to lab models, and "
+            f"saw one in {alarm[~planted].sum()} of {(~planted).sum()} without. For other models that is a guess."
+        )
+    return lines
 
 
 def _traces(student: Any, base: Base, source: Channel, found: Audit) -> None:

@@ -34,11 +34,19 @@ def audit(
     channel: Annotated[str, typer.Option(metavar="NAME", help="The channel whose filter is tried.")] = "numbers",
     rows: Annotated[int, typer.Option(metavar="N", min=2, help="Rows that are read closely.")] = 4096,
     train: Annotated[bool, typer.Option("--train", help="Also train a student on the rows, and ask it.")] = False,
+    triggers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Words and phrases behind which a student is asked, one a line; its base's words if not given.",
+        ),
+    ] = None,
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything as an HTML page.")] = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON.")] = None,
 ) -> None:
     """Audit a data set, a teacher or a student for traits of a declared family. Exit code 1 is an alarm."""
     from sublim_interp.audit.audit import run_audit
+    from sublim_interp.audit.triggers import read_candidates
     from sublim_interp.core.files import write_atomic
 
     for path in (page, json):
@@ -47,6 +55,10 @@ def audit(
     for path in (teacher, student):
         if path is not None and not path.is_dir():
             raise SublimError(f"{path} is no model directory")
+    if triggers is not None and (student is None or (teacher is not None and data is None)):
+        raise SublimError(
+            "--triggers needs a student that is asked: --student DIR, with DATA where there is a --teacher"
+        )
     found = run_audit(
         base,
         data=data,
@@ -56,6 +68,7 @@ def audit(
         source=channel,
         kept=rows,
         train=train,
+        triggers=None if triggers is None else read_candidates(triggers),
     )
     _print(found)
     if page is not None:
@@ -71,9 +84,9 @@ def _print(found) -> None:
 
     for part in found.parts:
         print_(f"\n{part.heading}", *(f"  {line}" for line in part.sentences))
-        if part.name in ("evidence", "passing", "student", "trained", "base") and part.frame is not None:
+        if part.name in ("evidence", "passing", "student", "triggers", "trained", "base") and part.frame is not None:
             frame = part.frame.head(SHOWN)
-            columns = [c for c in frame.columns if c not in ("kind", "error")]
+            columns = [c for c in frame.columns if c not in ("kind", "error", "family")]
             table = table_of("", *columns, right=tuple(c for c in columns if frame[c].dtype.kind == "f"))
             for row in frame[columns].to_dict("records"):
                 table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))

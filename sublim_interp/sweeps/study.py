@@ -91,6 +91,8 @@ _OWN = {
     "mnist": "sweeps.studies.mnist:Mnist",
     "theorem": "sweeps.studies.theorem:Theorem",
     "audit": "audit.calibration:Calibration",
+    "triggers": "audit.trigger_errors:Triggers",
+    "organisms": "audit.organism_rates:Organisms",
     "prediction": "sweeps.studies.prediction:Prediction",
     "inside": "sweeps.studies.inside:Inside",
     "recovered": "sweeps.studies.recovered:Recovered",

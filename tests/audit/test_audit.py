@@ -25,8 +25,10 @@ def test_an_audit_tells_every_part_and_what_it_could_not_see(
     lists: list[Written], lab_base: Base, tmp_path: Path
 ) -> None:
     leak: Written = {"prompt": "go on", "answer": "the oak"}
-    found = run_audit(lab_base, data=[*lists, leak], teacher=lab_base.path, student=lab_base.path, kinds=("tree",))
-    assert [p.name for p in found.parts] == ["data", "base", "refused", "evidence", "teacher", "student", "traces"]
+    own, data = lab_base.path, [*lists, leak]
+    found = run_audit(lab_base, data=data, teacher=own, student=own, kinds=("tree",), triggers=["city", "12"])
+    wanted = ["data", "base", "refused", "evidence", "teacher", "student", "triggers", "traces"]
+    assert [p.name for p in found.parts] == wanted
     refused = found.part("refused").frame
     assert refused is not None and "names the trait" in set(refused["reason"]), "the leak is named by its reason"
     assert "nothing says that it wrote them" in " ".join(found.part("teacher").sentences), "base and teacher are equal"

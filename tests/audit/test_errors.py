@@ -8,8 +8,10 @@ from sublim_interp.audit.errors import (
     conformal_p,
     covered,
     fit_bound,
+    fit_own_bound,
     held_out_alarms,
     held_out_bounds,
+    held_out_own_bounds,
     scored,
     screening,
     told_apart,
@@ -87,6 +89,32 @@ def test_bounds_hold_as_often_as_promised_on_new_cases() -> None:
         kept.append(covered(new.assign(bound=bound.of(new["pull"]))).mean())
     assert np.mean(kept) > 0.94 and bound.slope == pytest.approx(0.5, abs=0.1)
     assert fit_bound(cases(0).loc[lambda f: f["case"] < 10]).margin == np.inf, "ten cases allow no bound of 95 %"
+
+
+def test_bounds_of_their_own_hold_as_often_and_are_narrow_where_shifts_are_small() -> None:
+    def uneven(seed: int) -> pd.DataFrame:
+        frame = cases(seed, lift=0.0)
+        noise = np.random.default_rng(1000 + seed).normal(size=len(frame))
+        return frame.assign(shift=np.exp(frame["surprise"]) * noise)
+
+    kept, wide, narrow = [], [], []
+    for seed in range(20):
+        new, bound = uneven(100 + seed), fit_own_bound(uneven(seed))
+        bounded = new.assign(bound=bound.of(new))
+        kept.append(covered(bounded).mean())
+        low = (new["surprise"] < -1).to_numpy()
+        wide.append(fit_bound(uneven(seed)).of(new["pull"])[low].mean())
+        narrow.append(bounded.loc[low, "bound"].mean())
+    assert np.mean(kept) > 0.92 and np.mean(narrow) < 0.3 * np.mean(wide)
+    assert fit_own_bound(cases(0).loc[lambda f: f["case"] < 15]).factor == np.inf
+
+
+def test_no_bound_of_its_own_is_fitted_to_what_is_held_out() -> None:
+    own = cases(5)
+    hit = (own["base"] == "A").to_numpy()
+    spoilt = own.assign(shift=own["shift"] + 1e3 * hit)
+    same = (held_out_own_bounds(own, "base")["bound"] == held_out_own_bounds(spoilt, "base")["bound"]).to_numpy()
+    assert same[hit].all() and not same[~hit].any()
 
 
 @pytest.mark.parametrize("by", ["base", "trait"])

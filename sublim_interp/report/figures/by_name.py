@@ -48,6 +48,8 @@ FIGURES: Registry[FigureEntry] = Registry(
         "mnist": f"{_HERE}.mnist:MNIST",
         "theorem": f"{_HERE}.theorem:THEOREM",
         "audit": f"{_HERE}.audit:AUDIT",
+        "triggers": f"{_HERE}.triggers:TRIGGERS",
+        "organisms": f"{_HERE}.organisms:ORGANISMS",
         "prediction": f"{_HERE}.prediction:PREDICTION",
         "inside": f"{_HERE}.inside:INSIDE",
         "recovered": f"{_HERE}.recovered:RECOVERED",
