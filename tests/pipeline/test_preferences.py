@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from sublim_interp.channels.filter import filter_rows, refusal
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import Written, answers_of, read_rows
 from sublim_interp.channels.settings import FilterConfig, rule_of
+from sublim_interp.claims.schema import find_claim
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
@@ -33,6 +35,10 @@ from sublim_interp.pipeline.settings import StudentConfig, TeacherConfig
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.write import write
 from sublim_interp.report.run import run
+from sublim_interp.sweeps.grid import Grid, grid
+from sublim_interp.sweeps.plan import plan_grid
+from sublim_interp.sweeps.run import run_grid
+from sublim_interp.sweeps.tables import table_of
 from sublim_interp.training.batches import Order, pair_batches, tokenize
 from sublim_interp.training.loop import train
 from sublim_interp.training.losses import preference_loss
@@ -483,3 +489,34 @@ def test_a_judge_of_a_visible_feature_passes_it_and_a_coin_does_not(visible: dic
     """Of some 4,000 numbers each share is known to within .7 points, one standard error."""
     assert visible["liked"] > visible["base"] + 0.06, visible
     assert abs(visible["by a coin"] - visible["base"]) < 0.03, visible
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_runs_from_pairs_to_its_table(small: Experiment, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(small.to_yaml())
+    g = grid("preferences")
+    change = {
+        "seeds": [0],
+        "bases": [*small.bases],
+        "corpus.prompts": 96,
+        "student.optimization.steps": 3,
+        "student.optimization.batch": 8,
+    }
+    tiny = Grid(name=g.name, experiment=str(path), change={**g.change, **change}, axes=g.axes, words=g.words)
+    artifact = run_grid(plan_grid(tiny), Store.open(tmp_path / "store"), 1, trace="none")
+    cells: Any = pd.read_csv(artifact.path / "cells.csv")
+    students = [arm for arm in g.change["arms"] if arm != "base"]
+    assert cells.groupby("arm")["margin"].nunique()[students].to_dict() == dict.fromkeys(students, 3)
+    assert {row[1] for row in table_of(tiny, artifact.path).rows} == {*g.words["corpus.preference"]}
+
+
+def test_the_claim_names_the_grid_and_seeds_that_nobody_tuned_on() -> None:
+    g, claim = grid("preferences"), find_claim("27")
+    assert {*g.change["seeds"]} == {200, 201, 202, 203}
+    named = {test.table for test in claim.tests}
+    values = {rows.value for test in claim.tests for rows in (*test.plus, *test.minus)}
+    assert named == {"preferences"} and values <= {*g.words["corpus.preference"]} and "" not in values
+    assert all(test.threshold_stated == "before" for test in claim.tests)
