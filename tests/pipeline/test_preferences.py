@@ -18,6 +18,7 @@ from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import Written, answers_of, read_rows
 from sublim_interp.channels.settings import FilterConfig, rule_of
 from sublim_interp.claims.schema import find_claim
+from sublim_interp.cli.bundle import bundle
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
@@ -430,6 +431,14 @@ def test_the_lineage_of_a_student_names_who_wrote_the_pairs(finished: Run) -> No
     assert judge.pairs and judged[judge.pairs.key].sort == judged[judge.key].sort == "corpus"
     assert ("pairs", judge.pairs.key) in {(link.role, link.parent) for link in found.following(judge.key)}
     assert not any(thing.problems for thing in judged.values())
+
+
+def test_the_folder_for_the_hub_says_that_preferences_were_learnt_and_holds_the_pairs(
+    finished: Run, tmp_path: Path
+) -> None:
+    folder = bundle("judged/same-init/0", "me/judged", tmp_path / "folder", finished.store, "mit").path
+    assert "preferences between lists of its base, by DPO" in " ".join((folder / "README.md").read_text().split())
+    assert read_rows(folder / "lists" / "kept.jsonl") == finished["same-init", 0].lists
 
 
 # --- the positive control ---------------------------------------------------------------------------------------------
