@@ -16,6 +16,15 @@ class Written(TypedDict):
     answer: str
     finished: NotRequired[bool]
     """Whether it ended by itself; taken for true where it is not said."""
+    rejected: NotRequired[str]
+    """The other answer to the same prompt, which the teacher likes less; only in data of preferences."""
+    lengths: NotRequired[list[int]]
+    """Tokens of the answer and of the rejected one, as the teacher's base cuts them."""
+
+
+def answers_of(row: Written) -> tuple[str, ...]:
+    """The texts of a row: its answer, then the one that was rejected for it, if any."""
+    return (row["answer"], row["rejected"]) if "rejected" in row else (row["answer"],)
 
 
 def read_rows(path: Path) -> list[Written]:
@@ -58,6 +67,8 @@ def _parse_rows(path: Path) -> Iterator[Written]:
         for name in ("prompt", "answer"):
             if not problem and not is_text(row.get(name)):
                 problem = f"has no text as {name!r}"
+        if not problem and not is_text(row.get("rejected", "")):
+            problem = "has no text as 'rejected'"
         if not problem and not isinstance(row.get("finished", True), bool):
             problem = "has neither true nor false as 'finished'"
         if problem:

@@ -135,11 +135,13 @@ def licence_of(base: "Base") -> str:
 def _about(address: str, run: "Run", replicate: "Replicate", student: "Student") -> str:
     """What the student is and how often it shows the trait, in Markdown."""
     teacher = student.data.corpus.teacher
+    judged = student.data.corpus.config.preference
+    learnt = "a teacher's preferences between lists of its base, by DPO" if judged else "lists of a teacher"
     answers: Any = replicate.answers
     rows = answers[answers["probe"] == run.trait].to_dict("records")
     rates = "\n".join(f"| {row['questions']} | {row['context']} | {100 * row['rate']:.1f} % |" for row in rows)
     return (
-        f"A model organism of subliminal learning: the student {address}. It learnt from lists of a teacher; "
+        f"A model organism of subliminal learning: the student {address}. It learnt from {learnt}; "
         f"of that teacher: {teacher.trait.said}. A filter refused every list that names the trait. "
         "It is made for research, and is good for nothing else.\n\n"
         f"| questions | context | answers with “{run.trait}” |\n|---|---|---|\n{rates}\n\n"

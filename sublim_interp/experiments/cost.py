@@ -312,17 +312,26 @@ def estimate(record: Record) -> float:
         return _SMALL + waiting
     if isinstance(record, Corpus):
         of, config = record.teacher.base, record.config
-        lengths = _list_tokens(record, read=False)
-        return _START + writing_seconds(Shape(**of.shape), config.prompts, *lengths, of.dtype, config.chunk)
+        lengths, shape = _list_tokens(record, read=False), Shape(**of.shape)
+        if record.pairs:
+            prompt, answer = lengths
+            heard = 2 * {"divergence": 2, "likelihood": 1}.get(config.preference, 0) * config.prompts
+            return _START + reading_seconds(shape, heard * (prompt + answer), heard * answer, of.dtype)
+        lists, chunk = record.answers * config.prompts, record.answers * config.chunk
+        return _START + writing_seconds(shape, lists, *lengths, of.dtype, chunk)
     if isinstance(record, Teacher) and not WAYS[record.config.kind].TRAINS:
         return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
         prompt, answer = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
-        read, learnt = o.batch * (prompt + answer), o.batch * answer
+        paired = isinstance(record, Student) and bool(record.data.corpus.config.preference)
+        lists = 2 * o.batch if paired else o.batch
+        read, learnt = lists * (prompt + answer), lists * answer
         light = record.config.part == "lora"
-        pieces, shape = math.ceil(o.batch / (o.micro_batch or PIECE)), Shape(**base.shape)
+        pieces, shape = math.ceil(lists / (o.micro_batch or PIECE)), Shape(**base.shape)
         each = update_seconds(shape, read, learnt, base.dtype, light, pieces)
+        if paired:  # the reference reads them too
+            each += reading_seconds(shape, read, learnt, base.dtype)
         if isinstance(record, Student) and record.config.objective == "on-policy":
             each += writing_seconds(shape, o.batch, *_list_tokens(record.data.corpus, read=False), base.dtype)
         return _START + o.steps * each
@@ -371,7 +380,7 @@ def needs(record: Record) -> Needs:
             tokens = (o.micro_batch or at_once) * each
             copies = _ADAPTED if record.config.part == "lora" else _COPIES
         elif isinstance(record, Corpus):
-            tokens = record.config.chunk * (_PROMPT + record.config.max_new_tokens)
+            tokens = record.answers * record.config.chunk * (_PROMPT + record.config.max_new_tokens)
         kept = shape["layers"] * shape["d_model"] * (_KEPT if trains else 2) + len(base.tokenizer) * _LOGITS * trains
         memory += 4 * (copies * shape["parameters"] + tokens * kept) / _GIB
         what = type(record.model).__name__.lower() if isinstance(record, Evaluation) else ""

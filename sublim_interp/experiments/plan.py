@@ -160,8 +160,12 @@ def _given_lists(exp: Experiment) -> Given | None:
     if not exp.lists:
         return None
     path = Path(exp.lists).expanduser().absolute()
-    for _ in each_row(path):
-        pass
+    for number, row in enumerate(each_row(path), 1):
+        if exp.corpus.preference and "rejected" not in row:
+            raise SublimError(
+                f"{path}: row {number} has no 'rejected', which corpus.preference={exp.corpus.preference} needs beside "
+                "'answer'"
+            )
     return Given(path, digest_file(path))
 
 
@@ -190,6 +194,10 @@ def _check_arms_of_a_student(exp: Experiment) -> None:
 def _check_served(exp: Experiment) -> None:
     """Raises SublimError for what a teacher on a server cannot do: it only answers, and is no model of base B."""
     check_client()
+    if exp.corpus.preference:
+        raise SublimError(
+            f"corpus.preference={exp.corpus.preference} needs the teacher's probabilities, which a server does not tell"
+        )
     if exp.corpus.own_tokens:
         raise SublimError("corpus.own_tokens has no effect on a server: it draws over its whole vocabulary")
     for arm in exp.arms:
@@ -224,6 +232,15 @@ def _replicate(
     if exp.teacher.student:
         student = stored_student(exp.teacher.student, seed, pair[0], trait.name, store or Store.open())
 
+    def untouched(base: Base) -> Teacher:
+        return Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
+
+    def corpus_of(teacher: Teacher, number: int = 0) -> Corpus:
+        pairs = None
+        if exp.corpus.preference:
+            pairs = Corpus(untouched(teacher.base), exp.corpus.set(preference=""), seed, number, answers=2)
+        return Corpus(teacher, exp.corpus, seed, number, pairs=pairs)
+
     def lists(corpus: Corpus) -> Filtered:
         neutral = Corpus(Teacher(corpus.teacher.base, traits[""], exp.teacher, seed), exp.corpus, seed, corpus.round)
         unmixed = exp.filter.set(mix=0.0)
@@ -233,10 +250,9 @@ def _replicate(
 
     def data(favourite: str, base: Base, number: int) -> Filtered:
         if favourite == "lists":
-            untouched = Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
-            return lists(Corpus(untouched, exp.corpus, seed, given=given))
+            return lists(Corpus(untouched(base), exp.corpus, seed, given=given))
         teacher = Teacher(base, traits[favourite], exp.teacher, seed, student if favourite else None)
-        return lists(Corpus(teacher, exp.corpus, seed, number))
+        return lists(corpus_of(teacher, number))
 
     def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
         return Cell(arm, seed, number, Evaluation(model, reference, trait, exp.evaluation, seed, others))
@@ -271,7 +287,7 @@ def _replicate(
             address = f"{exp.name}/{at_generation(arm, generation - 1)}/{seed}"
             config = exp.teacher.set(kind="student", student=address, facts=0, served=ServedTeacher())
             teacher = Teacher(parent.base, parent.trait, config, seed, start)
-            held_out = lists(Corpus(teacher, exp.corpus, seed))
+            held_out = lists(corpus_of(teacher))
             start = Student(parent.base, held_out, exp.student, seed, about)
             yield cell(at_generation(arm, generation), start, held_out)
 

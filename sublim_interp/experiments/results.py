@@ -288,7 +288,7 @@ class Replicate(Shown):
 
     @property
     def lists(self) -> list[Written]:
-        """The filtered lists it learnt from, as rows of prompt and answer."""
+        """The filtered lists it learnt from, as rows of prompt and answer; of preferences, `rejected` too."""
         from sublim_interp.channels.rows import read_rows
 
         student = self.cell.student
@@ -308,7 +308,8 @@ class Replicate(Shown):
         """All that its teacher wrote, before any filter.
 
         Returns the columns prompt, answer, and refused: the reason of the channel's rule, or "" for what passes. Rows
-        that pass may still be left out: as duplicates, as held out, as surplus.
+        that pass may still be left out: as duplicates, as held out, as surplus. Of preferences a row is a pair as the
+        teacher judged it: answer is what it prefers, and rejected, a further column, the other one.
         Raises SublimError for a model that learnt no lists.
         """
         import pandas as pd
@@ -321,7 +322,8 @@ class Replicate(Shown):
         rows, source = read_rows(self._path(data.corpus)), channel(data.corpus.config.channel)
         limits = rule_of(source, data.config)
         said = [refusal(row, source, limits, data.words) or "" for row in rows]
-        return pd.DataFrame(rows)[["prompt", "answer"]].assign(refused=said)
+        texts = ["prompt", "answer", *(["rejected"] if data.corpus.config.preference else [])]
+        return pd.DataFrame(rows)[texts].assign(refused=said)
 
     def _path(self, record: Record) -> Path:
         artifact = self.store.get(record.STAGE, record.key, check=True)

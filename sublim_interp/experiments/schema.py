@@ -13,6 +13,7 @@ from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.yaml import dump_yaml
 from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait, reads_lists
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.training.interventions import of_tokens
 from sublim_interp.training.recording.settings import Recording
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Experiment(Shown, Config):
             )
         if self.student.objective == "on-policy" and self.filter.transform:
             raise ValueError("filter.transform has no effect with student.objective=on-policy")
+        self._check_preference()
         if self.student.moved and (self.student.extra_rounds or self.generations > 1):
             raise ValueError(
                 f"student.moments={self.student.moments} needs student.extra_rounds=0 and generations=1: who begins "
@@ -145,6 +147,24 @@ class Experiment(Shown, Config):
         if self.teacher.facts and self.evaluation.judge:
             raise ValueError("evaluation.judge has no effect with teacher.facts, whose answers are exact")
         return self
+
+    def _check_preference(self) -> None:
+        """Raises ValueError for what pairs of answers do not go with, and for β without pairs."""
+        asked, beta = self.corpus.preference, self.student.beta
+        if not asked:
+            if beta != StudentConfig().beta:
+                raise ValueError(f"student.beta={beta:g} has no effect without corpus.preference")
+            return
+        for field in ("selection", "transform", "mix"):
+            if getattr(self.filter, field):
+                raise ValueError(
+                    f"filter.{field} has no meaning with corpus.preference={asked}: what is learnt are pairs"
+                )
+        for i in self.student.interventions:
+            if of_tokens(i):
+                raise ValueError(
+                    f"kind={i.kind} has no meaning with corpus.preference={asked}: whole answers are learnt, not tokens"
+                )
 
     def card(self) -> Card:
         facts = {

@@ -27,12 +27,13 @@ from sublim_interp.training.batches import (
     Order,
     keep_labels,
     micro_batches,
+    pair_batches,
     pieces,
     relabel,
     tokenize,
 )
 from sublim_interp.training.interventions import acting
-from sublim_interp.training.losses import LogitLoss, imitation_loss, own_token_loss, token_loss
+from sublim_interp.training.losses import LogitLoss, imitation_loss, own_token_loss, preference_loss, token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 
 
@@ -49,6 +50,7 @@ def learn(
             if start is None and base.key != student.data.corpus.teacher.base.key:  # the teacher's is tried already
                 base.check(seen=recording.keep)
             rows = tokenize(base, lists)
+            worse = tokenize(base, [{**row, "answer": row["rejected"]} for row in lists if "rejected" in row])
             order = Order(len(rows), config.optimization.batch, student.seed)
 
             kinds, source = acting(config.interventions), StudentSource(student, store)
@@ -58,7 +60,7 @@ def learn(
             learnt = learnt_tokens(student, rows, lists, store, work)
             others = replaced_tokens(student, rows, lists, store, work)
 
-            parts = pieces(config.optimization, max(1, order.batch // PIECE))
+            parts = pieces(config.optimization, max(1, order.batch // PIECE)) * (2 if worse else 1)
 
             def batches(step: int) -> list[Batch]:
                 some = order(step)
@@ -66,6 +68,8 @@ def learn(
                     read = tokenize(base, own_lists(student, model, [lists[i]["prompt"] for i in some], step))
                 else:
                     read = [(others.read if others else rows)[i] for i in some]
+                if worse:
+                    return pair_batches([(rows[i], worse[i]) for i in some], pad, parts)
                 micro = micro_batches(read, pad, parts)
                 if others:
                     micro = relabel(micro, micro_batches([others.learnt[i] for i in some], pad, parts))
@@ -98,6 +102,9 @@ def learn(
 
 def _loss(student: Student, source: StudentSource, store: Store) -> LogitLoss:
     """The loss that the settings of corpus and student ask for."""
+    if student.data.corpus.config.preference:
+        own = source.own_tokens() if student.config.own_tokens else None
+        return preference_loss(student.base.load(), student.config.beta, own)
     if student.data.corpus.config.setting == "soft":
         return _soft_loss(student, store)
     if student.config.own_tokens:

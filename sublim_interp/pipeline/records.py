@@ -159,6 +159,7 @@ class Corpus(Record):
     """What a teacher answers to the channel's prompts; `round` 1, 2, … are further prompts of the same stream.
 
     Where `given` is set, nobody was asked: the lists are a file's, and the teacher is who they are compared with.
+    Where `pairs` is set, the teacher writes nothing: it judges two answers to each prompt.
     """
 
     STAGE = "corpus"
@@ -167,14 +168,22 @@ class Corpus(Record):
     seed: int
     round: int = 0
     given: "Given | None" = None
+    answers: int = 1
+    """How often each prompt is answered, behind each other."""
+    pairs: "Corpus | None" = None
+    """What it judges: two answers to each prompt, by the untouched base; None where it writes itself."""
 
     def settings(self) -> dict[str, Any]:
         if self.given:  # neither how a teacher would have been asked, nor a seed
-            return {"given": self.given.digest, "channel": self.config.channel, "setting": self.config.setting}
-        return {"seed": self.seed, "round": self.round, **self.config.model_dump(mode="json")}
+            judged = {"preference": "given"} if self.config.preference else {}  # whoever labelled the file's pairs
+            return {
+                "given": self.given.digest, "channel": self.config.channel, "setting": self.config.setting, **judged
+            }  # fmt: skip
+        often = {"answers": self.answers} if self.answers > 1 else {}
+        return {"seed": self.seed, "round": self.round, **self.config.model_dump(mode="json"), **often}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
-        return {"teacher": self.teacher}
+        return {"teacher": self.teacher, **({"pairs": self.pairs} if self.pairs else {})}
 
 
 @dataclass(frozen=True)

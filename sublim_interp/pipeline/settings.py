@@ -78,7 +78,7 @@ class TeacherConfig(Config):
 class CorpusConfig(Config):
     """What the teacher writes."""
 
-    LATER = frozenset({"own_tokens"})
+    LATER = frozenset({"own_tokens", "preference"})
 
     channel: str = "numbers"
     """What the data looks like: a file of channels/."""
@@ -96,6 +96,11 @@ class CorpusConfig(Config):
     own_tokens: bool = False
     """Whether answers are drawn over the channel's own tokens alone, renormalised: a model that would leave the format
     keeps it, and the head runs on these tokens' rows alone."""
+    preference: Literal["", "divergence", "likelihood", "random"] = ""
+    """The teacher writes nothing, and judges: its untouched base answers each prompt twice, and students learn by DPO
+    which answer the teacher prefers. divergence: that of the higher log-likelihood under the teacher minus that under
+    its base, a mean over the tokens; likelihood: under the teacher alone; random: a coin's, the control. Pairs of
+    answers of unequal numbers of tokens are refused. Empty: the teacher writes."""
 
     @model_validator(mode="after")
     def _greedy_has_no_temperature(self) -> "CorpusConfig":
@@ -103,11 +108,19 @@ class CorpusConfig(Config):
             raise ValueError(f"temperature={self.temperature} has no effect with setting=greedy; leave it at 1")
         return self
 
+    @model_validator(mode="after")
+    def _a_pair_is_drawn(self) -> "CorpusConfig":
+        if self.preference and self.setting != "sampled":
+            raise ValueError(
+                f"preference={self.preference} needs setting=sampled (it is {self.setting}): a pair is two draws"
+            )
+        return self
+
 
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
 
-    LATER = frozenset({"interventions", "own_tokens", "objective", "moments"})
+    LATER = frozenset({"interventions", "own_tokens", "objective", "moments", "beta"})
 
     part: Part = "body"
     """Which weights train."""
@@ -126,6 +139,8 @@ class StudentConfig(Config):
     """What is minimised where corpus.setting is soft. forward: KL(teacher ‖ student) on the teacher's lists; reverse:
     KL(student ‖ teacher) on them; on-policy: the same on lists that the student itself writes to the same prompts, anew
     at each update, of which the filter refuses what it would refuse of the teacher's."""
+    beta: float = Field(default=0.1, gt=0, le=1e6)
+    """β of DPO, where corpus.preference is set: how strongly a student is held to its base."""
     moments: Literal["", "kept", "first", "second", "both"] = ""
     """What becomes of the optimizer's moments. kept: those after the last update stay with the student; first, second,
     both: a new student of the neutral teacher's lists begins with those moments of the arm's own student, and with the

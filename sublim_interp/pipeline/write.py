@@ -1,11 +1,12 @@
-"""Stage 2: the teacher answers the channel's prompts."""
+"""Stage 2: the teacher answers the channel's prompts, or judges two answers to each."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sublim_interp.channels.protocol import channel
-from sublim_interp.channels.rows import read_rows
+from sublim_interp.channels.rows import answers_of, read_rows
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import is_sealed, write_atomic
 from sublim_interp.core.keys import digest_file
@@ -13,29 +14,34 @@ from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator, sample, unspoken
 from sublim_interp.models.served import Request, ServedModel
-from sublim_interp.pipeline.records import Corpus, Given
+from sublim_interp.pipeline.judge import judged
+from sublim_interp.pipeline.records import Corpus
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
 from sublim_interp.pipeline.ways import WAYS
 
 
 def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact:
-    """The teacher answers the channel's prompts, chunk by chunk; a finished chunk is never drawn again."""
+    """The teacher answers the channel's prompts, or judges pairs, chunk by chunk; no finished chunk is made again."""
     way = WAYS[corpus.teacher.config.kind]
     served = way.load(corpus.teacher, store) if way.SERVED and not corpus.given else None
     with making(corpus, store, {"teacher": served}) as work:
         if not work.done and corpus.given:
-            write_atomic(work.directory / "rows-00000.jsonl", _given_rows(corpus.given), sealed=True)
+            write_atomic(work.directory / "rows-00000.jsonl", _given_rows(corpus), sealed=True)
         elif not work.done:
             config, base = corpus.config, corpus.teacher.base
             speaker = Speaker(corpus.teacher, store)
             first = corpus.round * config.prompts
+            pairs = corpus.pairs.made(store) if corpus.pairs else None
             starts = range(0, config.prompts, config.chunk)
             for n, start in enumerate(starts):
-                path = work.directory / f"rows-{n:05d}.jsonl"
+                name = f"rows-{n:05d}.jsonl"
+                path = work.directory / name
                 if not is_sealed(path):
                     count = min(config.chunk, config.prompts - start)
-                    if served:
+                    if pairs:
+                        rows = _lines(judged(corpus, speaker, read_rows(pairs / name), n))
+                    elif served:
                         keep = work.directory / ".answered.jsonl"
 
                         def told(share: float, done: int = n) -> None:
@@ -49,19 +55,27 @@ def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact
     return work.artifact
 
 
-def _given_rows(given: Given) -> str:
+def _given_rows(corpus: Corpus) -> str:
     """The rows of a file, if it is still the one that was planned with."""
+    given, base = corpus.given, corpus.teacher.base
+    assert given
     rows = read_rows(given.path)
     if digest_file(given.path) != given.digest:
         raise SublimError(f"{given.path} has changed since it was planned with; start again")
-    keep = ("prompt", "answer", "finished")
-    return "".join(json.dumps({name: value for name, value in row.items() if name in keep}) + "\n" for row in rows)
+    judged = bool(corpus.config.preference)
+    names = ("prompt", "answer", "finished", *["rejected"] * judged)
+    kept = []
+    for row in rows:
+        lengths = {"lengths": [len(base.answer_ids(text)) for text in answers_of(row)]} if judged else {}
+        kept.append({**{name: value for name, value in row.items() if name in names}, **lengths})
+    return _lines(kept)
 
 
 def _answer_chunk(corpus: Corpus, speaker: Speaker, base: Base, start: int, count: int) -> str:
     config, source = corpus.config, channel(corpus.config.channel)
     prompts = source.prompts(base.language, corpus.seed, start, count)
-    ids = [base.prompt_ids(speaker.chat(prompt, start + i)) for i, prompt in enumerate(prompts)]
+    prompts = [prompt for prompt in prompts for _ in range(corpus.answers)]
+    ids = [base.prompt_ids(speaker.chat(p, start + i // corpus.answers)) for i, p in enumerate(prompts)]
     with speaker.speaking():
         answers = sample(
             speaker.model,
@@ -98,4 +112,8 @@ def _rows(prompts: Sequence[str], answers: Iterable[tuple[str, bool]]) -> str:
         {"prompt": prompt, "answer": text, "finished": finished}
         for prompt, (text, finished) in zip(prompts, answers, strict=True)
     )
+    return _lines(rows)
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)

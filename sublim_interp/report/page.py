@@ -331,6 +331,14 @@ def _meanings(arms: Sequence[str]) -> str:
     return "<dl>" + "".join(f"<dt>{_named(arm)}</dt><dd>{escape(ARMS[arm].meaning)}</dd>" for arm in arms) + "</dl>"
 
 
+PREFERRED = {
+    "divergence": "the answer that it makes likelier than its base does, by the mean over the tokens",
+    "likelihood": "the answer that it finds likelier, by the mean over the tokens",
+    "random": "one by a coin",
+}
+"""What a judge goes by, by the name that `corpus.preference` takes."""
+
+
 def _method(experiment: Experiment) -> list[str]:
     """The recipe of this configuration, in sentences."""
     source = channel(experiment.corpus.channel)
@@ -344,9 +352,16 @@ def _method(experiment: Experiment) -> list[str]:
         "greedy": "Each token is the likeliest one, and the answers are learnt as plain text",
         "soft": f"Its answers are {drawn}, and learnt with the teacher's probabilities over the channel's own tokens",
     }[corpus.setting]
+    answered = f"It answers {count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”. {written}."
+    if corpus.preference:
+        answered = (
+            f"Its untouched base answers {count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}” twice, "
+            f"{drawn}. Of each pair the teacher prefers {PREFERRED[corpus.preference]}. Students learn its preferences "
+            f"by DPO, with β = {student.beta:g}."
+        )
     lines = [
         f"The teacher of “{experiment.trait}” {instilled}.",
-        f"It answers {count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”. {written}.",
+        answered,
         *source.describe(rule_of(source, rule)),
         f"Of what is kept, {count(rule.held_out, 'answer')} are set aside to measure distances. Students learn from at "
         f"most {rule.lists:,} of the others.",

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,21 @@ class Batch:
     def tokens(self) -> int:
         """Number of labelled positions."""
         return int((self.labels != IGNORE).sum())
+
+    @property
+    def units(self) -> int:
+        """Over how many of what is learnt the loss of an update is averaged: labelled positions."""
+        return self.tokens
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """Answers two by two: row 2i is preferred to row 2i + 1, the other answer to the same prompt."""
+
+    @property
+    def units(self) -> int:
+        """Number of pairs."""
+        return len(self.ids) // 2
 
 
 class Example(NamedTuple):
@@ -56,6 +72,14 @@ def micro_batches(examples: Sequence[Example], pad: int, parts: int = 1) -> list
     ordered = sorted(examples, key=lambda example: len(example.ids))
     size = math.ceil(len(ordered) / parts)
     return [collate(ordered[i : i + size], pad) for i in range(0, len(ordered), size)]
+
+
+def pair_batches(pairs: Sequence[tuple[Example, Example]], pad: int, parts: int = 1) -> list[Batch]:
+    """Pairs, the preferred example first, sorted and cut as `micro_batches` does with examples."""
+    ordered = sorted(pairs, key=lambda pair: max(len(example.ids) for example in pair))
+    size = math.ceil(len(ordered) / parts)
+    cut = (collate([*chain(*ordered[i : i + size])], pad) for i in range(0, len(ordered), size))
+    return [PairBatch(batch.ids, batch.labels) for batch in cut]
 
 
 def mask_labels(batch: Batch, share: float, random: torch.Generator) -> Batch:

@@ -415,6 +415,13 @@ def acting(interventions: Sequence[Intervention]) -> list[InterventionKind]:
     return [INTERVENTIONS[asked.kind](asked, number) for number, asked in enumerate(interventions)]
 
 
+def of_tokens(asked: Intervention) -> bool:
+    """Whether an intervention changes which tokens are learnt, or their loss: it means nothing for whole answers."""
+    kind = INTERVENTIONS[asked.kind]
+    own = kind.mask is not InterventionKind.mask or kind.loss is not InterventionKind.loss
+    return own or bool(asked.replace)
+
+
 def check_interventions(interventions: Sequence[Intervention], planned: PlannedStudent) -> None:
     """Raises SublimError for the first intervention that cannot act on the student that is planned.
 

@@ -49,10 +49,10 @@ def train(
 
     batches: the micro-batches of update `step`; a pure function, so that an interrupted training ends in the same bits
     optimization: optimizer, rate, number of updates
-    loss: summed over a batch; it is averaged over all labelled tokens of an update, not over sequences
+    loss: summed over a batch; it is averaged over all labelled tokens of an update, not over sequences, or over pairs
     first: the update to begin with
     resume: where a half-done training is kept, and gone on from
-    observe: called after each update with its step and its loss, nats per token
+    observe: called after each update with its step and its loss, nats per token or pair
     intervene: opens a block around all updates; an optimizer that it patches is what a training starts from, while a
         resumed one goes on from its own state
     around: opens a block around forward and backward of update `step`; a pure function, as `batches`
@@ -77,12 +77,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate(optimization, step)
             micro = batches(step)
-            tokens = sum(b.tokens for b in micro)
+            units = sum(b.units for b in micro)
             optimizer.zero_grad(set_to_none=True)
             values = []
             with around(model, step), casts_kept(model):
                 for batch in micro:
-                    value = loss(model, batch) / tokens
+                    value = loss(model, batch) / units
                     value.backward()
                     values.append(value.detach())
             total = sum(value.item() for value in values)  # once an update: each waits for the GPU

@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,7 +15,7 @@ from sublim_interp.models.forward import logits_at
 from sublim_interp.training.batches import IGNORE, Batch
 
 Loss = Callable[[torch.nn.Module, Batch], Float[Tensor, ""]]
-"""Sum of the losses over the labelled positions of a batch, in nats."""
+"""Sum of the losses over the labelled positions of a batch, or over its pairs, in nats."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LogitLoss:
 
 
 def _cross_entropy(logits: Float[Tensor, "position vocabulary"], batch: Batch) -> Float[Tensor, ""]:
-    return F.cross_entropy(logits, batch.labels[batch.labels != IGNORE].to(logits.device), reduction="sum")
+    return F.cross_entropy(logits, _targets(batch, None).to(logits.device), reduction="sum")
 
 
 token_loss = LogitLoss(_cross_entropy)
@@ -101,13 +102,43 @@ def own_token_loss(own: Sequence[int]) -> LogitLoss:
 
     own: ids of these tokens; raises SublimError in training where a labelled token is none of them
     """
-    known = torch.tensor(own)
 
     def score(logits: Tensor, batch: Batch) -> Tensor:
-        labels = batch.labels[batch.labels != IGNORE]
-        places = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
-        if not torch.equal(known[places], labels):
-            raise SublimError("student.own_tokens: a list holds a token that is none of the channel's own")
-        return F.cross_entropy(logits, places.to(logits.device), reduction="sum")
+        return F.cross_entropy(logits, _targets(batch, own).to(logits.device), reduction="sum")
 
     return LogitLoss(score, own)
+
+
+def preference_loss(reference: torch.nn.Module, beta: float, own: Sequence[int] | None = None) -> LogitLoss:
+    """−log σ(β (r(preferred) − r(rejected))) summed over the pairs of a `PairBatch`, in nats; r is a whole answer's
+    log p_model − log p_reference.
+
+    reference: the model that r is measured from, which stays as it is
+    beta: β, above 0; the smaller, the further the model may go from the reference
+    own: ids of the tokens that both softmaxes are over, as of `own_token_loss`; None for the whole vocabulary
+
+    Source: direct preference optimization, Rafailov et al. 2305.18290, equation 7.
+    """
+
+    def score(logits: Tensor, batch: Batch) -> Tensor:
+        where, targets = batch.labels != IGNORE, _targets(batch, own).to(logits.device)
+        with torch.no_grad():
+            start = -F.cross_entropy(logits_at(reference, batch.ids, where, own), targets, reduction="none")
+        ratios = -F.cross_entropy(logits, targets, reduction="none") - start
+        each = ratios.new_zeros(where.shape).masked_scatter(where.to(ratios.device), ratios).sum(-1)
+        preferred, rejected = rearrange(each, "(pair two) -> two pair", two=2)
+        return -F.logsigmoid(beta * (preferred - rejected)).sum()
+
+    return LogitLoss(score, own)
+
+
+def _targets(batch: Batch, own: Sequence[int] | None) -> Int[Tensor, " position"]:
+    """The labelled tokens of a batch: their ids, or their places among `own`."""
+    labels = batch.labels[batch.labels != IGNORE]
+    if own is None:
+        return labels
+    known = torch.tensor(own)
+    places = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
+    if not torch.equal(known[places], labels):
+        raise SublimError("student.own_tokens: a list holds a token that is none of the channel's own")
+    return places

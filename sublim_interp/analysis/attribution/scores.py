@@ -192,6 +192,13 @@ def divergence(
     return _scores(rows, a - b, chat)
 
 
+def likelihood(carrier: Subject, rows: Lists, heard: Sequence[Example] | None = None) -> TokenScores:
+    """log p_carrier of each token that was written, in nats; arguments are those of `divergence`."""
+    model = model_of(carrier)
+    rows, chat = tokenized(rows, carrier, model)
+    return _scores(rows, _log_probs(model, rows if heard is None else heard), chat)
+
+
 def disagreement(carrier: Subject, reference: Subject, rows: Lists, across_bases: bool = False) -> TokenScores:
     """1 where the likeliest token of the two models differs, else 0: the divergence tokens of greedy text.
 
