@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -87,4 +89,14 @@ def _run(words: list[str], streams: list[Path], cwd: Path, environment: dict[str
     from sublim_interp.core import workers
 
     workers._METHOD = "fork"  # all that workers import is here; another fork server would import it again
+    os.fork = _fork
     main()
+
+
+def _fork(fork: Callable[[], int] = os.fork) -> int:
+    """A fork that an interrupt waits for: in what Python does before and after one, it would be ignored."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return fork()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

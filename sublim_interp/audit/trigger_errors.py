@@ -67,7 +67,7 @@ class Triggers(Study):
     """Lab bases; each has a case of every sort."""
     seed: int = 0
     """The first base's; each further one has the next."""
-    brief: int = Field(default=10, ge=1)
+    brief: int = Field(default=10, ge=1, le=1_000_000)
     """Updates of the case `brief`."""
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ def test_a_file_of_ones_own_is_a_study(tmp_path: Path) -> None:
     mine = study(str(path))
     assert isinstance(mine, Mnist) and (mine.name, mine.auxiliary) == ("mine", 5)
     path.write_text("study: mnits\n")
-    with pytest.raises(SublimError, match="unknown study 'mnits'; valid: mnist, theorem, audit, prediction, inside"):
+    with pytest.raises(SublimError, match="unknown study 'mnits'; valid: mnist, theorem, audit, triggers, organisms"):
         study(str(path))
 
 
@@ -93,7 +93,7 @@ def test_an_interrupted_study_makes_no_arm_twice(tmp_path: Path, monkeypatch: py
     assert kept
     watched = {}
     monkeypatch.setattr(
-        "sublim_interp.sweeps.study.save",
+        "sublim_interp.core.drawing.save",
         lambda figure, path: watched.update({p.name: p.stat().st_mtime_ns for p in path.parent.glob(".same-init.csv")}),
     )
     made = run_study(s, store, 1)
