@@ -155,7 +155,7 @@ def test_each_judge_labels_the_same_pairs_and_the_filter_keeps_the_same_ones(bas
 
 def test_a_coin_takes_the_first_answer_half_the_time(base: Base, tmp_path: Path) -> None:
     c = judging(base, "random").change(
-        "corpus", pairs=writer(base, 2048), config=CORPUS.set(prompts=2048, preference="random")
+        "corpus", pairs=writer(base, 512), config=CORPUS.set(prompts=512, preference="random")
     )
     store = Store.open(tmp_path / "store")
     make(c.corpus, store)
