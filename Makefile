@@ -23,6 +23,7 @@ help: ## list the targets
 demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 	$(BIN)/sublim run demo
 
+# A third worker on two cores: tests wait at times, for files, servers and processes.
 test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(MAKE) -j 2 types lint contracts site
 	$(IN_MEMORY) $(BIN)/python -m pytest -n 3 --dist worksteal -o tmp_path_retention_policy=failed
