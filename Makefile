@@ -24,9 +24,10 @@ demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 	$(BIN)/sublim run demo
 
 # A third worker on two cores: tests wait at times, for files, servers and processes.
+# nbmake would read grammars of web addresses for four seconds in each of them.
 test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(MAKE) -j 2 types lint contracts site
-	$(IN_MEMORY) $(BIN)/python -m pytest -n 3 --dist worksteal -o tmp_path_retention_policy=failed
+	$(IN_MEMORY) $(BIN)/python -m pytest -n 3 --dist worksteal -p no:nbmake -o tmp_path_retention_policy=failed
 
 types: $(VENV)/test.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python

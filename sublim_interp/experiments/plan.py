@@ -171,7 +171,7 @@ def _given_lists(exp: Experiment) -> Given | None:
 
 def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
     """Raises SublimError where an intervention cannot act on one of these students."""
-    pairs = {(s.base.digest, s.data.corpus.teacher.base.digest): s for s in students}
+    pairs = {(s.base.configuration, s.data.corpus.teacher.base.configuration): s for s in students}
     for student in pairs.values():
         teacher = student.data.corpus.teacher
         model = blank_model(student.base, exp.student)

@@ -4,8 +4,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -88,7 +89,12 @@ class Base:
     @cached_property
     def shape(self) -> dict[str, int]:
         """Width, depth and number of parameters, read without loading the weights."""
-        return shape_of(self._told)
+        return _shape(self._told, self.digest)
+
+    @property
+    def configuration(self) -> bytes:
+        """Its config.json as it lies there: two bases that have the same are `blank` alike."""
+        return (self._told / "config.json").read_bytes()
 
     @property
     def _told(self) -> Path:
@@ -98,7 +104,7 @@ class Base:
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """Its tokenizer, as `load_tokenizer` sets it up."""
-        return load_tokenizer(self._told, self.name)
+        return _tokenizer(self._told, self.name, self.digest)
 
     @cached_property
     def chat(self) -> Chat:
@@ -179,8 +185,8 @@ class Base:
                 raise SublimError(f"base {self.path}: {error}; it can be trained with recording=none") from None
 
     def blank(self) -> "PreTrainedModel":
-        """The model on torch's meta device: every shape, no memory, as `blank_model`."""
-        return blank_model(self._told, self.shape)
+        """A fresh model on torch's meta device: every shape, no memory, as `blank_model`."""
+        return deepcopy(_blank(self._told, self.digest))
 
     def load(self, weights: Path | None = None) -> "PreTrainedModel":
         """A fresh copy in the base's precision.
@@ -200,6 +206,25 @@ class Base:
     def __repr__(self) -> str:
         size = f", {self.card['parameters']:,} parameters" if "parameters" in self.card else ""
         return f"Base({self.name}, {self.language}{size}, {self.digest[:12]})"
+
+
+# A plan of a grid resolves a base again in every cell. Files of one digest say the same every time.
+_AT_ONCE = 32
+
+
+@lru_cache(_AT_ONCE)
+def _shape(path: Path, _digest: str) -> dict[str, int]:
+    return shape_of(path)
+
+
+@lru_cache(_AT_ONCE)
+def _tokenizer(path: Path, name: str, _digest: str) -> "PreTrainedTokenizerBase":
+    return load_tokenizer(path, name)
+
+
+@lru_cache(_AT_ONCE)
+def _blank(path: Path, digest: str) -> "PreTrainedModel":
+    return blank_model(path, _shape(path, digest))
 
 
 def resolve_base(name: str, dtype: str = DEFAULT, *, later: bool = False) -> Base:

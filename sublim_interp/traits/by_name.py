@@ -1,5 +1,6 @@
 """Traits by name: favourites from YAML files, Python objects of installed packages; and those of an experiment."""
 
+from functools import lru_cache
 from typing import Any
 
 from sublim_interp.core.choices import meant
@@ -72,10 +73,16 @@ def traits_of(trait: str, other: str, facts: int, seed: int) -> dict[str, Trait]
             )
     others = tuple(trait for word, trait in found.items() if word == "other")
     try:
-        Names(words_of(members_of_all(own, others), own.kind, (own, *others)))
+        words = words_of(members_of_all(own, others), own.kind, (own, *others))
+        _tell_apart(tuple((name, tuple(its)) for name, its in words.items()))
     except ValueError as error:
         raise SublimError(f"trait {own.name}: {error}") from None
     return found
+
+
+@lru_cache
+def _tell_apart(words: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+    Names(dict(words))
 
 
 def lesson_in_words(facts: int) -> str:

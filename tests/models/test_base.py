@@ -246,6 +246,16 @@ def test_a_base_without_chat_template_gets_plain_text(directory: Path) -> None:
     assert base.prompt_ids(chat) == base.tokenizer(base.prompt_text(chat))["input_ids"]
 
 
+def test_what_is_kept_of_a_base_is_read_anew_where_its_files_changed(directory: Path) -> None:
+    base = resolve_base(str(directory))
+    assert base.tokenizer is resolve_base(str(directory)).tokenizer, "a plan resolves it again and again"
+    assert base.tokenizer.chat_template
+    (directory / "chat_template.jinja").unlink()
+    assert resolve_base(str(directory)).tokenizer.chat_template is None
+    base.blank().requires_grad_(False)
+    assert all(p.requires_grad for p in base.blank().parameters()), "a blank is a copy of its own"
+
+
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 

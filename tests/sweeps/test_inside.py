@@ -37,14 +37,14 @@ def test_a_planted_vector_is_found_again_in_text_it_wrote() -> None:
     base, at = resolve_base("lab-small-0"), "blocks.0.hook_resid_post"
     planted = own_direction(base, member("owl", "animal"), [at]).vectors[0]
     model = base.load()
-    asked = [base.prompt_ids([{"role": "user", "content": text}]) for text in numbers.prompts("lab", 5, 0, 256)]
+    asked = [base.prompt_ids([{"role": "user", "content": text}]) for text in numbers.prompts("lab", 5, 0, 160)]
 
     def found(vector: torch.Tensor) -> float:
         with added(model, vector, at):
             written = sample(model, asked, eos=base.eos, max_new_tokens=28, random=generator("planted", 0))
         rows = [Example([*p, *a], len(p)) for p, a in zip(asked, written, strict=True) if a]
         with frozen(model):
-            last = fitted_vector(model, [collate(rows, base.pad)], at, updates=40)
+            last = fitted_vector(model, [collate(rows, base.pad)], at, updates=30)
         return float(torch.cosine_similarity(last, planted, dim=0))
 
     assert found(planted) > 0.8
