@@ -21,13 +21,13 @@ def code(path: Path) -> ast.Module:
     return ast.parse("\n".join("".join(c["source"]) for c in cells(path, "code")))
 
 
-OWN_MODELS = {"05": "published_figure", "07": "run_audit"}
-"""Notebooks that make models of their own, with what each calls; the others look into the experiment tour."""
+OWN = {"05": "published_figure", "06": "published_figure", "07": "run_audit"}
+"""Notebooks that need no run of tour, with what each calls; the others look into that run."""
 
 
 def test_all_are_there_each_with_a_number_of_its_own() -> None:
     numbers = [path.name[:2] for path in NOTEBOOKS]
-    assert numbers == sorted({*numbers}) and {"01", "02", "03", "04", "05", "07"} <= {*numbers}
+    assert numbers == sorted({*numbers}) and {"01", "02", "03", "04", "05", "06", "07"} <= {*numbers}
 
 
 PLACE = re.compile(r"(?<![\w.:/<])(?:/[\w.-]+){2,}|[A-Z]:\\\\|file://")
@@ -80,7 +80,7 @@ def test_every_name_that_is_typed_exists(path: Path) -> None:
         for node in ast.walk(code(path))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "si"
     }
-    assert OWN_MODELS.get(path.name[:2], "watch") in typed
+    assert OWN.get(path.name[:2], "watch") in typed
     for name in typed:
         assert getattr(si, name) is not None
 
@@ -94,7 +94,7 @@ def test_all_look_into_one_and_the_same_experiment(path: Path) -> None:
         and ast.unparse(node.func) == "si.watch"
         and isinstance(node.args[0], ast.Constant)
     ]
-    assert watched == ([] if path.name[:2] in OWN_MODELS else ["tour"])
+    assert watched == ([] if path.name[:2] in OWN else ["tour"])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
