@@ -31,15 +31,20 @@ class Cluster:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
     def kill_node(self, node: str) -> None:
-        """Kills all of a node's processes at once: its daemon, the jobs that run on it, and who watches over these."""
+        """Kills all of a node's processes at once: its daemon, the jobs that run on it, and who watches over these.
+
+        Each stands still before any dies, the watchers first: else one would report that its job has ended.
+        """
         daemon = int((self.folder / f"slurmd-{node}.pid").read_text())
         mine = [p for p in psutil.process_iter() if _node_of(p) == node]
         watchers = [p for one in mine for p in one.parents() if p.name().startswith("slurmstepd")]
-        for pid in [daemon, *{p.pid for p in (*mine, *watchers)}]:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        pids = list(dict.fromkeys([*(p.pid for p in watchers), daemon, *(p.pid for p in mine)]))
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                try:
+                    os.kill(pid, number)
+                except ProcessLookupError:
+                    continue
 
     def revive(self, node: str) -> None:
         """Starts a node again that was killed."""
