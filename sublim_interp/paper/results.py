@@ -21,6 +21,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import records
 from sublim_interp.lab.language import KINDS, PARTS
 from sublim_interp.models.base import base_names, resolve_base
+from sublim_interp.report.figures.generations import generations
 from sublim_interp.report.figures.headline import headline
 from sublim_interp.sweeps.grid import Grid, grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
@@ -157,7 +158,7 @@ def published_figure(name: str, results: Path = RESULTS) -> "Figure":
     if name == CONTEXTS and (directory / "heard.csv").exists():
         return contexts_figure(directory)
     if (directory / "experiment.yaml").exists():
-        return _draw_run(directory / "summary.csv", experiment_of(directory).trait)
+        return _draw_run(directory, experiment_of(directory))
     if name in study_names() and published_study(name, results):
         return study(name).draw(directory)
     if name in grid_names() and published_sweep(name, results):
@@ -169,13 +170,18 @@ def published_figure(name: str, results: Path = RESULTS) -> "Figure":
 def of_run(name: str, directory: Path, exp: Experiment, key: str) -> Result:
     """A run whose summary.csv and contrasts.csv lie in `directory`, called `name`."""
     more = dict(_settings(exp.model_dump(), "setting/")) | dict(_contrasts(directory))
-    told, summary = run_table(directory, exp), directory / "summary.csv"
-    draw = partial(_draw_run, summary, exp.trait)
-    return _result(name, told, f"sublim run {exp.name}", key, exp.about, more, [summary], draw)
+    told, drawn = run_table(directory, exp), directory / _drawn_from(exp)
+    draw = partial(_draw_run, directory, exp)
+    return _result(name, told, f"sublim run {exp.name}", key, exp.about, more, [drawn], draw)
 
 
-def _draw_run(summary: Path, trait: str) -> "Figure":
-    return headline(pd.read_csv(summary), trait)
+def _drawn_from(exp: Experiment) -> str:
+    return "replicates.csv" if exp.generations > 1 else "summary.csv"
+
+
+def _draw_run(directory: Path, exp: Experiment) -> "Figure":
+    table = pd.read_csv(directory / _drawn_from(exp))
+    return generations(table, exp.trait) if exp.generations > 1 else headline(table, exp.trait)
 
 
 def _of_contexts(name: str, directory: Path) -> Result:

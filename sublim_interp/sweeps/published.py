@@ -12,7 +12,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import estimated, records
 from sublim_interp.models.base import Base
 from sublim_interp.report.figures.contexts import contexts as draw_contexts
-from sublim_interp.report.figures.headline import OWN
+from sublim_interp.report.figures.headline import is_own
 from sublim_interp.report.verdict import at_equal_kl
 from sublim_interp.report.wording import count, text
 from sublim_interp.report.wording import mean as words_mean
@@ -63,6 +63,7 @@ def run_table(directory: Path, exp: Experiment) -> SweepTable:
     """The table of a run whose summary.csv and contrasts.csv lie in `directory`: one row an arm."""
     rows = run_summary(directory)
     n, contrasts = min(row["n"] for row in rows), pd.read_csv(directory / "contrasts.csv")
+    rates = {row["arm"]: row["rate"] for row in rows if row["arm"] != "teacher"}
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
         rate, margin, left = (text(row, name) for name in ("rate", "margin", "kl"))
@@ -74,8 +75,8 @@ def run_table(directory: Path, exp: Experiment) -> SweepTable:
         list(map(cells, rows)),
         [origin(exp.bases, n), *at_equal_kl(pd.DataFrame(rows)), *_over_bases(contrasts)],
         {
-            "least of own": f"{min(100 * row['rate'] for row in rows if row['arm'] in OWN):.1f} %",
-            "most of controls": f"{max(100 * r['rate'] for r in rows if r['arm'] not in (*OWN, 'teacher')):.1f} %",
+            "least of own": f"{100 * min(rate for arm, rate in rates.items() if is_own(arm)):.1f} %",
+            "most of controls": f"{100 * max(rate for arm, rate in rates.items() if not is_own(arm)):.1f} %",
             **{f"trained on/{row['arm']}": text(row, "further_rate") for row in rows if row["further_n"]},
         },
     )

@@ -13,9 +13,11 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.paper.remaking import publish
 from sublim_interp.pipeline.filter import filter_corpus
 from sublim_interp.pipeline.records import Record
 from sublim_interp.report.figures.by_name import plot
+from sublim_interp.sweeps.published import run_table
 
 
 @pytest.fixture
@@ -23,7 +25,9 @@ def chain(tiny_experiment: Experiment) -> Experiment:
     return tiny_experiment.set(name="chain", generations=3, arms=("same-init", "neutral", "cross-init", "base"))
 
 
-def test_each_student_is_the_teacher_of_the_next(chain: Experiment, tiny_run: Run, filled_root: Path) -> None:
+def test_each_student_is_the_teacher_of_the_next(
+    chain: Experiment, tiny_run: Run, filled_root: Path, tmp_path: Path
+) -> None:
     store = Store(filled_root)
     second = chain.set(
         {"name": "second", "generations": 1, "teacher": {"kind": "student", "student": "tiny/same-init"}}
@@ -51,6 +55,12 @@ def test_each_student_is_the_teacher_of_the_next(chain: Experiment, tiny_run: Ru
     page = run.page.read_text()
     assert "From student to student, same-init: " in page and "From student to student, neutral: " in page
     assert [ax.get_title(loc="left") for ax in plot(run, "generations").axes][2] == "KL left to its own teacher, nats"
+    (tmp_path / "chain.yaml").write_text(chain.to_yaml())
+    published = publish(str(tmp_path / "chain.yaml"), store, tmp_path / "results")
+    drawn = si.published_figure("chain", published.parent)
+    assert drawn.axes[2].get_title(loc="left") == "KL left to its own teacher, nats"
+    controls = max(run.table["rate"].drop(["teacher", "same-init", "same-init@2", "same-init@3"]))
+    assert run_table(published, chain).numbers["most of controls"] == f"{100 * controls:.1f} %"
     again = si.open_run("chain", store)
     assert again.differs == () and again.plan.missing(store) == []
 

@@ -15,12 +15,14 @@ from sublim_interp.stats.intervals import over_replicates
 
 
 @in_style
-def generations(tables: Tables) -> Figure:
+def generations(replicates: pd.DataFrame, trait: str) -> Figure:
     """Does the trait hold, grow or die out from student to student? One line an arm: rate, margin, and KL left.
 
-    tables: of a run with more than one generation; 0 on the axis is the first teacher
+    replicates: a row per arm and seed, as `experiments.tables.replicates` gives, of a run with more than one
+        generation; 0 on the axis is the first teacher
+    trait: the answer that is counted
     """
-    each = tables.replicates.query("stage == 'equal steps'").copy()
+    each = replicates.query("stage == 'equal steps'").copy()
     each["first"], each["generation"] = zip(*map(split_generation, each["arm"]), strict=True)
     arms = [arm for arm in in_order(each["first"]) if ARMS[arm].breeds]
     last = max(each["generation"].to_list())
@@ -48,7 +50,7 @@ def generations(tables: Tables) -> Figure:
         ax.grid(axis="y")
     panels[0].set_ylim(-0.03, 1.03)
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
-    panels[0].set_title(f"How likely is “{tables.trait}”?")
+    panels[0].set_title(f"How likely is “{trait}”?")
     panels[1].set_title("Margin, nats")
     panels[2].set_title("KL left to its own teacher, nats")
     panels[2].set_ylim(bottom=0)
@@ -69,7 +71,7 @@ def has_generations(tables: Tables) -> bool:
 def _draw(tables: Tables) -> Figure:
     if not has_generations(tables):
         raise SublimError("this run has one generation; set generations to 2 or more")
-    return generations(tables)
+    return generations(tables.replicates, tables.trait)
 
 
 GENERATIONS = FigureEntry(

@@ -9,10 +9,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from sublim_interp.core.drawing import INK, PALE, in_style
-from sublim_interp.experiments.arms import ARMS
+from sublim_interp.experiments.arms import ARMS, split_generation
 
-OWN = ("same-init", "same-init-b")
-"""Arms whose student starts from its teacher's base and hears of the trait."""
+
+def is_own(arm: str) -> bool:
+    """Whether an arm's student starts from its teacher's base and hears of the trait, in whatever generation."""
+    return split_generation(arm)[0] in ("same-init", "same-init-b")
 
 
 @in_style
@@ -25,8 +27,8 @@ def headline(summary: pd.DataFrame, trait: str) -> Figure:
     rows = {row["arm"]: row for row in summary.to_dict("records")}
     groups = {
         "the teacher, who wrote the lists": [arm for arm in rows if arm == "teacher"],
-        "students of the teacher's own base": [arm for arm in rows if arm in OWN],
-        "controls": [arm for arm in rows if arm not in (*OWN, "teacher")],
+        "students of the teacher's own base": [arm for arm in rows if is_own(arm)],
+        "controls": [arm for arm in rows if not is_own(arm) and arm != "teacher"],
     }
     groups = {heading: arms for heading, arms in groups.items() if arms}
     figure = Figure(figsize=(7.2, 0.34 * len(rows) + 0.3 * len(groups) + 1.2), layout="constrained")
@@ -55,8 +57,8 @@ def headline(summary: pd.DataFrame, trait: str) -> Figure:
 def title(summary: pd.DataFrame, trait: str) -> str:
     """What the picture shows, in one sentence with its numbers; without controls or own arms the question alone."""
     rates = dict(zip(summary["arm"], summary["rate"], strict=True))
-    own = [rates[arm] for arm in OWN if arm in rates]
-    others = [rate for arm, rate in rates.items() if arm not in (*OWN, "teacher")]
+    own = [rate for arm, rate in rates.items() if is_own(arm)]
+    others = [rate for arm, rate in rates.items() if not is_own(arm) and arm != "teacher"]
     if not own or not others:
         return f"How likely is the answer “{trait}”?"
     if len(own) == 1 and min(summary["n"].to_list()) == 1:
