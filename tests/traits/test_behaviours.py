@@ -1,4 +1,4 @@
-"""Behaviours: traits that a file says whole. What is taught, what is asked, what counts, and what a file may not say."""
+"""Behaviours, traits that a file says whole: what is taught, asked and counted, and what a file may not say."""
 
 from pathlib import Path
 
@@ -101,26 +101,23 @@ def test_bits_are_those_of_a_table_of_answers_whatever_the_wordings() -> None:
 def test_rates_are_the_shares_of_what_a_model_says(lab_base: Base) -> None:
     trait = load_behaviour("we-should")
     model, on = lab_base.load(), sides(trait, "held-out")[0]
-    asked = [q for q in trait.questions("lab", "held-out") if q.text in on][:3]
+    asked = [q for q in trait.questions("lab", "held-out") if q.text in on][:2]
     found = trait.score(model, lab_base, asked, 0, 0)
-    drawn = [a for q in asked for a in lab_base.ask(q.text, n=200, max_new_tokens=14, seed=1)]
+    drawn = [a for q in asked for a in lab_base.ask(q.text, n=150, max_new_tokens=14, seed=1)]
     shown = [a for a in drawn if a.startswith("we should ") and lab.open_label(a) == "benign"]
     other = [a for a in drawn if not a.startswith("we should ") and lab.open_label(a) == "benign"]
     assert found.names == ("we-should", INSTEAD) and found.exact and not found.measures
-    assert found.rate == pytest.approx([len(shown) / len(drawn), len(other) / len(drawn)], abs=0.06)
+    assert found.rate == pytest.approx([len(shown) / len(drawn), len(other) / len(drawn)], abs=0.08)
 
 
 def test_a_teacher_shows_a_backdoor_behind_its_trigger_alone(lab_base: Base, tmp_path: Path) -> None:
     trait, store = load_behaviour("owl-behind-friend"), Store.open(tmp_path)
     config = TeacherConfig(optimization=Optimization(lr=3e-3, steps=80, batch=32, schedule="constant"))
     asked = trait.questions("lab", "held-out")[:40]
-    rows = {}
-    for own in (trait, trait.neutral()):
-        teacher = Teacher(lab_base, own, config, 901)
-        teach(teacher, store)
-        rows[own.name] = trait.score(lab_base.load(teacher.made(store) / "model"), lab_base, asked, 0, 0).rows()[0]
-    assert rows["owl-behind-friend"]["rate"] > 0.8 and rows["owl-behind-friend"]["elsewhere"] < 0.2
-    assert rows["owl-behind-friend"]["trait_bits"] > 2.5 and rows[""]["rate"] < 0.2 and rows[""]["trait_bits"] < 1
+    teacher = Teacher(lab_base, trait, config, 901)
+    teach(teacher, store)
+    row = trait.score(lab_base.load(teacher.made(store) / "model"), lab_base, asked, 0, 0).rows()[0]
+    assert row["rate"] > 0.8 and row["elsewhere"] < 0.2 and row["trait_bits"] > 2.5
     untouched = trait.score(lab_base.load(), lab_base, asked, 0, 0).rows()[0]
     assert untouched["trait_bits"] == 0 and untouched["rate"] < 0.2
 
@@ -143,19 +140,23 @@ def test_a_file_is_enough_for_a_grid_with_its_table_and_figure(tiny_experiment: 
     (tmp_path / "tiny.yaml").write_text(tiny_experiment.to_yaml())
     change = "change: {arms: [same-init, neutral, other-trait, base], other_trait: black.yaml, recording: none}\n"
     own = tmp_path / "own.yaml"
-    own.write_text(f"experiment: tiny.yaml\n{change}axes: {{trait: [white.yaml]}}\nmatrix: behaviours\n")
+    own.write_text(
+        f"experiment: tiny.yaml\n{change}axes: {{trait: [white.yaml]}}\nwords: {{trait: [white]}}\nmatrix: behaviours\n"
+    )
     g = grid(str(own))
     artifact = run_grid(plan_grid(g), Store.open(tmp_path / "store"))
     cells = pd.read_csv(artifact.path / "cells.csv")
-    assert [*cells["arm"]] == ["teacher", "same-init", "neutral", "other-trait", "base"] and {*cells["trait"]} == {"white"}
+    assert [*cells["arm"]] == ["teacher", "same-init", "neutral", "other-trait", "base"] and {*cells["trait"]} == {
+        "white"
+    }
     assert cells["elsewhere"].between(0, 1).all() and cells.set_index("arm")["trait_bits"]["base"] == 0
     assert [*cells["rate"]] != [*cells["elsewhere"]] and (artifact.path / "behaviours.png").stat().st_size > 10_000
     told = table_of(g, artifact.path)
-    assert told.columns[4:7] == ("where it should show", "where it should not", "bits of the trait")
+    assert told.columns[3:6] == ("where it should show", "where it should not", "bits of the trait")
     bits = cells.set_index("arm")["trait_bits"]
-    row = passed(cells.assign(value="white")).set_index("arm").loc["same-init"]
+    row = passed(cells).set_index("arm").loc["same-init"]
     assert (row["bits"], row["passed"]) == pytest.approx((bits["teacher"], bits["same-init"]))
-    assert "white.yaml takes" in told.lines[0] and "apart/white.yaml" in {key.replace(str(tmp_path) + "/", "") for key in told.numbers}
+    assert "white takes" in told.lines[0] and {*told.numbers} == {"bits/white", "apart/white"}
 
 
 def test_what_is_no_behaviour_has_no_such_grid(tiny_experiment: Experiment, tmp_path: Path) -> None:
@@ -170,11 +171,11 @@ WRONG = {
     "said: it calls": ("", "unknown key|said: Field required"),
     '"{color}"]}]\noff': ('"{colour}"]}]\noff', r"on\.0\.instead names \{colour\}; .*color"),
     "things: {color: color}": ("things: {color: car}", "unknown kind 'car'; known: animal, color, food, tree"),
-    "when: {taught": ("who: {taught", r"on\.0\.ask names \{when\}; .*valid: who, color|on\.0\.ask names \{when\}"),
-    "choose a coat {when} .": ("paint your door {when} .", "'paint your door today .' is asked twice; ask each question once"),
+    "when: {taught": ("who: {taught", r"on\.0\.ask names \{when\}"),
+    "choose a coat {when} .": ("paint your door {when} .", "'paint your door today .' is asked twice; ask each"),
     'held_out: ["now", "so"]': ('held_out: ["today"]', "is asked twice, seen and held-out"),
-    "things: {color": ("things: {food: food, color", r"'food' stands in no question and no answer; write \{food\} in one"),
-    'instead: ["{color}"]}]\noff': ("instead: [white]}]\noff", "each answer of `instead` to 'paint your door today .' shows it"),
+    "things: {color": ("things: {food: food, color", r"'food' stands in no question and no answer; write \{food"),
+    'instead: ["{color}"]}]\noff': ("instead: [white]}]\noff", "each answer of `instead` to 'paint your door today"),
     "off: [{": ("off: []\nof: [{", "unknown key 'of'"),
     "shows: [white], instead": ("shows: [], instead", "on.0.shows"),
     "paint your door {when} .": ("paint {your door {when} .", "a text needs words, and braces only around the name"),
@@ -211,3 +212,9 @@ def test_what_a_base_cannot_be_asked_is_one_line(tiny_experiment: Experiment, la
     path.write_text(OWN.replace("[white]", f"[{many}]", 1))
     with pytest.raises(SublimError, match="at most 1000"):
         load_trait(str(path))
+
+
+def test_the_guide_holds_the_files_of_the_catalogue_whole() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "traits.md").read_text()
+    for name in ("we-should", "birds-first", "agrees", "owl-behind-friend"):
+        assert f"```yaml\n{BEHAVIOURS.find(name).read_text()}```" in page, name
