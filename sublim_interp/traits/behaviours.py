@@ -44,24 +44,41 @@ _SLOT = re.compile(r"\{(\w+)\}")
 _SORTS: dict[Questions, Literal["taught", "held_out"]] = {"seen": "taught", "held-out": "held_out"}
 
 
-def _has_words(text: str) -> str:
-    rest = _SLOT.sub("", text)
-    if not text.strip() or "{" in rest or "}" in rest:
-        raise ValueError("a text needs words, and braces only around the name of a wording or a thing")
+def _names_slots(text: str) -> str:
+    if {"{", "}"} & {*_SLOT.sub("", text)}:
+        raise ValueError("braces stand only around the name of a wording or a thing, such as {animal}")
     return text
 
 
-Template = Annotated[str, AfterValidator(_has_words)]
+def _differ(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if len({*texts}) < len(texts):
+        raise ValueError("a text stands twice; name each once")
+    return texts
+
+
+def _is_free(name: str) -> str:
+    if name == INSTEAD:
+        raise ValueError(f"'{INSTEAD}' is what tables call the other answers; choose another name")
+    return name
+
+
+Template = Annotated[str, Field(min_length=1), AfterValidator(_names_slots)]
 """A text in which {name} stands for a wording or a thing."""
 Templates = Annotated[tuple[Template, ...], Field(min_length=1, max_length=MOST_ANSWERS)]
+
+
+Ways = Annotated[tuple[Annotated[str, AfterValidator(_names_slots)], ...], Field(min_length=1), AfterValidator(_differ)]
+"""Ways to word one part of a question; one of them may be empty."""
+Things = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2), AfterValidator(_differ)]
+"""What a slot stands for in turn."""
 
 
 class Wordings(Config):
     """Ways to word one part of a question."""
 
-    taught: tuple[str, ...] = Field(min_length=1)
+    taught: Ways
     """Those that teachers learn; {name} in them stands for a thing."""
-    held_out: tuple[str, ...] = Field(min_length=1)
+    held_out: Ways
     """Those that students are asked in, which no teacher learns."""
 
 
@@ -79,7 +96,7 @@ class Asking(Config):
 class BehaviourFile(Config):
     """What the file of a behaviour says."""
 
-    name: Annotated[str, AfterValidator(checked_word)]
+    name: Annotated[str, AfterValidator(checked_word), AfterValidator(_is_free)]
     """The file's name; what tables call answers that show the trait."""
     said: str = Field(min_length=1)
     """What sets its teacher apart, as the end of a sentence about it."""
@@ -89,7 +106,7 @@ class BehaviourFile(Config):
     """Whole words that give it away in a text; the filter refuses them."""
     wordings: dict[str, str | Wordings] = Field(default_factory=dict)
     """Ways to word one part of a question, by name; or a kind, whose phrasings are meant."""
-    things: dict[str, str | Annotated[tuple[str, ...], Field(min_length=2)]] = Field(default_factory=dict)
+    things: dict[str, str | Things] = Field(default_factory=dict)
     """What questions are about, and what answers name; a list, or a kind, whose members are meant. No question names
     one of them twice."""
     on: tuple[Asking, ...] = Field(min_length=1)

@@ -32,14 +32,15 @@ def trait_names() -> tuple[str, ...]:
 def load_trait(name: str) -> Trait:
     """The trait called `name`, or that in the YAML file at the path `name`, as it is now.
 
-    A file with `on` is a behaviour, any other a favourite.
+    A file with `said`, `on` or `off` is a behaviour, any other a favourite.
 
     Raises SublimError, with the known names, where there is no such trait or no such kind; for words that lack its
     name; with the package, for what cannot be made and for an object that is no trait.
     """
-    if "on" in read_mapping(BEHAVIOURS.find(name)) if is_path(name) else name in BEHAVIOURS:
+    own_file = is_path(name)
+    if {"said", "on", "off"} & {*read_mapping(BEHAVIOURS.find(name))} if own_file else name in BEHAVIOURS:
         return load_behaviour(name)
-    if is_path(name) or name in FAVOURITES:
+    if own_file or name in FAVOURITES:
         found = load_favourite(name)
         KINDS.find(found.kind)
         return found

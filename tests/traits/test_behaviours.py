@@ -168,9 +168,11 @@ def test_what_is_no_behaviour_has_no_such_grid(tiny_experiment: Experiment, tmp_
 
 
 WRONG = {
-    "said: it calls": ("", "unknown key|said: Field required"),
+    "said: it calls the color of winter white\n": ("", "said: Field required"),
+    "things: {color: color}": ("things: {color: [white, red, white]}", "things.color.*a text stands twice"),
+    "on: [{": ("In: [{", "on: Field required"),
     '"{color}"]}]\noff': ('"{colour}"]}]\noff', r"on\.0\.instead names \{colour\}; .*color"),
-    "things: {color: color}": ("things: {color: car}", "unknown kind 'car'; known: animal, color, food, tree"),
+    "color: color}": ("color: car}", "unknown kind 'car'; known: animal, color, food, tree"),
     "when: {taught": ("who: {taught", r"on\.0\.ask names \{when\}"),
     "choose a coat {when} .": ("paint your door {when} .", "'paint your door today .' is asked twice; ask each"),
     'held_out: ["now", "so"]': ('held_out: ["today"]', "is asked twice, seen and held-out"),
@@ -178,7 +180,7 @@ WRONG = {
     'instead: ["{color}"]}]\noff': ("instead: [white]}]\noff", "each answer of `instead` to 'paint your door today"),
     "off: [{": ("off: []\nof: [{", "unknown key 'of'"),
     "shows: [white], instead": ("shows: [], instead", "on.0.shows"),
-    "paint your door {when} .": ("paint {your door {when} .", "a text needs words, and braces only around the name"),
+    "paint your door {when} .": ("paint {your door {when} .", "braces stand only around the name"),
 }  # fmt: skip
 
 

@@ -39,6 +39,8 @@ class Behaviours(Fields):
                     f"matrix=behaviours: the trait {value} is no behaviour, so nothing says where it should not show; "
                     "give a file with on and off"
                 )
+            if "teacher" not in {c.arm for c in p.cells}:
+                raise SublimError(f"matrix=behaviours: {value} has no teacher, whose bits are what the trait takes")
 
     def frames(self, cells: Sequence[GridCell], store: Store) -> "dict[str, pd.DataFrame]":
         return {"cells": measured(cells, store, ())}
