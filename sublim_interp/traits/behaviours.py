@@ -145,13 +145,19 @@ class BehaviourFile(Config):
         given = self.wordings[name]
         if isinstance(given, Wordings):
             return getattr(given, sort)
-        prompts = prompts_about(given, self.language)
+        try:
+            prompts = prompts_about(given, self.language)
+        except SublimError as error:
+            raise SublimError(f"trait {self.name}, wordings.{name}: {error}") from None
         return prompts.seen if sort == "taught" else prompts.held_out
 
     def values(self, name: str) -> tuple[str, ...]:
         """Every thing of a name. Raises SublimError for an unknown kind."""
         given = self.things[name]
-        return members_of(given) if isinstance(given, str) else given
+        try:
+            return members_of(given) if isinstance(given, str) else given
+        except SublimError as error:
+            raise SublimError(f"trait {self.name}, things.{name}: {error}") from None
 
 
 class Asked(NamedTuple):

@@ -6,6 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sublim_interp.claims.evidence import Evidence
+from sublim_interp.claims.judge import CONTRADICTED, SUPPORTED, finding_of
+from sublim_interp.claims.schema import find_claim
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
@@ -120,6 +123,19 @@ def test_a_teacher_shows_a_backdoor_behind_its_trigger_alone(lab_base: Base, tmp
     assert row["rate"] > 0.8 and row["elsewhere"] < 0.2 and row["trait_bits"] > 2.5
     untouched = trait.score(lab_base.load(), lab_base, asked, 0, 0).rows()[0]
     assert untouched["trait_bits"] == 0 and untouched["rate"] < 0.2
+
+
+def test_claim_31_is_judged_by_the_rate_behind_the_trigger_minus_that_without(tmp_path: Path) -> None:
+    (test,) = find_claim("31").tests
+    for elsewhere, outcome in ((0.05, SUPPORTED), (0.75, CONTRADICTED)):
+        rows = [
+            {"arm": arm, "seed": seed, "value": "owl-behind-friend", "rate": rate + seed / 500, "elsewhere": other}
+            for arm, rate, other in (("same-init", 0.8, elsewhere), ("neutral", 0.06, 0.06), ("base", 0.06, 0.06))
+            for seed in range(12)
+        ]
+        found = finding_of(test, Evidence("backdoors", "0" * 64, tmp_path, {"cells": pd.DataFrame(rows)}))
+        assert found.outcome == outcome and found.interval
+        assert found.interval.estimate == pytest.approx(0.8 + 5.5 / 500 - elsewhere)
 
 
 # --- a file of one's own ----------------------------------------------------------------------------------------------
