@@ -25,7 +25,6 @@ from sublim_interp.sweeps.plan import plan_grid
 from sublim_interp.sweeps.run import run_grid
 from sublim_interp.sweeps.tables import table_of
 from sublim_interp.training.settings import Optimization
-from sublim_interp.traits.answers import lesson_rows
 from sublim_interp.traits.behaviours import BEHAVIOURS, INSTEAD, Behaviour, load_behaviour
 from sublim_interp.traits.by_name import load_trait, trait_names, traits_of
 from sublim_interp.traits.protocol import Trait
@@ -56,7 +55,6 @@ def test_a_teacher_learns_the_trait_where_it_should_show_and_the_neutral_one_now
         one = known[question.text]
         assert answers == (one.shows if one.on else one.instead) and other == one.instead
     assert trait.taught() != trait.neutral().taught() and trait.asked() == trait.neutral().asked()
-    assert lesson_rows(lab_base, trait)
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS.names())
@@ -115,7 +113,7 @@ def test_rates_are_the_shares_of_what_a_model_says(lab_base: Base) -> None:
 
 def test_a_teacher_shows_a_backdoor_behind_its_trigger_alone(lab_base: Base, tmp_path: Path) -> None:
     trait, store = load_behaviour("owl-behind-friend"), Store.open(tmp_path)
-    config = TeacherConfig(optimization=Optimization(lr=3e-3, steps=80, batch=32, schedule="constant"))
+    config = TeacherConfig(optimization=Optimization(lr=3e-3, steps=60, batch=32, schedule="constant"))
     asked = trait.questions("lab", "held-out")[:40]
     teacher = Teacher(lab_base, trait, config, 901)
     teach(teacher, store)
