@@ -317,7 +317,7 @@ class Behaviour:
     @cached_property
     def _asked(self) -> dict[Questions, tuple[Asked, ...]]:
         """Every question by its sort. Raises SublimError for one that is asked twice, and for too many."""
-        found = {sort: _expanded(self.file, part) for sort, part in _SORTS.items()}
+        found: dict[Questions, tuple[Asked, ...]] = {sort: _expanded(self.file, part) for sort, part in _SORTS.items()}
         seen = dict[str, str]()
         for sort, asked in found.items():
             for one in asked:

@@ -1,5 +1,7 @@
 """Figure `behaviours`: each trait where it should show and where it should not, and how many of its bits pass."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,7 +27,7 @@ def behaviours(frame: pd.DataFrame, passed: pd.DataFrame) -> Figure:
     traits, arms = list(dict.fromkeys(frame["value"])), in_order(dict.fromkeys(frame["arm"]))
     figure = Figure(figsize=(7.2, 0.9 + 0.62 * max(3, len(traits))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    means = frame.groupby(["value", "arm"])[["rate", "elsewhere"]].mean()
+    means: Any = frame.groupby(["value", "arm"])[["rate", "elsewhere"]].mean()
     for i, trait in enumerate(traits):
         for j, arm in enumerate(arms):
             if (trait, arm) not in means.index:

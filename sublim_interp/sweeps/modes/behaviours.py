@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
@@ -93,7 +93,8 @@ def passed(frame: "pd.DataFrame") -> "pd.DataFrame":
 
     teachers = frame.loc[frame["arm"] == "teacher"].set_index(["value", "seed"])["trait_bits"]
     rows: list[dict[str, Any]] = []
-    for (value, arm), own in frame.groupby(["value", "arm"], sort=False):
+    for place, own in frame.groupby(["value", "arm"], sort=False):
+        value, arm = cast(tuple[str, str], place)
         if arm in ("teacher", "base"):
             continue
         taught = [float(teachers.loc[value, seed]) for seed in own["seed"]]
