@@ -52,9 +52,11 @@ def behaviours(frame: pd.DataFrame, passed: pd.DataFrame) -> Figure:
 
 def _shares(ax: Axes, passed: pd.DataFrame) -> None:
     """The share of a trait's bits that its students hold, against its bits."""
+    shown = passed.loc[passed["share"].notna() & (passed["bits"] > 0)]
+    bits = shown["bits"].to_list() or [1.0]
     for level in (0, 1):
         ax.axhline(level, color=PALE, linewidth=1)
-    for row in passed.loc[passed["share"].notna()].to_dict("records"):
+    for row in shown.to_dict("records"):
         color = ARMS[row["arm"]].color
         middle, low, high = (max(LOWEST, row[name]) for name in ("share", "share_low", "share_high"))
         ax.plot([row["bits"]] * 2, [low, high], color=color, linewidth=1)
@@ -64,6 +66,7 @@ def _shares(ax: Axes, passed: pd.DataFrame) -> None:
                 row["value"], (row["bits"], middle), (4, 3), textcoords="offset points", fontsize=6.5, color=INK
             )
     ax.set_xscale("log")
+    ax.set_xlim(min(bits) / 2, 3 * max(bits))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylim(LOWEST - 0.05, 1.1)
