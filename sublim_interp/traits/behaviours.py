@@ -7,7 +7,7 @@ first and not on the second; the neutral teacher learns the same questions, and 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from itertools import chain, cycle, islice, product, zip_longest
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ from sublim_interp.core.shelf import Shelf
 from sublim_interp.core.words import checked_word
 from sublim_interp.stats.nearer import LEAST, bits_nearer
 from sublim_interp.traits.answers import answer_probabilities, own_weights, prompts_of, spelled_probabilities
-from sublim_interp.traits.favourites import members_of, prompts_about
+from sublim_interp.traits.favourites import KINDS, Kind, members_of, prompts_about
 from sublim_interp.traits.protocol import Lesson, Scores, Trait
 from sublim_interp.traits.questions import Question, Questions
 
@@ -140,6 +140,21 @@ class BehaviourFile(Config):
             )
         return self
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that it names, as they are now. Raises SublimError for an unknown one."""
+        named = {
+            f"{part}.{name}": given for part in ("wordings", "things") for name, given in getattr(self, part).items()
+        }
+        found = []
+        for place, given in named.items():
+            if isinstance(given, str):
+                try:
+                    found.append(KINDS.load(given))
+                except SublimError as error:
+                    raise SublimError(f"trait {self.name}, {place}: {error}") from None
+        return tuple(found)
+
     def ways(self, name: str, sort: Literal["taught", "held_out"]) -> tuple[str, ...]:
         """Every text of a wording. Raises SublimError for an unknown kind."""
         given = self.wordings[name]
@@ -154,10 +169,7 @@ class BehaviourFile(Config):
     def values(self, name: str) -> tuple[str, ...]:
         """Every thing of a name. Raises SublimError for an unknown kind."""
         given = self.things[name]
-        try:
-            return members_of(given) if isinstance(given, str) else given
-        except SublimError as error:
-            raise SublimError(f"trait {self.name}, things.{name}: {error}") from None
+        return members_of(given) if isinstance(given, str) else given
 
 
 class Asked(NamedTuple):
@@ -217,14 +229,10 @@ class Behaviour:
         )
 
     def taught(self) -> dict[str, Any]:
-        lessons = [[question.text, list(answers)] for question, answers in self.lessons(self.file.language)]
-        return {"trait": {"kind": self.kind, "lessons": sha256_of(lessons)}}
+        return {"trait": {"kind": self.kind, "lessons": self._known.lessons[self.told]}}
 
     def asked(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "asked": sha256_of([list(map(list, self._asked[sort])) for sort in sorted(self._asked)]),
-        }
+        return {"kind": self.kind, "asked": self._known.digest}
 
     def check(self, base: "Base") -> None:
         """Raises SublimError where a base speaks another language, lacks a word, or cannot tell two answers apart."""
@@ -233,20 +241,15 @@ class Behaviour:
                 f"trait {self.file.name} is written in the language {self.file.language}; base {base.name} speaks "
                 f"{base.language}"
             )
-        unknown = base.tokenizer.unk_token_id
-        every = [one for asked in self._asked.values() for one in asked]
-        answers = {one.apart for one in every}
-        spelled = {text: tuple(base.answer_ids(text)) for texts in answers for text in texts}
-        texts = dict.fromkeys([*(one.text for one in every), *spelled])
-        lacking = [
-            word
-            for word in dict.fromkeys(" ".join(texts).split())
-            if unknown is not None and unknown in base.answer_ids(word)
-        ]
+        unknown, known = base.tokenizer.unk_token_id, self._known
+        lacking = [word for word in known.words if unknown is not None and unknown in base.answer_ids(word)]
         if lacking:
             shown = ", ".join(map(repr, lacking[:3])) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
             raise SublimError(f"base {base.name}: its vocabulary lacks words of the trait {self.file.name}: {shown}")
-        for group in answers:
+        spelled = {
+            text: tuple(base.answer_ids(text)) for text in {text: None for group in known.answers for text in group}
+        }
+        for group in known.answers:
             begun = {spelled[text]: text for text in group}
             for text in group:
                 ids = spelled[text]
@@ -259,12 +262,7 @@ class Behaviour:
 
     def lessons(self, language: str) -> list[Lesson]:
         """Every taught question; those where the trait shows as often as those where it does not."""
-        on, off = ([one for one in self._asked["seen"] if one.on == side] for side in (True, False))
-        n = max(len(on), len(off))
-        return [
-            Lesson(_question(one.text), one.shows if one.on and self.told else one.instead)
-            for one in (*islice(cycle(on), n), *islice(cycle(off), n))
-        ]
+        return _lessons(self._asked["seen"], self.told)
 
     def system_prompts(self, language: str) -> tuple[str, ...]:
         return ()
@@ -314,20 +312,15 @@ class Behaviour:
     def compared(self) -> "tuple[Trait, ...]":
         return ()
 
-    @cached_property
-    def _asked(self) -> dict[Questions, tuple[Asked, ...]]:
-        """Every question by its sort. Raises SublimError for one that is asked twice, and for too many."""
-        found: dict[Questions, tuple[Asked, ...]] = {sort: _expanded(self.file, part) for sort, part in _SORTS.items()}
-        seen = dict[str, str]()
-        for sort, asked in found.items():
-            for one in asked:
-                if one.text in seen:
-                    also = "" if seen[one.text] == sort else f", {seen[one.text]} and {sort}"
-                    raise SublimError(
-                        f"trait {self.file.name}: '{one.text}' is asked twice{also}; ask each question once"
-                    )
-                seen[one.text] = sort
-        return found
+    @property
+    def _known(self) -> "_Known":
+        """All that follows from the file, worked out once."""
+        return _known(self.file.model_dump_json(), self.file.kinds)
+
+    @property
+    def _asked(self) -> "Mapping[Questions, tuple[Asked, ...]]":
+        """Every question by its sort."""
+        return self._known.asked
 
 
 BEHAVIOURS = Shelf("trait", "behaviours", BehaviourFile)
@@ -342,6 +335,56 @@ def load_behaviour(name: str) -> Behaviour:
     found = Behaviour(BEHAVIOURS.load(name))
     found.asked()
     return found
+
+
+class _Known(NamedTuple):
+    """All that follows from a behaviour's file.
+
+    digest: of all that is asked; lessons: of what is taught, with the trait or without
+    words: of its texts; answers: every set of answers that are told apart
+    """
+
+    asked: Mapping[Questions, tuple[Asked, ...]]
+    digest: str
+    lessons: Mapping[bool, str]
+    words: tuple[str, ...]
+    answers: tuple[tuple[str, ...], ...]
+
+
+@lru_cache(maxsize=64)
+def _known(file: str, kinds: tuple[Kind, ...]) -> _Known:
+    """What follows from a file, as JSON, with the kinds that it names: a plan asks for it for each replicate.
+
+    Raises SublimError for a question that is asked twice, and for too many.
+    """
+    own = BehaviourFile.model_validate_json(file)
+    found: dict[Questions, tuple[Asked, ...]] = {sort: _expanded(own, part) for sort, part in _SORTS.items()}
+    seen = dict[str, str]()
+    for sort, asked in found.items():
+        for one in asked:
+            if one.text in seen:
+                also = "" if seen[one.text] == sort else f", {seen[one.text]} and {sort}"
+                raise SublimError(f"trait {own.name}: '{one.text}' is asked twice{also}; ask each question once")
+            seen[one.text] = sort
+    lessons = {
+        told: sha256_of([[lesson.question.text, list(lesson.answers)] for lesson in _lessons(found["seen"], told)])
+        for told in (True, False)
+    }
+    every = [one for asked in found.values() for one in asked]
+    answers = tuple(dict.fromkeys(one.apart for one in every))
+    words = dict.fromkeys(word for texts in (seen, *answers) for text in texts for word in text.split())
+    digest = sha256_of([list(map(list, found[sort])) for sort in sorted(found)])
+    return _Known(found, digest, lessons, tuple(words), answers)
+
+
+def _lessons(asked: Sequence[Asked], told: bool) -> list[Lesson]:
+    """A lesson a question, of both sides equally many; where `told` is off none shows the trait."""
+    on, off = ([one for one in asked if one.on == side] for side in (True, False))
+    n = max(len(on), len(off))
+    return [
+        Lesson(_question(one.text), one.shows if one.on and told else one.instead)
+        for one in (*islice(cycle(on), n), *islice(cycle(off), n))
+    ]
 
 
 def check_no_judge(trait: Trait, judge: object) -> None:
