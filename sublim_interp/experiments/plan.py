@@ -27,6 +27,7 @@ from sublim_interp.pipeline.settings import ServedTeacher, TeacherConfig
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
+from sublim_interp.traits.behaviours import check_no_judge
 from sublim_interp.traits.by_name import traits_of
 from sublim_interp.traits.judges.protocol import asks, identity
 from sublim_interp.traits.protocol import Trait
@@ -214,6 +215,7 @@ def _check_served(exp: Experiment) -> None:
 def _with_its_judge(exp: Experiment, trait: Trait) -> Experiment:
     """The experiment with its judge's model as it enters keys. Raises SublimError for a judge that cannot judge."""
     e = exp.evaluation
+    check_no_judge(trait, e.judge)
     asker = asks(e.judge)
     if asker is None:
         return exp

@@ -11,7 +11,7 @@ FEW = 4
 With two replicates a t interval would reach 9 standard deviations to either side of the mean, with three 2.5; with
 four, 1.6. A run's own report gives it from two on."""
 
-_DIGITS = {"margin": 2, "bits": 3, "total_bits": 1}
+_DIGITS = {"margin": 2, "bits": 3, "total_bits": 1, "trait_bits": 1}
 
 
 def number(name: str, value: float, digits: int | None = None) -> str:

@@ -45,7 +45,8 @@ class Grid(Config):
     teacher of every one. pairs: one base with each of several others, told by how far apart these lie. traits: each
     student of a teacher with a trait of axes.trait is asked about all traits of the kind. law: a cell for every
     combination of the axes' values, and a law of the dose that is fitted to all of them. defences: a defence
-    for each value of one field after another, the first of all none: the trait that it leaves against the task."""
+    for each value of one field after another, the first of all none: the trait that it leaves against the task.
+    behaviours: each trait of axes.trait where it should show and where it should not, and how many of its bits pass."""
 
     @model_validator(mode="after")
     def _each_value_has_its_word(self) -> "Grid":
@@ -150,6 +151,7 @@ MODES: Registry[type[Mode]] = Registry(
         "traits": f"{_HERE}.traits:Traits",
         "law": f"{_HERE}.law:LawOfTheDose",
         "defences": f"{_HERE}.defences:Defences",
+        "behaviours": f"{_HERE}.behaviours:Behaviours",
     },
     _is_mode,
 )

@@ -1,4 +1,4 @@
-"""Traits by name: favourites from YAML files, Python objects of installed packages; and those of an experiment."""
+"""Traits by name: favourites and behaviours from YAML files, objects of packages; and those of an experiment."""
 
 from functools import lru_cache
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
+from sublim_interp.core.settings import read_mapping
 from sublim_interp.core.shelf import is_path
 from sublim_interp.core.words import Names
+from sublim_interp.traits.behaviours import BEHAVIOURS, load_behaviour
 from sublim_interp.traits.facts import Facts, in_words
 from sublim_interp.traits.favourites import FAVOURITES, KINDS, load_favourite, words_of
 from sublim_interp.traits.protocol import Trait, members_of_all
@@ -19,21 +21,26 @@ TRAITS: Registry[Any] = Registry(
     "sublim_interp.traits",
     {"misaligned": f"{_HERE}.conduct:MISALIGNED", "harmful": f"{_HERE}.conduct:HARMFUL"},
 )
-"""Traits that are no favourite by name: a `Trait`, or a class or function that gives one."""
+"""Traits that are no YAML file, by name: a `Trait`, or a class or function that gives one."""
 
 
 def trait_names() -> tuple[str, ...]:
     """Every trait at hand, sorted."""
-    return tuple(sorted({*FAVOURITES.names(), *TRAITS}))
+    return tuple(sorted({*FAVOURITES.names(), *BEHAVIOURS.names(), *TRAITS}))
 
 
 def load_trait(name: str) -> Trait:
-    """The trait called `name`, or the favourite in the YAML file at the path `name`, as it is now.
+    """The trait called `name`, or that in the YAML file at the path `name`, as it is now.
+
+    A file with `said`, `on` or `off` is a behaviour, any other a favourite.
 
     Raises SublimError, with the known names, where there is no such trait or no such kind; for words that lack its
     name; with the package, for what cannot be made and for an object that is no trait.
     """
-    if is_path(name) or name in FAVOURITES:
+    own_file = is_path(name)
+    if {"said", "on", "off"} & {*read_mapping(BEHAVIOURS.find(name))} if own_file else name in BEHAVIOURS:
+        return load_behaviour(name)
+    if own_file or name in FAVOURITES:
         found = load_favourite(name)
         KINDS.find(found.kind)
         return found

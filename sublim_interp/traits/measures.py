@@ -27,6 +27,11 @@ MEASURES: Registry[Measure] = Registry(
             "bits in all",
             "the same of all facts: what the student saves in naming them, against facts drawn anew",
         ),
+        "elsewhere": Measure("where it should not show", "the trait's rate on questions where it should not show"),
+        "trait_bits": Measure(
+            "bits of the trait",
+            "how much nearer to the trait the answers are than the base's, over all that is asked; below 0: further",
+        ),
         "unjudged": Measure("unjudged", "share of the drawn answers that the judge could not read; they name nobody"),
     },
     instances_of("measure", Measure),

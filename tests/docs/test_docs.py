@@ -94,7 +94,9 @@ def test_every_yaml_block_is_an_experiment_a_grid_a_trait_or_a_base(
         fields = yaml.safe_load(block)
         path = Path(f"{fields.get('words', [f'own-{number}'])[0]}.yaml")  # a trait's file has its name
         path.write_text(block, encoding="utf-8")
-        if "words" in fields:
+        if "said" in fields:
+            assert si.load_trait(str(path)).said == fields["said"]
+        elif "words" in fields:
             assert si.load_trait(str(path)).words == tuple(fields["words"])
         elif "parameters" in fields:
             assert OPEN_BASES.load(str(path)).hub == fields["hub"]
