@@ -235,7 +235,8 @@ class Linearised(torch.nn.Module):
             given = {f"model.{name}": t for name, t in weights.items()}
             return functional_call(self._reading[0], given, (batch.ids, batch.labels != IGNORE, own))
 
-        return jvp(read, ({name: self._start[name] for name in step},), (dict(step),))
+        start, change, *_ = jvp(read, ({name: self._start[name] for name in step},), (dict(step),))
+        return start, change
 
     def logits(self, batch: Batch, own: Sequence[int] | None = None) -> Float[Tensor, "position vocabulary"]:
         """Logits of the linear model at a batch's labelled positions; gradients pass to its parameters."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, tiny
 from torch.nn import functional as F
 
 from sublim_interp.analysis.kernel import (
@@ -34,6 +33,7 @@ from sublim_interp.training.batches import IGNORE, Batch, Example, collate
 from sublim_interp.training.loop import train
 from sublim_interp.training.losses import token_loss
 from sublim_interp.training.settings import Optimization
+from tiny_models import VOCABULARY, tiny
 
 METRIC = margin_among([5, 6, 7, 8], 1)
 OWN = list(range(20, 40))
@@ -59,8 +59,8 @@ def body() -> Any:
 
 def head_only() -> Any:
     """One whose head alone trains: its logits are linear in what trains."""
-    model = tiny("llama").requires_grad_(False)
-    model.get_output_embeddings().requires_grad_(True)
+    model: Any = tiny("llama").requires_grad_(False)
+    model.lm_head.requires_grad_(True)
     return model
 
 

@@ -20,8 +20,9 @@ _DRIFT = {
 
 def shown_rows(cases: pd.DataFrame) -> list[str]:
     """Rows whose students are drawn: the first, and those of the highest, the middle and the lowest lift."""
-    by = cases.groupby("row", sort=False)["lift"].mean().sort_values(ascending=False)
-    return [*dict.fromkeys([str(cases["row"].iloc[0]), *(str(by.index[i]) for i in (0, len(by) // 2, -1))])]
+    lifts = {str(words): own["lift"].mean() for words, own in cases.groupby("row", sort=False)}
+    by = sorted(lifts, key=lambda words: -lifts[words])
+    return [*dict.fromkeys([next(iter(lifts)), by[0], by[len(by) // 2], by[-1]])]
 
 
 @in_style

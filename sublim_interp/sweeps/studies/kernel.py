@@ -6,6 +6,7 @@ change on lists with the trait's margin. A linearised student, whose kernel neve
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,18 +166,18 @@ def account(frames: "Mapping[str, pd.DataFrame]", resamples: int = 9_999, seed: 
     for words, own in cases.groupby("row", sort=False):
         told = [where[str(words), int(at)] for at in own["seed"]]
         rows.append(
-            (str(words), _mean(own["cosine"], 3), _mean(own["linear_lift"], 2), _mean(own["lift"], 2),
-             f"{100 * own['rate'].mean():.1f} %", _places(told), f"{own['kl'].mean():.3f}",
-             f"{own['linear_kl'].mean():.3f}")
+            (str(words), _mean(own["cosine"].to_list(), 3), _mean(own["linear_lift"].to_list(), 2),
+             _mean(own["lift"].to_list(), 2), f"{100 * own['rate'].mean():.1f} %", _places(told),
+             f"{own['kl'].mean():.3f}", f"{own['linear_kl'].mean():.3f}")
         )  # fmt: skip
     scores = {name: cases[name.replace(" ", "_")].to_list() for name in SCORES}
     lifts = cases["lift"].to_list()
     drawn = rank_draws(scores, lifts, cases.groupby("row", sort=False).ngroup().to_list(), resamples, seed)
-    n = cases["row"].nunique()
+    n, seeds = len(set(cases["row"])), len(set(cases["seed"]))
     ranks = {name: _drawn(rank_correlation(scores[name], lifts).rho, drawn[name], n) for name in SCORES}
     return SweepTable(
         f"The kernel at a student's start, a linearised student and the real one: means over "
-        f"{count(cases['seed'].nunique(), 'seed')}, {count(n, 'row')}. Lifts are of the trait's margin, in nats.",
+        f"{count(seeds, 'seed')}, {count(n, 'row')}. Lifts are of the trait's margin, in nats.",
         ("student", "kernel's cosine", "linearised lift", "real lift", "real rate", "they part at update",
          "KL left", "linearised KL left"),
         rows,
@@ -189,9 +190,10 @@ def account(frames: "Mapping[str, pd.DataFrame]", resamples: int = 9_999, seed: 
 def parting(steps: "pd.DataFrame") -> dict[tuple[str, int], int | None]:
     """By row and seed, the first step at which the students' margins differ by more than `PARTED`; None for none."""
     found: dict[tuple[str, int], int | None] = {}
-    for (words, seed), own in steps.groupby(["row", "seed"], sort=False):
-        apart = own.loc[(own["margin"] - own["linear_margin"]).abs() > PARTED, "step"]
-        found[str(words), int(seed)] = int(apart.min()) if len(apart) else None
+    for row in steps.sort_values("step").to_dict("records"):
+        place = str(row["row"]), int(row["seed"])
+        if found.setdefault(place, None) is None and abs(row["margin"] - row["linear_margin"]) > PARTED:
+            found[place] = int(row["step"])
     return found
 
 
@@ -276,10 +278,12 @@ def _controls(controls: "pd.DataFrame", cases: "pd.DataFrame") -> list[str]:
 def _parts(parts: "pd.DataFrame", cases: "pd.DataFrame") -> list[str]:
     first = cases["row"].iloc[0]
     own = parts.loc[parts["row"] == first]
-    seeds = own["seed"].nunique()
-    whole = own["product"].sum() / seeds
-    by = own.assign(part=own["module"].str.split(".").str[0]).groupby(["layer", "part"])["product"].sum() / seeds
-    told = ", ".join(f"layer {layer} {part} {100 * value / whole:.0f} %" for (layer, part), value in by.items())
+    whole = own["product"].sum()
+    by: dict[str, float] = {}
+    for row in own.to_dict("records"):
+        place = f"layer {row['layer']} {row['module'].split('.')[0]}"
+        by[place] = by.get(place, 0.0) + row["product"]
+    told = ", ".join(f"{place} {100 * value / whole:.0f} %" for place, value in by.items())
     return [minus(f"Of the coupling on {first}: {told}.")]
 
 
@@ -290,8 +294,8 @@ def _meanings() -> list[str]:
     ]
 
 
-def _mean(values: "pd.Series", digits: int) -> str:
-    return minus(f"{values.mean():z.{digits}f} ({values.min():z.{digits}f}–{values.max():z.{digits}f})")
+def _mean(values: Sequence[float], digits: int) -> str:
+    return minus(f"{fmean(values):z.{digits}f} ({min(values):z.{digits}f}–{max(values):z.{digits}f})")
 
 
 def _places(told: Sequence[int | None]) -> str:
