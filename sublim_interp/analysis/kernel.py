@@ -144,15 +144,15 @@ class Drift(NamedTuple):
 
     own: float
     """J_q J_cᵀ r with both Jacobians the student's."""
-    questions: float
+    question_side: float
     """With the questions' Jacobian the student's, that of the lists the start's."""
-    lists: float
+    list_side: float
     """With that of the lists the student's, that of the questions the start's."""
     start: float
     """With both of the start: what a kernel that never moves has for the student's own residuals."""
-    turned: float
+    question_turn: float
     """Cosine of the questions' pulled steps at the two places."""
-    lists_turned: float
+    list_turn: float
     """The same of the lists'."""
 
 

@@ -82,8 +82,8 @@ def test_where_logits_are_linear_the_linearised_student_is_the_student() -> None
     torch.testing.assert_close(linear.logits(asked(), METRIC.tokens), real, atol=1e-4, rtol=1e-4)
     goal = targets(tiny("llama", initializer_range=0.3), lists[0])
     found = drift(start, model, METRIC, asked(), lists[0], goal)
-    assert found.own == pytest.approx(found.start, rel=1e-4) and found.turned == pytest.approx(1, abs=1e-5)
-    assert found.questions == pytest.approx(found.own, rel=1e-4) == pytest.approx(found.lists, rel=1e-4)
+    assert found.own == pytest.approx(found.start, rel=1e-4) and found.question_turn == pytest.approx(1, abs=1e-5)
+    assert found.question_side == pytest.approx(found.own, rel=1e-4) == pytest.approx(found.list_side, rel=1e-4)
 
 
 def test_a_body_is_not_linear_and_its_kernel_moves(body: Any) -> None:
@@ -94,7 +94,7 @@ def test_a_body_is_not_linear_and_its_kernel_moves(body: Any) -> None:
         found = drift(body, now, METRIC, asked(), lists, target, OWN)
         same = drift(now, now, METRIC, asked(), lists, target, OWN)
     assert found.own == pytest.approx(same.own) and same.own == pytest.approx(same.start)
-    assert abs(found.own - found.start) > 0.01 * abs(found.own) and 0 < found.turned < 0.999
+    assert abs(found.own - found.start) > 0.01 * abs(found.own) and 0 < found.question_turn < 0.999
 
 
 @pytest.mark.parametrize("soft", [True, False])

@@ -102,8 +102,8 @@ def frames_of(share: float, order: float) -> dict[str, pd.DataFrame]:
                           "linear_kl": 0.1})  # fmt: skip
             for step in (0, 1, 8):
                 steps.append({**about, "step": step, "margin": lift * step / 8, "linear_margin": told * step / 8})
-                drift.append({**about, "step": step, "own": 0.1 + step, "questions": 0.1, "lists": 0.1, "start": 0.1,
-                              "turned": 1.0, "lists_turned": 1.0})  # fmt: skip
+                drift.append({**about, "step": step, "own": 0.1 + step, "question_side": 0.1, "list_side": 0.1, "start": 0.1,
+                              "question_turn": 1.0, "list_turn": 1.0})  # fmt: skip
             others += [{**about, "condition": c, "product": 0.1, "low": 0.0, "high": 0.2} for c in CONDITIONS]
     part = [{"row": "row 0", "seed": 0, "layer": 0, "module": "mlp.up_proj", "product": 1.0}]
     single = [{"row": "row 0", "seed": 0, "rule": "gradient", "share": 0.1, "predicted": 1.0, "measured": 2.0}]

@@ -12,8 +12,8 @@ from sublim_interp.report.figures.protocol import FigureEntry
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#7F7F7F")
 _DRIFT = {
     "own": ("both moved, as the student's", "#0072B2", "-"),
-    "questions": ("the questions' moved alone", "#E69F00", "-"),
-    "lists": ("the lists' moved alone", "#CC79A7", "-"),
+    "question_side": ("the questions' moved alone", "#E69F00", "-"),
+    "list_side": ("the lists' moved alone", "#CC79A7", "-"),
     "start": ("both as at the start", "#7F7F7F", "--"),
 }
 
@@ -30,7 +30,7 @@ def kernel(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Does a student whose kernel never moves become what a real one does?
 
     frames: cases, a row a pair and seed: row, seed, lift, linear_lift; steps, one a step too: step, margin,
-        linear_margin; drift, as steps: own, questions, lists, start
+        linear_margin; drift, as steps: own, question_side, list_side, start
     """
     cases, steps, drift = frames["cases"], frames["steps"], frames["drift"]
     figure = Figure(figsize=(9.2, 3.4), layout="constrained")

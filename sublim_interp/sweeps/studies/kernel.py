@@ -231,20 +231,20 @@ def _why(frames: "Mapping[str, pd.DataFrame]", where: Mapping[tuple[str, int], i
     first = str(frames["cases"]["row"].iloc[0])
     own = drift.loc[drift["row"] == first]
     at_start = own.loc[own["step"] == 0, "own"].mean()
-    by_step = own.groupby("step")[["own", "questions", "lists", "start", "turned", "lists_turned"]].mean()
+    by_step = own.groupby("step")[["own", "question_side", "list_side", "start", "question_turn", "list_turn"]].mean()
     most = int(by_step["own"].idxmax())
     peak = by_step.loc[most]
     lines = [
         f"Why, on {first}: the coupling of the student's own residuals is {at_start:.3f} at the start and "
         f"{peak['own']:.3f} at update {most}. With the Jacobians of the start it would be {peak['start']:.3f} there, "
-        f"with the questions' alone moved {peak['questions']:.3f}, with the lists' alone {peak['lists']:.3f}."
+        f"with the questions' alone moved {peak['question_side']:.3f}, with the lists' alone {peak['list_side']:.3f}."
     ]
     steps = [at for (row, _), at in where.items() if row == first and at is not None]
     if steps:
         parted = by_step.loc[max(steps)]
         lines.append(
             f"Where they have parted there, at update {max(steps)}, the margin's gradient has a cosine of "
-            f"{parted['turned']:.2f} with that of the start's Jacobian, the lists' step {parted['lists_turned']:.2f}."
+            f"{parted['question_turn']:.2f} with that of the start's Jacobian, the lists' step {parted['list_turn']:.2f}."
         )
     return [minus(line) for line in lines]
 
