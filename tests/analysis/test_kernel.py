@@ -177,7 +177,7 @@ def test_sketches_estimate_couplings_without_bias(body: Any) -> None:
     assert (found.var(0)[off] < 1.5 * bound[off]).all() and (found.var(0)[off] > 0.2 * bound[off]).all()
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "qwen3", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2"])
 def test_open_architectures_have_a_kernel(architecture: str) -> None:
     model = choose_trainable(tiny(architecture), "body")
     lists, upward = texts(4, 7), rise(model, METRIC, asked())

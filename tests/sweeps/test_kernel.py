@@ -44,7 +44,7 @@ FEW: dict[str, Any] = {
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(the store, the folder of a small study that `sublim run` made)."""
     here = tmp_path_factory.mktemp("kernel")
-    (here / "few.yaml").write_text(yaml.safe_dump(FEW))
+    (here / "few.yaml").write_text(yaml.safe_dump(FEW, sort_keys=False))
     store = here / "store"
     done = CliRunner().invoke(app, ["run", str(here / "few.yaml"), "--store", str(store), "--processes", "1"])
     assert done.exit_code == 0, done.exception
@@ -102,8 +102,8 @@ def frames_of(share: float, order: float) -> dict[str, pd.DataFrame]:
                           "linear_kl": 0.1})  # fmt: skip
             for step in (0, 1, 8):
                 steps.append({**about, "step": step, "margin": lift * step / 8, "linear_margin": told * step / 8})
-                drift.append({**about, "step": step, "own": 0.1 + step, "question_side": 0.1, "list_side": 0.1, "start": 0.1,
-                              "question_turn": 1.0, "list_turn": 1.0})  # fmt: skip
+                flat = dict.fromkeys(("question_side", "list_side", "start", "question_turn", "list_turn"), 0.1)
+                drift.append({**about, "step": step, "own": 0.1 + step, **flat})
             others += [{**about, "condition": c, "product": 0.1, "low": 0.0, "high": 0.2} for c in CONDITIONS]
     part = [{"row": "row 0", "seed": 0, "layer": 0, "module": "mlp.up_proj", "product": 1.0}]
     single = [{"row": "row 0", "seed": 0, "rule": "gradient", "share": 0.1, "predicted": 1.0, "measured": 2.0}]

@@ -135,11 +135,15 @@ class Kernel(Study):
     def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
         import pandas as pd
 
-        places = [(row, seed) for row in range(len(self.rows)) for seed in self.seeds]
+        places = [(self.place(words), seed) for words in self.rows for seed in self.seeds]
         return {
             name: pd.concat([read_table(directory / _file(*place, name)) for place in places], ignore_index=True)
             for name in FILES
         }
+
+    def place(self, words: str) -> int:
+        """The number of a row's files: by its words, since the order of rows is in no key."""
+        return sorted(self.rows).index(words)
 
     def table(self, directory: Path) -> SweepTable:
         return account({name: read_table(directory / f"{name}.csv") for name in FILES})
@@ -244,7 +248,8 @@ def _why(frames: "Mapping[str, pd.DataFrame]", where: Mapping[tuple[str, int], i
         parted = by_step.loc[max(steps)]
         lines.append(
             f"Where they have parted there, at update {max(steps)}, the margin's gradient has a cosine of "
-            f"{parted['question_turn']:.2f} with that of the start's Jacobian, the lists' step {parted['list_turn']:.2f}."
+            f"{parted['question_turn']:.2f} with that of the start's Jacobian, the lists' step one of "
+            f"{parted['list_turn']:.2f}."
         )
     return [minus(line) for line in lines]
 
@@ -336,7 +341,7 @@ def _make(study: Kernel, words: str, seed: int, directory: Path, progress: Calla
     from sublim_interp.lab.landscape import distance
     from sublim_interp.sweeps.studies.kernel_case import Asked, measure
 
-    row, pair = [*study.rows].index(words), study.rows[words]
+    row, pair = study.place(words), study.rows[words]
     if is_sealed(directory / _file(row, seed, FILES[0])):
         return
     open_device()
