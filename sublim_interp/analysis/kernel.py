@@ -15,6 +15,7 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, jvp
+from torch.nn import functional as F
 
 from sublim_interp.analysis.one_step import Loss, Step, cosine, descent, inner
 from sublim_interp.analysis.probes import Among
@@ -113,7 +114,7 @@ def to_text(model: torch.nn.Module, batch: Batch) -> Residual:
     """r of the mean cross-entropy of the labelled tokens, over the whole vocabulary: (1 − p) / positions, or −p."""
     where = batch.labels != IGNORE
     p = logits_at(model, batch.ids, where).softmax(-1)
-    return (torch.nn.functional.one_hot(batch.labels[where], p.shape[1]) - p) / len(p)
+    return (F.one_hot(batch.labels[where].to(p.device), p.shape[1]) - p) / len(p)
 
 
 @torch.no_grad()
@@ -253,8 +254,8 @@ def per_list(change: Residual, asked: Residual, batch: Batch) -> Float[Tensor, "
     A longer list counts for more, as in training: each value is the whole's plus what the list adds to it, times the
     number of lists. So their spread is that of a ratio's estimate (Cochran 1977, Sampling Techniques, section 6.3).
     """
-    where = batch.labels != IGNORE
-    each = torch.zeros(where.shape, dtype=change.dtype).masked_scatter(where, (change * asked).sum(-1))
+    where = (batch.labels != IGNORE).to(change.device)
+    each = change.new_zeros(where.shape).masked_scatter(where, (change * asked).sum(-1))
     sums, share = reduce(each, "list position -> list", "sum"), where.sum(1) / where.sum()
     whole = sums.sum()
     return whole + len(sums) * (sums - whole * share)

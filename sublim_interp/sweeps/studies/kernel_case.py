@@ -275,7 +275,7 @@ def _updates(case: Case) -> list[dict[str, Tensor]]:
 
 
 def _single_steps(case: Case, upward: Step, step: Step) -> list[Row]:
-    """What one step does to the margin, and what the kernel says; in float64, so that small steps are exact."""
+    """What one step does to the margin, and what the kernel says; float64 but for norms."""
     exact = deepcopy(case.model).double()
     measured = mean_of(case.metric, case.questions)
     with torch.no_grad():
