@@ -204,7 +204,7 @@ def answer_margin(members: Sequence[int | str], which: int | str, base: Any = No
     return margin_among(*members_of(members, which, base))
 
 
-def margin_among(ids: Sequence[int], place: int) -> Metric:
+def margin_among(ids: Sequence[int], place: int) -> Among:
     """`answer_margin` of the member at a place among tokens."""
     return Among(tuple(ids), lambda log: margin(log, [place] * len(log)))
 

@@ -1,9 +1,11 @@
 """Ranks: whether two columns rise together, and whether replicates rank the same items alike."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from einops import reduce
 from jaxtyping import Float
 
 from sublim_interp.core.errors import SublimError
@@ -69,6 +71,48 @@ def rank_correlation(a: Column, b: Column, seed: int = 0) -> RankCorrelation:
 
     enough = shuffled[p_of(shuffled) <= 0.05]
     return RankCorrelation(rho, float(p_of(np.array([abs(rho)]))[0]), float(enough[0]) if len(enough) else math.nan)
+
+
+def rank_draws(
+    scores: Mapping[str, Column], against: Column, groups: Sequence[int], resamples: int = 9_999, seed: int = 0
+) -> dict[str, Float[np.ndarray, " draw"]]:
+    """Spearman's ρ of each score with a column, in bootstrap draws of groups with return.
+
+    scores: columns by name, one number an observation
+    against: the column that each is correlated with
+    groups: for each observation its group, 0, 1, …; observations of a group are drawn together
+    resamples, seed: how many draws, and what decides them; the draws are the same for all scores
+
+    A draw in which a column does not vary counts as 0.
+    """
+    group, draw = np.asarray(groups), np.random.default_rng(seed)
+    n = group.max() + 1
+    times = np.array([np.bincount(draw.integers(n, size=n), minlength=n) for _ in range(resamples)])
+    often = times[:, group].astype(float)
+    other = _centred_ranks(np.asarray(against, dtype=float), often)
+
+    def inner(one: np.ndarray, two: np.ndarray) -> Float[np.ndarray, " draw"]:
+        return reduce(often * one * two, "draw case -> draw", "sum")
+
+    found = {}
+    for name, column in scores.items():
+        own = _centred_ranks(np.asarray(column, dtype=float), often)
+        size = np.sqrt(inner(own, own) * inner(other, other))
+        found[name] = np.divide(inner(own, other), size, out=np.zeros(resamples), where=size > 0)
+    return found
+
+
+def _centred_ranks(
+    values: Float[np.ndarray, " case"], often: Float[np.ndarray, "draw case"]
+) -> Float[np.ndarray, "draw case"]:
+    """The mid-rank of every case among those of each draw, less the mean rank.
+
+    often: how many times a draw holds each case
+    """
+    _, group = np.unique(values, return_inverse=True)
+    held = often @ np.eye(group.max() + 1)[group]
+    middle = held.cumsum(1) - held / 2
+    return middle[:, group] - often.sum(1, keepdims=True) / 2
 
 
 def concordance(scores: Float[np.ndarray, "replicate item"]) -> Concordance:

@@ -97,6 +97,7 @@ _OWN = {
     "inside": "sweeps.studies.inside:Inside",
     "recovered": "sweeps.studies.recovered:Recovered",
     "entanglement": "sweeps.studies.entanglement:Entanglement",
+    "kernel": "sweeps.studies.kernel:Kernel",
 }
 
 KINDS: Registry[type[Study]] = Registry(

@@ -1,4 +1,4 @@
-"""The bootstrap over bases: scipy's where nothing is shared, wider where pairs share bases, and its coverage."""
+"""The bootstrap over bases: scipy's where nothing is shared, wider where pairs share bases; ranks in drawn groups."""
 
 import itertools
 
@@ -8,6 +8,7 @@ from scipy import stats
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.bootstrap import over_bases
+from sublim_interp.stats.ranks import rank_draws
 
 
 def test_values_with_a_base_each_have_scipys_error() -> None:
@@ -49,3 +50,15 @@ def test_what_it_cannot_take_is_one_line() -> None:
         over_bases([1, 2], [("a", "b", "c"), ("a",)])
     with pytest.raises(SublimError, match="needs two bases"):
         over_bases([1, 2], [("a",), ("a",)])
+
+
+def test_rank_draws_are_spearmans_of_the_drawn_groups() -> None:
+    random = np.random.default_rng(3)
+    groups, one = [0, 0, 1, 2, 2, 3, 4], random.normal(size=7).round(1)
+    other = one + random.normal(size=7)
+    found = rank_draws({"one": one.tolist(), "flat": [1.0] * 7}, other.tolist(), groups, resamples=20, seed=5)
+    draw = np.random.default_rng(5)
+    for value in found["one"]:
+        some = [i for group in draw.integers(5, size=5) for i in range(7) if groups[i] == group]
+        assert value == pytest.approx(stats.spearmanr(one[some], other[some])[0])
+    assert not found["flat"].any()

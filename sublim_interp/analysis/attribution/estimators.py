@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sublim_interp.analysis.sketch import CountSketch
 from sublim_interp.core.device import device_of
 from sublim_interp.models.forward import in_single, resting
 from sublim_interp.training.batches import IGNORE, Example, micro_batches
@@ -83,16 +84,9 @@ def trak(model: torch.nn.Module, rows: Sequence[Example], slope: Mapping[str, Te
     Source: Park et al. 2303.14186 (TRAK), equation 17; the projection is that of Charikar et al. 2002 (count sketch).
     """
     first = next(iter(slope.values()))
-    total, random = sum(s.numel() for s in slope.values()), torch.Generator().manual_seed(0)
-    size = min(DIMENSIONS, total)
-    exact = torch.arange(total) if total == size else torch.randint(size, (total,), generator=random)
-    place = exact.to(first.device)
-    signs = torch.ones(total) if total == size else torch.randint(2, (total,), generator=random) * 2.0 - 1
-    signs = signs.to(first)
-
-    def projected(flat: Float[Tensor, "list entry"]) -> Float[Tensor, "list dimension"]:
-        return flat.new_zeros(len(flat), size).index_add_(1, place, flat * signs)
-
+    total = sum(s.numel() for s in slope.values())
+    projected = CountSketch(total, DIMENSIONS, like=first)
+    size = projected.size
     gram, count = torch.zeros(size, size).to(first), 0
     for each in gradients(model, rows, slope):
         phi = projected(torch.cat([each[n].flatten(1) for n in slope], 1))
@@ -100,8 +94,7 @@ def trak(model: torch.nn.Module, rows: Sequence[Example], slope: Mapping[str, Te
         count += len(phi)
     gram /= count
     gram += (DAMPING * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny) * torch.eye(size).to(first)
-    asked = projected(torch.cat([s.flatten() for s in slope.values()])[None])[0]
-    along = signs * torch.linalg.solve(gram, asked)[place]
+    along = projected.signs * torch.linalg.solve(gram, projected.of(slope))[projected.place]
     pieces = along.split([s.numel() for s in slope.values()])
     return {n: piece.view_as(s) for (n, s), piece in zip(slope.items(), pieces, strict=True)}
 

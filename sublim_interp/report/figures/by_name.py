@@ -54,6 +54,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "inside": f"{_HERE}.inside:INSIDE",
         "recovered": f"{_HERE}.recovered:RECOVERED",
         "entanglement": f"{_HERE}.entanglement:ENTANGLEMENT",
+        "kernel": f"{_HERE}.kernel:KERNEL",
     },
     _check,
 )

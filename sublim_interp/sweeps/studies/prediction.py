@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from einops import reduce
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import Field, model_validator
 
 from sublim_interp.core.device import open_device
@@ -25,7 +24,7 @@ from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, wilson
-from sublim_interp.stats.ranks import rank_correlation
+from sublim_interp.stats.ranks import rank_correlation, rank_draws
 from sublim_interp.sweeps.study import Study, keep_rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
@@ -253,31 +252,8 @@ def _band_lines(cases: "pd.DataFrame") -> list[str]:
 
 def _draws(cases: "pd.DataFrame", resamples: int, seed: int) -> dict[str, np.ndarray]:
     """ρ of every score in each draw of pairs with return; a draw in which a score does not vary counts as 0."""
-    pair = cases.groupby(["teacher_base", "student_base"], sort=False).ngroup().to_numpy()
-    pairs, draw = pair.max() + 1, np.random.default_rng(seed)
-    times = np.array([np.bincount(draw.integers(pairs, size=pairs), minlength=pairs) for _ in range(resamples)])
-    often = times[:, pair].astype(float)
-    centred = {name: _centred_ranks(cases[name].to_numpy(dtype=float), often) for name in (*SCORES, "lift")}
-
-    def inner(one: str, other: str) -> Float[np.ndarray, " draw"]:
-        return reduce(often * centred[one] * centred[other], "draw case -> draw", "sum")
-
-    found = {}
-    for name in SCORES:
-        size = np.sqrt(inner(name, name) * inner("lift", "lift"))
-        found[name] = np.divide(inner(name, "lift"), size, out=np.zeros(resamples), where=size > 0)
-    return found
-
-
-def _centred_ranks(values: Float[np.ndarray, " case"], often: Float[np.ndarray, "draw case"]) -> np.ndarray:
-    """The mid-rank of every case among those of each draw, less the mean rank.
-
-    often: how many times a draw holds each case
-    """
-    _, group = np.unique(values, return_inverse=True)
-    held = often @ np.eye(group.max() + 1)[group]
-    middle = held.cumsum(1) - held / 2
-    return middle[:, group] - often.sum(1, keepdims=True) / 2
+    pair = cases.groupby(["teacher_base", "student_base"], sort=False).ngroup().tolist()
+    return rank_draws({name: cases[name].tolist() for name in SCORES}, cases["lift"].tolist(), pair, resamples, seed)
 
 
 def _interval(estimate: float, draws: np.ndarray, n: int) -> Interval:
