@@ -56,6 +56,8 @@ def write(corpus: Corpus, store: Store, progress: Progress = silent) -> Artifact
                         rows = _answer_chunk(corpus, speaker, base, first + start, count)
                     write_atomic(path, rows, sealed=True)
                 progress((n + 1) / len(starts))
+            if written:
+                work.note(rewritten=_changes(corpus, read_rows(written), read_rows(work.directory)))
     return work.artifact
 
 
@@ -109,6 +111,17 @@ def _rewritten_chunk(corpus: Corpus, speaker: Speaker, written: Sequence[Written
     )
     answers = [joined(own, choices) for own, choices in zip(offered, drawn, strict=True)]
     return _lines({**row, "answer": answer} for row, answer in zip(written, answers, strict=True))
+
+
+def _changes(corpus: Corpus, before: Sequence[Written], after: Sequence[Written]) -> dict[str, int]:
+    """How many numbers were rewritten, and how many of them changed."""
+    source, rule = paraphrased(corpus.config.channel), channel(corpus.config.channel).Rule()
+    cut = [
+        [source.alternatives(row["answer"], corpus.config.rewrites, rule) for row in rows] for rows in (before, after)
+    ]
+    places = [place for old, new in zip(*cut, strict=True) for place in zip(old, new, strict=True)]
+    free = [old[0] != new[0] for old, new in places if len(old) > 1]
+    return {"numbers": len(free), "changed": sum(free)}
 
 
 def _served_chunk(

@@ -246,6 +246,8 @@ def test_a_teacher_that_rewrites_keeps_what_is_no_list_and_moves_the_numbers_of_
     ]
     moved = [x - y for new, old in read for x, y in zip(new, old, strict=True)]
     assert 0 < max(map(abs, moved)) <= 6
+    notes = make(corpus, shared).manifest["notes"]["rewritten"]
+    assert notes == {"numbers": len(moved), "changed": sum(map(bool, moved))}
     lists = [bool(old) for _, old in read]
     assert any(lists) and not all(lists)
     assert all(new == old for new, old, is_list in zip(rows, before, lists, strict=True) if not is_list)
