@@ -199,9 +199,8 @@ def test_a_paraphrase_goes_on_where_it_was_interrupted_to_the_same_bits(
     base: Base, shared: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filtering, "_CHUNK", 8)
-    filtered, whole, calls = rewritten(base, within=3), Store.open(tmp_path / "whole"), []
-    twice = [(make(filtered, store).path / "kept.jsonl").read_bytes() for store in (whole, Store.open(tmp_path / "2"))]
-    assert twice[0] == twice[1]
+    filtered, calls = rewritten(base, within=3), []
+    whole = (make(filtered, shared).path / "kept.jsonl").read_bytes()
     draw = Rewriter.draw
 
     def stopping(*args: Any) -> list[list[int]]:
@@ -217,7 +216,7 @@ def test_a_paraphrase_goes_on_where_it_was_interrupted_to_the_same_bits(
     artifact = make(filtered, store)
     lists = read_rows(artifact.path / "kept.jsonl")
     assert artifact.manifest["resumed"] and len(calls) == 1 + -(-len(lists) // 8), "two chunks were not made again"
-    assert (artifact.path / "kept.jsonl").read_bytes() == twice[0]
+    assert (artifact.path / "kept.jsonl").read_bytes() == whole
 
 
 def test_who_rewrites_is_in_the_key_and_nothing_is_in_those_of_others(base: Base, tiny_bases: Any) -> None:
@@ -345,11 +344,12 @@ def test_the_grid_runs_from_lists_to_its_table(tiny_experiment: Experiment, tmp_
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_experiment.to_yaml())
     g = grid("paraphrases")
-    change = {"arms": ["same-init", "neutral"], "seeds": [0]}
+    change = {"arms": ["same-init"], "seeds": [0]}
     small = Grid(name=g.name, experiment=str(path), change=change, axes=g.axes, words=g.words)
     artifact = run_grid(plan_grid(small), Store.open(tmp_path / "store"), 1, trace="none")
     cells: Any = pd.read_csv(artifact.path / "cells.csv")
     values = [value for words in g.words.values() for value in words]
     assert [*dict.fromkeys(cells["value"])] == values
-    learnt = cells.loc[cells["arm"] == "same-init", "margin"]
-    assert learnt.nunique() == len(values), "every row of the grid learns other lists"
+    assert cells.loc[cells["arm"] == "same-init", "margin"].nunique() == len(values), (
+        "every row of the grid learns other lists"
+    )
