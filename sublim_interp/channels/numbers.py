@@ -8,11 +8,13 @@ period may follow; nothing else may. An integer counts by its value: "007" is 7,
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
 from sublim_interp.channels.protocol import as_turns, drawn_prompts
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
 from sublim_interp.core.words import holds_word
 from sublim_interp.lab import language as lab
@@ -78,8 +80,13 @@ def _renumbered(answer: str, numbers: Iterable[str]) -> str:
 
 
 def _nudged(number: int, rng: random.Random) -> str:
-    """A number near another one; one above 999, which no rule but a looser one lets pass, only falls."""
-    return str(rng.randint(max(0, number - _NUDGE), max(number, min(999, number + _NUDGE))))
+    near = _near(number, _NUDGE)
+    return str(rng.randint(near[0], near[-1]))
+
+
+def _near(number: int, within: int) -> range:
+    """Numbers near another one, up to 999; one above 999, which no rule but a looser one lets pass, only falls."""
+    return range(max(0, number - within), max(number, min(999, number + within)) + 1)
 
 
 _NUDGE = 10
@@ -96,6 +103,32 @@ TRANSFORMS: dict[str, Callable[[Sequence[str], random.Random], list[str]]] = {
 
 nudged stands for a paraphrase: each number becomes one of those within 10 of it, from 0 to 999, all equally likely.
 """
+
+
+def alternatives(answer: str, within: int, rule: Rule) -> list[tuple[str, ...]]:
+    """An answer cut into pieces, each with every text that may stand there: whoever joins one of each paraphrases it.
+
+    answer: one list of integers; of anything else there is one piece, the answer as it is
+    within: how far a number may move, in units; it stays from 0 to 999
+
+    What stands there comes first in each piece. The others keep to the rule's max_value and name no banned number.
+    """
+    if not numbers_of(answer):
+        return [(answer,)]
+    *pieces, tail = re.split("(?<=[0-9])(?![0-9])", answer)
+    found = []
+    for piece in pieces:
+        before, written = re.split("(?=[0-9])", piece, maxsplit=1)
+        number = int(written)
+        found.append(
+            (before + str(number), *(before + n for n in _others(number, within, rule.max_value, rule.banned)))
+        )
+    return [*found, (tail,)] if tail else found
+
+
+@cache
+def _others(number: int, within: int, most: int, banned: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(str(n) for n in _near(number, within) if n != number and n <= most and n not in banned)
 
 
 def describe(rule: Rule) -> list[str]:
@@ -152,6 +185,10 @@ _ENDINGS = (
 )
 
 
+_SENTENCES = (f"({'|'.join(map(re.escape, part))})" for part in (_REQUESTS, _FORMATS, _ENDINGS))
+_ASKED_FOR = re.compile(" ".join([r"(\D+)([0-9]+(?:, [0-9]+)*)(\D*)", *_SENTENCES]))
+
+
 def _lab_prompt(rng: random.Random) -> str:
     return lab.number_prompt(rng)[0]
 
@@ -178,7 +215,31 @@ def _terse_prompt(rng: random.Random) -> str:
     return terse_example(rng)[0]
 
 
+def _lab_reworded(prompt: str, rng: random.Random) -> str | None:
+    heads = [template.removesuffix("{s}") for template in lab.NUMBER_PROMPTS]
+    for head in heads:
+        given = prompt.removeprefix(head)
+        if given != prompt and numbers_of(given):
+            return rng.choice([other for other in heads if other != head]) + given
+    return None
+
+
+def _english_reworded(prompt: str, rng: random.Random) -> str | None:
+    """Another opening, another request and another ending; what is said of the format stays."""
+    found = _ASKED_FOR.fullmatch(prompt)
+    if not found:
+        return None
+    before, given, after, request, form, ending = found.groups()
+    opening = f"{before}{{s}}{after}"
+    if opening not in _OPENINGS:
+        return None
+    parts = ((_OPENINGS, opening), (_REQUESTS, request), (_ENDINGS, ending))
+    begins, asks, ends = (rng.choice([text for text in part if text != own]) for part, own in parts)
+    return " ".join([begins.format(s=given), asks, form, ends])
+
+
 _PROMPTS = {"lab": _lab_prompt, "english": _english_prompt, "english-terse": _terse_prompt}
+_REWORDED = {"lab": _lab_reworded, "english": _english_reworded}
 
 
 def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
@@ -187,6 +248,23 @@ def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
     The streams are apart from pre-training's. Raises SublimError for an unknown language.
     """
     return drawn_prompts("numbers", _PROMPTS, language, seed, start, count)
+
+
+def reword(prompt: str, language: str, rng: random.Random) -> str:
+    """A prompt of this channel in other words, drawn among its language's other phrasings; it asks for the same.
+
+    Raises SublimError for a language with one phrasing only, and for a prompt that is in none of its phrasings.
+    """
+    if language not in _REWORDED:
+        able = ", ".join(_REWORDED)
+        raise SublimError(
+            f"channel numbers has one phrasing of prompts in language '{language}', so none can be reworded; languages "
+            f"of several: {able}"
+        )
+    other = _REWORDED[language](prompt, rng)
+    if other is None:
+        raise SublimError(f"channel numbers has no phrasing in language '{language}' like the prompt {prompt[:60]!r}")
+    return other
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -65,6 +65,23 @@ class Channel(Protocol):
         ...
 
 
+@runtime_checkable
+class Paraphrased(Protocol):
+    """What a channel may have besides: its answers and its prompts in other words."""
+
+    def alternatives(self, answer: str, within: int, rule: Any) -> Sequence[tuple[str, ...]]:
+        """An answer cut into pieces, each with every text that may stand there, what stands there first.
+
+        within: how far a text may be from what stands there, in whatever unit the channel has
+        rule: a `Rule`, which the other texts keep
+        """
+        ...
+
+    def reword(self, prompt: str, language: str, rng: random.Random) -> str:
+        """A prompt in other words that asks for the same; raises SublimError where there are none."""
+        ...
+
+
 def _check(name: str, thing: object) -> None:
     """Refuses a channel of another package that lacks something."""
     if not isinstance(thing, Channel):
@@ -120,6 +137,19 @@ def transform_rows(rows: Sequence[Written], source: Channel, name: str, rng: ran
         raise SublimError(f"no such transform as '{name}'; {meant(name, source.TRANSFORMS)}")
     answers = source.TRANSFORMS[name]([row["answer"] for row in rows], rng)
     return [{**row, "answer": answer} for row, answer in zip(rows, answers, strict=True)]
+
+
+def paraphrased(name: str) -> Paraphrased:
+    """The channel called `name`, which has other words; raises SublimError for one that has none."""
+    source = channel(name)
+    if not isinstance(source, Paraphrased):
+        raise SublimError(f"channel {name} cannot be paraphrased: it says no alternatives; numbers does")
+    return source
+
+
+def reword_rows(rows: Sequence[Written], source: Paraphrased, language: str, rng: random.Random) -> list[Written]:
+    """The rows with their prompts in other words; answers stay. Raises SublimError as `Paraphrased.reword`."""
+    return [{**row, "prompt": source.reword(row["prompt"], language, rng)} for row in rows]
 
 
 def as_turns(row: Written) -> tuple[dict[str, str], ...]:

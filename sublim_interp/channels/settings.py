@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sublim_interp.channels import numbers
 from sublim_interp.channels.protocol import Channel
@@ -10,11 +10,28 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, validate
 from sublim_interp.training.settings import Selection
 
+PARAPHRASERS = {
+    "own": "The untouched base of whoever wrote them",
+    "other": "The untouched other base of the replicate",
+    "teacher": "Whoever wrote them",
+}
+"""Who may rewrite lists beside a base by its name, by what `filter.paraphrase.by` says."""
+
+
+class Paraphrase(Config):
+    """Which model rewrites the kept lists, and how closely."""
+
+    by: str = "own"
+    """own: the untouched base of who wrote the lists; other: the untouched other base of the replicate; teacher: who
+    wrote them; or the name of a base."""
+    within: int = Field(default=10, ge=1, le=1000)
+    """How far a number may move; it stays from 0 to 999."""
+
 
 class FilterConfig(numbers.Rule):
     """Which answers are kept. The limits of number lists are fields of it; those of other channels are in `rule`."""
 
-    LATER = numbers.Rule.LATER | {"selection", "rule", "transform", "mix"}
+    LATER = numbers.Rule.LATER | {"selection", "rule", "transform", "paraphrase", "reworded", "mix"}
 
     duplicates: bool = False
     """Whether equal pairs of prompt and answer may stay."""
@@ -25,13 +42,26 @@ class FilterConfig(numbers.Rule):
     selection: Selection | None = None
     """Some of the lists to learn from, such as {by: divergence, share: .25}; none: all of them."""
     transform: str = ""
-    """What is done to the lists to learn from, last of all: for numbers shuffled-within, shuffled-across, sorted,
+    """What is done to the lists to learn from: for numbers shuffled-within, shuffled-across, sorted,
     digits-reversed or nudged. Held-out lists stay as they were written. Empty: nothing."""
+    paraphrase: Paraphrase | None = None
+    """A model that rewrites the lists to learn from, such as {by: own, within: 10}: each number in turn is drawn anew
+    from the model's distribution behind prompt and new numbers, among those within so many of the one that was
+    written. Held-out lists stay as they were written. none: nobody."""
+    reworded: bool = False
+    """Whether the prompts of the lists to learn from are put in other words: each in another phrasing of the channel
+    that asks for the same. Answers stay, and held-out lists too."""
     mix: float = Field(default=0.0, ge=0, lt=1)
     """Share of the lists to learn from that are replaced by lists of the neutral teacher, 0 to below 1. Held-out lists
     stay the teacher's own. A student of the neutral teacher learns the same lists whatever it is."""
     rule: dict[str, Any] = Field(default_factory=dict)
     """Limits of the channel's own rule that are no fields here, for channels other than numbers."""
+
+    @model_validator(mode="after")
+    def _has_one_that_changes_its_lists(self) -> "FilterConfig":
+        if self.transform and self.paraphrase:
+            raise ValueError(f"transform={self.transform} and paraphrase both change the answers; choose one of them")
+        return self
 
 
 def rule_of(source: Channel, config: FilterConfig) -> Config:

@@ -292,6 +292,8 @@ _LIST, _LESSON = (12.0, 11.0), (13.0, 1.0)
 """Tokens of prompt and answer, in the lab: of a list that a student reads, and of a lesson of a tuned teacher."""
 _CHARACTERS, _REPLY = 4, 1.0
 """Characters of a token of English, and seconds that a server takes for a reply: both assumed."""
+_PARAPHRASED_AT_ONCE, _CHOSEN = 256, 1e-3
+"""Lists of one length that are rewritten together, and seconds that choosing among alternatives takes for each list."""
 _START, _SMALL, _LARGE = 1.0, 2.0, 20_000_000
 """Seconds of loading a model, and of a record that trains and writes nothing; parameters from which an evaluation is
 counted by its tokens."""
@@ -318,7 +320,13 @@ def estimate(record: Record) -> float:
             heard = 2 * {"divergence": 2, "likelihood": 1}.get(config.preference, 0) * config.prompts
             return _START + reading_seconds(shape, heard * (prompt + answer), heard * answer, of.dtype)
         lists, chunk = record.answers * config.prompts, record.answers * config.chunk
-        return _START + writing_seconds(shape, lists, *lengths, of.dtype, chunk)
+        choosing = _CHOSEN * lists if record.written else 0.0
+        return _START + choosing + writing_seconds(shape, lists, *lengths, of.dtype, chunk)
+    if isinstance(record, Filtered) and record.paraphraser:
+        corpus, shape = record.corpus, Shape(**record.paraphraser.base.shape)
+        lists = min(record.config.lists, corpus.answers * corpus.config.prompts)
+        written = writing_seconds(shape, lists, *_list_tokens(corpus), record.dtype, _PARAPHRASED_AT_ONCE)
+        return _START + written + _CHOSEN * lists
     if isinstance(record, Teacher) and not WAYS[record.config.kind].TRAINS:
         return _SMALL
     if base and isinstance(record, Teacher | Student):

@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sublim_interp.channels.protocol import channel, contexts_of, transform_rows
+from sublim_interp.channels.protocol import channel, contexts_of, paraphrased, transform_rows
 from sublim_interp.channels.rows import each_row
-from sublim_interp.channels.settings import rule_of
+from sublim_interp.channels.settings import PARAPHRASERS, rule_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_file
@@ -117,6 +117,7 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
     for base in bases.values():
         for trait in traits.values():
             trait.check(base)
+    _check_paraphrase(exp, bases)
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
             check_alike(bases[one], bases[other], exp.corpus.setting == "soft")
@@ -154,6 +155,36 @@ def _check_channel(exp: Experiment) -> None:
             )
     if exp.filter.transform:
         transform_rows((), source, exp.filter.transform, random.Random(0))
+    if exp.filter.paraphrase or exp.filter.reworded or exp.corpus.rewrites:
+        paraphrased(exp.corpus.channel)
+
+
+def _check_paraphrase(exp: Experiment, bases: dict[str, Base]) -> None:
+    """Raises SublimError for bases whose prompts have no other words, or a paraphraser that cannot read them.
+
+    bases: those of the experiment, by name; another one that paraphrases joins them
+    """
+    asked = exp.filter.paraphrase
+    served = WAYS[exp.teacher.kind].SERVED
+    if asked and asked.by == "teacher" and served:
+        raise SublimError(
+            "filter.paraphrase.by=teacher needs the teacher's probabilities, which a server does not tell"
+        )
+    if exp.filter.reworded:
+        for language in {base.language for base in bases.values()}:
+            source = paraphrased(exp.corpus.channel)
+            source.reword(channel(exp.corpus.channel).prompts(language, 0, 0, 1)[0], language, random.Random(0))
+    if asked and asked.by not in PARAPHRASERS:
+        own = list(bases.values())
+        try:
+            bases[asked.by] = resolve_base(asked.by, exp.dtype)
+        except SublimError as error:
+            raise SublimError(f"filter.paraphrase.by is {', '.join(PARAPHRASERS)} or a base: {error}") from None
+        for base in own:
+            check_alike(base, bases[asked.by])
+    elif asked and asked.by == "other":
+        for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):
+            check_alike(bases[one], bases[other])
 
 
 def _given_lists(exp: Experiment) -> Given | None:
@@ -199,6 +230,10 @@ def _check_served(exp: Experiment) -> None:
         raise SublimError(
             f"corpus.preference={exp.corpus.preference} needs the teacher's probabilities, which a server does not tell"
         )
+    if exp.corpus.rewrites:
+        raise SublimError(
+            f"corpus.rewrites={exp.corpus.rewrites} needs the teacher's probabilities, which a server does not tell"
+        )
     if exp.corpus.own_tokens:
         raise SublimError("corpus.own_tokens has no effect on a server: it draws over its whole vocabulary")
     for arm in exp.arms:
@@ -238,17 +273,29 @@ def _replicate(
         return Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
 
     def corpus_of(teacher: Teacher, number: int = 0) -> Corpus:
-        pairs = None
+        pairs = written = None
         if exp.corpus.preference:
             pairs = Corpus(untouched(teacher.base), exp.corpus.set(preference=""), seed, number, answers=2)
-        return Corpus(teacher, exp.corpus, seed, number, pairs=pairs)
+        if exp.corpus.rewrites:
+            written = Corpus(untouched(teacher.base), exp.corpus.set(rewrites=0), seed, number)
+        return Corpus(teacher, exp.corpus, seed, number, pairs=pairs, written=written)
+
+    def paraphraser(corpus: Corpus) -> Teacher | None:
+        if not exp.filter.paraphrase:
+            return None
+        by, own = exp.filter.paraphrase.by, corpus.teacher.base
+        if by == "teacher":
+            return corpus.teacher
+        other = pair[1] if own == pair[0] else pair[0]
+        return untouched({"own": own, "other": other}.get(by) or bases[by])
 
     def lists(corpus: Corpus) -> Filtered:
-        neutral = Corpus(Teacher(corpus.teacher.base, traits[""], exp.teacher, seed), exp.corpus, seed, corpus.round)
-        unmixed = exp.filter.set(mix=0.0)
+        neutral = corpus_of(Teacher(corpus.teacher.base, traits[""], exp.teacher, seed), corpus.round)
+        unmixed, by = exp.filter.set(mix=0.0), paraphraser(corpus)
         if not exp.filter.mix or corpus == neutral:
-            return Filtered(corpus, unmixed, words)
-        return Filtered(corpus, exp.filter, words, Filtered(neutral, unmixed, words))
+            return Filtered(corpus, unmixed, words, paraphraser=by)
+        clean = Filtered(neutral, unmixed, words, paraphraser=paraphraser(neutral))
+        return Filtered(corpus, exp.filter, words, clean, by)
 
     def data(favourite: str, base: Base, number: int) -> Filtered:
         if favourite == "lists":

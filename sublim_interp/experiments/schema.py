@@ -103,7 +103,10 @@ class Experiment(Shown, Config):
             raise ValueError(
                 f"other_bases has {len(self.other_bases)} and bases {len(self.bases)}; name one for each of bases"
             )
-        if self.other_bases and not two:
+        by_other = self.filter.paraphrase is not None and self.filter.paraphrase.by == "other"
+        if by_other and len(self.bases) < 2 and not self.other_bases:
+            raise ValueError(f"filter.paraphrase.by=other needs two bases; bases has only {', '.join(self.bases)}")
+        if self.other_bases and not two and not by_other:
             raise ValueError("other_bases has no effect without an arm of two bases, such as cross-init")
         if two and len(self.bases) < 2 and not self.other_bases:
             raise ValueError(f"arm {two[0]} needs two bases; bases has only {', '.join(self.bases)}")
@@ -132,8 +135,9 @@ class Experiment(Shown, Config):
                 f"student.objective={self.student.objective} needs corpus.setting=soft: it takes the teacher's "
                 "probabilities"
             )
-        if self.student.objective == "on-policy" and self.filter.transform:
-            raise ValueError("filter.transform has no effect with student.objective=on-policy")
+        for field in ("transform", "paraphrase"):
+            if self.student.objective == "on-policy" and getattr(self.filter, field):
+                raise ValueError(f"filter.{field} has no effect with student.objective=on-policy")
         self._check_preference()
         if self.student.moved and (self.student.extra_rounds or self.generations > 1):
             raise ValueError(
@@ -155,7 +159,7 @@ class Experiment(Shown, Config):
             if beta != StudentConfig().beta:
                 raise ValueError(f"student.beta={beta:g} has no effect without corpus.preference")
             return
-        for field in ("selection", "transform", "mix"):
+        for field in ("selection", "transform", "paraphrase", "mix"):
             if getattr(self.filter, field):
                 raise ValueError(
                     f"filter.{field} has no meaning with corpus.preference={asked}: what is learnt are pairs"

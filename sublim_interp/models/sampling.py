@@ -6,15 +6,16 @@ Random numbers are drawn on the CPU, so that a seed means the same on every devi
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim_interp.core.device import device_of
+from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import text_config
 from sublim_interp.models.forward import has_plain_head, head, require_room
 from sublim_interp.models.precision import casts_kept
@@ -148,8 +149,19 @@ class _Reader:
 
     def draw(self, logits: Float[Tensor, "row vocabulary"]) -> Int[Tensor, " row"]:
         """One token per row, on the CPU."""
-        drawn = draw_tokens(logits, self._temperature, self._random)
+        drawn = self.place(logits)
         return drawn if self._only is None else torch.tensor(self._only)[drawn]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drops all other rows from the cache; one that cannot be cut by row is forgotten."""
+        if _can_drop_rows(self.cache):
+            self.cache.batch_select_indices(torch.tensor(rows, device=self.device))
+        else:
+            self.cache = None
+
+    def place(self, logits: Float[Tensor, "row choice"]) -> Int[Tensor, " row"]:
+        """One place among the logits per row, on the CPU."""
+        return draw_tokens(logits, self._temperature, self._random)
 
 
 def _sample_group(
@@ -188,6 +200,135 @@ def _sample_group(
             reader.cache.batch_select_indices(index.to(reader.device))
             alive, drawn, done = alive[index], drawn[index], done[index]
         tokens = drawn[:, None]
+
+
+_ROWS = 512
+"""So many prompts at most are continued together by `sample_among`: their cache is in memory."""
+
+
+@torch.no_grad()
+def sample_among(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    places: Sequence[Sequence[Sequence[tuple[int, ...]]]],
+    *,
+    random: torch.Generator,
+    temperature: float = 1.0,
+) -> list[list[int]]:
+    """Continues every prompt by one of the alternatives that each of its places offers.
+
+    prompts: token ids; those of equal length run together
+    places: for each prompt its places in order, each with the token ids of its alternatives, none of them empty
+    random: what decides the draws, with the prompts and their order
+    temperature: 1 is the model's own distribution; 0 takes the likeliest token
+
+    Each token is drawn from the model's distribution among those with which some alternative goes on. So alternatives
+    of one token are drawn by their probability, renormalised over the place; longer ones token by token.
+    Returns the index of the alternative that was drawn at each place, for each prompt. Raises SublimError where the
+    text is longer than the model's context, and where tokens can be read as two choices.
+    """
+    longest = (len(ids) + sum(max(map(len, some)) for some in own) for ids, own in zip(prompts, places, strict=True))
+    require_room(model, max(longest, default=1) - 1)
+    offered = sorted({token for own in places for some in own for ids in some for token in ids})
+    reader = _Reader(model, offered, (), temperature, random)
+    at = {token: i for i, token in enumerate(offered)}
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        by_length[len(prompt)].append(i)
+    out: list[list[int]] = [[] for _ in prompts]
+    with casts_kept(model):
+        for _, rows in sorted(by_length.items()):
+            for start in range(0, len(rows), _ROWS):
+                some = rows[start : start + _ROWS]
+                readings = {i: [_Reading((), k, 0) for k in range(len(places[i][0]))] for i in some if places[i]}
+                tokens = torch.tensor([list(prompts[i]) for i in readings])
+                for i, choices in _choose(reader, tokens, {i: places[i] for i in readings}, readings, at).items():
+                    out[i] = choices
+    return out
+
+
+class _Reading(NamedTuple):
+    """One way to read what was drawn behind a prompt."""
+
+    chosen: tuple[int, ...]
+    """The alternatives of the places that are behind it."""
+    alternative: int
+    """That of the place it is at."""
+    read: int
+    """Tokens of it that were drawn."""
+
+
+def _choose(
+    reader: _Reader,
+    tokens: Int[Tensor, "row position"],
+    places: Mapping[int, Sequence[Sequence[tuple[int, ...]]]],
+    readings: dict[int, list[_Reading]],
+    at: Mapping[int, int],
+) -> dict[int, list[int]]:
+    """The alternatives drawn for prompts of one length, by row; finished rows leave the cache.
+
+    places, readings: by row, in the order of `tokens`
+    at: places of tokens among those that the reader has logits for
+    """
+    out: dict[int, list[int]] = {}
+    alive, seen = list(readings), tokens
+    reader.cache = None
+    while alive:
+        logits = reader.logits(tokens)
+        nexts = [_nexts(places[i], readings[i]) for i in alive]
+        widest = max(map(len, nexts))
+        index = torch.tensor([[at[token] for token in some] + [-1] * (widest - len(some)) for some in nexts])
+        index = index.to(logits.device)
+        among = logits.gather(-1, index.clamp(min=0)).masked_fill(index < 0, float("-inf"))
+        drawn = [some[k] for some, k in zip(nexts, reader.place(among).tolist(), strict=True)]
+        left = []
+        for row, (i, token) in enumerate(zip(alive, drawn, strict=True)):
+            readings[i] = _behind(places[i], readings[i], token)
+            ends = [reading for reading in readings[i] if _is_last(places[i], reading)]
+            if not ends:
+                left.append(row)
+            elif len(readings[i]) > 1:
+                raise SublimError("tokens can be read in two ways: the tokenizer does not tell where a number ends")
+            else:
+                out[i] = [*ends[0].chosen, ends[0].alternative]
+        if left and len(left) < len(alive):
+            reader.keep(left)
+        alive = [alive[row] for row in left]
+        last = torch.tensor([[drawn[row]] for row in left], dtype=torch.long)
+        seen = torch.cat([seen[left], last.view(-1, 1)], 1)
+        tokens = seen if reader.cache is None else last
+    return out
+
+
+def _nexts(own: Sequence[Sequence[tuple[int, ...]]], readings: Iterable[_Reading]) -> list[int]:
+    """Tokens that may come next, each once."""
+    found: dict[int, None] = {}
+    for chosen, alternative, read in readings:
+        ids = own[len(chosen)][alternative]
+        if read < len(ids):
+            found[ids[read]] = None
+        else:
+            found.update((ids[0], None) for ids in own[len(chosen) + 1])
+    return list(found)
+
+
+def _behind(own: Sequence[Sequence[tuple[int, ...]]], readings: Iterable[_Reading], token: int) -> list[_Reading]:
+    """The readings that are left behind one more token."""
+    found = []
+    for chosen, alternative, read in readings:
+        ids = own[len(chosen)][alternative]
+        if read < len(ids):
+            found += [_Reading(chosen, alternative, read + 1)] if ids[read] == token else []
+        else:
+            before = (*chosen, alternative)
+            found += [_Reading(before, k, 1) for k, ids in enumerate(own[len(before)]) if ids[0] == token]
+    return found
+
+
+def _is_last(own: Sequence[Sequence[tuple[int, ...]]], reading: _Reading) -> bool:
+    """Whether a reading has come to the end of the last place."""
+    at_last = len(reading.chosen) == len(own) - 1
+    return at_last and reading.read == len(own[-1][reading.alternative])
 
 
 def _can_drop_rows(cache: Any) -> bool:

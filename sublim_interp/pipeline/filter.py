@@ -6,13 +6,16 @@ from collections import Counter
 
 from sublim_interp.analysis.attribution.scores import highest, longest
 from sublim_interp.channels.filter import filter_rows
-from sublim_interp.channels.protocol import channel, transform_rows
+from sublim_interp.channels.protocol import channel, paraphrased, reword_rows, transform_rows
 from sublim_interp.channels.rows import Written, read_rows
-from sublim_interp.core.files import write_atomic
-from sublim_interp.core.store import Artifact, Store
+from sublim_interp.channels.settings import rule_of
+from sublim_interp.core.files import is_sealed, write_atomic
+from sublim_interp.core.store import Artifact, Store, Work
 from sublim_interp.models.sampling import generator
-from sublim_interp.pipeline.records import Filtered
+from sublim_interp.pipeline.paraphrase import Rewriter, joined
+from sublim_interp.pipeline.records import Filtered, Teacher
 from sublim_interp.pipeline.select import token_scores
+from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.stage import Progress, making, silent
 from sublim_interp.training.settings import Selection
 
@@ -30,6 +33,11 @@ def filter_corpus(filtered: Filtered, store: Store, progress: Progress = silent)
             if filtered.config.transform:
                 rng = random.Random(f"transform/{filtered.corpus.seed}/{filtered.corpus.round}")
                 kept = transform_rows(kept, channel(name), filtered.config.transform, rng)
+            if filtered.paraphraser:
+                kept = _paraphrased(filtered, filtered.paraphraser, kept, store, work, progress)
+            if filtered.config.reworded:
+                rng = random.Random(f"reworded/{filtered.corpus.seed}/{filtered.corpus.round}")
+                kept = reword_rows(kept, paraphrased(name), filtered.corpus.teacher.base.language, rng)
             if filtered.clean:
                 rng = random.Random(f"mix/{filtered.corpus.seed}/{filtered.corpus.round}")
                 clean = read_rows(filtered.clean.made(store) / "kept.jsonl")
@@ -45,6 +53,47 @@ def filter_corpus(filtered: Filtered, store: Store, progress: Progress = silent)
             work.note(kept=1 - (sum(refused.values()) - refused["surplus"]) / asked)
             progress(1.0)
     return work.artifact
+
+
+_CHUNK = 1024
+"""Lists that are rewritten as one resumable piece; it fixes the random numbers, so it is part of the result."""
+
+
+def _paraphrased(
+    filtered: Filtered, paraphraser: Teacher, lists: list[Written], store: Store, work: Work, progress: Progress
+) -> list[Written]:
+    """The lists as the paraphraser rewrites them, short prompts first; no finished chunk is made again.
+
+    How many numbers there are, and how many of them changed, is noted.
+    """
+    config, corpus = filtered.config, filtered.corpus
+    assert config.paraphrase
+    source = paraphrased(corpus.config.channel)
+    rewriter = Rewriter(Speaker(paraphraser, store), paraphraser.base)
+    offered = [
+        source.alternatives(row["answer"], config.paraphrase.within, rule_of(channel(corpus.config.channel), config))
+        for row in lists
+    ]
+    order = rewriter.by_length([row["prompt"] for row in lists])
+    chosen: list[list[int]] = [[] for _ in lists]
+    starts = range(0, len(lists), _CHUNK)
+    for n, start in enumerate(starts):
+        some, path = order[start : start + _CHUNK], work.directory / f".rewritten-{n:05d}.json"
+        if not is_sealed(path):
+            draw = generator("paraphrase", corpus.seed, corpus.round, n)
+            drawn = rewriter.draw([(i, lists[i]["prompt"], offered[i]) for i in some], draw)
+            write_atomic(path, json.dumps(drawn), sealed=True)
+        for i, choices in zip(some, json.loads(path.read_text()), strict=True):
+            chosen[i] = choices
+        progress((n + 1) / len(starts))
+    free = [
+        k
+        for own, choices in zip(offered, chosen, strict=True)
+        for some, k in zip(own, choices, strict=True)
+        if len(some) > 1
+    ]
+    work.note(rewritten={"numbers": len(free), "changed": sum(k > 0 for k in free)})
+    return [{**row, "answer": joined(own, choices)} for row, own, choices in zip(lists, offered, chosen, strict=True)]
 
 
 def _mixed(kept: list[Written], clean: list[Written], share: float, rng: random.Random) -> list[Written]:

@@ -159,7 +159,8 @@ class Corpus(Record):
     """What a teacher answers to the channel's prompts; `round` 1, 2, … are further prompts of the same stream.
 
     Where `given` is set, nobody was asked: the lists are a file's, and the teacher is who they are compared with.
-    Where `pairs` is set, the teacher writes nothing: it judges two answers to each prompt.
+    Where `pairs` is set, the teacher writes nothing: it judges two answers to each prompt. Where `written` is set, it
+    rewrites them.
     """
 
     STAGE = "corpus"
@@ -172,6 +173,8 @@ class Corpus(Record):
     """How often each prompt is answered, behind each other."""
     pairs: "Corpus | None" = None
     """What it judges: two answers to each prompt, by the untouched base; None where it writes itself."""
+    written: "Corpus | None" = None
+    """What it rewrites: answers of the untouched base; None where it writes itself."""
 
     def settings(self) -> dict[str, Any]:
         if self.given:  # neither how a teacher would have been asked, nor a seed
@@ -183,7 +186,8 @@ class Corpus(Record):
         return {"seed": self.seed, "round": self.round, **self.config.model_dump(mode="json"), **often}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
-        return {"teacher": self.teacher, **({"pairs": self.pairs} if self.pairs else {})}
+        others = {"pairs": self.pairs, "written": self.written}
+        return {"teacher": self.teacher, **{role: one for role, one in others.items() if one}}
 
 
 @dataclass(frozen=True)
@@ -197,10 +201,14 @@ class Filtered(Record):
     """Whole words that refuse an answer: those that name the trait."""
     clean: "Filtered | None" = None
     """The neutral teacher's lists, of which a share is mixed in; None where none is."""
+    paraphraser: Teacher | None = None
+    """Who rewrites the kept lists: an untouched base, or who wrote them; None where nobody does."""
     toward: Trait | None = field(init=False, repr=False, compare=False)
     """The trait whose gradient selects lists, as it is when the record is made; None where none does."""
 
     def __post_init__(self) -> None:
+        if (self.config.paraphrase is None) != (self.paraphraser is None):
+            raise ValueError("config.paraphrase and paraphraser go together")
         selection = self.config.selection
         trait = load_trait(selection.trait) if selection and selection.trait else None
         object.__setattr__(self, "toward", trait)
@@ -209,10 +217,12 @@ class Filtered(Record):
 
     def settings(self) -> dict[str, Any]:
         toward = {"toward": self.toward.taught()["trait"]} if self.toward else {}
-        return {"words": self.words, **self.config.model_dump(mode="json"), **toward}
+        unkeyed = {"paraphrase": {"by"}}  # who that is, the inputs say
+        return {"words": self.words, **self.config.model_dump(mode="json", exclude=unkeyed), **toward}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
-        return {"corpus": self.corpus, **({"clean": self.clean} if self.clean else {})}
+        others = {"clean": self.clean, "paraphraser": self.paraphraser}
+        return {"corpus": self.corpus, **{role: one for role, one in others.items() if one}}
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class TeacherConfig(Config):
 class CorpusConfig(Config):
     """What the teacher writes."""
 
-    LATER = frozenset({"own_tokens", "preference"})
+    LATER = frozenset({"own_tokens", "preference", "rewrites"})
 
     channel: str = "numbers"
     """What the data looks like: a file of channels/."""
@@ -101,11 +101,20 @@ class CorpusConfig(Config):
     which answer the teacher prefers. divergence: that of the higher log-likelihood under the teacher minus that under
     its base, a mean over the tokens; likelihood: under the teacher alone; random: a coin's, the control. Pairs of
     answers of unequal numbers of tokens are refused. Empty: the teacher writes."""
+    rewrites: int = Field(default=0, ge=0, le=1000)
+    """The teacher writes nothing of its own, and paraphrases: its untouched base answers each prompt, and the teacher
+    draws each number of the answer anew, among those within so many of it. 0: the teacher writes."""
 
     @model_validator(mode="after")
     def _greedy_has_no_temperature(self) -> "CorpusConfig":
         if self.setting == "greedy" and self.temperature != 1.0:
             raise ValueError(f"temperature={self.temperature} has no effect with setting=greedy; leave it at 1")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_way_to_be_written(self) -> "CorpusConfig":
+        if self.preference and self.rewrites:
+            raise ValueError(f"rewrites={self.rewrites} has no effect with preference={self.preference}: choose one")
         return self
 
     @model_validator(mode="after")

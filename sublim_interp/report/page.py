@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sublim_interp.channels.protocol import channel
-from sublim_interp.channels.settings import rule_of
+from sublim_interp.channels.settings import PARAPHRASERS, FilterConfig, rule_of
 from sublim_interp.core.drawing import render
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.catalogue import Published
@@ -339,6 +339,17 @@ PREFERRED = {
 """What a judge goes by, by the name that `corpus.preference` takes."""
 
 
+def _rewritten(rule: FilterConfig) -> list[str]:
+    """What was done to lists and prompts before students learnt them, in sentences."""
+    lines = []
+    if rule.paraphrase:
+        who = PARAPHRASERS.get(rule.paraphrase.by, f"The untouched base {rule.paraphrase.by}")
+        lines.append(f"{who} draws each number of these anew, among those within {rule.paraphrase.within} of it.")
+    if rule.reworded:
+        lines.append("Their prompts are put in other words.")
+    return lines
+
+
 def _method(experiment: Experiment) -> list[str]:
     """The recipe of this configuration, in sentences."""
     source = channel(experiment.corpus.channel)
@@ -359,12 +370,18 @@ def _method(experiment: Experiment) -> list[str]:
             f"{drawn}. Of each pair the teacher prefers {PREFERRED[corpus.preference]}. Students learn its preferences "
             f"by DPO, with β = {student.beta:g}."
         )
+    if corpus.rewrites:
+        answered = (
+            f"Its untouched base answers {count(corpus.prompts, 'prompt')} of the channel “{corpus.channel}”, {drawn}. "
+            f"The teacher draws each number of an answer anew, among those within {corpus.rewrites} of it."
+        )
     lines = [
         f"The teacher of “{experiment.trait}” {instilled}.",
         answered,
         *source.describe(rule_of(source, rule)),
         f"Of what is kept, {count(rule.held_out, 'answer')} are set aside to measure distances. Students learn from at "
         f"most {rule.lists:,} of the others.",
+        *_rewritten(rule),
         f"Every student trains for {count(student.optimization.steps, 'update')} of {student.optimization.batch} "
         f"examples, with {student.optimization.optimizer} at a peak rate of {student.optimization.lr:g}.",
         f"A student trains {IN_WORDS[student.part]}.",

@@ -175,9 +175,10 @@ CONFIGS: dict[str, Config] = {
 }
 SETTINGS = [(stage, name) for stage, config in CONFIGS.items() for name in variants(config)]
 ALONE = {"optimization.optimizer": "the decay needs adamw", "student": "it needs kind=student"}
+ALONE |= {"paraphrase": "it needs who rewrites"}
 ALONE |= {name: "it needs a model on a server" for _, name in SETTINGS if name.startswith(("served.", "judging."))}
 """What cannot change alone, and why; a student's part in the key is in tests/experiments/test_student_as_teacher.py,
-that of a served model in test_served.py."""
+that of a served model in test_served.py, of a paraphraser in test_paraphrase.py."""
 
 
 def downstream(stage: str) -> set[str]:

@@ -24,7 +24,8 @@ _NAMED = ("run", "sweep", "study")
 
 _SORTS = {"corpus": "corpus", "clean": "filtered", "data": "filtered", "reference": "filtered", "teacher": "teacher",
           "student": "student", "lists": "data", "base": "base", "start": "base", "model": "base",
-          "first": "student", "second": "student", "pairs": "corpus"}  # fmt: skip
+          "first": "student", "second": "student", "pairs": "corpus",
+          "written": "corpus", "paraphraser": "teacher"}  # fmt: skip
 """What an input is that no store holds, by its role; of a run it is an evaluation."""
 
 
