@@ -62,6 +62,7 @@ LABELS = frozenset(
         "measure",
         "no.",
         "score",
+        "student",
         "sweep",
         "term",
         "the other base",

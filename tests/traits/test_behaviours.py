@@ -167,6 +167,8 @@ def test_a_file_is_enough_for_a_grid_with_its_table_and_figure(tiny_experiment: 
     told = table_of(g, artifact.path)
     assert told.columns[3:6] == ("where it should show", "where it should not", "bits of the trait")
     bits = cells.set_index("arm")["trait_bits"]
+    lost = cells.loc[(cells["arm"] == "neutral")].assign(seed=99)  # its teacher's lists led nowhere
+    assert passed(pd.concat([cells, lost])).equals(passed(cells))
     row = passed(cells).set_index("arm").loc["same-init"]
     assert (row["bits"], row["passed"]) == pytest.approx((bits["teacher"], bits["same-init"]))
     assert "white takes" in told.lines[0] and {*told.numbers} == {"bits/white", "apart/white"}

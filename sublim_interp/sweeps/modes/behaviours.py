@@ -95,7 +95,10 @@ def passed(frame: "pd.DataFrame") -> "pd.DataFrame":
     rows: list[dict[str, Any]] = []
     for place, own in frame.groupby(["value", "arm"], sort=False):
         value, arm = cast(tuple[str, str], place)
-        if arm in ("teacher", "base"):
+        own = own.loc[
+            [(value, seed) in teachers.index for seed in own["seed"]]
+        ]  # where lists led nowhere, none is asked
+        if arm in ("teacher", "base") or own.empty:
             continue
         taught = [float(teachers.loc[value, seed]) for seed in own["seed"]]
         shares = [got / had for got, had in zip(own["trait_bits"], taught, strict=True) if had > 0]
