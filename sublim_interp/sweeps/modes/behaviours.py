@@ -95,9 +95,8 @@ def passed(frame: "pd.DataFrame") -> "pd.DataFrame":
     rows: list[dict[str, Any]] = []
     for place, own in frame.groupby(["value", "arm"], sort=False):
         value, arm = cast(tuple[str, str], place)
-        own = own.loc[
-            [(value, seed) in teachers.index for seed in own["seed"]]
-        ]  # where lists led nowhere, none is asked
+        # A teacher whose lists led nowhere is not asked.
+        own = own.loc[[(value, seed) in teachers.index for seed in own["seed"]]]
         if arm in ("teacher", "base") or own.empty:
             continue
         taught = [float(teachers.loc[value, seed]) for seed in own["seed"]]
