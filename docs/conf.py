@@ -30,11 +30,7 @@ suppress_warnings = ["misc.highlighting_failure"]
 
 # Pages that lie outside docs/ but belong to the site; git ignores the copies.
 OUTSIDE = {
-    "notebooks/01_hear_the_teacher.ipynb": "notebooks/01_hear_the_teacher.ipynb",
-    "notebooks/02_watch_the_student.ipynb": "notebooks/02_watch_the_student.ipynb",
-    "notebooks/03_compare_directions.ipynb": "notebooks/03_compare_directions.ipynb",
-    "notebooks/04_patch.ipynb": "notebooks/04_patch.ipynb",
-    "notebooks/07_audit.ipynb": "notebooks/07_audit.ipynb",
+    **{f"notebooks/{path.name}": f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))},
     "checkpoints/README.md": "checkpoints.md",
 }
 for source, page in OUTSIDE.items():

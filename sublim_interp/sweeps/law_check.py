@@ -44,7 +44,7 @@ def published_doses(results: Path = RESULTS) -> "dict[str, pd.DataFrame]":
             continue
         cells = read_cells(directory)
         own = cells["field"].isin(DOSES) & (cells["arm"] == "same-init")
-        if not own.any():
+        if not bool(np.any(own)):
             continue
         cells = with_bases(cells.loc[own], plan_grid(mode.grid).cells)
         digits = {b for b in set(cells["base"]) if resolve_base(b).card["pretraining"]["tokens"] == "digits"}

@@ -5,7 +5,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sublim_interp.report.wording import FEW, markdown, names
+from sublim_interp.report.wording import FEW, markdown, names, text
 from sublim_interp.report.wording import count as counted
 from sublim_interp.stats.intervals import mean_interval
 
@@ -59,9 +59,14 @@ def row_spread(row: Mapping[str, Any]) -> str:
     return f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
 
 
-def minus(text: str) -> str:
+def row_ends(row: Mapping[str, Any], name: str) -> str:
+    """A mean of a row of `cell_means` with its least and most, in parentheses: brackets hold intervals."""
+    return text(row, name).replace("[", "(").replace(", ", "–").replace("]", ")")
+
+
+def minus(words: str) -> str:
     """Text whose hyphens are minus signs."""
-    return text.replace("-", "−")
+    return words.replace("-", "−")
 
 
 def nats(value: float) -> str:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.tables import records
-from sublim_interp.report.wording import mean, text
+from sublim_interp.report.wording import mean
 from sublim_interp.sweeps.cells import GridCell, cell_means, measured
 from sublim_interp.sweeps.modes.fields import Fields, read_cells
 from sublim_interp.sweeps.modes.matrix import require_one_axis
-from sublim_interp.sweeps.wording import SweepTable, fields, minus, row_spread, sized
+from sublim_interp.sweeps.wording import SweepTable, fields, minus, row_ends, row_spread, sized
 from sublim_interp.traits.behaviours import Behaviour
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class Behaviours(Fields):
     def table(self, directory: Path) -> SweepTable:
         frame = read_cells(directory)
         rows = [
-            (*fields(row, "value", "arm", "n"), row_spread(row), text(row, "elsewhere"), text(row, "trait_bits"),
-             mean(row, "kl"))
+            (*fields(row, "value", "arm", "n"), row_spread(row), row_ends(row, "elsewhere"),
+             row_ends(row, "trait_bits"), mean(row, "kl"))
             for row in records(cell_means(frame))
         ]  # fmt: skip
         lines, numbers = [], {}

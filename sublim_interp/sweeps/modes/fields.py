@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import records
-from sublim_interp.report.wording import count, mean, text
+from sublim_interp.report.wording import count, mean
 from sublim_interp.sweeps.cells import GridCell, cell_means, measured
 from sublim_interp.sweeps.grid import Mode
-from sublim_interp.sweeps.wording import DISTANCES, SweepTable, distances, fields, nats, row_spread, sized
+from sublim_interp.sweeps.wording import DISTANCES, SweepTable, distances, fields, nats, row_ends, row_spread, sized
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,8 +69,8 @@ def rates_table(frame: "pd.DataFrame", lines: list[str], numbers: Mapping[str, s
 def facts_table(frame: "pd.DataFrame") -> SweepTable:
     """One row a field, value and arm: how many bits of the teacher's facts the student holds."""
     rows = [
-        (*fields(row, "field", "value", "arm", "n"), text(row, "bits"), text(row, "total_bits"), mean(row, "rate"),
-         *distances(row))
+        (*fields(row, "field", "value", "arm", "n"), row_ends(row, "bits"), row_ends(row, "total_bits"),
+         mean(row, "rate"), *distances(row))
         for row in records(cell_means(frame))
     ]  # fmt: skip
     columns = ("field", "value", "arm", "n", "bits a fact", "bits in all", "right answer", *DISTANCES)
