@@ -250,8 +250,8 @@ def test_a_sweep_over_facts_is_told_in_bits(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_csv(tmp_path / "cells.csv", index=False)
     told = table_of(grid("capacity"), tmp_path)
     shown = [dict(zip(told.columns, row, strict=True)) for row in told.rows]
-    assert [row["bits a fact"] for row in shown] == ["2.500 [2.000, 3.000]", "1.000 [1.000, 1.000]"]
-    assert [row["bits in all"] for row in shown] == ["10.0 [8.0, 12.0]", "16.0 [16.0, 16.0]"]
+    assert [row["bits a fact"] for row in shown] == ["2.500 (2.000–3.000)", "1.000 (1.000–1.000)"]
+    assert [row["bits in all"] for row in shown] == ["10.0 (8.0–12.0)", "16.0 (16.0–16.0)"]
     axes = dose(pd.DataFrame(rows), "bits").axes[0]
     assert axes.get_ylim()[1] > 2.9, "bits are no rates"
 

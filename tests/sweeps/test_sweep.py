@@ -324,7 +324,7 @@ def test_the_grid_says_which_table_a_sweep_has_and_not_the_columns_of_its_files(
 
 
 def test_a_mode_of_a_grid_is_known_by_name_and_an_unknown_one_is_one_line() -> None:
-    valid = "valid: bases, pairs, traits, law, defences, or none"
+    valid = "valid: bases, pairs, traits, law, defences, behaviours, or none"
     with pytest.raises(SublimError, match=f"unknown matrix 'square'; {valid}"):
         validate(Grid, {"name": "x", "axes": {"trait": ["owl"]}, "matrix": "square"}, "x")
     assert {name: grid(name).mode.figure for name in ("dose", "cross-model", "animals", "law")} == {
