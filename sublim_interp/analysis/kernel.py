@@ -213,10 +213,8 @@ class Linearised(torch.nn.Module):
         if not start:
             raise SublimError("no weight of this model requires a gradient; choose what trains first")
         self._names = [*start]
-        self._reading, self._start = (
-            [_Reading(kept.requires_grad_(False))],
-            start,
-        )  # in a list: its weights do not train
+        self._reading = [_Reading(kept.requires_grad_(False))]  # in a list: its weights do not train
+        self._start = start
         self.moved = torch.nn.ParameterList([torch.zeros_like(p) for p in start.values()])
 
     def step(self) -> dict[str, Tensor]:

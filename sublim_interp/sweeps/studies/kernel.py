@@ -81,7 +81,7 @@ class Kernel(Study):
             raise ValueError("rows names a pair twice")
         if min(self.shares) <= 0:
             raise ValueError(f"shares={min(self.shares):g} is no length; take lengths above 0")
-        recipe = changed(experiment(self.experiment), self.change, "change {}")
+        recipe = self.recipe
         student, other = recipe.student, {i.kind for i in recipe.student.interventions} - {"freeze"}
         asked = {
             f"corpus.setting={recipe.corpus.setting}": recipe.corpus.setting != "sampled",
@@ -100,6 +100,11 @@ class Kernel(Study):
         return self
 
     @property
+    def recipe(self) -> Experiment:
+        """The experiment by whose recipe teachers, lists and students are made."""
+        return changed(experiment(self.experiment), self.change, "change {}")
+
+    @property
     def replicates(self) -> int:
         return len(self.seeds)
 
@@ -107,7 +112,7 @@ class Kernel(Study):
         return {name: resolve_base(name).digest for pair in self.rows.values() for name in pair}
 
     def costs(self) -> dict[str, float]:
-        o = changed(experiment(self.experiment), self.change, "change {}").student.optimization
+        o = self.recipe.student.optimization
         each = 10 + 0.0024 * o.steps * o.batch + 0.02 * self.lists
         return {_piece(words, seed): each for words in self.rows for seed in self.seeds}
 
