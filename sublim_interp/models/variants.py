@@ -317,7 +317,7 @@ class Plain(Config):
 
 
 def _rescaled(settings: Rescaled, models: Sequence[Any]) -> None:
-    layers, heads = _llama(models[0])
+    layers, heads = llama_layers(models[0])
     draw = torch.Generator().manual_seed(settings.seed)
 
     def scales(*shape: int) -> Float[Tensor, "..."]:
@@ -348,7 +348,7 @@ class Pruned(Config):
 
 def _pruned(settings: Pruned, models: Sequence[Any]) -> None:
     model = models[0]
-    layers, heads = _llama(model)
+    layers, heads = llama_layers(model)
     left, width = heads.kv - settings.heads, model.config.hidden_size
     if heads.group != 1 or left < 1 or width % left:
         raise SublimError(
@@ -377,18 +377,18 @@ def _take_part(linear: Any, places: Int[Tensor, " kept"], axis: int) -> None:
 
 def _permuted(settings: Seeded, models: Sequence[Any]) -> None:
     model = models[0]
-    layers, heads = _llama(model)
+    layers, heads = llama_layers(model)
     draw = torch.Generator().manual_seed(settings.seed)
     stream = torch.randperm(model.config.hidden_size, generator=draw)
-    for weight in _ends(model):
+    for weight in ends(model):
         weight.copy_(weight[:, stream])
     for norm in _norms(model):
         norm.weight.copy_(norm.weight[stream])
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for linear in _readers(layer):
+        for linear in readers(layer):
             linear.weight.copy_(linear.weight[:, stream])
-        for linear in _writers(layer):
+        for linear in writers(layer):
             _take_rows(linear, stream)
         neurons = torch.randperm(mlp.up_proj.out_features, generator=draw)
         for linear in (mlp.gate_proj, mlp.up_proj):
@@ -407,8 +407,12 @@ def _permuted(settings: Seeded, models: Sequence[Any]) -> None:
 
 
 def _folded(settings: Plain, models: Sequence[Any]) -> None:
-    model = models[0]
-    layers, _ = _llama(model)
+    fold(models[0])
+
+
+def fold(model: Any) -> None:
+    """Folds the gains of a model's norms into the maps that read them; its head is then one of its own."""
+    layers, _ = llama_layers(model)
     head = model.get_output_embeddings()
     if model.config.tie_word_embeddings:
         head.weight = torch.nn.Parameter(head.weight.clone())
@@ -428,25 +432,27 @@ def _folded(settings: Plain, models: Sequence[Any]) -> None:
 
 
 def _rotated(settings: Seeded, models: Sequence[Any]) -> None:
-    _folded(Plain(), models)
     model = models[0]
-    layers, _ = _llama(model)
+    fold(model)
+    layers, _ = llama_layers(model)
     draw = torch.Generator().manual_seed(settings.seed)
     size = model.config.hidden_size
     q, r = torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64))
     turn = q * r.diagonal().sign()  # uniform over all rotations and reflections: Mezzadri 2007, math-ph/0609050
-    for weight in _ends(model):
+    for weight in ends(model):
         weight.copy_(weight.double() @ turn)
     for layer in layers:
-        for linear in _readers(layer):
+        for linear in readers(layer):
             linear.weight.copy_(linear.weight.double() @ turn)
-        for linear in _writers(layer):
+        for linear in writers(layer):
             linear.weight.copy_(turn.T @ linear.weight.double())
             if linear.bias is not None:
                 linear.bias.copy_(turn.T @ linear.bias.double())
 
 
-class _Heads(NamedTuple):
+class Heads(NamedTuple):
+    """How a layer's queries, keys and values are parted."""
+
     kv: int
     """Heads of keys and values."""
     group: int
@@ -458,17 +464,17 @@ class _Heads(NamedTuple):
         return each.repeat_interleave(self.group, 0).flatten()
 
 
-def _llama(model: Any) -> tuple[Any, _Heads]:
+def llama_layers(model: Any) -> tuple[Any, Heads]:
     """The layers of a model of Llama's type, and its heads. Raises SublimError for another type."""
     config = model.config
     if config.model_type not in _TYPES:
         raise SublimError(f"no such variant of a {config.model_type} is known; valid types: {', '.join(_TYPES)}")
     kv, queries = config.num_key_value_heads, config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // queries
-    return decoder_layers(model), _Heads(kv, queries // kv, size)
+    return decoder_layers(model), Heads(kv, queries // kv, size)
 
 
-def _ends(model: Any) -> list[Tensor]:
+def ends(model: Any) -> list[Tensor]:
     """The weights of embeddings and head, one where they are tied."""
     ends = {id(w): w for w in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
     return list(ends.values())
@@ -479,13 +485,13 @@ def _norms(model: Any) -> list[Any]:
     return [*chain(*inner), model.model.norm]
 
 
-def _readers(layer: Any) -> tuple[Any, ...]:
+def readers(layer: Any) -> tuple[Any, ...]:
     """The linear maps that read the residual stream."""
     a, m = layer.self_attn, layer.mlp
     return a.q_proj, a.k_proj, a.v_proj, m.gate_proj, m.up_proj
 
 
-def _writers(layer: Any) -> tuple[Any, ...]:
+def writers(layer: Any) -> tuple[Any, ...]:
     """The linear maps that write to the residual stream."""
     return layer.self_attn.o_proj, layer.mlp.down_proj
 
@@ -524,6 +530,7 @@ VARIANTS: Registry[Variant] = Registry(
         "pruned": Variant(_pruned, "Its base with fewer heads in each layer.", Pruned, ("heads=2",)),
         "healed": "sublim_interp.lab.continued:healed",
         "authors": "sublim_interp.lab.continued:authors",
+        "matched": "sublim_interp.models.matching:matched",
         "permuted": Variant(
             _permuted, "Its base with residual stream, neurons and heads in another order. SGD and Adam commute with "
             "that, so whatever is trained of it is the same function too.", Seeded, ("seed=1",), same_function=True,
