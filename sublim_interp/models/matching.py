@@ -13,7 +13,6 @@ from torch import Tensor
 from sublim_interp.core.settings import Config
 from sublim_interp.models.variants import Heads, Variant, ends, fold, llama_layers, readers, writers
 
-
 _Matrices = tuple[Float[Tensor, "row d_model"], Float[Tensor, "row d_model"]]
 
 
