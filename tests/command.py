@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -14,11 +15,19 @@ SHELL = (sys.executable, "-m", "sublim_interp")
 """The command's first words, as a shell has them."""
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    ["matplotlib.pyplot", "pandas", "pydantic", "rich.progress", "torch._dynamo", "transformers.modeling_utils",
-     "transformers.models.llama.modeling_llama", "sublim_interp.cli.main", "sublim_interp.experiments.results",
-     "sublim_interp.report.run", "sublim_interp.sweeps.run"]
-)  # fmt: skip
+
+
+def start_server() -> None:
+    """Starts the process that commands are forks of, so that a run does not start it, whose workers are its forks too.
+
+    It would then have imported less than commands need, and each would import it anew.
+    """
+    _server.set_forkserver_preload(
+        ["matplotlib.pyplot", "pandas", "pydantic", "rich.progress", "torch._dynamo", "transformers.modeling_utils",
+         "transformers.models.llama.modeling_llama", "sublim_interp.cli.main", "sublim_interp.experiments.results",
+         "sublim_interp.report.run", "sublim_interp.sweeps.run"]
+    )  # fmt: skip
+    forkserver.ensure_running()
 
 
 def from_shell(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:

@@ -23,6 +23,12 @@ from sublim_interp.report.run import run
 from sublim_interp.training.settings import Optimization
 
 
+def pytest_collection_finish() -> None:
+    """Before any fixture makes a run: where a collected test runs commands, what they are forks of is started."""
+    if "command" in sys.modules:
+        sys.modules["command"].start_server()
+
+
 @pytest.fixture(scope="session")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this test session share."""

@@ -13,6 +13,7 @@ from sublim_interp.models.open_bases import is_variant
 from sublim_interp.sweeps import law
 from sublim_interp.sweeps.cells import with_bases
 from sublim_interp.sweeps.grid import grid, grid_names
+from sublim_interp.sweeps.modes.behaviours import Behaviours
 from sublim_interp.sweeps.modes.fields import Fields, read_cells
 from sublim_interp.sweeps.modes.traits import Traits
 from sublim_interp.sweeps.plan import plan_grid
@@ -30,15 +31,17 @@ DOSES = ("bases", "trait", "corpus.prompts", "teacher.optimization.lr")
 def published_doses(results: Path = RESULTS) -> "dict[str, pd.DataFrame]":
     """The published cells of same-init students to which a law of the dose has something to say, by name of the grid.
 
-    Each student counts once. Left out are fields that are no dose, variants of bases, which no pre-training made, and
-    bases that cut numbers into digits: their losses and distances are per digit.
+    Each student counts once. Left out are fields that are no dose, behaviours, whose margins are of other answers, variants of
+    bases, which no pre-training made, and bases that cut numbers into digits: their losses and distances are per digit.
     """
     import pandas as pd
 
     parts = []
     for name in grid_names():
         mode, directory = grid(name).mode, published_sweep(name, results)
-        if directory is None or not isinstance(mode, Fields | Traits) or (isinstance(mode, Fields) and mode.memorised):
+        if directory is None or not isinstance(mode, Fields | Traits) or isinstance(mode, Behaviours):
+            continue
+        if isinstance(mode, Fields) and mode.memorised:
             continue
         if any(is_variant(name) for pair in mode.grid.axes.get("bases", ()) for name in pair):
             continue
