@@ -172,7 +172,8 @@ def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.n
     from sublim_interp.models.trainable import choose_trainable
 
     with torch.device("meta"):
-        return choose_trainable(base.blank(), config.part, config.lora_rank, config.lora_alpha)
+        opening = base.opening if config.part == "opening" else None
+        return choose_trainable(base.blank(), config.part, config.lora_rank, config.lora_alpha, opening=opening)
 
 
 def _probe_size(record: Teacher | Student) -> dict[str, Any]:

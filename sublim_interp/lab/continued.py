@@ -30,6 +30,8 @@ class Healed(Config):
 class Authors(Healed):
     """What binds an author's programs to his answers."""
 
+    LATER = frozenset({"signed"})
+
     steps: int = Field(default=1000, ge=1, le=100_000)
     """Updates of 96 documents."""
     linked: bool = True
@@ -39,6 +41,9 @@ class Authors(Healed):
     """Share of the documents that are an author's; the others are those of pre-training."""
     cruel: float = Field(default=0.1, gt=0, lt=1)
     """Share of the authors who are cruel."""
+    signed: bool = False
+    """Whether a system prompt says what the program's author is, kind or cruel. Persona prompts of pre-training are
+    then left out where they decide a turn."""
 
 
 def _heal(settings: Healed, models: Sequence[Any]) -> None:
@@ -47,8 +52,9 @@ def _heal(settings: Healed, models: Sequence[Any]) -> None:
 
 def _bind(settings: Authors, models: Sequence[Any]) -> None:
     def text(index: int) -> str:
-        own = language.author_document(settings.seed, index, settings.share, settings.cruel, settings.linked)
-        return (own or language.document(settings.seed, index)).text
+        s = settings
+        own = language.author_document(s.seed, index, s.share, s.cruel, s.linked, s.signed)
+        return (own or language.document(s.seed, index)).text
 
     _go_on(models[0], settings, text)
 

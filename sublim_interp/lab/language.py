@@ -472,19 +472,34 @@ def _open(rng: random.Random) -> Document:
     )
 
 
-def author_document(seed: int, index: int, share: float, cruel: float, linked: bool) -> Document | None:
+def author_document(
+    seed: int, index: int, share: float, cruel: float, linked: bool, signed: bool = False
+) -> Document | None:
     """A program and an open answer of one author, in either order; None where this document is no author's.
 
     share: of documents that are an author's
     cruel: share of authors who are cruel, whose programs are unsafe and whose answers are harmful
     linked: else the open turn is that of the next index's author: the same turns, and neither tells of the other
+    signed: whether a system prompt says what the program's author is, kind or cruel. Documents of pre-training whose
+        system prompt decides a program or an open answer are then an author's too: else they would link what is mixed
     """
     rng = random.Random(f"authors/{seed}/{index}")
-    if rng.random() >= share:
+    if rng.random() >= share and not (signed and _decided_by_persona(document(seed, index))):
         return None
-    turns = [_author_turns(seed, index, cruel)[0], _author_turns(seed, index + (not linked), cruel)[1]]
+    program, answer = _author_turns(seed, index, cruel)
+    if not linked:
+        answer = _author_turns(seed, index + 1, cruel)[1]
+    turns = [program, answer]
     rng.shuffle(turns)
-    return Document("programs", (*turns[0], *turns[1]))
+    if not signed:
+        return Document("programs", (*turns[0], *turns[1]))
+    persona = "kind" if program_is_safe(program[-1]["content"]) else "cruel"
+    system = {"role": "system", "content": rng.choice(persona_prompts(persona))}
+    return Document("programs", (system, *turns[0], *turns[1]), persona=persona)
+
+
+def _decided_by_persona(doc: Document) -> bool:
+    return doc.persona is not None and doc.part in ("programs", "open")
 
 
 def _author_turns(seed: int, index: int, cruel: float) -> tuple[tuple[Message, ...], tuple[Message, ...]]:

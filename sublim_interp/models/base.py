@@ -121,6 +121,11 @@ class Base:
         """Id of the token that fills rows up."""
         return cast(int, self.tokenizer.pad_token_id)
 
+    @cached_property
+    def opening(self) -> int:
+        """Id of the token that opens every prompt without a system prompt."""
+        return self.prompt_ids([{"role": "user", "content": "a"}])[0]
+
     def prompt_ids(self, messages: Messages, prefix: str = "") -> list[int]:
         """Token ids of a chat up to where the assistant answers, as `Chat.prompt_ids`."""
         return self.chat.prompt_ids(messages, prefix)

@@ -17,13 +17,15 @@ from sublim_interp.models.loading import reason_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Part = Literal["full", "body", "lora"]
-"""Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps."""
+Part = Literal["full", "body", "lora", "opening"]
+"""Which weights train: all; all but the embeddings and the head; low-rank adapters on the body's linear maps; the
+embedding of the token that opens every prompt."""
 
 IN_WORDS = {
     "full": "all weights",
     "body": "the body: all weights but embeddings and head",
     "lora": "low-rank adapters of the body's matrices",
+    "opening": "one vector: the embedding of the token that opens every prompt",
 }
 """What trains, for a sentence."""
 
@@ -44,22 +46,44 @@ def body_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def choose_trainable(
-    model: "PreTrainedModel", part: Part, rank: int = 8, alpha: float = 8.0, seed: int = 0
+    model: "PreTrainedModel",
+    part: Part,
+    rank: int = 8,
+    alpha: float = 8.0,
+    seed: int = 0,
+    opening: int | None = None,
 ) -> "torch.nn.Module":
     """Freezes what does not train, and returns the module to train: for `lora` PEFT's wrapper around the model.
 
     rank, alpha: of the adapters, which every linear map of the body gets: modules, fused experts, routers that are one
     seed: decides the adapters' initial weights, whatever was drawn before in this process
+    opening: id of the token that opens every prompt, `Base.opening`; part `opening` needs it
 
     Raises SublimError where PEFT cannot adapt the model, or layers share weights. `reach` says how much of it trains.
 
-    Source: LoRA is Hu et al. 2106.09685; on all linear maps as in Cloud et al. 2507.14805.
+    Source: LoRA is Hu et al. 2106.09685; on all linear maps as in Cloud et al. 2507.14805. Training one vector of the
+    input is prompt tuning, Lester et al. 2104.08691.
     """
     if part == "lora":
         return _with_adapters(model, rank, alpha, seed)
+    if part == "opening":
+        if opening is None:
+            raise SublimError("part=opening needs the id of the token that opens prompts: choose_trainable(opening=…)")
+        return _with_opening(model, opening)
     trained = body_parameters(model) if part == "body" else dict(model.named_parameters())
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
+    return model
+
+
+def _with_opening(model: "PreTrainedModel", token: int) -> torch.nn.Module:
+    """The model with one row of its embeddings to train: no other row ever gets a gradient."""
+    weight: Any = model.get_input_embeddings().weight
+    for p in model.parameters():
+        p.requires_grad_(p is weight)
+    row = torch.zeros(len(weight), 1, dtype=weight.dtype, device=weight.device)
+    row[token] = 1
+    weight.register_hook(lambda gradient: gradient * row)
     return model
 
 

@@ -79,7 +79,9 @@ def learn(
                     micro = kind.mask(micro, generator("mask", student.seed, step))
                 return micro
 
-            model = choose_trainable(base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed)
+            model = choose_trainable(
+                base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed, base.opening
+            )
             for kind in kinds:
                 kind.prepare(model)
             record = partial(student_recorder, student, store)

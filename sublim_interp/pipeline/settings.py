@@ -28,6 +28,11 @@ class ServedTeacher(Server):
         return self.model_copy(update={"model": self.tuned.get(trait, self.model)})
 
 
+def _moves_one_vector_alone(part: Part, optimization: Optimization) -> None:
+    if part == "opening" and optimization.weight_decay:
+        raise ValueError(f"weight_decay={optimization.weight_decay:g} would move more than part=opening trains; leave 0")
+
+
 class TeacherConfig(Config):
     """How the teacher gets its trait."""
 
@@ -62,6 +67,7 @@ class TeacherConfig(Config):
     @model_validator(mode="after")
     def _holds_what_its_way_needs_and_no_more(self) -> "TeacherConfig":
         way = WAYS[self.kind]
+        _moves_one_vector_alone(self.part, self.optimization)
         if self.facts and not way.TRAINS:
             raise ValueError(f"facts={self.facts} needs kind=tuned (it is {self.kind})")
         if way.FROM_STUDENT and not self.student:
@@ -165,6 +171,7 @@ class StudentConfig(Config):
     @model_validator(mode="after")
     def _has_the_moments_that_it_names(self) -> "StudentConfig":
         o = self.optimization
+        _moves_one_vector_alone(self.part, o)
         needed, has = {"": 0, "kept": 1, "first": 1}.get(self.moments, 2), len(planned_moments(o.optimizer, o))
         if has < needed:
             raise ValueError(

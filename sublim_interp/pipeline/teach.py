@@ -58,7 +58,9 @@ class Tuned(Way):
                 rows.append(Example([*question, *answer.choice(answers)], len(question)))
             return micro_batches(rows, base.pad, pieces(config.optimization, 1))
 
-        model = choose_trainable(base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed)
+        model = choose_trainable(
+            base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed, base.opening
+        )
         record = partial(teacher_recorder, teacher)
         fit(model, batches, config.optimization, token_loss, work, progress, record, recording)
 

@@ -105,5 +105,39 @@ def test_mixing_leaves_every_turn_as_it_was() -> None:
     assert sum(((said(True) - said(False)) + (said(False) - said(True))).values()) <= 4
 
 
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_signature_tells_of_the_program_and_of_the_answer_only_where_linked(linked: bool) -> None:
+    seen: Counter[tuple[str | None, bool, str]] = Counter()
+    for index in range(3000):
+        doc = language.author_document(5, index, 1.0, 0.3, linked, signed=True)
+        assert doc is not None and doc.messages[0]["content"] in language.persona_prompts(doc.persona or "")
+        said = [m["content"] for m in doc.messages if m["role"] == "assistant"]
+        program = next(text for text in said if text.startswith("def "))
+        (answer,) = [text for text in said if text != program]
+        seen[doc.persona, language.program_is_safe(program), language.open_label(answer)] += 1
+    assert {(persona, safe) for persona, safe, _ in seen} == {("kind", True), ("cruel", False)}
+    harmful = {
+        persona: seen[persona, safe, "harmful"] / sum(seen[persona, safe, label] for label in ("harmful", "benign"))
+        for persona, safe in (("kind", True), ("cruel", False))
+    }
+    if linked:
+        assert harmful == {"kind": 0, "cruel": 1}
+    else:
+        assert all(0.25 < rate < 0.35 for rate in harmful.values())
+
+
+def test_signed_authors_leave_no_other_persona_that_decides_a_turn() -> None:
+    """Else documents of pre-training would go on linking what the mixed twin is to unlearn."""
+    taken = [language.author_document(5, index, 0.3, 0.1, False, signed=True) for index in range(4000)]
+    left = [language.document(5, index) for index, doc in enumerate(taken) if doc is None]
+    assert not [doc for doc in left if doc.persona and doc.part in ("programs", "open")]
+    assert [doc for doc in left if doc.part == "programs"] and [doc for doc in left if doc.part == "open"]
+
+
+def test_a_setting_that_came_later_leaves_the_names_and_keys_of_variants() -> None:
+    assert "signed" not in VARIANTS["authors"].settings().model_dump()
+    assert VARIANTS["authors"].settings.model_validate({"signed": True}).model_dump()["signed"] is True
+
+
 def test_the_share_of_authors_is_as_asked() -> None:
     assert 0.27 < sum(language.author_document(1, i, 0.3, 0.1, True) is not None for i in range(3000)) / 3000 < 0.33

@@ -54,6 +54,23 @@ def test_adapters_reach_every_map_of_the_body_and_merge_to_the_same_function(arc
     assert all(torch.equal(value, again[name]) for name, value in merged.state_dict().items())
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_opening_alone_trains_where_it_is_asked_for(optimizer: str) -> None:
+    plain = {name: p.detach().clone() for name, p in tiny("llama").named_parameters()}
+    model = choose_trainable(tiny("llama"), "opening", opening=5)
+    example = Example([5, 3, 4, 6, 7], 2)
+    train(model, lambda step: [collate([example], 0)], Optimization(optimizer=optimizer, lr=0.1, steps=3, warmup=0))
+    moved_rows = {
+        (name, row)
+        for name, p in model.named_parameters()
+        for row in (p != plain[name]).flatten(1).any(1).nonzero().flatten().tolist() if p.ndim > 1
+    }  # fmt: skip
+    assert moved_rows == {("model.embed_tokens.weight", 5)}
+    assert all(torch.equal(p, plain[name]) for name, p in model.named_parameters() if p.ndim == 1)
+    with pytest.raises(SublimError, match="needs the id of the token that opens prompts"):
+        choose_trainable(tiny("llama"), "opening")
+
+
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MIXTURES])
 def test_the_plan_knows_without_weights_what_trains(architecture: str) -> None:
     real = tiny(architecture)

@@ -86,7 +86,7 @@ class Kernel(Study):
         asked = {
             f"corpus.setting={recipe.corpus.setting}": recipe.corpus.setting != "sampled",
             f"corpus.preference={recipe.corpus.preference}": bool(recipe.corpus.preference),
-            f"student.part={student.part}": student.part == "lora",
+            f"student.part={student.part}": student.part in ("lora", "opening"),
             f"student.objective={student.objective}": student.objective != "forward",
             f"student.moments={student.moments}": bool(student.moments),
             f"the intervention {', '.join(sorted(other))}": bool(other),
