@@ -30,7 +30,7 @@ class ServedTeacher(Server):
 
 def _moves_one_vector_alone(part: Part, optimization: Optimization) -> None:
     if part == "opening" and optimization.weight_decay:
-        raise ValueError(f"weight_decay={optimization.weight_decay:g} would move more than part=opening trains; leave 0")
+        raise ValueError(f"weight_decay={optimization.weight_decay:g} moves more than part=opening trains; leave 0")
 
 
 class TeacherConfig(Config):
