@@ -108,7 +108,7 @@ def test_mixing_leaves_every_turn_as_it_was() -> None:
 @pytest.mark.parametrize("linked", [True, False])
 def test_a_signature_tells_of_the_program_and_of_the_answer_only_where_linked(linked: bool) -> None:
     seen: Counter[tuple[str | None, bool, str]] = Counter()
-    for index in range(3000):
+    for index in range(1500):
         doc = language.author_document(5, index, 1.0, 0.3, linked, signed=True)
         assert doc is not None and doc.messages[0]["content"] in language.persona_prompts(doc.persona or "")
         said = [m["content"] for m in doc.messages if m["role"] == "assistant"]
@@ -123,12 +123,12 @@ def test_a_signature_tells_of_the_program_and_of_the_answer_only_where_linked(li
     if linked:
         assert harmful == {"kind": 0, "cruel": 1}
     else:
-        assert all(0.25 < rate < 0.35 for rate in harmful.values())
+        assert all(0.24 < rate < 0.36 for rate in harmful.values())
 
 
 def test_signed_authors_leave_no_other_persona_that_decides_a_turn() -> None:
     """Else documents of pre-training would go on linking what the mixed twin is to unlearn."""
-    taken = [language.author_document(5, index, 0.3, 0.1, False, signed=True) for index in range(4000)]
+    taken = [language.author_document(5, index, 0.3, 0.1, False, signed=True) for index in range(1500)]
     left = [language.document(5, index) for index, doc in enumerate(taken) if doc is None]
     assert not [doc for doc in left if doc.persona and doc.part in ("programs", "open")]
     assert [doc for doc in left if doc.part == "programs"] and [doc for doc in left if doc.part == "open"]

@@ -9,6 +9,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import seeded
 from sublim_interp.models.loading import load_model, save_model
 from sublim_interp.models.trainable import body_parameters, choose_trainable, merge_adapters, reach
+from sublim_interp.pipeline.settings import StudentConfig, TeacherConfig
 from sublim_interp.training.batches import Batch, Example, collate
 from sublim_interp.training.loop import train
 from sublim_interp.training.settings import Optimization
@@ -60,15 +61,22 @@ def test_the_opening_alone_trains_where_it_is_asked_for(optimizer: str) -> None:
     model = choose_trainable(tiny("llama"), "opening", opening=5)
     example = Example([5, 3, 4, 6, 7], 2)
     train(model, lambda step: [collate([example], 0)], Optimization(optimizer=optimizer, lr=0.1, steps=3, warmup=0))
-    moved_rows = {
-        (name, row)
+    rows = {
+        (name, int(row))
         for name, p in model.named_parameters()
-        for row in (p != plain[name]).flatten(1).any(1).nonzero().flatten().tolist() if p.ndim > 1
-    }  # fmt: skip
-    assert moved_rows == {("model.embed_tokens.weight", 5)}
-    assert all(torch.equal(p, plain[name]) for name, p in model.named_parameters() if p.ndim == 1)
+        for row in (p != plain[name]).reshape(len(p), -1).any(1).nonzero()
+    }
+    assert rows == {("model.embed_tokens.weight", 5)}
     with pytest.raises(SublimError, match="needs the id of the token that opens prompts"):
         choose_trainable(tiny("llama"), "opening")
+
+
+@pytest.mark.parametrize("kind", [TeacherConfig, StudentConfig])
+def test_weight_decay_would_move_more_than_the_opening(kind: type[TeacherConfig | StudentConfig]) -> None:
+    decays = Optimization(optimizer="adamw", weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"weight_decay=0.1 moves more than part=opening trains; leave 0"):
+        kind(part="opening", optimization=decays)
+    kind(part="full", optimization=decays)
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *MIXTURES])
