@@ -31,8 +31,9 @@ DOSES = ("bases", "trait", "corpus.prompts", "teacher.optimization.lr")
 def published_doses(results: Path = RESULTS) -> "dict[str, pd.DataFrame]":
     """The published cells of same-init students to which a law of the dose has something to say, by name of the grid.
 
-    Each student counts once. Left out are fields that are no dose, behaviours, whose margins are of other answers, variants of
-    bases, which no pre-training made, and bases that cut numbers into digits: their losses and distances are per digit.
+    Each student counts once. Left out are fields that are no dose, behaviours, whose margins are of other answers,
+    variants of bases, which no pre-training made, and bases that cut numbers into digits: their losses and distances
+    are per digit.
     """
     import pandas as pd
 
