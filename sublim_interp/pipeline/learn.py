@@ -80,7 +80,12 @@ def learn(
                 return micro
 
             model = choose_trainable(
-                base.load(start), config.part, config.lora_rank, config.lora_alpha, student.seed, base.opening
+                base.load(start),
+                config.part,
+                config.lora_rank,
+                config.lora_alpha,
+                student.seed,
+                base.opening if config.part == "opening" else None,
             )
             for kind in kinds:
                 kind.prepare(model)

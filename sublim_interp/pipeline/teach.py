@@ -59,7 +59,12 @@ class Tuned(Way):
             return micro_batches(rows, base.pad, pieces(config.optimization, 1))
 
         model = choose_trainable(
-            base.load(), config.part, config.lora_rank, config.lora_alpha, teacher.seed, base.opening
+            base.load(),
+            config.part,
+            config.lora_rank,
+            config.lora_alpha,
+            teacher.seed,
+            base.opening if config.part == "opening" else None,
         )
         record = partial(teacher_recorder, teacher)
         fit(model, batches, config.optimization, token_loss, work, progress, record, recording)
