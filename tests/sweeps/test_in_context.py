@@ -1,4 +1,4 @@
-"""Study in-context: a small study whole and gone on with, what is planted is seen, no room and bad input are one line."""
+"""Study in-context: a small study whole, what is planted is seen, no room and bad input are one line."""
 
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def test_a_small_study_runs_whole_and_makes_nothing_twice(tmp_path: Path, monkey
     assert own.loc[("system", 0), "rate"] > 0.5 > own.loc[("neutral", 2), "rate"]
     table = asked.table(made)
     assert [row[0] for row in table.rows] == [*ARMS]
-    assert {"same-init minus neutral/rate", "openly minus neutral/margin"} <= {*table.numbers}
+    assert {"same-init minus neutral at 1/rate", "openly minus neutral at 2/margin"} <= {*table.numbers}
     assert (made / "in-context.png").stat().st_size > 10_000
 
     there = {artifact.key for stage in ("teacher", "corpus", "filtered") for artifact in store.list(stage)}
@@ -113,7 +113,7 @@ def frame_of(own: float, openly: float, noise: float = 0.002) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("frame", "said"),
     [
-        (frame_of(0.001, 0.5), "No effect in the prompt: 6 lists of the trait's teacher"),
+        (frame_of(0.001, 0.5), "No effect beyond ±3 points in the prompt: 6 lists of the trait's teacher"),
         (frame_of(0.3, 0.5), "Lists in the prompt have an effect: "),
         (frame_of(0.3, 0.0), "Lists in the prompt have an effect: "),
         (frame_of(0.001, 0.05), "Too weak to tell: no control moves the base by more than 10 points"),
@@ -133,6 +133,7 @@ def test_the_verdict_follows_the_rows(frame: pd.DataFrame, said: str) -> None:
         ({"turns": (2, 1)}, "must rise"),
         ({"turns": (1, 1)}, "turns names something twice"),
         ({"turns": (-1,)}, "greater than or equal to 0"),
+        ({"turns": (0,)}, "puts nothing before a question"),
         ({"draws": 0}, "greater than or equal to 1"),
     ],
 )

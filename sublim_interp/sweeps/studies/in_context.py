@@ -81,6 +81,8 @@ class InContext(Replicated):
         name_once(self, "turns")
         if list(self.turns) != sorted(self.turns):
             raise ValueError(f"turns={list(self.turns)} must rise")
+        if not self.turns[-1]:
+            raise ValueError("turns=[0] puts nothing before a question; name a number above 0")
         return self
 
     def costs(self) -> dict[str, float]:
@@ -162,24 +164,32 @@ def account(frame: "pd.DataFrame", trained: Trained | None = None) -> SweepTable
         rates = [mean_interval(at["rate"].to_list(), bounds=(0, 1)).percent() for at in own]
         margin = minus(mean_interval(own[-1]["margin"].to_list()).plain(2))
         rows.append((arm, *rates, margin, f"{100 * own[-1]['any'].mean():.1f} %"))
-    found = {arm: difference(frame, arm, "neutral", "rate") for arm in arms if arm != "neutral"}
-    nats = {arm: difference(frame, arm, "neutral", "margin") for arm in found}
-    told = {arm: (minus(found[arm].points()), minus(nats[arm].plain(2))) for arm in found}
-    lines = [verdict(found, last)]
+    others = [arm for arm in arms if arm != "neutral"]
+    found = {(arm, k): difference(frame, arm, "neutral", "rate", k) for arm in others for k in numbers if k}
+    nats = {arm: difference(frame, arm, "neutral", "margin", last) for arm in others}
+    lines = [verdict({arm: found[arm, last] for arm in others}, last)]
     if trained:
         lines.append(
             minus(f"Trained on lists of the same teachers, students differ by {trained.difference.points()} and ")
             + minus(f"{trained.margin:.2f} nats.")
         )
+    for arm in others:
+        told = minus(", ".join(f"{found[arm, k].points()} at {k}" for k in numbers if k))
+        lines.append(f"{_named(arm)} minus neutral: {told}; margin {minus(nats[arm].plain(2))} nats at {last}.")
+    behind = frame.loc[frame["arm"] == "neutral"].groupby("turns")["any"].mean()
+    any_member = {k: f"{100 * behind[k]:.1f} %" for k in numbers}
     lines += [
-        f"At {count(last, 'turn')}, minus neutral: {'; '.join(f'{a} {r}, {n} nats' for a, (r, n) in told.items())}.",
-        *(f"{arm[:1].upper()}{arm[1:]}: {ARMS[arm]}." for arm in arms),
-        "Any member: how likely the answer names one of the trait's kind at all.",
+        f"Any member of the kind, behind neutral lists: {', '.join(f'{any_member[k]} at {k}' for k in numbers)}.",
+        *(f"{_named(arm)}: {ARMS[arm]}." for arm in arms),
     ]
-    shown = {f"{arm} minus neutral/{name}": words for arm, own in told.items()
-             for name, words in zip(("rate", "margin"), own, strict=True)}  # fmt: skip
+    shown = {f"{arm} minus neutral at {k}/rate": minus(own.points()) for (arm, k), own in found.items()}
+    shown |= {f"{arm} minus neutral at {last}/margin": minus(own.plain(2)) for arm, own in nats.items()}
+    shown |= {f"neutral at {k}/any member": said for k, said in any_member.items()}
     if trained:
-        shown["trained minus neutral/rate"] = minus(trained.difference.points())
+        shown |= {
+            "trained minus neutral/rate": minus(trained.difference.points()),
+            "trained minus neutral/margin": minus(f"{trained.margin:.2f}"),
+        }
     return SweepTable(
         f"How likely an untouched base answers with the trait, behind so many turns: means over "
         f"{count(len(set(frame['seed'])), 'replicate')} with 95 % intervals.",
@@ -190,13 +200,17 @@ def account(frame: "pd.DataFrame", trained: Trained | None = None) -> SweepTable
     )
 
 
-def difference(frame: "pd.DataFrame", arm: str, other: str, measure: str) -> Interval:
-    """Of a measure between two arms at the most turns, paired over replicates, with its 95 % interval.
+def difference(frame: "pd.DataFrame", arm: str, other: str, measure: str, turns: int) -> Interval:
+    """Of a measure between two arms at so many turns, paired over replicates, with its 95 % interval.
 
     frame: as of `account`
     """
-    at = frame.loc[frame["turns"] == frame["turns"].max()].pivot(index="seed", columns="arm", values=measure)
+    at = frame.loc[frame["turns"] == turns].pivot(index="seed", columns="arm", values=measure)
     return paired_difference(at[arm].to_list(), at[other].to_list()).interval
+
+
+def _named(arm: str) -> str:
+    return arm[:1].upper() + arm[1:]
 
 
 def verdict(found: Mapping[str, Interval], turns: int) -> str:
@@ -208,16 +222,16 @@ def verdict(found: Mapping[str, Interval], turns: int) -> str:
     own = found["same-init"]
     heeded = [arm for arm in CONTROLS if arm in found and found[arm].low > HEEDED]
     amount = (
-        f"{count(turns, 'list')} of the trait's teacher in the prompt change the rate by {own.points()} against neutral "
-        "ones"
+        f"{count(turns, 'list')} of the trait's teacher in the prompt change the rate by {own.points()} against "
+        "neutral ones"
     )
     controls = " and ".join(f"{arm} by {found[arm].points()}" for arm in CONTROLS if arm in found)
     if own.n > 1 and abs(own.estimate) > WITHIN and (own.low > 0 or own.high < 0):
         said = "Lists in the prompt have an effect"
     elif not heeded:
         said = f"Too weak to tell: no control moves the base by more than {100 * HEEDED:g} points"
-    elif own.n > 1 and -WITHIN <= own.low and own.high <= WITHIN:
-        said = "No effect in the prompt"
+    elif own.n > 1 and own.low >= -WITHIN and own.high <= WITHIN:
+        said = f"No effect beyond ±{100 * WITHIN:g} points in the prompt"
     else:
         said = f"Too weak to tell: the interval leaves ±{100 * WITHIN:g} points"
     return minus(f"{said}: {amount}; controls: {controls}.")
