@@ -1,4 +1,4 @@
-"""Figure `in-context`: how often an untouched base says the trait behind lists, by how many stand before the question."""
+"""Figure `in-context`: how often an untouched base says the trait, by how many lists stand before the question."""
 
 import pandas as pd
 from matplotlib.figure import Figure
