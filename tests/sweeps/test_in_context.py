@@ -92,8 +92,10 @@ def test_turns_that_find_no_room_are_one_line_before_anything_is_made(tmp_path: 
         run_study(few(turns=(0, 40)), Store(tmp_path), 1)
     assert "\n" not in str(e.value) and "at most" in str(e.value) and not (tmp_path / "teacher").exists()
     asking = asking_of(few(turns=(8,)), Store(tmp_path))
-    longest = " , ".join(["999"] * 10)
-    asking.turns_of["neutral"] = [({"role": "user", "content": "1"}, {"role": "assistant", "content": longest})]
+    given, longest = (" , ".join(["999"] * n) for n in (5, 10))
+    asking.turns_of["neutral"] = [
+        ({"role": "user", "content": f"continue the list {given}"}, {"role": "assistant", "content": longest})
+    ]
     with pytest.raises(SublimError, match="turns of neutral"):
         asking.require_room("neutral")
 
@@ -117,7 +119,7 @@ def frame_of(own: float, openly: float, noise: float = 0.002) -> pd.DataFrame:
         (frame_of(0.3, 0.5), "Lists in the prompt have an effect: "),
         (frame_of(0.3, 0.0), "Lists in the prompt have an effect: "),
         (frame_of(0.001, 0.05), "Too weak to tell: no control moves the base by more than 10 points"),
-        (frame_of(0.0, 0.5, noise=0.2), "Too weak to tell: the interval leaves ±3 points"),
+        (frame_of(0.0, 0.5, noise=0.055), "Too weak to tell: the interval leaves ±3 points"),
     ],
 )
 def test_the_verdict_follows_the_rows(frame: pd.DataFrame, said: str) -> None:
