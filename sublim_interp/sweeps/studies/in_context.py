@@ -19,7 +19,7 @@ from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import name_once
 from sublim_interp.core.workers import Task
 from sublim_interp.experiments.plan import Cell, plan
-from sublim_interp.experiments.tables import read_table
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.report.wording import count
 from sublim_interp.stats.contrasts import paired_difference
 from sublim_interp.stats.intervals import Interval, mean_interval
@@ -123,14 +123,16 @@ class InContext(Replicated):
         published, own = experiment_of(directory), self.case
         if any(getattr(published, name) != getattr(own, name) for name in _TEACHERS):
             return None
-        contrasts, summary = (pd.read_csv(directory / f"{name}.csv") for name in ("contrasts", "summary"))
-        found = contrasts.query("contrast == 'same-init − neutral' and stage == 'equal steps' and unit == 'replicate'")
-        margins = summary.set_index("arm")["margin"]
-        estimate, low, high = (float(found[name].iloc[0]) for name in ("estimate", "low", "high"))
+        contrasts, summary = (records(pd.read_csv(directory / f"{name}.csv")) for name in ("contrasts", "summary"))
+        apart = ("same-init − neutral", "equal steps", "replicate")
+        found = [row for row in contrasts if (row["contrast"], row["stage"], row["unit"]) == apart]
+        arms = {row["arm"]: row for row in summary}
+        if not found:
+            return None
         return Trained(
-            Interval(estimate, low, high, 0.95, int(found["n"].iloc[0]), "Student t"),
-            float(margins["same-init"] - margins["neutral"]),
-            float(summary.set_index("arm")["rate"]["same-init"]),
+            Interval(*(found[0][name] for name in ("estimate", "low", "high")), 0.95, found[0]["n"], "Student t"),
+            arms["same-init"]["margin"] - arms["neutral"]["margin"],
+            arms["same-init"]["rate"],
         )
 
 
