@@ -115,17 +115,19 @@ def frame_of(own: float, openly: float, noise: float = 0.002) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("frame", "said"),
     [
-        (frame_of(0.001, 0.5), "No effect beyond ±3 points in the prompt: 6 lists of the trait's teacher"),
+        (frame_of(0.001, 0.5), "No effect beyond 3 points and 0.5 nats in the prompt: 6 lists of the trait's teacher"),
         (frame_of(0.3, 0.5), "Lists in the prompt have an effect: "),
         (frame_of(0.3, 0.0), "Lists in the prompt have an effect: "),
-        (frame_of(0.001, 0.05), "Too weak to tell: no control moves the base by more than 10 points"),
-        (frame_of(0.0, 0.5, noise=0.055), "Too weak to tell: the interval leaves ±3 points"),
+        (frame_of(0.001, 0.05), "Too weak to tell: behind so many turns no control moves the base by more than 10"),
+        (frame_of(0.0, 0.5, noise=0.055), "Too weak to tell: an interval leaves 3 points and 0.5 nats"),
     ],
 )
 def test_the_verdict_follows_the_rows(frame: pd.DataFrame, said: str) -> None:
     trained = Trained(Interval(0.93, 0.91, 0.95, 0.95, 12, ""), 9.6, 0.99)
     table = account(frame, trained)
     assert table.lines[0].startswith(said) and "93.0 points [91.0, 95.0]" in table.lines[1]
+    floor = account(frame.assign(any=0.01), trained)
+    assert floor.lines[1].startswith("Behind 6 neutral lists the base names any member of the kind in 1.0 % only.")
     assert table.numbers["trained minus neutral/rate"].startswith("93.0")
 
 

@@ -50,11 +50,14 @@ CONTROLS = {
 ARMS = LISTS | CONTROLS
 """Every arm: what stands before a question."""
 
-WITHIN = 0.03
-"""An effect of lists whose interval lies within so much of the neutral one, either way, is none."""
+WITHIN, WITHIN_NATS = 0.03, 0.5
+"""Lists whose intervals lie within so much of neutral ones, in rate and in margin, have no effect that counts."""
 
 HEEDED = 0.1
 """The base heeds its context where a control raises the rate by more than this, by its interval."""
+
+_OFTEN = 0.5
+"""A base that names any member of the kind less often than this answers something else, whatever it prefers."""
 
 _TEACHERS = ("trait", "other_trait", "bases", "seeds", "dtype", "teacher")
 """Fields of an experiment that decide its teachers."""
@@ -168,24 +171,30 @@ def account(frame: "pd.DataFrame", trained: Trained | None = None) -> SweepTable
         rows.append((arm, *rates, margin, f"{100 * own[-1]['any'].mean():.1f} %"))
     others = [arm for arm in arms if arm != "neutral"]
     found = {(arm, k): difference(frame, arm, "neutral", "rate", k) for arm in others for k in numbers if k}
-    nats = {arm: difference(frame, arm, "neutral", "margin", last) for arm in others}
-    lines = [verdict({arm: found[arm, last] for arm in others}, last)]
+    nats = {(arm, k): difference(frame, arm, "neutral", "margin", k) for arm, k in found}
+    behind = frame.loc[frame["arm"] == "neutral"].groupby("turns")["any"].mean()
+    any_member = {k: f"{100 * behind[k]:.1f} %" for k in numbers}
+    lines = [verdict(found, nats)]
+    if behind[last] < _OFTEN:
+        lines.append(
+            f"Behind {last} neutral lists the base names any member of the kind in {any_member[last]} only. So there "
+            "the rate can hardly move: go by the margin, and by fewer turns."
+        )
     if trained:
         lines.append(
             minus(f"Trained on lists of the same teachers, students differ by {trained.difference.points()} and ")
             + minus(f"{trained.margin:.2f} nats.")
         )
     for arm in others:
-        told = minus(", ".join(f"{found[arm, k].points()} at {k}" for k in numbers if k))
-        lines.append(f"{_named(arm)} minus neutral: {told}; margin {minus(nats[arm].plain(2))} nats at {last}.")
-    behind = frame.loc[frame["arm"] == "neutral"].groupby("turns")["any"].mean()
-    any_member = {k: f"{100 * behind[k]:.1f} %" for k in numbers}
+        rate = ", ".join(f"{found[arm, k].points()} at {k}" for k in numbers if k)
+        margin = ", ".join(f"{nats[arm, k].plain(2)} at {k}" for k in numbers if k)
+        lines.append(f"{_named(arm)} minus neutral, by turns: {minus(rate)}; margin in nats: {minus(margin)}.")
     lines += [
         f"Any member of the kind, behind neutral lists: {', '.join(f'{any_member[k]} at {k}' for k in numbers)}.",
         *(f"{_named(arm)}: {ARMS[arm]}." for arm in arms),
     ]
     shown = {f"{arm} minus neutral at {k}/rate": minus(own.points()) for (arm, k), own in found.items()}
-    shown |= {f"{arm} minus neutral at {last}/margin": minus(own.plain(2)) for arm, own in nats.items()}
+    shown |= {f"{arm} minus neutral at {k}/margin": minus(own.plain(2)) for (arm, k), own in nats.items()}
     shown |= {f"neutral at {k}/any member": said for k, said in any_member.items()}
     if trained:
         shown |= {
@@ -215,28 +224,30 @@ def _named(arm: str) -> str:
     return arm[:1].upper() + arm[1:]
 
 
-def verdict(found: Mapping[str, Interval], turns: int) -> str:
+def verdict(rates: Mapping[tuple[str, int], Interval], nats: Mapping[tuple[str, int], Interval]) -> str:
     """Whether lists in the prompt do what training on them does.
 
-    found: by arm, how far its rate is from that of neutral lists; those of `CONTROLS` among them
-    turns: how many lists there are
+    rates, nats: by arm and number of turns, how far its rate and its margin are from those of neutral lists
     """
-    own = found["same-init"]
-    heeded = [arm for arm in CONTROLS if arm in found and found[arm].low > HEEDED]
-    amount = (
-        f"{count(turns, 'list')} of the trait's teacher in the prompt change the rate by {own.points()} against "
-        "neutral ones"
-    )
-    controls = " and ".join(f"{arm} by {found[arm].points()}" for arm in CONTROLS if arm in found)
-    if own.n > 1 and abs(own.estimate) > WITHIN and (own.low > 0 or own.high < 0):
+    last = max(k for _, k in rates)
+    own = [(found, WITHIN) for (arm, _), found in rates.items() if arm == "same-init"]
+    own += [(nats["same-init", last], WITHIN_NATS)]
+    controls = [arm for arm in CONTROLS if (arm, last) in rates]
+    bounds = f"{100 * WITHIN:g} points and {WITHIN_NATS:g} nats"
+    if any(abs(i.estimate) > size and (i.low > 0 or i.high < 0) for i, size in own):
         said = "Lists in the prompt have an effect"
-    elif not heeded:
-        said = f"Too weak to tell: no control moves the base by more than {100 * HEEDED:g} points"
-    elif own.n > 1 and own.low >= -WITHIN and own.high <= WITHIN:
-        said = f"No effect beyond ±{100 * WITHIN:g} points in the prompt"
+    elif not any(rates[arm, last].low > HEEDED for arm in controls):
+        said = f"Too weak to tell: behind so many turns no control moves the base by more than {100 * HEEDED:g} points"
+    elif all(i.low >= -size and i.high <= size for i, size in own):
+        said = f"No effect beyond {bounds} in the prompt"
     else:
-        said = f"Too weak to tell: the interval leaves ±{100 * WITHIN:g} points"
-    return minus(f"{said}: {amount}; controls: {controls}.")
+        said = f"Too weak to tell: an interval leaves {bounds}"
+    beside = " and ".join(f"{arm} by {rates[arm, last].points()}" for arm in controls)
+    amount = (
+        f"{count(last, 'list')} of the trait's teacher change the rate by {rates['same-init', last].points()} against "
+        f"neutral ones, the margin by {nats['same-init', last].plain(2)} nats"
+    )
+    return minus(f"{said}: {amount}; controls: {beside}.")
 
 
 # --- one replicate ----------------------------------------------------------------------------------------------------
