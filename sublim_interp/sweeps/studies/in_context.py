@@ -132,8 +132,9 @@ class InContext(Replicated):
         arms = {row["arm"]: row for row in summary}
         if not found:
             return None
+        rate = found[0]
         return Trained(
-            Interval(*(found[0][name] for name in ("estimate", "low", "high")), 0.95, found[0]["n"], "Student t"),
+            Interval(rate["estimate"], rate["low"], rate["high"], 0.95, rate["n"], "Student t"),
             arms["same-init"]["margin"] - arms["neutral"]["margin"],
             arms["same-init"]["rate"],
         )
