@@ -1,4 +1,4 @@
-"""Study in-context: teachers' lists in the prompt of an untouched base, where students train on them. No student learns.
+"""Study in-context: teachers' lists in the prompt of an untouched base, which students train on. No student learns.
 
 Before each held-out question stand k turns of a prompt and its kept list. Two arms say the favourite openly instead:
 they show whether the base heeds what stands there at all, without which no effect of lists would mean nothing.
