@@ -123,7 +123,7 @@ def _in_context(
     for i, q in enumerate(asked):
         system = ({"role": "system", "content": systems[i % len(systems)]},) if systems else ()
         before = () if place == PLAIN else contexts[place](held_out[i % len(held_out)])
-        out.append(replace(q, messages=(*system, *before, *q.messages)))
+        out.append(q.behind((*system, *before)))
     return out
 
 

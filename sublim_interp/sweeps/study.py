@@ -98,6 +98,7 @@ _OWN = {
     "recovered": "sweeps.studies.recovered:Recovered",
     "entanglement": "sweeps.studies.entanglement:Entanglement",
     "kernel": "sweeps.studies.kernel:Kernel",
+    "in-context": "sweeps.studies.in_context:InContext",
 }
 
 KINDS: Registry[type[Study]] = Registry(

@@ -1,6 +1,6 @@
 """What a model is asked: a chat, the words before the member in its answer, and the right member if there is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Messages = tuple[dict[str, str], ...]
@@ -29,3 +29,7 @@ class Question:
     def text(self) -> str:
         """The question itself, without what is said before it."""
         return self.messages[-1]["content"]
+
+    def behind(self, turns: Messages) -> "Question":
+        """The same question after other turns."""
+        return replace(self, messages=(*turns, *self.messages))

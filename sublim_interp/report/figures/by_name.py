@@ -55,6 +55,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "recovered": f"{_HERE}.recovered:RECOVERED",
         "entanglement": f"{_HERE}.entanglement:ENTANGLEMENT",
         "kernel": f"{_HERE}.kernel:KERNEL",
+        "in-context": f"{_HERE}.in_context:IN_CONTEXT",
     },
     _check,
 )
