@@ -103,9 +103,15 @@ def _run(words: list[str], streams: list[Path], cwd: Path, environment: dict[str
 
 
 def _fork(fork: Callable[[], int] = os.fork) -> int:
-    """A fork that an interrupt waits for: in what Python does before and after one, it would be ignored."""
+    """A fork that an interrupt waits for: in what Python does before and after one, it would be ignored.
+
+    The worker that it makes hears none: an interrupt is for the whole group, and would end it in its parent's code.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return fork()
+        pid = fork()
+        if pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that waits is dropped
+        return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
