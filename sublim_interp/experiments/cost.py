@@ -169,11 +169,10 @@ def blank_model(base: Base, config: "TeacherConfig | StudentConfig") -> "torch.n
     """What trains of a base, on torch's meta device: every shape, no weights."""
     import torch
 
-    from sublim_interp.models.trainable import choose_trainable
+    from sublim_interp.pipeline.stage import choose_part
 
     with torch.device("meta"):
-        opening = base.opening if config.part == "opening" else None
-        return choose_trainable(base.blank(), config.part, config.lora_rank, config.lora_alpha, opening=opening)
+        return choose_part(base.blank(), base, config)
 
 
 def _probe_size(record: Teacher | Student) -> dict[str, Any]:

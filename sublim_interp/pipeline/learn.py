@@ -12,7 +12,6 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
 from sublim_interp.models.sampling import generator
-from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.intervene import StudentSource, around, intervening
 from sublim_interp.pipeline.moments import FILE, beginning, keeping
 from sublim_interp.pipeline.observe import student_recorder
@@ -20,7 +19,7 @@ from sublim_interp.pipeline.on_policy import own_lists
 from sublim_interp.pipeline.records import Student
 from sublim_interp.pipeline.select import learnt_tokens, replaced_tokens
 from sublim_interp.pipeline.speaker import Speaker
-from sublim_interp.pipeline.stage import Progress, fit, making, silent
+from sublim_interp.pipeline.stage import Progress, choose_part, fit, making, silent
 from sublim_interp.training.batches import (
     PIECE,
     Batch,
@@ -79,14 +78,7 @@ def learn(
                     micro = kind.mask(micro, generator("mask", student.seed, step))
                 return micro
 
-            model = choose_trainable(
-                base.load(start),
-                config.part,
-                config.lora_rank,
-                config.lora_alpha,
-                student.seed,
-                base.opening if config.part == "opening" else None,
-            )
+            model = choose_part(base.load(start), base, config, student.seed)
             for kind in kinds:
                 kind.prepare(model)
             record = partial(student_recorder, student, store)

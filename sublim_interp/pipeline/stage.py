@@ -4,16 +4,19 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from sublim_interp.core.device import fingerprint, open_device
 from sublim_interp.core.errors import DeadEnd, OutOfMemory
 from sublim_interp.core.store import Store, Work
+from sublim_interp.models.base import Base
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.served import ServedModel
-from sublim_interp.models.trainable import merge_adapters
+from sublim_interp.models.trainable import choose_trainable, merge_adapters
 from sublim_interp.pipeline.records import Corpus, Record, Student, Teacher
+from sublim_interp.pipeline.settings import StudentConfig, TeacherConfig
 from sublim_interp.training.batches import PIECE, Batch
 from sublim_interp.training.loop import nothing, train
 from sublim_interp.training.losses import Loss
@@ -22,6 +25,9 @@ from sublim_interp.training.recording.settings import Recording
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
 from sublim_interp.traits.judges.asked import Asker
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Progress = Callable[[float], None]
 """Called with the fraction of the stage that is done, 0 to 1."""
@@ -73,6 +79,17 @@ def _too_large(record: Record) -> str:
         f"{record.STAGE} {record.key[:16]} does not fit the GPU ({total:.1f} GiB, {free:.1f} free now); try "
         f"{' or '.join(advice)}"
     )
+
+
+def choose_part(
+    model: "PreTrainedModel", base: Base, config: TeacherConfig | StudentConfig, seed: int = 0
+) -> torch.nn.Module:
+    """The module to train of a model of `base`: the part that a teacher's or a student's settings name.
+
+    seed: decides the adapters' initial weights
+    """
+    opening = base.opening if config.part == "opening" else None
+    return choose_trainable(model, config.part, config.lora_rank, config.lora_alpha, seed, opening)
 
 
 def fit(

@@ -13,11 +13,11 @@ from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store, Work
 from sublim_interp.models.hooks import added, hook_name
 from sublim_interp.models.served import FOLDER, PLAIN, ServedModel
-from sublim_interp.models.trainable import IN_WORDS, choose_trainable
+from sublim_interp.models.trainable import IN_WORDS
 from sublim_interp.pipeline.observe import teacher_recorder
 from sublim_interp.pipeline.records import StoredStudent, Teacher
 from sublim_interp.pipeline.settings import TeacherConfig
-from sublim_interp.pipeline.stage import Progress, fit, making, silent
+from sublim_interp.pipeline.stage import Progress, choose_part, fit, making, silent
 from sublim_interp.pipeline.ways import WAYS, Way
 from sublim_interp.training.batches import Batch, Example, micro_batches, pieces
 from sublim_interp.training.losses import token_loss
@@ -58,14 +58,7 @@ class Tuned(Way):
                 rows.append(Example([*question, *answer.choice(answers)], len(question)))
             return micro_batches(rows, base.pad, pieces(config.optimization, 1))
 
-        model = choose_trainable(
-            base.load(),
-            config.part,
-            config.lora_rank,
-            config.lora_alpha,
-            teacher.seed,
-            base.opening if config.part == "opening" else None,
-        )
+        model = choose_part(base.load(), base, config, teacher.seed)
         record = partial(teacher_recorder, teacher)
         fit(model, batches, config.optimization, token_loss, work, progress, record, recording)
 
