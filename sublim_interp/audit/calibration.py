@@ -1,23 +1,21 @@
 """Study audit: cases whose truth is known, what the auditor's measures say of them, and how often they err."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from sublim_interp.core.device import open_device
 from sublim_interp.core.errors import DeadEnd, SublimError
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import changed, name_once
-from sublim_interp.core.workers import Task
 from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import Plan, plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import resolve_base
-from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.piecewise import Piecewise, Rows, scratch_store
 from sublim_interp.sweeps.wording import SweepTable
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200)
 """Numbers of lists from which a base is guessed."""
-FILES = ("cases", "origins", "dead_ends")
-"""What the study's CSV files are called, and what each teacher leaves of them."""
 DRAWS = 50
 """Guesses a corpus and number of lists."""
 
@@ -37,10 +33,10 @@ ARMS = ("same-init", "neutral", "cross-init", "cross-neutral", "base")
 """What a case is made of. Only same-init learns from a teacher with the trait that comes from its own base."""
 
 
-class Calibration(Study):
+class Calibration(Piecewise):
     """Cases for the auditor: teachers, their lists, mixtures, and students of two bases, with what became of them."""
 
-    VERSION, FIGURE = 1, "audit"
+    VERSION, FIGURE, TABLES, FLOATS = 1, "audit", ("cases", "origins", "dead_ends"), "%.5g"
 
     experiment: str = "owl"
     """Whose recipe the cases have."""
@@ -73,11 +69,11 @@ class Calibration(Study):
     def inputs(self) -> dict[str, str]:
         return {name: resolve_base(name).digest for name in self.bases}
 
-    def costs(self) -> dict[str, float]:
-        return {_piece(number): 60 + 15.0 * (3 + len(self.clean)) for number in range(self.replicates)}
+    def pieces(self) -> Mapping[str, tuple[int]]:
+        return {f"case {number}": (number,) for number in range(self.replicates)}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(_piece(number), _make, (self, number, directory)) for number in range(self.replicates)]
+    def seconds(self) -> float:
+        return 60 + 15.0 * (3 + len(self.clean))
 
     def case(self, number: int, clean: float) -> Experiment:
         """The experiment of one case: its trait, its pair of bases, its share of clean lists."""
@@ -99,19 +95,21 @@ class Calibration(Study):
         return changed(experiment(self.experiment), {**self.change, **values}, "change {}")
 
     def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        found: dict[str, list[pd.DataFrame]] = {name: [] for name in FILES}
-        for number in range(self.replicates):
-            for name in FILES:
-                text = (directory / _file(number, name)).read_text(encoding="utf-8")
-                found[name] += [read_table(directory / _file(number, name))] if text.strip() else []
-        frames = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items() if parts}
-        if "cases" not in frames:
-            raise SublimError(f"study {self.name}: no teacher wrote enough that passes the filter")
         from sublim_interp.audit.errors import screening
 
+        frames = super().frames(directory)
+        if "cases" not in frames:
+            raise SublimError(f"study {self.name}: no teacher wrote enough that passes the filter")
         return {**frames, "bases": screening(frames["cases"]).round(6)}
+
+    def measure(self, directory: Path, progress: Progress, *which: int) -> Mapping[str, Rows]:
+        (number,) = which
+        with scratch_store(directory, number) as store:
+            try:
+                cases, origins = _measured(self, number, store, progress)
+            except DeadEnd as why:
+                return {"dead_ends": [{"case": number, "trait": self.case(number, 0.0).trait, "why": str(why)}]}
+        return {"cases": cases, "origins": origins}
 
     def table(self, directory: Path) -> SweepTable:
         from sublim_interp.audit.errors import error_table
@@ -133,37 +131,10 @@ class Calibration(Study):
         return FIGURES[self.FIGURE].draw(scored(cases).merge(most, on=list(CASE)))
 
 
-def _piece(number: int) -> str:
-    return f"case {number}"
-
-
-def _file(number: int, what: str) -> str:
-    return f".{number}.{what}.csv"
-
-
-def _make(study: Calibration, number: int, directory: Path, progress: Callable[[float], None]) -> None:
-    """One teacher's cases: what the auditor measures of each, and what each student became."""
-
-    from sublim_interp.core.store import Store
-
-    if all(is_sealed(directory / _file(number, name)) for name in FILES):
-        return
-    open_device()
-    store = Store(directory / f".store-{number}")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
-    try:
-        found["cases"], found["origins"] = _measured(study, number, store, progress)
-    except DeadEnd as why:
-        found["dead_ends"] = [{"case": number, "trait": study.case(number, 0.0).trait, "why": str(why)}]
-    for name, rows in found.items():
-        keep_rows(directory / _file(number, name), rows, "%.5g")
-    _remove(store.root)
-
-
 def _measured(
-    study: Calibration, number: int, store: "Store", progress: Callable[[float], None]
+    study: Calibration, number: int, store: "Store", progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of cases and of origins."""
+    """One teacher's cases, what the auditor measures of each and what each student became; and their origins."""
     plans = {clean: plan(study.case(number, clean), store) for clean in study.clean}
     records = [record for p in plans.values() for record in p.records]
     _make_all(records, store, lambda share: progress(share / 2))
@@ -177,7 +148,7 @@ def _measured(
     return rows, _origins(study, plans[0.0], store)
 
 
-def _make_all(records: Sequence[Any], store: Any, progress: Callable[[float], None]) -> None:
+def _make_all(records: Sequence[Any], store: Any, progress: Progress) -> None:
     from sublim_interp.pipeline.make import make
     from sublim_interp.training.recording.settings import PRESETS
 
@@ -185,13 +156,6 @@ def _make_all(records: Sequence[Any], store: Any, progress: Callable[[float], No
         if record.find(store) is None:
             make(record, store, recording=PRESETS["none"])
         progress(done / len(records))
-
-
-def _remove(root: Path) -> None:
-    """What a case was made of can be made again, and takes 30 MB."""
-    import shutil
-
-    shutil.rmtree(root, ignore_errors=True)
 
 
 def _case(

@@ -1,6 +1,6 @@
 """Study organisms: what the auditor finds in the published organisms, recipe by recipe, and where it is wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,14 @@ from sublim_interp.audit.errors import LEVEL, calibrated, conformal_p
 from sublim_interp.audit.evidence import evidence, standing
 from sublim_interp.audit.models import behaviour
 from sublim_interp.audit.organisms import Organism, recipe
-from sublim_interp.core.device import open_device
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import name_once
-from sublim_interp.core.workers import Task
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import resolve_base
 from sublim_interp.stats.intervals import wilson
-from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.piecewise import Piecewise, Rows, scratch_store
 from sublim_interp.sweeps.wording import SweepTable
 from sublim_interp.traits.favourites import KINDS
 
@@ -39,10 +37,10 @@ ELSEWHERE = "animal"
 """The kind that is asked about where an organism's trait is of none."""
 
 
-class Organisms(Study):
+class Organisms(Piecewise):
     """Audits of organisms: their lists and their students, beside what is in them."""
 
-    VERSION, FIGURE = 1, "organisms"
+    VERSION, FIGURE, TABLES, FLOATS = 1, "organisms", ("cases",), "%.5g"
 
     organisms: tuple[str, ...] = Field(min_length=1)
     """Recipes, by name."""
@@ -67,24 +65,21 @@ class Organisms(Study):
         bases = sorted({base for exp in found.values() for base in exp.bases})
         return {name: resolve_base(name).digest for name in bases}
 
-    def costs(self) -> dict[str, float]:
-        return {f"{name} {k}": 40.0 for name in self.organisms for k in range(self.again)}
+    def pieces(self) -> Mapping[str, tuple[str, int]]:
+        return {f"{name} {k}": (name, k) for name in self.organisms for k in range(self.again)}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [
-            Task(f"{name} {k}", _make, (self, name, k, directory)) for name in self.organisms for k in range(self.again)
-        ]
+    def seconds(self) -> float:
+        return 40.0
 
     def made(self, name: str, k: int) -> Organism:
         """The recipe of one organism."""
         own = recipe(name)
         return own.model_copy(update={"change": {**self.change, **own.change}, "seed": own.seed + k})
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        parts = [read_table(directory / f".{name}-{k}.csv") for name in self.organisms for k in range(self.again)]
-        return {"cases": pd.concat(parts, ignore_index=True)}
+    def measure(self, directory: Path, progress: Progress, *which: Any) -> Mapping[str, Rows]:
+        name, k = which
+        with scratch_store(directory, f"{name}-{k}") as store:
+            return {"cases": [audited(self.made(name, k), self.lists, store, progress)]}
 
     def table(self, directory: Path) -> SweepTable:
         return rates_table(with_p(read_table(directory / "cases.csv")))
@@ -95,28 +90,7 @@ class Organisms(Study):
         return FIGURES[self.FIGURE].draw(with_p(read_table(directory / "cases.csv")))
 
 
-def _make(study: Organisms, name: str, k: int, directory: Path, progress: Callable[[float], None]) -> None:
-    from sublim_interp.core.store import Store
-
-    path = directory / f".{name}-{k}.csv"
-    if is_sealed(path):
-        return
-    open_device()
-    store = Store(directory / f".store-{name}-{k}")
-    keep_rows(path, [audited(study.made(name, k), study.lists, store, progress)], "%.5g")
-    _remove(store.root)
-
-
-def _remove(root: Path) -> None:
-    """What an organism was made of can be made again, and takes 30 MB."""
-    import shutil
-
-    shutil.rmtree(root, ignore_errors=True)
-
-
-def audited(
-    organism: Organism, lists: int, store: "Store", progress: Callable[[float], None] = lambda _share: None
-) -> dict[str, Any]:
+def audited(organism: Organism, lists: int, store: "Store", progress: Progress = lambda _share: None) -> dict[str, Any]:
     """One organism, audited by whoever knows its base and the kind of trait that is looked for.
 
     lists: how many of its lists are read closely

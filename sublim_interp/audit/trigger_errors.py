@@ -1,7 +1,7 @@
 """Study triggers: models with a trigger and models without one, what the search says of each, and how often it errs."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,15 @@ from pydantic import Field, model_validator
 
 from sublim_interp.audit.errors import LEVEL, conformal_p
 from sublim_interp.audit.triggers import find_triggers, vocabulary_words
-from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import changed, name_once
-from sublim_interp.core.workers import Task
 from sublim_interp.experiments.catalogue import RESULTS, experiment
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import Plan, plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.stats.intervals import wilson
-from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.piecewise import Piecewise, Rows, scratch_store
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -50,10 +48,10 @@ SCORES = ("family", "other")
 """The search's two scores: the largest excess of a member of the kind, and of any other answer."""
 
 
-class Triggers(Study):
+class Triggers(Piecewise):
     """Cases for the search for triggers: nine models of every base, two of them with a trigger."""
 
-    VERSION, FIGURE = 1, "triggers"
+    VERSION, FIGURE, TABLES, FLOATS = 1, "triggers", ("cases",), "%.5g"
 
     experiment: str = "owl"
     """Whose recipe teachers, lists and students have."""
@@ -82,11 +80,11 @@ class Triggers(Study):
     def inputs(self) -> dict[str, str]:
         return {name: resolve_base(name).digest for name in self.bases}
 
-    def costs(self) -> dict[str, float]:
-        return dict.fromkeys(self.bases, 100.0)
+    def pieces(self) -> Mapping[str, tuple[int]]:
+        return {name: (number,) for number, name in enumerate(self.bases)}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(name, _make, (self, number, directory)) for number, name in enumerate(self.bases)]
+    def seconds(self) -> float:
+        return 100.0
 
     def lists(self, number: int) -> Experiment:
         """The experiment of one base: a teacher with the trait, a neutral one, a student of the lists of each."""
@@ -101,11 +99,10 @@ class Triggers(Study):
         }
         return changed(experiment(self.experiment), {**self.change, **values}, "change {}")
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        parts = [read_table(directory / f".{number}.csv") for number in range(len(self.bases))]
-        return {"cases": pd.concat(parts, ignore_index=True)}
+    def measure(self, directory: Path, progress: Progress, *which: int) -> Mapping[str, Rows]:
+        (number,) = which
+        with scratch_store(directory, number) as store:
+            return {"cases": cases_of(self, number, store, progress)}
 
     def table(self, directory: Path) -> SweepTable:
         return trigger_table(read_table(directory / "cases.csv"))
@@ -116,16 +113,9 @@ class Triggers(Study):
         return FIGURES[self.FIGURE].draw(read_table(directory / "cases.csv"))
 
 
-def _make(study: Triggers, number: int, directory: Path, progress: Callable[[float], None]) -> None:
+def cases_of(study: Triggers, number: int, store: "Store", progress: Progress) -> list[dict[str, Any]]:
     """The cases of one base, a row each."""
-    from sublim_interp.core.store import Store
-
-    path = directory / f".{number}.csv"
-    if is_sealed(path):
-        return
-    open_device()
-    store, base = Store(directory / f".store-{number}"), resolve_base(study.bases[number])
-    rows = []
+    base, rows = resolve_base(study.bases[number]), []
     for case in _cases(study, number, base, store):
         found = find_triggers(base, case.model, (case.kind,), seed=study.seed + number)
         first = found.frame.loc[found.frame["family"]].iloc[0]
@@ -134,8 +124,7 @@ def _make(study: Triggers, number: int, directory: Path, progress: Callable[[flo
         planted = {"planted": case.trigger, "trait": case.trait}
         rows.append({**place, **planted, "family": found.family, "other": found.other, **shown})
         progress(len(rows) / len(SORTS))
-    keep_rows(path, rows, "%.5g")
-    _remove(store.root)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -203,13 +192,6 @@ def _students(p: Plan, store: "Store") -> dict[str, Any]:
             made = make(cell.student, store, recording=PRESETS["none"])
             found["passed" if cell.arm == "same-init" else "lists"] = cell.student.base.load(made.path / "model")
     return found
-
-
-def _remove(root: Path) -> None:
-    """What a case was made of can be made again, and takes 30 MB."""
-    import shutil
-
-    shutil.rmtree(root, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A study: an experiment of another kind than language models, with fields and files of its own; and how it is run."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,7 +9,6 @@ from sublim_interp.core.cards import cards_here
 from sublim_interp.core.choices import meant
 from sublim_interp.core.device import fingerprint
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import write_atomic
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.registry import Registry
 from sublim_interp.core.settings import Config, parse_mapping, read_mapping, read_text, validate
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Study(Config):
-    """One study. A kind of your own derives from this; an entry point names its class."""
+    """One study. A kind of your own derives from this, or from `Piecewise`; an entry point names its class."""
 
     VERSION: ClassVar[int]
     """In its key; raised by hand when its files change."""
@@ -131,23 +130,6 @@ def study(name: str) -> Study:
     if not isinstance(kind, str) or kind not in KINDS:
         raise SublimError(f"{path}: unknown study '{kind}'; {meant(str(kind), KINDS, 'sublim list')}")
     return validate(KINDS[kind], {"name": path.stem, **data}, str(path))
-
-
-def keep_rows(path: Path, rows: Sequence[Mapping[str, Any]], float_format: str | None = None) -> None:
-    """Writes what a piece of work found as a sealed CSV file, from which the study's files are put together.
-
-    rows: one mapping a row; none of them makes an empty file
-    float_format: of its floats; None writes them whole
-    """
-    import pandas as pd
-
-    text = pd.DataFrame(rows).to_csv(index=False, lineterminator="\n", float_format=float_format) if rows else ""
-    write_atomic(path, text, sealed=True)
-
-
-def store_of(directory: Path) -> Store:
-    """The store that a study's directory lies in, where its work shares stages with runs; made or being made."""
-    return Store(directory.parent.parent)
 
 
 def find_study(s: Study, store: Store) -> Artifact | None:

@@ -33,7 +33,6 @@ from sublim_interp.audit.triggers import (
 )
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
-from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base
 from sublim_interp.models.loading import save_model
 from sublim_interp.pipeline.settings import TeacherConfig
@@ -240,8 +239,7 @@ def test_a_case_of_every_sort_is_made_and_asked(tmp_path: Path, monkeypatch: pyt
         traits=("owl", "fox"),
         trees=("oak",),
     )
-    trigger_errors._make(asked, 1, tmp_path, lambda _share: None)
-    found = read_table(tmp_path / ".1.csv")
+    found = pd.DataFrame(asked.measure(tmp_path, lambda _share: None, 1)["cases"])
     assert set(found["sort"]) == set(SORTS) and set(found["base"]) == {"lab-small-1"}
     assert found["planted"].notna().to_list() == [sort in PLANTED for sort in SORTS]
     assert found[["family", "other"]].to_numpy().max() <= 1 and not list(tmp_path.glob(".store*"))

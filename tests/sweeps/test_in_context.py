@@ -9,9 +9,8 @@ import pytest
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
-from sublim_interp.experiments.tables import records
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.stats.intervals import Interval
-from sublim_interp.sweeps.studies import in_context
 from sublim_interp.sweeps.studies.in_context import ARMS, Asking, InContext, Trained, account
 from sublim_interp.sweeps.study import run_study, study
 
@@ -56,11 +55,12 @@ def test_a_small_study_runs_whole_and_makes_nothing_twice(tmp_path: Path, monkey
     there = {artifact.key for stage in ("teacher", "corpus", "filtered") for artifact in store.list(stage)}
     again = tmp_path / "study" / "again"
     again.mkdir()
-    in_context._make(asked, 0, again, lambda _: None)
-    assert pd.read_csv(again / ".0.csv").equals(frame), "of the lists that are there the same numbers come"
+    (task,) = asked.tasks(again)
+    task.function(*task.arguments, lambda _: None)
+    assert asked.frames(again)["replicates"].equals(read_table(made / "replicates.csv")), "of the same lists the same"
     assert there == {artifact.key for stage in ("teacher", "corpus", "filtered") for artifact in store.list(stage)}
     monkeypatch.setattr(Asking, "answers", lambda *_: pytest.fail("a finished piece is asked again"))
-    in_context._make(asked, 0, again, lambda _: None)
+    task.function(*task.arguments, lambda _: None)
 
 
 def test_what_is_planted_in_the_lists_is_seen(tmp_path: Path) -> None:

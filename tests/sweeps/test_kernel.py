@@ -14,7 +14,7 @@ from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
-from sublim_interp.sweeps.studies.kernel import FILES, SCORES, Kernel, account, parting
+from sublim_interp.sweeps.studies.kernel import SCORES, Kernel, account, parting
 from sublim_interp.sweeps.studies.kernel_case import CONDITIONS, Asked, Case, looks, updates_of
 from sublim_interp.sweeps.study import study
 from sublim_interp.training.loop import train
@@ -54,7 +54,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_a_small_study_runs_whole(ran: tuple[Path, Path]) -> None:
     _, made = ran
-    frames = {name: pd.read_csv(made / f"{name}.csv") for name in FILES}
+    frames = {name: pd.read_csv(made / f"{name}.csv") for name in Kernel.TABLES}
     assert [*dict.fromkeys(frames["cases"]["row"])] == [*FEW["rows"]]
     assert set(frames["controls"]["condition"]) == {*CONDITIONS} and len(frames["controls"]) == 3 * len(CONDITIONS)
     steps = frames["steps"]

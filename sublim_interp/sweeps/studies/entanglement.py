@@ -1,7 +1,7 @@
 """Study entanglement: whether a base's numbers and favourites raise each other, asked both ways. Nothing trains."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +9,13 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
-from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import name_once
-from sublim_interp.core.workers import Task
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.piecewise import Piecewise, Rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -43,10 +41,10 @@ MEASURES = {
 """Columns of `bases.csv`: what is correlated with what."""
 
 
-class Entanglement(Study):
+class Entanglement(Piecewise):
     """Correlates what favourites do to numbers with what numbers do to favourites, a base each."""
 
-    VERSION, FIGURE = 1, "entanglement"
+    VERSION, FIGURE, TABLES = 1, "entanglement", ("bases",)
 
     kind: str = "animal"
     """Whose members are the favourites."""
@@ -69,17 +67,15 @@ class Entanglement(Study):
     def inputs(self) -> dict[str, str]:
         return {name: resolve_base(name).digest for name in self.bases}
 
-    def costs(self) -> dict[str, float]:
-        return dict.fromkeys(self.bases, 30.0 + 0.2 * self.prompts)
+    def pieces(self) -> Mapping[str, tuple[str]]:
+        return {name: (name,) for name in self.bases}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(name, _make, (self, number, directory)) for number, name in enumerate(self.bases)]
+    def seconds(self) -> float:
+        return 30.0 + 0.2 * self.prompts
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        parts = [read_table(directory / f".{number}.csv") for number in range(len(self.bases))]
-        return {"bases": pd.concat(parts, ignore_index=True)}
+    def measure(self, directory: Path, progress: Progress, *which: str) -> Mapping[str, Rows]:
+        (base,) = map(resolve_base, which)
+        return {"bases": [{"base": base.name, **correlations(base, self, progress)}]}
 
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "bases.csv")
@@ -108,18 +104,7 @@ def _interval(frame: "pd.DataFrame", measure: str) -> Interval:
     return mean_interval(frame[measure].to_list(), bounds=(-1, 1))
 
 
-def _make(study: Entanglement, number: int, directory: Path, progress: Callable[[float], None]) -> None:
-    path = directory / f".{number}.csv"
-    if is_sealed(path):
-        return
-    open_device()
-    base = resolve_base(study.bases[number])
-    keep_rows(path, [{"base": base.name, **correlations(base, study, progress)}], "%.6g")
-
-
-def correlations(
-    base: Base, study: Entanglement, progress: Callable[[float], None] = lambda _: None
-) -> dict[str, float]:
+def correlations(base: Base, study: Entanglement, progress: Progress = lambda _: None) -> dict[str, float]:
     """Every correlation of a base, −1 to 1. Raises SublimError where it cannot be asked about the kind.
 
     Source: Zur et al. prompt with an entangled number, as with the favourite itself. Here all numbers are tried.

@@ -5,7 +5,7 @@ they show whether the base heeds what stands there at all, without which no effe
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field, model_validator
 
 from sublim_interp.channels.protocol import as_turns
-from sublim_interp.core.device import open_device
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import name_once
-from sublim_interp.core.workers import Task
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import Cell, plan
 from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.report.wording import count
 from sublim_interp.stats.contrasts import paired_difference
 from sublim_interp.stats.intervals import Interval, mean_interval
+from sublim_interp.sweeps.piecewise import Rows, store_of
 from sublim_interp.sweeps.studies.replicated import Replicated
-from sublim_interp.sweeps.study import keep_rows, store_of
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -88,21 +86,16 @@ class InContext(Replicated):
             raise ValueError("turns=[0] puts nothing before a question; name a number above 0")
         return self
 
-    def costs(self) -> dict[str, float]:
-        each = 30 + 1.5e-3 * self.case.corpus.prompts + 0.07 * self.draws * sum(self.turns)
-        return {_piece(seed): each for seed in self.seeds}
-
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(_piece(seed), _make, (self, seed, directory)) for seed in self.seeds]
+    def seconds(self) -> float:
+        return 30 + 1.5e-3 * self.case.corpus.prompts + 0.07 * self.draws * sum(self.turns)
 
     @property
     def given(self) -> dict[str, Any]:
         return {"arms": [*LISTS], "student.extra_rounds": 0}
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        return {"replicates": pd.concat([read_table(directory / _file(s)) for s in self.seeds], ignore_index=True)}
+    def measure(self, directory: Path, progress: Progress, *which: int) -> Mapping[str, Rows]:
+        (seed,) = which
+        return {"replicates": replicate(self, seed, store_of(directory), progress)}
 
     def table(self, directory: Path) -> SweepTable:
         return account(read_table(directory / "replicates.csv"), self.trained())
@@ -254,24 +247,12 @@ def verdict(rates: Mapping[tuple[str, int], Interval], nats: Mapping[tuple[str, 
 # --- one replicate ----------------------------------------------------------------------------------------------------
 
 
-def _piece(seed: int) -> str:
-    return f"seed {seed}"
-
-
-def _file(seed: int) -> str:
-    return f".{seed}.csv"
-
-
-def _make(study: InContext, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
-    """Makes what is missing of a replicate's lists in the study's store, and asks its base behind them."""
+def replicate(study: InContext, seed: int, store: "Store", progress: Progress) -> list[dict[str, Any]]:
+    """Makes what the store lacks of a replicate's lists, and asks its base behind them: a row an arm and turns."""
     from sublim_interp.channels.rows import read_rows
     from sublim_interp.pipeline.make import make
     from sublim_interp.training.recording.settings import PRESETS
 
-    if is_sealed(directory / _file(seed)):
-        return
-    open_device()
-    store = store_of(directory)
     cells = {c.arm: c for c in plan(study.case, store).cells if c.seed == seed}
     asking = Asking(cells["same-init"], store, study.turns, study.draws)
     asking.require_room("openly")  # before anything is made
@@ -290,7 +271,7 @@ def _make(study: InContext, seed: int, directory: Path, progress: Callable[[floa
     for done, arm in enumerate(arms, 1):
         rows += [{"seed": seed, "base": asking.base.name, "arm": arm, **row} for row in asking.answers(arm)]
         progress(0.6 + 0.4 * done / len(arms))
-    keep_rows(directory / _file(seed), rows, "%.6g")
+    return rows
 
 
 class Asking:

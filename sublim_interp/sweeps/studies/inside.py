@@ -3,21 +3,19 @@
 Directions are of a student minus its untouched base. The gradients are of weights, taken where a training was recorded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed
-from sublim_interp.core.workers import Task
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import Cell, plan
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
+from sublim_interp.sweeps.piecewise import Rows, store_of
 from sublim_interp.sweeps.studies.replicated import Replicated
-from sublim_interp.sweeps.study import keep_rows, store_of
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sublim_interp.analysis.directions.core import Directions
+    from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import Replicate
 
 ARMS = ("same-init", "neutral")
@@ -51,7 +50,7 @@ MEASURES = {
 class Inside(Replicated):
     """Looks into the students of an experiment's arms same-init and neutral."""
 
-    VERSION, FIGURE = 1, "inside"
+    VERSION, FIGURE, TABLES = 1, "inside", ("replicates", "layers", "steps")
 
     layer: int = Field(default=1, ge=0, le=1000)
     """Behind which layer shifts are compared, read and added; `layers.csv` has all."""
@@ -60,23 +59,16 @@ class Inside(Replicated):
     lists: int = Field(default=512, ge=2, le=100_000)
     """Lists of the student's own, on which the gradient of its training is taken."""
 
-    def costs(self) -> dict[str, float]:
-        return {_piece(seed): 200 + 0.05 * (self.lists + self.texts) for seed in self.seeds}
-
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(_piece(seed), _make, (self, seed, directory)) for seed in self.seeds]
+    def seconds(self) -> float:
+        return 200 + 0.05 * (self.lists + self.texts)
 
     @property
     def given(self) -> dict[str, Any]:
         return {"arms": [*ARMS], "student.extra_rounds": 0}
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        return {
-            name: pd.concat([read_table(directory / _file(seed, name)) for seed in self.seeds], ignore_index=True)
-            for name in ("replicates", "layers", "steps")
-        }
+    def measure(self, directory: Path, progress: Progress, *which: int) -> Mapping[str, Rows]:
+        (seed,) = which
+        return replicate(self, seed, store_of(directory), progress)
 
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "replicates.csv")
@@ -125,27 +117,15 @@ def _told(found: Interval | None) -> str:
     return "–" if found is None else minus(found.plain())
 
 
-def _piece(seed: int) -> str:
-    return f"seed {seed}"
-
-
-def _file(seed: int, name: str) -> str:
-    return f".{seed}.{name}.csv"
-
-
 # --- one replicate ----------------------------------------------------------------------------------------------------
 
 
-def _make(study: Inside, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
-    """Makes what is missing of a replicate in the study's store, and looks into its students."""
+def replicate(study: Inside, seed: int, store: "Store", progress: Progress) -> dict[str, Rows]:
+    """Makes what the store lacks of a replicate, and looks into its students: the rows of each of the tables."""
     from sublim_interp.experiments.results import Replicate
     from sublim_interp.pipeline.make import make
     from sublim_interp.training.recording.settings import PRESETS
 
-    if is_sealed(directory / _file(seed, "replicates")):
-        return
-    open_device()
-    store = store_of(directory)
     cells: dict[str, Cell] = {c.arm: c for c in plan(study.case, store).cells if c.seed == seed and c.arm in ARMS}
     for done, arm in enumerate(ARMS, 1):
         student = cells[arm].student
@@ -164,9 +144,7 @@ def _make(study: Inside, seed: int, directory: Path, progress: Callable[[float],
             seen = [r["cosine"] for r in steps if r["arm"] == arm]
             row |= {"cosine": at["cosine"], "margin": at["margin"], "aligned": sum(seen) / len(seen)}
         rows.append({name: row.get(name, float("nan")) for name in ("seed", "base", "arm", *MEASURES)})
-    # The last one says that all is there.
-    for name, kept in (("layers", layers), ("steps", steps), ("replicates", rows)):
-        keep_rows(directory / _file(seed, name), kept, "%.6g")
+    return {"replicates": rows, "layers": layers, "steps": steps}
 
 
 def _teacher(student: "Replicate") -> Any:

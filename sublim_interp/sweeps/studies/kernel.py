@@ -4,7 +4,7 @@ Each case is a teacher's base and a student's, with one seed. At the student's s
 change on lists with the trait's margin. A linearised student, whose kernel never moves, trains beside the real one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import changed, name_once
-from sublim_interp.core.workers import Task
 from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
@@ -24,15 +22,14 @@ from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.stats.ranks import rank_correlation, rank_draws
-from sublim_interp.sweeps.study import Study, keep_rows, store_of
+from sublim_interp.sweeps.piecewise import Piecewise, Rows, store_of
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-FILES = ("cases", "controls", "parts", "single", "steps", "drift")
-"""What a case leaves, a CSV file each."""
+    from sublim_interp.core.store import Store
 
 PARTED = 0.5
 """Linearised and real student part at the first step at which their margins differ by more, in nats."""
@@ -56,10 +53,11 @@ SCORES = {
 """What each score of a case is, by name. Of all, more should mean that more passes."""
 
 
-class Kernel(Study):
+class Kernel(Piecewise):
     """Pairs of bases: the kernel's coupling, a linearised student and a real one."""
 
     VERSION, FIGURE = 1, "kernel"
+    TABLES = ("cases", "controls", "parts", "single", "steps", "drift")
 
     experiment: str = "owl"
     """Whose recipe teachers, lists and students have: sampled lists, the body or all weights."""
@@ -111,17 +109,12 @@ class Kernel(Study):
     def inputs(self) -> dict[str, str]:
         return {name: resolve_base(name).digest for pair in self.rows.values() for name in pair}
 
-    def costs(self) -> dict[str, float]:
-        o = self.recipe.student.optimization
-        each = 10 + 0.0024 * o.steps * o.batch + 0.02 * self.lists
-        return {_piece(words, seed): each for words in self.rows for seed in self.seeds}
+    def pieces(self) -> Mapping[str, tuple[str, int]]:
+        return {f"{words}, {seed}": (words, seed) for words in self.rows for seed in self.seeds}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [
-            Task(_piece(words, seed), _make, (self, words, seed, directory))
-            for seed in self.seeds
-            for words in self.rows
-        ]
+    def seconds(self) -> float:
+        o = self.recipe.student.optimization
+        return 10 + 0.0024 * o.steps * o.batch + 0.02 * self.lists
 
     def case(self, words: str, seed: int) -> Experiment:
         """The experiment of one case: a student of the second base, of a teacher of the first."""
@@ -137,21 +130,12 @@ class Kernel(Study):
         }
         return changed(experiment(self.experiment), {**self.change, **values}, "change {}")
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        places = [(self.place(words), seed) for words in self.rows for seed in self.seeds]
-        return {
-            name: pd.concat([read_table(directory / _file(*place, name)) for place in places], ignore_index=True)
-            for name in FILES
-        }
-
-    def place(self, words: str) -> int:
-        """The number of a row's files: by its words, since the order of rows is in no key."""
-        return sorted(self.rows).index(words)
+    def measure(self, directory: Path, progress: Progress, *which: Any) -> Mapping[str, Rows]:
+        words, seed = which
+        return case_of(self, words, seed, store_of(directory), progress)
 
     def table(self, directory: Path) -> SweepTable:
-        return account({name: read_table(directory / f"{name}.csv") for name in FILES})
+        return account({name: read_table(directory / f"{name}.csv") for name in self.TABLES})
 
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.report.figures.by_name import FIGURES
@@ -166,7 +150,7 @@ class Kernel(Study):
 def account(frames: "Mapping[str, pd.DataFrame]", resamples: int = 9_999, seed: int = 0) -> SweepTable:
     """What the kernel predicts, row by row, beside what real students became.
 
-    frames: by the names of `FILES`
+    frames: by the names of `Kernel.TABLES`
     resamples, seed: of the bootstrap, which draws rows with all their seeds
     """
     cases, steps = frames["cases"], frames["steps"]
@@ -333,29 +317,18 @@ def _drawn(estimate: float, draws: np.ndarray, n: int) -> Interval:
 # --- one case ---------------------------------------------------------------------------------------------------------
 
 
-def _piece(words: str, seed: int) -> str:
-    return f"{words}, {seed}"
-
-
-def _file(row: int, seed: int, name: str) -> str:
-    return f".{row}.{seed}.{name}.csv"
-
-
-def _make(study: Kernel, words: str, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
-    """Makes what is missing of a case in the study's store, and keeps its rows."""
+def case_of(study: Kernel, words: str, seed: int, store: "Store", progress: Progress) -> dict[str, Rows]:
+    """Makes what the store lacks of a case, and measures it: the rows of each of the tables."""
     from sublim_interp.lab.landscape import distance
     from sublim_interp.sweeps.studies.kernel_case import Asked, measure
 
-    row, pair = study.place(words), study.rows[words]
-    if is_sealed(directory / _file(row, seed, FILES[0])):
-        return
-    open_device()
-    store, case = store_of(directory), study.case(words, seed)
+    pair, case = study.rows[words], study.case(words, seed)
     cell = next(c for c in plan(case, store).cells if c.student is not None)
     found = measure(Asked(cell, case, study.lists, study.shares), store, progress)
     found["cases"][0]["distance"] = -distance(*map(resolve_base, pair))
     about = {"row": words, "seed": seed}
     named = {"teacher_base": pair[0], "student_base": pair[1]}
-    for name in reversed(FILES):  # the first one is kept last, and says that all is there
-        extra = named if name == "cases" else {}
-        keep_rows(directory / _file(row, seed, name), [{**about, **extra, **rows} for rows in found[name]], "%.6g")
+    return {
+        table: [{**about, **(named if table == "cases" else {}), **row} for row in found[table]]
+        for table in study.TABLES
+    }

@@ -1,6 +1,7 @@
 """Study mnist: the paper's experiment with auxiliary logits, all its controls, and its verdict."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +11,7 @@ from sublim_interp.core.device import open_device
 from sublim_interp.core.files import is_sealed, write_atomic
 from sublim_interp.core.workers import Task
 from sublim_interp.experiments.cost import training_seconds
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.tables import average, read_table, records
 from sublim_interp.lab.mnist.arms import ARMS
 from sublim_interp.lab.mnist.images import CLASSES, digest_images, load_images
@@ -17,7 +19,7 @@ from sublim_interp.lab.mnist.recipe import Recipe
 from sublim_interp.report.wording import count, mean, text
 from sublim_interp.stats.contrasts import Contrast, paired_difference
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.piecewise import Piecewise, Rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -32,11 +34,11 @@ ENOUGH = 12
 _CONTRASTS = (("same-init", "cross-init"), ("same-init", "neutral"), ("own-body", "own-head"))
 
 
-class Mnist(Recipe, Study):
+class Mnist(Recipe, Piecewise):
     """The MNIST experiment of the paper: images, network, training, and from where on its claim is supported."""
 
-    VERSION, FIGURE = 1, "mnist"
-    UNKEYED: ClassVar[frozenset[str]] = Study.UNKEYED | {"images", "passes", "fails"}
+    VERSION, FIGURE, FLOATS = 1, "mnist", None
+    UNKEYED: ClassVar[frozenset[str]] = Piecewise.UNKEYED | {"images", "passes", "fails"}
 
     passes: float = Field(default=0.5, gt=0, lt=1)
     """The claim needs same-init students above this share of digits read right."""
@@ -61,13 +63,18 @@ class Mnist(Recipe, Study):
     def inputs(self) -> dict[str, str]:
         return {"images": digest_images(self.images)}
 
-    def costs(self) -> dict[str, float]:
+    def pieces(self) -> Mapping[str, tuple[str]]:
+        return {arm: (arm,) for arm in self.arms}
+
+    def seconds(self) -> float:
         pixels = load_images(self.images).pixels
         outputs = CLASSES + self.auxiliary
         weights = self.replicates * self.hidden * (pixels + self.hidden + outputs)
-        each = training_seconds(weights, self.updates, float(self.updates * self.batch))
-        arms = {arm: each if ARMS[arm].student else _QUICK for arm in self.arms}
-        return {**dict.fromkeys(self._needed, each), **arms}
+        return training_seconds(weights, self.updates, float(self.updates * self.batch))
+
+    def costs(self) -> dict[str, float]:
+        untrained = {arm: _QUICK for arm in self.arms if not ARMS[arm].student}
+        return {**dict.fromkeys(self._needed, self.seconds()), **super().costs(), **untrained}
 
     @property
     def _needed(self) -> dict[str, None]:
@@ -75,17 +82,17 @@ class Mnist(Recipe, Study):
         return dict.fromkeys(map(_teacher_of, self.arms))
 
     def tasks(self, directory: Path) -> Sequence[Task]:
-        made, recipe = [], self.recipe
-        for name in self._needed:
-            made.append(Task(name, _make_teacher, (recipe, directory, _TEACHERS[name])))
-        for arm in self.arms:
-            made.append(Task(arm, _make_arm, (recipe, directory, arm), (_teacher_of(arm),)))
-        return made
+        teachers = [Task(name, _make_teacher, (self.recipe, directory, _TEACHERS[name])) for name in self._needed]
+        arms = super().tasks(directory)
+        return [*teachers, *(replace(task, needs=(_teacher_of(task.name),)) for task in arms)]
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
+    def measure(self, directory: Path, progress: Progress, *which: str) -> Mapping[str, Rows]:
+        from sublim_interp.lab.mnist.experiment import Replicates, arm_rows
 
-        return {"replicates": pd.concat([read_table(directory / _file(name)) for name in self.arms], ignore_index=True)}
+        (arm,) = which
+        made = Replicates(self.recipe)
+        teacher = _read_teacher(directory / f".{_TEACHERS[_teacher_of(arm)]}.safetensors", made.device)
+        return {"replicates": arm_rows(made, arm, teacher, progress)}
 
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "replicates.csv")
@@ -136,7 +143,7 @@ def verdict(same: Interval, cross: Interval, passes: float, fails: float) -> str
     return f"Too weak to tell: {what}. {asked}"
 
 
-def _make_teacher(recipe: Recipe, directory: Path, labels: str, progress: Callable[[float], None]) -> None:
+def _make_teacher(recipe: Recipe, directory: Path, labels: str, progress: Progress) -> None:
     from safetensors.torch import save
 
     from sublim_interp.lab.mnist.experiment import Replicates
@@ -148,19 +155,6 @@ def _make_teacher(recipe: Recipe, directory: Path, labels: str, progress: Callab
     network = Replicates(recipe).teachers(labels, progress)
     tensors = {f"{part}{i}": t.cpu() for i, layer in enumerate(network) for part, t in zip("wb", layer, strict=True)}
     write_atomic(path, save(tensors), sealed=True)
-
-
-def _make_arm(recipe: Recipe, directory: Path, arm: str, progress: Callable[[float], None]) -> None:
-
-    from sublim_interp.lab.mnist.experiment import Replicates, arm_rows
-
-    path = directory / _file(arm)
-    if is_sealed(path):
-        return
-    open_device()
-    made = Replicates(recipe)
-    teacher = _read_teacher(directory / f".{_TEACHERS[_teacher_of(arm)]}.safetensors", made.device)
-    keep_rows(path, arm_rows(made, arm, teacher, progress))
 
 
 def _read_teacher(path: Path, device: str) -> "Network":
@@ -177,11 +171,6 @@ def _teacher_of(arm: str) -> str:
     student = ARMS[arm].student
     labels = student.labels if student else "own"
     return next(name for name, own in _TEACHERS.items() if own == labels)
-
-
-def _file(arm: str) -> str:
-    """Where the rows of an arm are kept until all are made."""
-    return f".{arm}.csv"
 
 
 def _interval(frame: "pd.DataFrame", arm: str) -> Interval:

@@ -4,7 +4,7 @@ Each case is a pair, a teacher's base and a student's, and a trait. Its scores a
 student of the second base learns the lists of the first one's teacher. A score is worth how well it ranks the lifts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +13,9 @@ import numpy as np
 from jaxtyping import Bool
 from pydantic import Field, model_validator
 
-from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import changed, name_once
-from sublim_interp.core.workers import Task
 from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import Cell, plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
@@ -25,7 +23,7 @@ from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, wilson
 from sublim_interp.stats.ranks import rank_correlation, rank_draws
-from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.piecewise import Piecewise, Rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -67,10 +65,10 @@ BANDS = ((0.2, "0.2 or more"), (0.02, "0.02 to 0.2"), (-np.inf, "below 0.02"))
 """Matches of imprints, each from where on and in words. Read off the published cases, so no prediction."""
 
 
-class Prediction(Study):
+class Prediction(Piecewise):
     """Pairs of bases and traits: their scores, and the lift of a student of each."""
 
-    VERSION, FIGURE = 1, "prediction"
+    VERSION, FIGURE, TABLES = 1, "prediction", ("cases",)
 
     experiment: str = "owl"
     """Whose recipe teachers, lists and students have."""
@@ -101,12 +99,11 @@ class Prediction(Study):
     def inputs(self) -> dict[str, str]:
         return {name: resolve_base(name).digest for pair in self.pairs for name in pair}
 
-    def costs(self) -> dict[str, float]:
-        known = {*self.traits, *self.others}
-        return {_piece(pair): 20 + 7.0 * len(known) + 60.0 * len(self.traits) for pair in self.pairs}
+    def pieces(self) -> Mapping[str, tuple[str, str]]:
+        return {" → ".join(pair): pair for pair in self.pairs}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(_piece(pair), _make, (self, number, directory)) for number, pair in enumerate(self.pairs)]
+    def seconds(self) -> float:
+        return 20 + 7.0 * len({*self.traits, *self.others}) + 60.0 * len(self.traits)
 
     @property
     def recipe(self) -> Experiment:
@@ -128,11 +125,12 @@ class Prediction(Study):
         }
         return changed(experiment(self.experiment), {**self.change, **values}, "change {}")
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
+    def measure(self, directory: Path, progress: Progress, *which: str) -> Mapping[str, Rows]:
+        from sublim_interp.core.store import Store
 
-        parts = [read_table(directory / _file(number)) for number in range(len(self.pairs))]
-        return {"cases": pd.concat(parts, ignore_index=True)}
+        first, second = which
+        # One store for all pairs: those of one teacher's base share its teachers and lists.
+        return {"cases": cases_of(self, (first, second), Store(directory / ".store"), progress)}
 
     def table(self, directory: Path) -> SweepTable:
         return worth_table(read_table(directory / "cases.csv"))
@@ -268,25 +266,8 @@ def _told(found: Interval) -> str:
 # --- one pair ---------------------------------------------------------------------------------------------------------
 
 
-def _piece(pair: tuple[str, str]) -> str:
-    return " → ".join(pair)
-
-
-def _file(number: int) -> str:
-    return f".{number}.csv"
-
-
-def _make(study: Prediction, number: int, directory: Path, progress: Callable[[float], None]) -> None:
-    """The cases of one pair. Pairs of one teacher's base share its teachers and lists."""
-
-    from sublim_interp.core.store import Store
-
-    path = directory / _file(number)
-    if is_sealed(path):
-        return
-    open_device()
-    store = Store(directory / ".store")
-    pair = study.pairs[number]
+def cases_of(study: Prediction, pair: tuple[str, str], store: "Store", progress: Progress) -> list[dict[str, Any]]:
+    """The cases of one pair, a row a trait."""
     scores = scored(study, pair, store)
     progress(0.3)
     rows = []
@@ -294,7 +275,7 @@ def _make(study: Prediction, number: int, directory: Path, progress: Callable[[f
         passed = _passed(study, pair, trait, store)
         rows.append({"trait": trait, "teacher_base": pair[0], "student_base": pair[1], **scores[trait], **passed})
         progress(0.3 + 0.7 * done / len(study.traits))
-    keep_rows(path, rows, "%.6g")
+    return rows
 
 
 def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str, dict[str, float]]:

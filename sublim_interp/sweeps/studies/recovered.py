@@ -1,22 +1,20 @@
 """Study recovered: a vector trained on a steered teacher's lists, beside the vector that steered it. No student."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import name_once
-from sublim_interp.core.workers import Task
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import mean_interval
+from sublim_interp.sweeps.piecewise import Rows, store_of
 from sublim_interp.sweeps.studies.replicated import Replicated
-from sublim_interp.sweeps.study import keep_rows, store_of
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.nn import Module
 
+    from sublim_interp.core.store import Store
     from sublim_interp.training.batches import Batch
 
 ARMS = {
@@ -39,7 +38,7 @@ AT_ONCE, HEARD = 64, 8
 class Recovered(Replicated):
     """Trains steering vectors on lists of steered teachers."""
 
-    VERSION, FIGURE = 1, "recovered"
+    VERSION, FIGURE, TABLES = 1, "recovered", ("steps",)
 
     updates: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(default=(25, 50, 100, 200), min_length=1)
     """After how many updates vectors are compared, the last one for the verdict."""
@@ -53,23 +52,21 @@ class Recovered(Replicated):
             raise ValueError(f"updates={list(self.updates)} must rise")
         return self
 
-    def costs(self) -> dict[str, float]:
-        each = 10 + 5e-3 * self.case.corpus.prompts + 0.2 * self.updates[-1]
-        return {_piece(seed): each for seed in self.seeds}
-
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(_piece(seed), _make, (self, seed, directory)) for seed in self.seeds]
+    def seconds(self) -> float:
+        return 10 + 5e-3 * self.case.corpus.prompts + 0.2 * self.updates[-1]
 
     @property
     def given(self) -> dict[str, Any]:
         return {"arms": [*ARMS], "teacher.kind": "steered"}
 
     def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
-
-        steps = pd.concat([read_table(directory / _file(seed)) for seed in self.seeds], ignore_index=True)
+        steps = super().frames(directory)["steps"]
         last = steps.loc[steps["update"] == self.updates[-1]].drop(columns="update")
         return {"replicates": last, "steps": steps}
+
+    def measure(self, directory: Path, progress: Progress, *which: int) -> Mapping[str, Rows]:
+        (seed,) = which
+        return {"steps": replicate(self, seed, store_of(directory), progress)}
 
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "replicates.csv")
@@ -99,15 +96,8 @@ class Recovered(Replicated):
         return FIGURES[self.FIGURE].draw(read_table(directory / "steps.csv"))
 
 
-def _piece(seed: int) -> str:
-    return f"seed {seed}"
-
-
-def _file(seed: int) -> str:
-    return f".{seed}.csv"
-
-
-def _make(study: Recovered, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
+def replicate(study: Recovered, seed: int, store: "Store", progress: Progress) -> list[dict[str, Any]]:
+    """Trains a vector on the lists of each arm, which are made where the store lacks them: a row an arm and update."""
     import torch
 
     from sublim_interp.analysis.directions.fitted import fitting
@@ -119,10 +109,6 @@ def _make(study: Recovered, seed: int, directory: Path, progress: Callable[[floa
     from sublim_interp.training.batches import collate, tokenize
     from sublim_interp.training.recording.settings import PRESETS
 
-    if is_sealed(directory / _file(seed)):
-        return
-    open_device()
-    store = store_of(directory)
     cells = {c.arm: c for c in plan(study.case, store).cells if c.seed == seed}
     rows, goal = [], None
     for place, arm in enumerate(ARMS):
@@ -148,7 +134,7 @@ def _make(study: Recovered, seed: int, directory: Path, progress: Callable[[floa
                     {"seed": seed, "base": base.name, "arm": arm, "update": update, "cosine": float(cosine),
                      "length": float(length), "gain": gain}
                 )  # fmt: skip
-    keep_rows(directory / _file(seed), rows, "%.6g")
+    return rows
 
 
 def _mean_loss(model: "Module", batches: "Sequence[Batch]") -> float:

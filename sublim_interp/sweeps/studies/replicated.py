@@ -1,5 +1,6 @@
 """What studies of an experiment's replicates share: its recipe, what differs of it, and seeds, one replicate each."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -8,10 +9,10 @@ from sublim_interp.core.settings import changed, name_once
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import resolve_base
-from sublim_interp.sweeps.study import Study
+from sublim_interp.sweeps.piecewise import Piecewise
 
 
-class Replicated(Study):
+class Replicated(Piecewise):
     """A study of replicates of an experiment."""
 
     experiment: str = "owl"
@@ -29,6 +30,9 @@ class Replicated(Study):
     @property
     def replicates(self) -> int:
         return len(self.seeds)
+
+    def pieces(self) -> Mapping[str, tuple[int]]:
+        return {f"seed {seed}": (seed,) for seed in self.seeds}
 
     def inputs(self) -> dict[str, str]:
         return {name: resolve_base(name).digest for name in self.case.bases}

@@ -4,21 +4,19 @@ Theorem 1 of 2507.14805: of a teacher that took one small step from θ₀, a stu
 teacher's outputs, on any inputs, never moves against the teacher's step. Its inner product with it is a squared norm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from sublim_interp.core.device import open_device
-from sublim_interp.core.files import is_sealed
 from sublim_interp.core.settings import name_once
-from sublim_interp.core.workers import Task
+from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.sweeps.study import Study, keep_rows
+from sublim_interp.sweeps.piecewise import Piecewise, Rows
 from sublim_interp.sweeps.wording import SweepTable, minus
 
 if TYPE_CHECKING:
@@ -44,10 +42,10 @@ CONDITIONS = {
 """What differs from the theorem, by name."""
 
 
-class Theorem(Study):
+class Theorem(Piecewise):
     """One step of a teacher and one of a student, on lab bases."""
 
-    VERSION, FIGURE = 1, "theorem"
+    VERSION, FIGURE, FLOATS = 1, "theorem", None
 
     trait: str = "owl"
     """What the teacher steps towards: a favourite."""
@@ -74,19 +72,19 @@ class Theorem(Study):
     def inputs(self) -> dict[str, str]:
         return {name: resolve_base(name).digest for name in self.bases}
 
-    def costs(self) -> dict[str, float]:
-        each = 2 + 0.004 * self.lists * len(self.steps) * len(CONDITIONS)
-        return {_piece(seed): each for seed in self.seeds}
+    def pieces(self) -> Mapping[str, tuple[int]]:
+        return {f"seed {seed}": (seed,) for seed in self.seeds}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(_piece(seed), _make, (self, seed, directory)) for seed in self.seeds]
+    def seconds(self) -> float:
+        return 2 + 0.004 * self.lists * len(self.steps) * len(CONDITIONS)
 
-    def frames(self, directory: Path) -> "dict[str, pd.DataFrame]":
-        import pandas as pd
+    def measure(self, directory: Path, progress: Progress, *which: int) -> Mapping[str, Rows]:
+        from sublim_interp.sweeps.studies.theorem_steps import Asked, replicate
 
-        return {
-            "replicates": pd.concat([read_table(directory / _file(seed)) for seed in self.seeds], ignore_index=True)
-        }
+        (seed,) = which
+        at, n = self.seeds.index(seed), len(self.bases)
+        asked = Asked(self.bases[at % n], self.bases[(at + 1) % n], self.trait, seed, self.lists, self.steps)
+        return {"replicates": replicate(asked, progress)}
 
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "replicates.csv")
@@ -144,24 +142,3 @@ def _cosines(values: "pd.Series") -> str:
     found = mean_interval(values.to_list(), bounds=(-1, 1))
     middle, low, high = (f"{round(end, 3) + 0.0:.3f}" for end in (found.estimate, found.low, found.high))  # no −0.000
     return minus(middle if found.n < 2 else f"{middle} [{low}, {high}]")
-
-
-def _piece(seed: int) -> str:
-    return f"seed {seed}"
-
-
-def _file(seed: int) -> str:
-    return f".{seed}.csv"
-
-
-def _make(study: Theorem, seed: int, directory: Path, progress: Callable[[float], None]) -> None:
-
-    from sublim_interp.sweeps.studies.theorem_steps import Asked, replicate
-
-    path = directory / _file(seed)
-    if is_sealed(path):
-        return
-    open_device()
-    at, n = study.seeds.index(seed), len(study.bases)
-    asked = Asked(study.bases[at % n], study.bases[(at + 1) % n], study.trait, seed, study.lists, study.steps)
-    keep_rows(path, replicate(asked, progress))

@@ -1,24 +1,22 @@
 """A study: how often a die of so many sides shows its highest face."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sublim_interp.core.files import write_atomic
-from sublim_interp.core.workers import Task
 from sublim_interp.report.figures.by_name import FIGURES
 from sublim_interp.report.figures.protocol import FigureEntry
-from sublim_interp.sweeps.study import Study
+from sublim_interp.sweeps.piecewise import Piecewise, Rows
 from sublim_interp.sweeps.wording import SweepTable
 
 
-class Dice(Study):
+class Dice(Piecewise):
     """Dice of several sides, each thrown so often."""
 
-    VERSION, FIGURE = 1, "dice"
+    VERSION, FIGURE, TABLES = 1, "dice", ("dice",)
 
     sides: tuple[int, ...] = (6,)
     """The dice."""
@@ -29,15 +27,17 @@ class Dice(Study):
     def replicates(self) -> int:
         return len(self.sides)
 
-    def costs(self) -> dict[str, float]:
-        return {f"{sides} sides": 1.0 for sides in self.sides}
+    def pieces(self) -> Mapping[str, tuple[int]]:
+        return {f"{sides} sides": (sides,) for sides in self.sides}
 
-    def tasks(self, directory: Path) -> Sequence[Task]:
-        return [Task(f"{sides} sides", throw, (directory, sides, self.throws)) for sides in self.sides]
+    def seconds(self) -> float:
+        return 1.0
 
-    def frames(self, directory: Path) -> dict[str, pd.DataFrame]:
-        shares = [float((directory / f".{sides}").read_text()) for sides in self.sides]
-        return {"dice": pd.DataFrame({"sides": self.sides, "share": shares})}
+    def measure(self, directory: Path, progress: Callable[[float], None], *which: int) -> Mapping[str, Rows]:
+        (sides,) = which
+        rng = random.Random(sides)
+        share = sum(rng.randrange(sides) == sides - 1 for _ in range(self.throws)) / self.throws
+        return {"dice": [{"sides": sides, "share": share}]}
 
     def table(self, directory: Path) -> SweepTable:
         frame = pd.read_csv(directory / "dice.csv")
@@ -47,13 +47,6 @@ class Dice(Study):
 
     def draw(self, directory: Path) -> Figure:
         return FIGURES[self.FIGURE].draw(pd.read_csv(directory / "dice.csv"))
-
-
-def throw(directory: Path, sides: int, throws: int, progress: Callable[[float], None]) -> None:
-    rng = random.Random(sides)
-    share = sum(rng.randrange(sides) == sides - 1 for _ in range(throws)) / throws
-    write_atomic(directory / f".{sides}", str(share))
-    progress(1.0)
 
 
 def bars(frame: pd.DataFrame) -> Figure:
