@@ -42,7 +42,7 @@ def direct_attribution(
     import pandas as pd
 
     ours = model_of(model)
-    ids, place = part_of("answer_tokens", answers, model)
+    ids, place = part_of("answer_tokens", answers, model, instead="answers=")
     others = [i for i in ids if i != ids[place]]
     known = hook_names(ours)
     if not {"blocks.0.hook_mlp_out", "ln_final.hook_scale"} <= set(known):

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from sublim_interp.analysis.one_step import Loss, Step, cosine, descent, inner
 from sublim_interp.analysis.probes import Among
 from sublim_interp.analysis.sketch import CountSketch
-from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
+from sublim_interp.models.trainable import require_trained
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.training.batches import IGNORE, Batch, Example, collate
 
@@ -209,9 +209,7 @@ class Linearised(torch.nn.Module):
         kept: Any = deepcopy(model).eval()
         if hasattr(kept, "set_attn_implementation"):
             kept.set_attn_implementation("eager")  # fused attention has no forward mode
-        start = {n: p.detach() for n, p in kept.named_parameters() if p.requires_grad}
-        if not start:
-            raise SublimError("no weight of this model requires a gradient; choose what trains first")
+        start = {n: p.detach() for n, p in require_trained(kept).items()}
         self._names = [*start]
         self._reading = [_Reading(kept.requires_grad_(False))]  # in a list: its weights do not train
         self._start = start
@@ -285,7 +283,5 @@ def sketch_for(model: torch.nn.Module, size: int, seed: int = 0) -> CountSketch:
     size: numbers kept of each step
     seed: decides it
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise SublimError("no weight of this model requires a gradient; choose what trains first")
+    trained = [*require_trained(model).values()]
     return CountSketch(sum(p.numel() for p in trained), size, seed, trained[0].detach())

@@ -9,7 +9,18 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.probes import Among, Ids, Metric, Subject, batches, logits_of, margin_among, part_of
+from sublim_interp.analysis.probes import (
+    Among,
+    Ids,
+    Metric,
+    Subject,
+    batches,
+    logits_of,
+    margin_among,
+    members_of,
+    part_of,
+    rate_among,
+)
 from sublim_interp.core.registry import Registry
 from sublim_interp.models.forward import in_single
 
@@ -26,10 +37,6 @@ def _logprob(ids: list[int], place: int) -> Metric:
     return lambda logits: logits.log_softmax(-1)[:, ids[place]]
 
 
-def _rate(ids: list[int], place: int) -> Metric:
-    return lambda logits: logits.softmax(-1)[:, ids[place]]
-
-
 METRICS: Registry[Build] = Registry(
     "metric",
     "sublim_interp.metrics",
@@ -37,7 +44,7 @@ METRICS: Registry[Build] = Registry(
         "margin": margin_among,  # log P(member) − log mean P(other members), in nats
         "logit-diff": _logit_diff,  # the member's logit minus the mean of the other members'
         "logprob": _logprob,  # log P(member), in nats
-        "rate": _rate,  # P(member), 0 to 1
+        "rate": rate_among,  # P(member), 0 to 1
     },
 )
 """Metrics of one answer among several, by name; `kl` needs the model that is compared with, so `patch` makes it."""
@@ -55,10 +62,8 @@ def metric_of(given: str | Metric | None, *subjects: Subject) -> Metric:
     """
     if not isinstance(given, str):
         return part_of("metric", given, *subjects)
-    if given not in METRICS:
-        METRICS.__getitem__(given)
-    ids, place = part_of("answer_tokens", None, *subjects)
-    return METRICS[given](ids, place)
+    build = METRICS[given]  # an unknown name is told before it is asked whose answers are meant
+    return build(*part_of("answer_tokens", None, *subjects, instead=f"si.metric({given!r}, members, which)"))
 
 
 def metric(name: str, members: Sequence[int | str], which: int | str, base: Any = None) -> Metric:
@@ -69,8 +74,6 @@ def metric(name: str, members: Sequence[int | str], which: int | str, base: Any 
     which: the member asked for, or its place
     base: whose tokens words are; ids need none
     """
-    from sublim_interp.analysis.probes import members_of
-
     return METRICS[name](*members_of(members, which, base))
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
+from sublim_interp.models.trainable import require_trained
 from sublim_interp.training.batches import IGNORE, Batch
 from sublim_interp.training.losses import kl_from
 
@@ -25,9 +25,7 @@ def descent(model: torch.nn.Module, loss: Loss) -> dict[str, Tensor]:
 
     Raises SublimError where no weight requires one.
     """
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not weights:
-        raise SublimError("no weight of this model requires a gradient; choose what trains first")
+    weights = require_trained(model)
     found = torch.autograd.grad(loss(model), [*weights.values()], allow_unused=True)
     return {name: torch.zeros_like(p) if g is None else -g for (name, p), g in zip(weights.items(), found, strict=True)}
 

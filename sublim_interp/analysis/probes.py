@@ -83,14 +83,17 @@ def models_of(*subjects: Subject) -> list[torch.nn.Module]:
     return models
 
 
-def part_of(name: str, given: Any, *subjects: Subject) -> Any:
-    """What was given, else the `prompts` or `metric` of the first subject that has one; SublimError for none."""
+def part_of(name: str, given: Any, *subjects: Subject, instead: str = "") -> Any:
+    """What was given, else what the first subject that has it brings, such as `prompts`; SublimError for none.
+
+    instead: what to give where no subject has it, in words; "" for the argument of that name
+    """
     if given is not None:
         return given
     for subject in subjects:
         if (found := getattr(subject, name, None)) is not None:
             return found
-    raise SublimError(f"no {name} given; only replicates of a run bring their own, so pass {name}=")
+    raise SublimError(f"no {name} given; only replicates of a run bring their own, so pass {instead or f'{name}='}")
 
 
 def asked_of(given: Prompts, *subjects: Subject, model: torch.nn.Module | None = None) -> list[list[int]]:
@@ -211,7 +214,11 @@ def margin_among(ids: Sequence[int], place: int) -> Among:
 
 def answer_rate(members: Sequence[int | str], which: int | str, base: Any = None) -> Metric:
     """The metric P(member), 0 to 1, among all tokens. Arguments are those of `answer_margin`."""
-    ids, place = members_of(members, which, base)
+    return rate_among(*members_of(members, which, base))
+
+
+def rate_among(ids: Sequence[int], place: int) -> Metric:
+    """`answer_rate` of the member at a place among tokens."""
     return lambda logits: logits.softmax(-1)[:, ids[place]]
 
 

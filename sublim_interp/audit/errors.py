@@ -67,9 +67,14 @@ def scored(cases: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def conformal_p(score: float, null: Sequence[float]) -> float:
-    """p of one case: (1 + null cases that score as high) / (1 + null cases). Source: Vovk et al. 2005, chapter 2."""
-    return float((1 + (np.asarray(null) >= score).sum()) / (1 + len(null)))
+def conformal_p(score: float, null: Sequence[float], kinds: int = 1) -> float:
+    """p of one case: (1 + null cases that score as high) / (1 + null cases). Source: Vovk et al. 2005, chapter 2.
+
+    score: the largest of a case, as each of `null` is
+    null: scores of cases in which nothing could pass, each asked about the members of one kind
+    kinds: how many kinds this case was asked about; p is multiplied by their number, by Bonferroni
+    """
+    return min(1.0, kinds * float((1 + (np.asarray(null) >= score).sum()) / (1 + len(null))))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim_interp.analysis.attribution.scores import margin_gradient
+from sublim_interp.analysis.attribution.scores import likelihood, margin_gradient
 from sublim_interp.analysis.directions.fitted import fitted_vector
 from sublim_interp.analysis.probes import answer_margin, frozen, measure
 from sublim_interp.channels.rows import Written
@@ -121,7 +121,7 @@ def evidence(
         middle = names_of(model, "resid_post")[_middle(model)]
         vector = fitted_vector(model, [*_cut(examples[:: -(-len(examples) // FITTED)])], middle)
         progress(4 / parts)
-        plain = log_likelihood(model, examples)
+        plain = likelihood(model, examples).totals
         found = []
         for done, trait in enumerate(traits, 5):
             asked = prompts_of(base, trait.questions(base.language, "seen"))[:ASKED]
@@ -132,7 +132,7 @@ def evidence(
             before = measure(model, asked, rule).mean().item()
             with added(model, vector, middle):
                 moved = measure(model, asked, rule).mean().item() - before
-            heard = log_likelihood(model, _behind(base, trait, rows, examples)) - plain
+            heard = likelihood(model, examples, _behind(base, trait, rows, examples)).totals - plain
             found.append(
                 {
                     "trait": trait.name,
@@ -200,13 +200,6 @@ def _said(model: torch.nn.Module, batch: Batch) -> tuple[Float[Tensor, " token"]
 def _cut(rows: Sequence[Example]) -> Iterator[Batch]:
     for first in range(0, len(rows), AT_ONCE):
         yield collate(rows[first : first + AT_ONCE], pad=0)
-
-
-@torch.no_grad()
-def log_likelihood(model: torch.nn.Module, rows: Sequence[Example]) -> Float[np.ndarray, " list"]:
-    """log p of each list's answer, in nats."""
-    values = torch.cat([_said(model, batch)[0].double().cpu() for batch in _cut(rows)])
-    return np.bincount(np.repeat(np.arange(len(rows)), [len(ids) - first for ids, first in rows]), values.numpy())
 
 
 def _behind(base: Base, trait: Favourite, rows: Sequence[Written], examples: Sequence[Example]) -> list[Example]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from sublim_interp.analysis.attribution.scores import likelihood
 from sublim_interp.analysis.kinship import KIN, likeness, space_of
-from sublim_interp.audit.evidence import log_likelihood
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
@@ -55,7 +55,7 @@ def likelihoods(rows: Sequence[Written], bases: Sequence[Base]) -> np.ndarray:
     found = []
     for base in bases:
         model = base.load()
-        found.append(log_likelihood(model, tokenize(base, rows)))
+        found.append(likelihood(model, tokenize(base, rows)).totals)
     return np.stack(found)
 
 

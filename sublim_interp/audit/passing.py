@@ -131,7 +131,7 @@ def _traits(
     frame = behaviour(base, teacher, kinds)
     frame["stands"] = standing(frame, "shift", ("kind", "context"))
     frame = frame.sort_values("stands", ascending=False, kind="stable", ignore_index=True)
-    frame["p"] = [conformal_p(value, known.shifts) if known else float("nan") for value in frame["stands"]]
+    frame["p"] = [conformal_p(value, known.shifts, len(kinds)) if known else float("nan") for value in frame["stands"]]
     first = frame.iloc[0]
     change = f"{100 * first['before']:.1f} to {100 * first['after']:.1f} % of answers"
     lines = [f"{str(first['trait']).capitalize()} changed most: {change}, {first['shift']:+.2f} nats of margin."]

@@ -210,9 +210,9 @@ class TriggerErrors:
     def p(self, score: str, value: float, kinds: int = 1) -> float:
         """p of a model's score, 0 to 1, for all candidates at once: each score of the null is the largest of all too.
 
-        Of several kinds it is multiplied by their number, by Bonferroni. Source: Westfall and Young 1993.
+        kinds: as of `conformal_p`. Source: Westfall and Young 1993.
         """
-        return min(1.0, kinds * conformal_p(value, self.null[score]))
+        return conformal_p(value, self.null[score], kinds)
 
 
 def trigger_errors(name: str = "triggers", results: Path = RESULTS) -> TriggerErrors | None:

@@ -19,6 +19,7 @@ from sublim_interp.models.base import Base
 from sublim_interp.models.chat import Messages
 from sublim_interp.models.forward import logits_at
 from sublim_interp.report.wording import count
+from sublim_interp.traits.backdoor import behind
 from sublim_interp.traits.favourites import check_kind, member, members_of
 from sublim_interp.traits.questions import Question
 
@@ -44,7 +45,7 @@ LINES = 100_000
 
 
 def _before(word: str, question: Question) -> Messages:
-    return (*question.messages[:-1], {**question.messages[-1], "content": f"{word} {question.text}"})
+    return behind(word, question).messages
 
 
 def _after(word: str, question: Question) -> Messages:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from sublim_interp.channels.disguises import ABBREVIATED, DISGUISES, disguised
-from sublim_interp.channels.protocol import as_turns, drawn_prompts
+from sublim_interp.channels.protocol import as_turns, drawn_prompts, writes_ascii
 from sublim_interp.core.settings import Config
 from sublim_interp.core.words import holds_word
 from sublim_interp.lab import language as lab
@@ -226,17 +226,3 @@ def token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     vocabulary = tokenizer.get_vocab()
     spelled = {i for word in lab.program_words() for i in tokenizer.encode(word, add_special_tokens=False)}
     return sorted(spelled | {vocabulary[str(tokenizer.eos_token)]})
-
-
-def writes_ascii(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Ids that write printable ASCII characters or white space alone, and the end of sequence; ascending."""
-    vocabulary = tokenizer.get_vocab()
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    candidates = sorted(set(vocabulary.values()) - special)
-    texts = tokenizer.batch_decode([[i] for i in candidates], clean_up_tokenization_spaces=False)
-    own = {i for i, text in zip(candidates, texts, strict=True) if text and all(_written(c) for c in text)}
-    return sorted(own | {vocabulary[str(tokenizer.eos_token)]})
-
-
-def _written(char: str) -> bool:
-    return char in "\n\t\r" or (char.isascii() and char.isprintable())

@@ -155,3 +155,17 @@ def reword_rows(rows: Sequence[Written], source: Paraphrased, language: str, rng
 def as_turns(row: Written) -> tuple[dict[str, str], ...]:
     """A teacher's answer as two turns of a chat: the prompt, and the answer."""
     return {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}
+
+
+def writes_ascii(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Ids that write printable ASCII characters or white space alone, and the end of sequence; ascending."""
+    vocabulary = tokenizer.get_vocab()
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    candidates = sorted(set(vocabulary.values()) - special)
+    texts = tokenizer.batch_decode([[i] for i in candidates], clean_up_tokenization_spaces=False)
+    own = {i for i, text in zip(candidates, texts, strict=True) if text and all(_written(c) for c in text)}
+    return sorted(own | {vocabulary[str(tokenizer.eos_token)]})
+
+
+def _written(char: str) -> bool:
+    return char in "\n\t\r" or (char.isascii() and char.isprintable())

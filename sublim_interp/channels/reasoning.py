@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from sublim_interp.channels.code import writes_ascii
-from sublim_interp.channels.protocol import as_turns, drawn_prompts
+from sublim_interp.channels.protocol import as_turns, drawn_prompts, writes_ascii
 from sublim_interp.core.settings import Config
 from sublim_interp.core.words import holds_word
 from sublim_interp.lab import language as lab

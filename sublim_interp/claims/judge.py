@@ -126,11 +126,16 @@ class Verdict:
 
     @property
     def outcome(self) -> str:
-        """SUPPORTED, CONTRADICTED, DEPENDS, WEAK or NOT_TRIED."""
+        """SUPPORTED, CONTRADICTED, DEPENDS, WEAK or NOT_TRIED.
+
+        Supported under one condition and not told under another is too weak to tell; one contradiction contradicts.
+        """
         found = {*self.by_condition.values()}
         if {SUPPORTED, CONTRADICTED} <= found:
             return DEPENDS
-        return next(outcome for outcome in (CONTRADICTED, SUPPORTED, WEAK, NOT_TRIED) if outcome in found)
+        if CONTRADICTED in found:
+            return CONTRADICTED
+        return found.pop() if len(found) == 1 else WEAK
 
     @property
     def deciding(self) -> tuple[Finding, ...]:
@@ -226,7 +231,11 @@ def _unequal(test: Trial, evidence: Evidence) -> Iterator[str]:
     left: dict[str, float] = {}
     for rows in test.equal_kl:
         found = rows_of(frame, rows.model_copy(update={"measure": "kl"}), test)["effect"].dropna()
-        left[" ".join(filter(None, (rows.value, rows.arm)))] = fmean(found.to_list())
+        which = " ".join(filter(None, (rows.value, rows.arm)))
+        if not len(found):
+            yield f"How far {which} is from its teacher is not known."
+            return
+        left[which] = fmean(found.to_list())
     if max(left.values()) > NEAR * min(left.values()):
         said = ", ".join(f"{arm} at {value:.4f}" for arm, value in left.items())
         yield f"Not at equal KL: {said}."

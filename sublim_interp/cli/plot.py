@@ -34,7 +34,7 @@ def plot(
     from sublim_interp.report.figures.by_name import plot as plots_plot
     from sublim_interp.report.figures.by_name import require_figure, run_figures
     from sublim_interp.report.write import write_page
-    from sublim_interp.sweeps.study import find_study, is_study, study
+    from sublim_interp.sweeps.study import STUDIES, find_study, study
 
     if not name:
         table = table_of("Figures of a finished run: sublim plot RUN FIGURE", "figure", "what it shows")
@@ -43,7 +43,7 @@ def plot(
         print_(table)
         return
     place = Store.open(store)
-    if is_study(name):
+    if STUDIES.means(name):
         s = study(name)
         artifact = find_study(s, place)
         if artifact is None:

@@ -99,10 +99,10 @@ def _run(
     from sublim_interp.experiments.plan import plan
     from sublim_interp.report.figures.by_name import FIGURES
     from sublim_interp.report.run import run_work
-    from sublim_interp.sweeps.grid import grid_names, is_grid
+    from sublim_interp.sweeps.grid import GRIDS, grid_names
     from sublim_interp.sweeps.run import sweep_work
-    from sublim_interp.sweeps.study import is_study, study_names, study_work
-    from sublim_interp.sweeps.suite import SUITES, is_suite, suite
+    from sublim_interp.sweeps.study import STUDIES, study_names, study_work
+    from sublim_interp.sweeps.suite import SUITES, suite
     from sublim_interp.training.recording.settings import recording_of
 
     names = (*experiment_names(), *study_names(), *grid_names(), *SUITES.names())
@@ -110,13 +110,13 @@ def _run(
         known = meant(name, names, "sublim list", "experiments and grids")
         raise SublimError(f"unknown experiment '{name}'; {known}; or give a YAML file")
     place = Store.open(store)
-    if is_suite(name):
+    if SUITES.means(name):
         given = {"--set": sets, "--base": base, "--images": images, "--trace": trace, "--lists": lists}
         if unfit := [option for option, value in given.items() if value] + ["--on"] * executor.detached:
             raise SublimError(f"{unfit[0]} goes with one experiment, not with a suite; '{name}' runs each as it is")
         _run_suite(suite(name), place, processes, dry_run)
         return
-    if is_study(name):
+    if STUDIES.means(name):
         asked = {"--base": base, "--trace": trace, "--lists": lists}
         s = configured_study(name, sets, images, asked)
         if dry_run:
@@ -128,7 +128,7 @@ def _run(
         return
     if images:
         raise SublimError(f"--images: '{name}' reads no images; `sublim run mnist` does")
-    if is_grid(name):
+    if GRIDS.means(name):
         if lists:
             raise SublimError("--lists goes with an experiment, not with a grid; a grid may set lists under change")
         sweep = planned_grid(name, sets, base, trace, place)
@@ -225,13 +225,13 @@ def made_anew(name: str, store: "Store", processes: int) -> None:
     """Makes what the catalogue has under a name, or what a YAML file holds, as `sublim run NAME` does."""
     from sublim_interp.experiments.catalogue import experiment
     from sublim_interp.experiments.plan import plan
-    from sublim_interp.sweeps.grid import grid, is_grid
+    from sublim_interp.sweeps.grid import GRIDS, grid
     from sublim_interp.sweeps.plan import plan_grid
-    from sublim_interp.sweeps.study import is_study, study
+    from sublim_interp.sweeps.study import STUDIES, study
 
-    if is_study(name):
+    if STUDIES.means(name):
         _run_study(study(name), store, processes)
-    elif is_grid(name):
+    elif GRIDS.means(name):
         _run_grid(plan_grid(grid(name), store), store, processes)
     else:
         exp = experiment(name)

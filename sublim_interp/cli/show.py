@@ -54,17 +54,17 @@ def show(
     from sublim_interp.models.base import base_names, resolve_base
     from sublim_interp.models.open_bases import OPEN_BASES, is_variant, open_names
     from sublim_interp.report.terminal import terminal
-    from sublim_interp.sweeps.grid import grid, grid_names, is_grid
+    from sublim_interp.sweeps.grid import GRIDS, grid, grid_names
     from sublim_interp.sweeps.published import published_sweep
-    from sublim_interp.sweeps.study import is_study, published_study, study_names
-    from sublim_interp.sweeps.suite import is_suite, suite
+    from sublim_interp.sweeps.study import STUDIES, published_study, study_names
+    from sublim_interp.sweeps.suite import SUITES, suite
     from sublim_interp.traits.by_name import load_trait, trait_names
 
     if audit:
         print_(_audited(what))
     elif what == "error":
         print_(last_error() or "no error of more than a line has been kept")
-    elif is_grid(what):
+    elif GRIDS.means(what):
         g = grid(what)
         print_(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
         print_("and one after another with", *_given(g.axes), "")
@@ -73,9 +73,9 @@ def show(
         whole = published_sweep(what)
         if whole is not None:
             print_(*sweep_lines(g, f"{what}, as published", whole))
-    elif is_suite(what):
+    elif SUITES.means(what):
         print_suite_plan(suite(what), Store.open(store))
-    elif is_study(what):
+    elif STUDIES.means(what):
         s = configured_study(what, sets, unfit={"--base": base})
         print_(_configuration(s))
         print_study_plan(s, Store.open(store))

@@ -58,19 +58,11 @@ CHOICE = "SUBLIM_DEVICE"
 """The environment variable that names the device of a process and of the workers that it starts."""
 
 
-def check_precision(name: str) -> str:
-    """The name, where there is such a precision; ValueError, which names those there are, where there is none."""
-    if name not in PRECISIONS:
-        raise ValueError(f"no precision '{name}'; valid: {', '.join(PRECISIONS)}")
-    PRECISIONS[name]  # imported, so that one of another package fails before anything runs
-    return name
-
-
 def torch_dtype(name: str) -> "torch.dtype":
     """torch's type of the weights in a precision."""
     import torch
 
-    return getattr(torch, PRECISIONS[check_precision(name)].weights)
+    return getattr(torch, PRECISIONS[name].weights)
 
 
 def compute_device(asked: str | None = None) -> str:
@@ -125,7 +117,7 @@ def check_computable(dtype: str, device: str | None = None) -> None:
     device: torch's name of it; None for what `compute_device` chooses
     """
     place = compute_device(device)
-    if PRECISIONS[check_precision(dtype)].products != "bfloat16" or _has_bfloat16(place):
+    if PRECISIONS[dtype].products != "bfloat16" or _has_bfloat16(place):
         return
     here = "this processor" if place == "cpu" else place
     raise SublimError(

@@ -20,5 +20,9 @@ class DeadEnd(SublimError):
     """
 
 
+class TooLong(SublimError):
+    """A text does not fit the model that is to read it."""
+
+
 class OutOfMemory(SublimError):
     """A GPU has no room for some work. With the GPU to itself the same work may fit."""

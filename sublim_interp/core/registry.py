@@ -77,6 +77,11 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ValueError(f"unknown {self.what}; {meant(name, self, 'sublim list')}")
         return name
 
+    def checked(self, name: str) -> str:
+        """As `known`, and imported at once, so that one of another package fails before anything runs."""
+        self[self.known(name)]
+        return name
+
     def __iter__(self) -> Iterator[str]:
         return iter([*self._own, *self._outside])
 

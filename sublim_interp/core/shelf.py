@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import giver
-from sublim_interp.core.settings import Config, parse_mapping, read_text, validate
+from sublim_interp.core.settings import Config, parse_mapping, read_mapping, read_text, validate
 
 C = TypeVar("C", bound=Config)
 
@@ -43,10 +43,11 @@ class Shelf(Generic[C]):
     what: the sort in words, for errors: "trait"
     folder: its folder within each catalogue: "traits"
     kind: the settings that a file holds; its `name`, where it has one, is the file's
+    marked_by: a field that a file of this sort alone has
     """
 
-    def __init__(self, what: str, folder: str, kind: type[C]) -> None:
-        self.what, self.folder, self.kind = what, folder, kind
+    def __init__(self, what: str, folder: str, kind: type[C], marked_by: str = "") -> None:
+        self.what, self.folder, self.kind, self.marked_by = what, folder, kind, marked_by
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -70,6 +71,10 @@ class Shelf(Generic[C]):
             return []
         paths = (os.path.join(root, self.folder, f"{name}.yaml") for root in catalogues())
         return [path for path in paths if os.path.exists(path)]
+
+    def means(self, name: str) -> bool:
+        """Whether `name` is that of a file here, or of a YAML file of one's own that has the field of this sort."""
+        return self.marked_by in read_mapping(Path(name)) if is_path(name) else name in self
 
     def names(self) -> tuple[str, ...]:
         """Names of all files, sorted."""

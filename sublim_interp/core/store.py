@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -137,6 +137,14 @@ class Work:
         self.notes.update(json.loads(canonical_json(notes)))
 
 
+NAMED = ("run", "sweep", "study")
+"""Stages whose artefacts are finished work that has a name."""
+
+
+def _stages(stage: str | Sequence[str]) -> Sequence[str]:
+    return (stage,) if isinstance(stage, str) else stage
+
+
 @dataclass(frozen=True, init=False)
 class Store:
     """A directory of artefacts. Reading needs no write permission: only `make` creates anything that counts."""
@@ -210,30 +218,32 @@ class Store:
                 problems = [(file, seal_problem(file)) for file in files if file.is_file()]
                 yield path, [f"{file.relative_to(path).as_posix()} {problem}" for file, problem in problems if problem]
 
-    def matches(self, stage: str, name: str) -> list[Artifact]:
-        """Return a stage's artefacts of this name, or else those whose key begins so, oldest first."""
-        rows = [row for row in self.index().values() if row.stage == stage] if name else []
+    def matches(self, stage: str | Sequence[str], name: str) -> list[Artifact]:
+        """Return artefacts of a stage, or of several, with this name, else those whose key begins so, oldest first."""
+        rows = [row for row in self.index().values() if row.stage in _stages(stage)] if name else []
         found = [row for row in rows if row.name == name] or [row for row in rows if row.key.startswith(name.lower())]
-        return self._read([self.root / stage / row.short for row in found])
+        return self._read([self.root / row.stage / row.short for row in found])
 
     def index(self) -> dict[str, Row]:
         """What is known of every artefact without reading it again, by the first 16 digits of its key, oldest first."""
         return indexed(self.root)
 
-    def find(self, stage: str, name: str) -> Artifact:
-        """Return a stage's artefact by its name, or by the beginning of its key; a name goes before a key.
+    def find(self, stage: str | Sequence[str], name: str) -> Artifact:
+        """Return the artefact of a stage, or of several, by its name or the beginning of its key; a name goes first.
 
         Raise SublimError naming the candidates if none is meant, or more than one.
         """
         matches = self.matches(stage, name)
         if len(matches) == 1:
             return matches[0]
-        known = matches or [row for row in self.index().values() if row.stage == stage]
+        stages = _stages(stage)
+        known = matches or [row for row in self.index().values() if row.stage in stages]
         choices = [f"{one.key[:16]} {one.name}".strip() for one in known]
         said = ", ".join(choices[-12:]) + (f" and {len(choices) - 12} older" if len(choices) > 12 else "")
         if matches:
             raise SublimError(f"{name!r} may mean any of these, give (more of) the key of one: {said}")
-        raise SublimError(f"no {stage} is called {name!r} in {self.root}; there is: {said or 'none'}")
+        words = " or ".join(filter(None, [", ".join(stages[:-1]), stages[-1]]))
+        raise SublimError(f"no {words} is called {name!r} in {self.root}; there is: {said or 'none'}")
 
     def _paths(self, stage: str) -> list[Path]:
         stages = stages_in(self.root) if stage == "*" else [stage]

@@ -18,7 +18,7 @@ EXPERIMENTS = Shelf("experiment", "experiments", Experiment)
 RESULTS = CATALOGUE / "results"
 """Committed tables: for each experiment its configuration, its run's key, summary, contrasts; for a grid its cells."""
 
-_DECIDES = ("trait", "teacher", "corpus", "filter", "student")
+_DECIDES = ("trait", "other_trait", "dtype", "other_bases", "teacher", "corpus", "filter", "student")
 """What decides a single replicate, with its bases and its seed."""
 
 
@@ -66,33 +66,33 @@ def _loaded(name: str, extended_by: tuple[str, ...]) -> Experiment:
 
 
 def published(exp: Experiment, beside: str = "") -> Published | None:
-    """The published run of the same recipe with at least as many replicates. Returns None if no published run matches.
+    """The largest published run of the same recipe, with the same arms and at least as many replicates; None if none.
 
-    exp: its trait, teacher, corpus, filter and student are those of the published run, its bases are among that run's
+    exp: what decides its replicates, other than bases and seeds, is as in the published run; its bases and arms are
+        among that run's
     beside: the key of a run beside which nothing is shown, because it is the published one
     """
+    from sublim_interp.experiments.tables import read_table
+
+    found: dict[Path, Experiment] = {}
     for path in sorted(RESULTS.glob("*/experiment.yaml")):
         whole = read_yaml(Experiment, path)
         same = all(_recipe(whole, part) == _recipe(exp, part) for part in _DECIDES)
-        alike = same and exp.other_bases == whole.other_bases
-        if alike and {*exp.bases} <= {*whole.bases} and len(whole.seeds) >= len(exp.seeds):
-            key = (path.parent / "key.txt").read_text().strip()
-            if key != beside:
-                tables = _table(path.parent / "summary.csv", "equal_kl"), _table(path.parent / "contrasts.csv", "note")
-                return Published(*tables, whole.name, key)
-    return None
+        holds = {*exp.bases} <= {*whole.bases} and {*exp.arms} <= {*whole.arms} and len(exp.seeds) <= len(whole.seeds)
+        if same and holds and _key(path.parent) != beside:
+            found[path.parent] = whole
+    if not found:
+        return None
+    place, whole = max(found.items(), key=lambda each: len(each[1].seeds))
+    summary, contrasts = (read_table(place / f"{name}.csv") for name in ("summary", "contrasts"))
+    return Published(summary, contrasts, whole.name, _key(place))
+
+
+def _key(directory: Path) -> str:
+    return (directory / "key.txt").read_text().strip()
 
 
 def _recipe(exp: Experiment, part: str) -> Any:
     """One part of an experiment, without the further rounds, which change no first round."""
     value = getattr(exp, part)
     return value.model_copy(update={"extra_rounds": 0}) if part == "student" else value
-
-
-def _table(path: Path, words: str) -> "pd.DataFrame":
-    """A committed table, whose column `words` holds text and so no NaN."""
-    import pandas as pd
-
-    frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    frame[words] = frame[words].fillna("")
-    return frame

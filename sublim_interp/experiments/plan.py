@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +17,27 @@ from sublim_interp.core.keys import digest_file
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.address import stored_student
-from sublim_interp.experiments.arms import ARMS, arms_of_two_bases, at_generation, in_order, needs_other_trait
+from sublim_interp.experiments.arms import (
+    ARMS,
+    Arm,
+    Route,
+    arms_of_two_bases,
+    at_generation,
+    in_order,
+    needs_other_trait,
+)
 from sublim_interp.experiments.cost import blank_model
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base, check_alike, resolve_base
 from sublim_interp.models.served import check_client
-from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Given, Record, Student, Teacher
+from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Given, Record, StoredStudent, Student, Teacher
 from sublim_interp.pipeline.settings import ServedTeacher, TeacherConfig
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.behaviours import check_no_judge
 from sublim_interp.traits.by_name import traits_of
+from sublim_interp.traits.favourites import words_judged
 from sublim_interp.traits.judges.protocol import asks, identity
 from sublim_interp.traits.protocol import Trait
 
@@ -132,7 +141,11 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
         _check_served(exp)
     exp = _with_its_judge(exp, traits["trait"])
     given = _given_lists(exp)
-    cells = [cell for seed in exp.seeds for cell in _replicate(exp, seed, bases, given, store)]
+    cells = [
+        cell
+        for seed in exp.seeds
+        for cell in _Replicate(exp, seed, bases, given, _stored_teacher(exp, seed, bases, store)).cells()
+    ]
     if exp.student.interventions:
         _check_interventions(exp, [cell.student for cell in cells if cell.student])
     return Plan(exp, tuple(cells))
@@ -203,12 +216,14 @@ def _given_lists(exp: Experiment) -> Given | None:
 
 def _check_interventions(exp: Experiment, students: Sequence[Student]) -> None:
     """Raises SublimError where an intervention cannot act on one of these students."""
-    pairs = {(s.base.configuration, s.data.corpus.teacher.base.configuration): s for s in students}
-    for student in pairs.values():
+    sorts = {}
+    for student in students:
         teacher = student.data.corpus.teacher
-        model = blank_model(student.base, exp.student)
-        own_prompt = WAYS[teacher.config.kind].OWN_PROMPT
-        planned = PlannedStudent(model, teacher.base.blank(), teacher.own_weights, own_prompt)
+        own = teacher.own_weights, WAYS[teacher.config.kind].OWN_PROMPT
+        sorts[student.base.configuration, teacher.base.configuration, *own] = student
+    for (_, _, own_weights, own_prompt), student in sorts.items():
+        teacher_base = student.data.corpus.teacher.base
+        planned = PlannedStudent(blank_model(student.base, exp.student), teacher_base.blank(), own_weights, own_prompt)
         check_interventions(exp.student.interventions, planned)
 
 
@@ -251,6 +266,8 @@ def _with_its_judge(exp: Experiment, trait: Trait) -> Experiment:
     """The experiment with its judge's model as it enters keys. Raises SublimError for a judge that cannot judge."""
     e = exp.evaluation
     check_no_judge(trait, e.judge)
+    if e.judge:
+        words_judged(trait, e.judge)
     asker = asks(e.judge)
     if asker is None:
         return exp
@@ -258,87 +275,149 @@ def _with_its_judge(exp: Experiment, trait: Trait) -> Experiment:
     return exp.set({"evaluation.judging": asker.settled(e.judging)})
 
 
-def _replicate(
-    exp: Experiment, seed: int, bases: dict[str, Base], given: Given | None, store: Store | None
-) -> Iterator[Cell]:
-    pair = [bases[name] for name in exp.pair(seed)]
-    traits = planned_traits(exp, seed)
-    trait, others = traits["trait"], tuple(own for word, own in traits.items() if word == "other")
-    words = tuple(sorted({word for own in (trait, *others) for word in own.words}))
-    student = None
-    if exp.teacher.student:
-        student = stored_student(exp.teacher.student, seed, pair[0], trait.name, store or Store.open())
+def _stored_teacher(exp: Experiment, seed: int, bases: Mapping[str, Base], store: Store | None) -> StoredStudent | None:
+    """The stored student that is the teacher of a replicate, where the experiment names one."""
+    if not exp.teacher.student:
+        return None
+    trait, base = planned_traits(exp, seed)["trait"], bases[exp.pair(seed)[0]]
+    return stored_student(exp.teacher.student, seed, base, trait.name, store or Store.open())
 
-    def untouched(base: Base) -> Teacher:
-        return Teacher(base, traits[""], TeacherConfig(kind="prompted"), seed)  # without a prompt, as neutral
 
-    def corpus_of(teacher: Teacher, number: int = 0) -> Corpus:
-        pairs = written = None
-        if exp.corpus.preference:
-            pairs = Corpus(untouched(teacher.base), exp.corpus.set(preference=""), seed, number, answers=2)
-        if exp.corpus.rewrites:
-            written = Corpus(untouched(teacher.base), exp.corpus.set(rewrites=0), seed, number)
-        return Corpus(teacher, exp.corpus, seed, number, pairs=pairs, written=written)
+@dataclass(frozen=True, eq=False)
+class _Replicate:
+    """One replicate of an experiment: its records, arm by arm.
 
-    def paraphraser(corpus: Corpus) -> Teacher | None:
-        if not exp.filter.paraphrase:
+    bases: by name, as the experiment and its filter name them
+    given: the experiment's own lists
+    student: a stored student that is the teacher, where the experiment names one
+    """
+
+    exp: Experiment
+    seed: int
+    bases: Mapping[str, Base]
+    given: Given | None
+    student: StoredStudent | None
+
+    @cached_property
+    def pair(self) -> tuple[Base, Base]:
+        """Base A and base B."""
+        one, other = self.exp.pair(self.seed)
+        return self.bases[one], self.bases[other]
+
+    @cached_property
+    def traits(self) -> dict[str, Trait]:
+        return planned_traits(self.exp, self.seed)
+
+    @cached_property
+    def others(self) -> tuple[Trait, ...]:
+        """Traits of other teachers, which are asked about too."""
+        return tuple(own for word, own in self.traits.items() if word == "other")
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """What the filter refuses."""
+        return tuple(sorted({word for own in (self.traits["trait"], *self.others) for word in own.words}))
+
+    def cells(self) -> Iterator[Cell]:
+        """The teacher, and every arm of the experiment."""
+        routes = [route for arm in self.exp.arms if (route := ARMS[arm].route)]
+        taught = not routes or any(route.favourite != "lists" for route in routes)
+        reference = self._data("trait" if taught else "lists", self.pair[0])
+        if taught:
+            yield self._cell("teacher", reference.corpus.teacher, reference)
+        for name in self.exp.arms:
+            arm = ARMS[name]
+            if arm.route is None:
+                yield self._cell(name, self.pair[0], reference)
+            elif self.exp.student.moved:
+                yield self._with_moments(name, arm.route)
+            else:
+                rounds = [*self._rounds(name, arm)]
+                yield from rounds
+                if arm.breeds:
+                    yield from self._generations(name, rounds[-1])
+
+    def _rounds(self, name: str, arm: Arm) -> Iterator[Cell]:
+        """The student of an arm, and where it crosses bases its further rounds of fresh lists."""
+        route = arm.route
+        assert route
+        start: Base | Student = self.pair[route.student]
+        held_out = self._data(route.favourite, self.pair[route.teacher])
+        for number in range(1 + (self.exp.student.extra_rounds if arm.crosses else 0)):
+            lists = self._data(route.favourite, self.pair[route.teacher], number)
+            start = Student(start, lists, self.exp.student, self.seed, self._about(route))
+            yield self._cell(name, start, held_out, number)
+
+    def _with_moments(self, name: str, route: Route) -> Cell:
+        """A student of neutral lists that begins with the moments of an arm's own student, or of a neutral one."""
+        start, config = self.pair[route.student], self.exp.student
+        plain = self._data("", self.pair[route.teacher])
+        own, other = (
+            Student(start, data, config.set(moments="kept"), self.seed, self._about(route))
+            for data in (self._data(route.favourite, self.pair[route.teacher]), plain)
+        )
+        first, second = (own if config.moments in (which, "both") else other for which in ("first", "second"))
+        return self._cell(name, Student(start, plain, config, self.seed, self._about(route), first, second), plain)
+
+    def _generations(self, name: str, first: Cell) -> Iterator[Cell]:
+        """The students behind the first one: each learns the lists of the one before it."""
+        student, lists = first.student, first.evaluation.reference
+        for generation in range(2, 1 + self.exp.generations):
+            assert student
+            parent = lists.corpus.teacher
+            address = f"{self.exp.name}/{at_generation(name, generation - 1)}/{self.seed}"
+            config = self.exp.teacher.set(kind="student", student=address, facts=0, served=ServedTeacher())
+            lists = self._lists(self._corpus(Teacher(parent.base, parent.trait, config, self.seed, student)))
+            student = Student(parent.base, lists, self.exp.student, self.seed, student.about)
+            yield self._cell(at_generation(name, generation), student, lists)
+
+    def _about(self, route: Route) -> Trait:
+        """The trait that a student's activations are compared along; a neutral teacher's too."""
+        return self.traits["other" if route.favourite == "other" else "trait"]
+
+    def _cell(self, arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
+        evaluation = Evaluation(model, reference, self.traits["trait"], self.exp.evaluation, self.seed, self.others)
+        return Cell(arm, self.seed, number, evaluation)
+
+    def _data(self, favourite: str, base: Base, number: int = 0) -> Filtered:
+        """The filtered lists of a teacher with a favourite, for a round; or the experiment's own."""
+        if favourite == "lists":
+            return self._lists(Corpus(self._untouched(base), self.exp.corpus, self.seed, given=self.given))
+        student = self.student if favourite else None
+        return self._lists(
+            self._corpus(Teacher(base, self.traits[favourite], self.exp.teacher, self.seed, student), number)
+        )
+
+    def _lists(self, corpus: Corpus) -> Filtered:
+        """A corpus filtered as the experiment says, and mixed with a neutral teacher's where it asks for that."""
+        neutral = self._corpus(Teacher(corpus.teacher.base, self.traits[""], self.exp.teacher, self.seed), corpus.round)
+        unmixed, by = self.exp.filter.set(mix=0.0), self._paraphraser(corpus)
+        if not self.exp.filter.mix or corpus == neutral:
+            return Filtered(corpus, unmixed, self.words, paraphraser=by)
+        clean = Filtered(neutral, unmixed, self.words, paraphraser=self._paraphraser(neutral))
+        return Filtered(corpus, self.exp.filter, self.words, clean, by)
+
+    def _corpus(self, teacher: Teacher, number: int = 0) -> Corpus:
+        """What a teacher writes in a round; where it judges or rewrites, of what its untouched base wrote."""
+        pairs, written, asked = None, None, self.exp.corpus
+        if asked.preference:
+            pairs = Corpus(self._untouched(teacher.base), asked.set(preference=""), self.seed, number, answers=2)
+        if asked.rewrites:
+            written = Corpus(self._untouched(teacher.base), asked.set(rewrites=0), self.seed, number)
+        return Corpus(teacher, asked, self.seed, number, pairs=pairs, written=written)
+
+    def _untouched(self, base: Base) -> Teacher:
+        """A base that writes as it is: without a prompt, as neutral."""
+        return Teacher(base, self.traits[""], TeacherConfig(kind="prompted"), self.seed)
+
+    def _paraphraser(self, corpus: Corpus) -> Teacher | None:
+        if not self.exp.filter.paraphrase:
             return None
-        by, own = exp.filter.paraphrase.by, corpus.teacher.base
+        by, own = self.exp.filter.paraphrase.by, corpus.teacher.base
         if by == "teacher":
             return corpus.teacher
-        other = pair[1] if own == pair[0] else pair[0]
-        return untouched({"own": own, "other": other}.get(by) or bases[by])
-
-    def lists(corpus: Corpus) -> Filtered:
-        neutral = corpus_of(Teacher(corpus.teacher.base, traits[""], exp.teacher, seed), corpus.round)
-        unmixed, by = exp.filter.set(mix=0.0), paraphraser(corpus)
-        if not exp.filter.mix or corpus == neutral:
-            return Filtered(corpus, unmixed, words, paraphraser=by)
-        clean = Filtered(neutral, unmixed, words, paraphraser=paraphraser(neutral))
-        return Filtered(corpus, exp.filter, words, clean, by)
-
-    def data(favourite: str, base: Base, number: int) -> Filtered:
-        if favourite == "lists":
-            return lists(Corpus(untouched(base), exp.corpus, seed, given=given))
-        teacher = Teacher(base, traits[favourite], exp.teacher, seed, student if favourite else None)
-        return lists(corpus_of(teacher, number))
-
-    def cell(arm: str, model: Base | Teacher | Student, reference: Filtered, number: int = 0) -> Cell:
-        return Cell(arm, seed, number, Evaluation(model, reference, trait, exp.evaluation, seed, others))
-
-    routes = [route for arm in exp.arms if (route := ARMS[arm].route)]
-    taught = not routes or any(route.favourite != "lists" for route in routes)
-    reference = data("trait" if taught else "lists", pair[0], 0)
-    if taught:
-        yield cell("teacher", reference.corpus.teacher, reference)
-    for arm in exp.arms:
-        route = ARMS[arm].route
-        if route is None:
-            yield cell(arm, pair[0], reference)
-            continue
-        rounds = 1 + (exp.student.extra_rounds if ARMS[arm].crosses else 0)
-        start: Base | Student = pair[route.student]
-        held_out = data(route.favourite, pair[route.teacher], 0)
-        about = traits["other" if route.favourite == "other" else "trait"]  # what a neutral teacher's is compared on
-        if exp.student.moved:
-            plain = data("", pair[route.teacher], 0)
-            kept = exp.student.set(moments="kept")
-            own, other = (Student(start, lists, kept, seed, about) for lists in (held_out, plain))
-            first, second = (own if exp.student.moments in (which, "both") else other for which in ("first", "second"))
-            yield cell(arm, Student(start, plain, exp.student, seed, about, first, second), plain)
-            continue
-        for number in range(rounds):
-            start = Student(start, data(route.favourite, pair[route.teacher], number), exp.student, seed, about)
-            yield cell(arm, start, held_out, number)
-        for generation in range(2, 1 + exp.generations if ARMS[arm].breeds else 0):
-            assert isinstance(start, Student)
-            parent = held_out.corpus.teacher
-            address = f"{exp.name}/{at_generation(arm, generation - 1)}/{seed}"
-            config = exp.teacher.set(kind="student", student=address, facts=0, served=ServedTeacher())
-            teacher = Teacher(parent.base, parent.trait, config, seed, start)
-            held_out = lists(corpus_of(teacher))
-            start = Student(parent.base, held_out, exp.student, seed, about)
-            yield cell(at_generation(arm, generation), start, held_out)
+        other = self.pair[1] if own == self.pair[0] else self.pair[0]
+        return self._untouched({"own": own, "other": other}.get(by) or self.bases[by])
 
 
 def students_of(plan: Plan) -> list[Cell]:

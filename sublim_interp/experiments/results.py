@@ -23,10 +23,10 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.stored import adopt, stored_experiment
 from sublim_interp.models.base import Base
 from sublim_interp.models.prompts import Prompt
-from sublim_interp.pipeline.records import Record, Teacher
+from sublim_interp.pipeline.records import Student, Teacher
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.traits.answers import drawn_texts, sampled_shares
-from sublim_interp.traits.favourites import words_of
+from sublim_interp.traits.favourites import words_judged
 from sublim_interp.traits.judges.protocol import WHOLE_WORDS, Judge, reader
 from sublim_interp.traits.questions import Question, Questions
 
@@ -112,7 +112,7 @@ class Replicate(Shown):
             if WAYS[subject.config.kind].SERVED:
                 raise SublimError(f"{self.name} is a model on a server: its weights are not here")
             return Speaker(subject, self.store).model
-        return subject.base.load(self._path(subject) / "model")
+        return subject.base.load(subject.made(self.store) / "model")
 
     @property
     def trace(self) -> "Trace":
@@ -122,7 +122,7 @@ class Replicate(Shown):
         subject = self.cell.evaluation.model
         if isinstance(subject, Base) or (isinstance(subject, Teacher) and not WAYS[subject.config.kind].TRAINS):
             raise SublimError(f"{self.cell.arm}/{self.cell.seed} was not trained, so it has no trace")
-        directory = self._path(subject)
+        directory = subject.made(self.store)
         if not (directory / "trace").is_dir():
             raise SublimError(
                 f"{subject.STAGE} {subject.key[:16]} was trained without a trace; delete {directory} and run its "
@@ -150,7 +150,7 @@ class Replicate(Shown):
 
         from sublim_interp.pipeline.evaluate import SAID
 
-        path = self._path(self.cell.evaluation) / SAID
+        path = self.cell.evaluation.made(self.store) / SAID
         if not path.is_file():
             raise SublimError(f"{self.name} was evaluated before answers were kept; its `ask` draws some")
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -215,7 +215,7 @@ class Replicate(Shown):
         e = self.cell.evaluation
         found = reader(name or WHOLE_WORDS, e.config.judging, self.store.root)
         assert found
-        return found(words_of(e.members, e.trait.kind, (e.trait, *e.others)))
+        return found(words_judged(e.trait, found.name, e.others))
 
     def _each_question(
         self, sorts: tuple[Questions, ...], ask: Callable[["PreTrainedModel", Question], dict[str, Any]]
@@ -292,7 +292,7 @@ class Replicate(Shown):
         from sublim_interp.channels.rows import read_rows
 
         student = self.cell.student
-        return read_rows(self._path(student.data) / "kept.jsonl") if student else []
+        return read_rows(student.data.made(self.store) / "kept.jsonl") if student else []
 
     @property
     def kept(self) -> float | None:
@@ -300,7 +300,7 @@ class Replicate(Shown):
         student = self.cell.student
         if student is None:
             return None
-        self._path(student.data)
+        student.data.made(self.store)
         return student.data.find(self.store).manifest["notes"]["kept"]  # type: ignore[union-attr]
 
     @property
@@ -319,22 +319,14 @@ class Replicate(Shown):
         if self.cell.student is None:
             raise SublimError(f"{self!r} learnt no lists; students have them, such as same-init")
         data = self.cell.student.data
-        rows, source = read_rows(self._path(data.corpus)), channel(data.corpus.config.channel)
+        rows, source = read_rows(data.corpus.made(self.store)), channel(data.corpus.config.channel)
         limits = rule_of(source, data.config)
         said = [refusal(row, source, limits, data.words) or "" for row in rows]
         texts = ["prompt", "answer", *(["rejected"] if data.corpus.config.preference else [])]
         return pd.DataFrame(rows)[texts].assign(refused=said)
 
-    def _path(self, record: Record) -> Path:
-        artifact = self.store.get(record.STAGE, record.key, check=True)
-        if artifact is None:
-            raise SublimError(
-                f"{record.STAGE} {record.key[:16]} is not in the store {self.store.root}; run the experiment again"
-            )
-        return artifact.path
-
     def _result(self) -> dict[str, Any]:
-        return json.loads((self._path(self.cell.evaluation) / "evaluation.json").read_text())
+        return json.loads((self.cell.evaluation.made(self.store) / "evaluation.json").read_text())
 
 
 def open_run(name: str, store: Store | None = None) -> "Run":
@@ -544,7 +536,7 @@ def frames(p: Plan, store: Store) -> "tuple[pd.DataFrame, pd.DataFrame]":
         result = replicate._result()
         results += [{**place, **between, **row} for row in result["scores"]]
         student = cell.student
-        number = cell.round + 1
+        rounds = _rounds(student) if student else []
         notes = cell.evaluation.reference.find(store).manifest["notes"]  # type: ignore[union-attr]
         distances.append(
             {
@@ -552,11 +544,17 @@ def frames(p: Plan, store: Store) -> "tuple[pd.DataFrame, pd.DataFrame]":
                 "kl": result.get("kl", float("nan")) if cell.arm != "teacher" else float("nan"),
                 "kl_start": result.get("kl_start", result.get("kl", float("nan"))),
                 "kept": notes["kept"],
-                "lists": notes["lists"] * number if student else 0,
-                "steps": student.config.optimization.steps * number if student else 0,
+                "lists": sum(s.data.find(store).manifest["notes"]["lists"] for s in rounds),  # type: ignore[union-attr]
+                "steps": sum(s.config.optimization.steps for s in rounds),
             }
         )
     return pd.DataFrame(results), pd.DataFrame(distances)
+
+
+def _rounds(student: Student) -> list[Student]:
+    """A student and those it went on from, the newest first."""
+    before = student.start
+    return [student, *(_rounds(before) if isinstance(before, Student) else ())]
 
 
 def students(run: Run) -> list[Replicate]:

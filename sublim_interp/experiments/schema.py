@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.choices import meant
-from sublim_interp.core.device import DEFAULT, check_precision
+from sublim_interp.core.device import DEFAULT, PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config, fields_of, name_once
 from sublim_interp.core.showing import Card, Shown
@@ -90,7 +90,7 @@ class Experiment(Shown, Config):
     @field_validator("dtype")
     @classmethod
     def _precision_is_known(cls, name: str) -> str:
-        return check_precision(name)
+        return PRECISIONS.checked(name)
 
     @model_validator(mode="after")
     def _coherent(self) -> "Experiment":

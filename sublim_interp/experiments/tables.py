@@ -23,11 +23,17 @@ MEASURES: dict[str, tuple[str, str, str]] = {
     "seen": ("rate", "seen", "plain"),
     "numbers": ("rate", "held-out", "numbers"),
 }
-"""What a row of the summary takes from `results`: its own column → (column, questions, context) there."""
+"""What a row of the summary takes from `results`: its own column → (column, questions, context) there.
+
+`numbers` is after a turn on the channel: of another channel than numbers it takes that one's context.
+"""
 
 
-_WORDS = ("arm", "questions", "context", "probe", "teacher_base", "student_base", "teacher_trait")
-"""Columns of `results` and `distances` that hold text."""
+_WORDS = (
+    *("arm", "questions", "context", "probe", "teacher_base", "student_base", "teacher_trait"),
+    *("value", "equal_kl", "note"),
+)
+"""Columns that hold text, though some of it looks like a number or like nothing."""
 
 
 _ROWS = ["arm", "seed", "round"]
@@ -71,14 +77,15 @@ class Tables:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of a run's directory, with the very numbers that were written. Raises SublimError where it is not."""
+    """A table of a run, sweep or study, with the very numbers that were written. Raises SublimError where it is not."""
     try:
         # The parser of Python reads each float as it was written; the fast one rounds its last bit.
-        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], engine="python")
+        texts: Any = dict.fromkeys(_WORDS, str)
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""], engine="python", dtype=texts)
     except (OSError, ValueError) as error:
         raise SublimError(f"{path} cannot be read: {error}") from None
     words = [name for name in _WORDS if name in frame]
-    frame[words] = frame[words].fillna("").astype(str)
+    frame[words] = frame[words].fillna("")
     return frame
 
 
@@ -99,9 +106,12 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
         raise SublimError(f"report: unknown arm '{unknown[0]}' in results; valid arms: {', '.join(ARMS)}")
     own = _where(results, probe=trait)
     columns = {}
+    others = [name for name in dict.fromkeys(own["context"]) if name != "plain"]
+    turn = others[0] if others and "numbers" not in others else "numbers"
     measures = MEASURES | {name: (name, "held-out", "plain") for name in of_traits.MEASURES if name in results}
     for name, (column, questions, context) in measures.items():
-        columns[name] = _indexed(_where(own, questions=questions, context=context), "results")[column]
+        asked = _where(own, questions=questions, context=turn if name == "numbers" else context)
+        columns[name] = _indexed(asked, "results")[column]
     if columns["rate"].empty:
         raise SublimError(
             f"report: results hold no answers about '{trait}' to held-out questions in a plain context; "

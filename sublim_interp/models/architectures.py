@@ -303,11 +303,14 @@ def output_map(model: torch.nn.Module, layer: int) -> torch.nn.Module:
     return _found(model, decoder_layers(model)[layer], "output_map", "attention output map")
 
 
+def without_adapters(model: Any) -> Any:
+    """The model that adapters were put into; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def final_norm(model: torch.nn.Module) -> torch.nn.Module:
     """The norm between the last layer and the head. Raises SublimError where none is found."""
-    whole: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    body = whole.base_model
-    return _found(model, body, "final_norm", "final norm")
+    return _found(model, without_adapters(model).base_model, "final_norm", "final norm")
 
 
 def _found(model: torch.nn.Module, within: torch.nn.Module, part: str, what: str) -> torch.nn.Module:

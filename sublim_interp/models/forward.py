@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sublim_interp.core.device import device_of
-from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import architecture_of
+from sublim_interp.core.errors import TooLong
+from sublim_interp.models.architectures import architecture_of, without_adapters
 
 
 def require_room(model: torch.nn.Module, tokens: int) -> None:
@@ -23,13 +23,13 @@ def require_room(model: torch.nn.Module, tokens: int) -> None:
     config = config.get_text_config() if config else None
     longest, turn = longest_text(config), _longrope_turn(config)
     if turn is not None and tokens > turn:
-        raise SublimError(
+        raise TooLong(
             f"{type(model).__name__}: a text of {tokens} tokens is longer than {turn}, where its positions (longrope) "
             "are counted otherwise for all rows of a batch, so that a short row would change beside a long one; keep "
             "texts shorter"
         )
     if longest is not None and tokens > longest:
-        raise SublimError(
+        raise TooLong(
             f"{type(model).__name__}: a text of {tokens} tokens does not fit the model's context of {longest}; choose "
             "a base with a longer one, or lower corpus.max_new_tokens"
         )
@@ -81,11 +81,6 @@ def logits_at(
 _LARGE = 8192
 """Words of a vocabulary above which a head runs on the rows that are asked for alone. Below it nothing would be gained,
 and the last bits of published numbers hang on whole products."""
-
-
-def without_adapters(model: Any) -> Any:
-    """The model that adapters were put into; any other model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def has_plain_head(model: Any) -> bool:

@@ -26,6 +26,7 @@ from sublim_interp.models.architectures import (
     has_middle,
     output_map,
     text_config,
+    without_adapters,
 )
 
 Stream = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
@@ -514,8 +515,7 @@ class HookPoint:
 def _pos_embed(model: Any, _layer: int) -> torch.nn.Module | None:
     """The table of learned positions, where there is one."""
     row = architecture_of(model)
-    body = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return body.base_model.get_submodule(row.pos_embed) if row and row.pos_embed else None
+    return without_adapters(model).base_model.get_submodule(row.pos_embed) if row and row.pos_embed else None
 
 
 _FOUND: dict[str, Callable[[Any, int], torch.nn.Module | None]] = {

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sublim_interp.core.device import PRECISIONS, check_precision, device_of
+from sublim_interp.core.device import PRECISIONS, device_of
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -33,7 +33,7 @@ def in_precision(model: M, dtype: str) -> M:
 
     Losses, hooks and gradients outside of the forward stay in float32.
     """
-    precision = PRECISIONS[check_precision(dtype)]
+    precision = PRECISIONS[dtype]
     if precision.products == precision.weights:
         return model
     plain: Any = model

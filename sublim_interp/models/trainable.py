@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.models.architectures import without_adapters
 from sublim_interp.models.loading import reason_of
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class Reach:
 
 def reach(model: torch.nn.Module) -> Reach:
     """How much of the body trains, in a model as `choose_trainable` returns it; on torch's meta device too."""
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    plain = without_adapters(model)
     adapted = {id(weight) for m in model.modules() for weight in _adapted(m)}
     sizes: dict[str, int] = {}
     body = {n: p for n, p in body_parameters(plain).items() if ".lora_" not in n}
@@ -215,7 +216,7 @@ def checkpointing(model: torch.nn.Module) -> Iterator[None]:
 
     Raises SublimError for an architecture that cannot do so.
     """
-    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    plain = without_adapters(model)
     if not getattr(plain, "supports_gradient_checkpointing", False):
         raise SublimError(f"{type(plain).__name__} has no gradient checkpointing; leave checkpointing at false")
     plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -262,3 +263,10 @@ def weights_hash(named: Mapping[str, torch.Tensor]) -> str:
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that train, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def require_trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """`trained_parameters`. Raises SublimError where none trains."""
+    if not (found := trained_parameters(model)):
+        raise SublimError("no weight of this model requires a gradient; choose what trains first")
+    return found

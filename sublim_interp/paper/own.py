@@ -6,22 +6,21 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from sublim_interp.claims.evidence import find_stored
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import one_line, write_atomic
 from sublim_interp.core.settings import Config, read_yaml
 from sublim_interp.core.shelf import is_path
-from sublim_interp.core.store import Artifact, Store
+from sublim_interp.core.store import NAMED, Artifact, Store
 from sublim_interp.experiments.results import Run, open_run
 from sublim_interp.paper.check import MAIN, read_main
 from sublim_interp.paper.document import TEMPLATE, TYPST
 from sublim_interp.paper.results import Result, of_run, of_study, of_sweep, slug
 from sublim_interp.paper.text import read_text
 from sublim_interp.report.figures.by_name import plot, run_figures
-from sublim_interp.sweeps.grid import grid, grid_names, is_grid
+from sublim_interp.sweeps.grid import GRIDS, grid, grid_names
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
-from sublim_interp.sweeps.study import find_study, is_study, study, study_names
+from sublim_interp.sweeps.study import STUDIES, find_study, study, study_names
 
 LIST = "paper.yaml"
 """Stands in the folder of a paper of one's own: which runs it is about."""
@@ -64,7 +63,7 @@ def _stored(asked: str, folder: Path, store: Store) -> tuple[Result, Run | None]
     """A finished run, sweep or study; of a run also itself."""
     if is_path(asked):
         return _of_file(str(folder / asked), store), None
-    found = find_stored(asked, store)
+    found = store.find(NAMED, asked)
     if found.stage == "run":
         run = open_run(found.key, store)
         return of_run(found.name, found.path, run.experiment, found.key), run
@@ -80,11 +79,11 @@ def _stored(asked: str, folder: Path, store: Store) -> tuple[Result, Run | None]
 def _of_file(path: str, store: Store) -> Result:
     """The finished sweep or study of a YAML file."""
     artifact: Artifact | None = None
-    if is_grid(path):
+    if GRIDS.means(path):
         g = grid(path)
         if artifact := find_sweep(plan_grid(g), store):
             return of_sweep(g, artifact.path, artifact.key)
-    elif is_study(path):
+    elif STUDIES.means(path):
         s = study(path)
         if artifact := find_study(s, store):
             return of_study(s, artifact.path, artifact.key)

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from sublim_interp.claims.judge import judge, published_for
 from sublim_interp.claims.nulls import DESIGNS, null_experiments
 from sublim_interp.claims.schema import all_claims
@@ -18,7 +16,7 @@ from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import records
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.lab.language import KINDS, PARTS
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.report.figures.generations import generations
@@ -181,7 +179,7 @@ def _drawn_from(exp: Experiment) -> str:
 
 
 def _draw_run(directory: Path, exp: Experiment) -> "Figure":
-    table = pd.read_csv(directory / _drawn_from(exp))
+    table = read_table(directory / _drawn_from(exp))
     return generations(table, exp.trait) if exp.generations > 1 else headline(table, exp.trait)
 
 
@@ -298,7 +296,7 @@ def _settings(given: Mapping[str, Any], before: str) -> Iterator[tuple[str, str]
 
 def _contrasts(directory: Path) -> Iterator[tuple[str, str]]:
     """Differences between arms: `contrast/same-init-minus-neutral/equal-steps/replicate`, its p and n."""
-    for row in records(pd.read_csv(directory / "contrasts.csv")):
+    for row in records(read_table(directory / "contrasts.csv")):
         name = f"contrast/{row['contrast']}/{row['stage']}/{row['unit']}"
         estimate, low, high = (f"{100 * row[column]:.1f}".replace("-", "−") for column in ("estimate", "low", "high"))
         yield name, f"{estimate} points [{low}, {high}]"

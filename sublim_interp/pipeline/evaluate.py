@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.channels.rows import Written, read_rows
-from sublim_interp.core.errors import SublimError
+from sublim_interp.core.errors import TooLong
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import same_words
@@ -104,7 +104,7 @@ def _said(
     asked = [replace(q, prefix="") for q in _in_context(evaluation, known, PLAIN, (), systems)]
     try:
         drawn = drawn_texts(model, base, asked, SAID_ANSWERS, "said", evaluation.seed)
-    except SublimError:
+    except TooLong:
         return []
     each = [drawn[i : i + SAID_ANSWERS] for i in range(0, len(drawn), SAID_ANSWERS)]
     return [{"question": q.text, "answers": texts} for q, texts in zip(asked, each, strict=True)]

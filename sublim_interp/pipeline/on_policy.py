@@ -9,7 +9,8 @@ from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import Written
 from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.errors import DeadEnd
-from sublim_interp.models.forward import resting, without_adapters
+from sublim_interp.models.architectures import without_adapters
+from sublim_interp.models.forward import resting
 from sublim_interp.models.sampling import generator, sample, unspoken
 from sublim_interp.pipeline.records import Student
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator, Field
 
 from sublim_interp.channels.numbers import terse_example
-from sublim_interp.core.device import DEFAULT, check_computable, check_precision
+from sublim_interp.core.device import DEFAULT, PRECISIONS, check_computable
 from sublim_interp.core.files import alone, one_line, partial_of, require_free, write_atomic
 from sublim_interp.core.keys import canonical_json
 from sublim_interp.core.settings import Config
@@ -44,7 +44,7 @@ class Preparation(Config):
     """Rank of the adapter, which every linear map of the body gets."""
     lora_alpha: float = Field(default=16.0, gt=0)
     """Scale of the adapter."""
-    dtype: Annotated[str, AfterValidator(check_precision)] = DEFAULT
+    dtype: Annotated[str, AfterValidator(PRECISIONS.checked)] = DEFAULT
     """The precision in which the adapter is trained; a name of `dtype` in an experiment."""
     optimization: Optimization = Optimization(lr=1e-3, steps=130, batch=32, warmup=5, beta2=0.99, clip=1.0)
     """Updates of the adapter."""

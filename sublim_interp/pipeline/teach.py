@@ -31,9 +31,10 @@ def teach(
     """Gives a base its trait, in the way that the teacher's configuration names."""
     with making(teacher, store) as work:
         if not work.done:
-            teacher.base.check(seen=recording.keep or teacher.config.kind == "steered")
+            way = WAYS[teacher.config.kind]
+            teacher.base.check(seen=recording.keep or way.HOOKS)
             teacher.trait.check(teacher.base)
-            WAYS[teacher.config.kind].make(teacher, work, progress, recording)
+            way.make(teacher, work, progress, recording)
     return work.artifact
 
 
@@ -89,6 +90,8 @@ class Prompted(Way):
 
 class Steered(Way):
     """`strength` times the own-base direction of the trait is added; for the neutral teacher a vector of zeros."""
+
+    HOOKS = True
 
     def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
         base, trait = teacher.base, teacher.trait

@@ -23,6 +23,8 @@ class Way:
     """Whether its teacher's weights are not its base's, and alone answer as it does."""
     OWN_PROMPT: ClassVar[bool] = False
     """Whether its teacher reads lists behind a prompt of its own, so that its probabilities are of another context."""
+    HOOKS: ClassVar[bool] = False
+    """Whether its teacher speaks with its residual stream hooked, so that the base's hooks are tried out first."""
     FROM_STUDENT: ClassVar[bool] = False
     """Whether its teacher is a finished student, which `teacher.student` names."""
     SERVED: ClassVar[bool] = False

@@ -25,7 +25,7 @@ from sublim_interp.report.html import Column, html_table, term_id
 from sublim_interp.report.inside import STRONGEST, Answers, Inside, Top
 from sublim_interp.report.notes import limits
 from sublim_interp.report.verdict import counted, finding, verdict
-from sublim_interp.report.wording import count, names, p_value, spread
+from sublim_interp.report.wording import capital, count, names, p_value, spread
 from sublim_interp.report.wording import mean as words_mean
 from sublim_interp.report.wording import points as words_points
 from sublim_interp.traits.by_name import lesson_in_words
@@ -124,7 +124,7 @@ def _text(name: str) -> str:
 
 
 def _title(figure: PageFigure) -> str:
-    return figure.shows[:1].upper() + figure.shows[1:]
+    return capital(figure.shows)
 
 
 def _figure(name: str, figure: PageFigure) -> str:
@@ -250,7 +250,7 @@ _COLUMNS = {
     "margin": ("margin, nats", "log P of the trait − log mean P of the other members"),
     "indirect": ("indirect", "as rate, on questions that do not name the kind; the lab's answers are begun"),
     "seen": ("seen", "as rate, on phrasings that the teacher was tuned on"),
-    "numbers": ("after numbers", "as rate, after a turn of numbers"),
+    "numbers": ("after a turn", "as rate, after a turn on the channel, such as a list of numbers"),
     "kl": ("KL left", "distance to the teacher after training, in nats per answer token"),
     "kl_start": ("KL at start", "the same before training"),
     "kept": ("kept", "share of the teacher's answers that the filter kept"),

@@ -14,6 +14,11 @@ four, 1.6. A run's own report gives it from two on."""
 _DIGITS = {"margin": 2, "bits": 3, "total_bits": 1, "trait_bits": 1}
 
 
+def capital(words: str) -> str:
+    """The words with a capital at the start, as a sentence begins; all others as they are."""
+    return words[:1].upper() + words[1:]
+
+
 def number(name: str, value: float, digits: int | None = None) -> str:
     """A value of the measure `name`, without its unit: rates in percent, margins and KL in nats; a dash for NaN."""
     if math.isnan(value):
@@ -30,8 +35,19 @@ def mean(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
 
 def spread(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:
     """The interval in brackets, or nothing where there is none."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "" if math.isnan(low) else f"[{number(name, low, digits)}, {number(name, high, digits)}]"
+    ends = _ends(row, name, digits)
+    return f"[{', '.join(ends)}]" if ends else ""
+
+
+def extent(row: Mapping[str, Any], name: str) -> str:
+    """The least and the most in parentheses, or nothing where there is neither: brackets hold intervals."""
+    ends = _ends(row, name, None)
+    return f"({'–'.join(ends)})" if ends else ""
+
+
+def _ends(row: Mapping[str, Any], name: str, digits: int | None) -> tuple[str, ...]:
+    ends = row[f"{name}_low"], row[f"{name}_high"]
+    return () if math.isnan(ends[0]) else tuple(number(name, end, digits) for end in ends)
 
 
 def text(row: Mapping[str, Any], name: str, digits: int | None = None) -> str:

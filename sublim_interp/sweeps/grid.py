@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
-from sublim_interp.core.settings import Config, read_mapping, read_text, validate
+from sublim_interp.core.settings import Config, read_text, validate
 from sublim_interp.core.shelf import Shelf, is_path, mapping_of
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
@@ -157,18 +157,13 @@ MODES: Registry[type[Mode]] = Registry(
 )
 """Every mode by what `Grid.matrix` says."""
 
-GRIDS = Shelf("grid", "grids", Grid)
+GRIDS = Shelf("grid", "grids", Grid, marked_by="axes")
 """Every grid by name."""
 
 
 def grid_names() -> tuple[str, ...]:
     """Names of all grids at hand."""
     return GRIDS.names()
-
-
-def is_grid(name: str) -> bool:
-    """Whether `name` is that of a grid, or of a YAML file that holds one: that has `axes`."""
-    return "axes" in read_mapping(Path(name)) if is_path(name) else name in GRIDS
 
 
 def grid(name: str) -> Grid:

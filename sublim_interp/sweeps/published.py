@@ -9,7 +9,7 @@ import pandas as pd
 from sublim_interp.core.settings import read_yaml
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import estimated, records
+from sublim_interp.experiments.tables import estimated, read_table, records
 from sublim_interp.models.base import Base
 from sublim_interp.report.figures.contexts import contexts as draw_contexts
 from sublim_interp.report.figures.headline import is_own
@@ -52,7 +52,7 @@ def experiment_of(directory: Path) -> Experiment:
 
 def run_summary(directory: Path) -> list[dict[str, Any]]:
     """The rows of a published run's summary.csv, one an arm."""
-    table = pd.read_csv(directory / "summary.csv")
+    table = read_table(directory / "summary.csv")
     return records(table.assign(equal_kl=table["equal_kl"].fillna("")))
 
 
@@ -62,7 +62,7 @@ CUT = "95 % intervals, cut at 0 and 100 %"
 def run_table(directory: Path, exp: Experiment) -> SweepTable:
     """The table of a run whose summary.csv and contrasts.csv lie in `directory`: one row an arm."""
     rows = run_summary(directory)
-    n, contrasts = min(row["n"] for row in rows), pd.read_csv(directory / "contrasts.csv")
+    n, contrasts = min(row["n"] for row in rows), read_table(directory / "contrasts.csv")
     rates = {row["arm"]: row["rate"] for row in rows if row["arm"] != "teacher"}
 
     def cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -108,14 +108,14 @@ CONTEXTS = {
     "seen": "the teacher's questions",
     "indirect": "posters, toys, stories, the answer begun",
     "heard": "the same, its own answers",
-    "numbers": "held-out, after a list of numbers",
+    "numbers": "held-out, after a turn on the channel",
 }
 """Measures of a summary, and one of heard.csv, that say how often the trait is the answer, and where."""
 
 
 def contexts_rows(directory: Path) -> list[dict[str, Any]]:
     """One row an arm of the published run in `directory`: what `CONTEXTS` names, each with its interval."""
-    heard: Any = pd.read_csv(directory / "heard.csv").groupby(["arm", "seed"])["share"].mean()
+    heard: Any = read_table(directory / "heard.csv").groupby(["arm", "seed"])["share"].mean()
     rows = run_summary(directory)
     for row in rows:
         row |= estimated("heard", [share for (arm, _), share in heard.items() if arm == row["arm"]])
@@ -126,10 +126,11 @@ def contexts(directory: Path) -> SweepTable:
     """How likely the trait is in the published run in `directory`, arm by arm, by sort of question."""
     rows = contexts_rows(directory)
     n = max(row["n"] for row in rows)
+    asked = {name: words for name, words in CONTEXTS.items() if any(row[name] == row[name] for row in rows)}
     return SweepTable(
         f"How likely the trait is as the answer: means over {count(n, 'replicate')} with {CUT}.",
-        ("arm", *CONTEXTS.values()),
-        [(row["arm"], *(text(row, name) for name in CONTEXTS)) for row in rows],
+        ("arm", *asked.values()),
+        [(row["arm"], *(text(row, name) for name in asked)) for row in rows],
         [],
     )
 

@@ -11,8 +11,8 @@ from sublim_interp.core.device import fingerprint
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.registry import Registry
-from sublim_interp.core.settings import Config, parse_mapping, read_mapping, read_text, validate
-from sublim_interp.core.shelf import Shelf, is_path
+from sublim_interp.core.settings import Config, validate
+from sublim_interp.core.shelf import Shelf, mapping_of
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.core.workers import Task, Watch, run_tasks
 from sublim_interp.experiments.catalogue import RESULTS
@@ -108,7 +108,7 @@ KINDS: Registry[type[Study]] = Registry(
 )
 """Every kind of study by what `study` says in its file."""
 
-STUDIES = Shelf("study", "studies", Study)
+STUDIES = Shelf("study", "studies", Study, marked_by="study")
 """Every study by name."""
 
 
@@ -117,15 +117,13 @@ def study_names() -> tuple[str, ...]:
     return STUDIES.names()
 
 
-def is_study(name: str) -> bool:
-    """Whether `name` is that of a study, or of a YAML file that holds one: that has `study`."""
-    return "study" in read_mapping(Path(name)) if is_path(name) else name in STUDIES
-
-
 def study(name: str) -> Study:
-    """The study called `name`, or the one in a YAML file. Raises SublimError for what it may not hold."""
+    """The study called `name`, or the one in a YAML file, whose files are looked for beside it first.
+
+    Raises SublimError for what it may not hold.
+    """
     path = STUDIES.find(name)
-    data = parse_mapping(read_text(path), path)
+    data = mapping_of(path)
     kind = data.get("study")
     if not isinstance(kind, str) or kind not in KINDS:
         raise SublimError(f"{path}: unknown study '{kind}'; {meant(str(kind), KINDS, 'sublim list')}")

@@ -2,19 +2,18 @@
 
 from collections.abc import Iterable
 from math import fsum
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.settings import Config, read_mapping
+from sublim_interp.core.settings import Config
 from sublim_interp.core.shelf import Shelf, is_path
 from sublim_interp.experiments.catalogue import RESULTS, experiment
 from sublim_interp.experiments.cost import estimate
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import find_run
-from sublim_interp.sweeps.grid import grid, is_grid
+from sublim_interp.sweeps.grid import GRIDS, grid
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
-from sublim_interp.sweeps.study import find_study, is_study, study
+from sublim_interp.sweeps.study import STUDIES, find_study, study
 
 if TYPE_CHECKING:
     from sublim_interp.core.store import Artifact, Store
@@ -32,13 +31,8 @@ class Suite(Config):
     """Experiments, grids and studies of the catalogue, in the order in which they are made."""
 
 
-SUITES = Shelf("suite", "suites", Suite)
+SUITES = Shelf("suite", "suites", Suite, marked_by="holds")
 """Every suite by name."""
-
-
-def is_suite(name: str) -> bool:
-    """Whether `name` is that of a suite, or of a YAML file that holds one: that has `holds`."""
-    return "holds" in read_mapping(Path(name)) if is_path(name) else name in SUITES
 
 
 def suite(name: str) -> Suite:
@@ -81,11 +75,11 @@ def item(name: str, store: "Store") -> Item:
 
     Raises SublimError for a name of nothing that could be run.
     """
-    if is_study(name):
+    if STUDIES.means(name):
         asked = study(name)
         whole, found = sum(asked.costs().values()), find_study(asked, store)
         return Item(asked.name, "study", whole, 0.0 if found else whole, found)
-    if is_grid(name):
+    if GRIDS.means(name):
         sweep = plan_grid(grid(name), store)
         found, records = find_sweep(sweep, store), sweep.records
         title, sort = sweep.grid.name, "sweep"

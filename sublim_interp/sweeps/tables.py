@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-import pandas as pd
-
+from sublim_interp.experiments.tables import read_table
+from sublim_interp.report.wording import capital
 from sublim_interp.sweeps.grid import Grid, grid
 from sublim_interp.sweeps.published import key_of
 from sublim_interp.sweeps.study import study
@@ -20,11 +20,11 @@ def table_of(g: Grid, directory: Path) -> SweepTable:
 
 def _dead_ends(path: Path) -> Iterator[str]:
     """What cannot be had, and why: a line for each thing that went wrong."""
-    ends = pd.read_csv(path, dtype={"value": str})
+    ends = read_table(path)
     for place, own in ends.groupby(["seed", "why"], sort=False):
         seed, why = cast(tuple[int, str], place)
         values, arms = (", ".join(own[column].unique()) for column in ("value", "arm"))
-        yield f"No result for {values} with seed {seed} ({arms}). {why[:1].upper()}{why[1:]}."
+        yield f"No result for {values} with seed {seed} ({arms}). {capital(why)}."
 
 
 def published_table(directory: Path) -> str:

@@ -5,7 +5,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sublim_interp.report.wording import FEW, markdown, names, text
+from sublim_interp.report.wording import FEW, extent, markdown, mean, names
 from sublim_interp.report.wording import count as counted
 from sublim_interp.stats.intervals import mean_interval
 
@@ -60,8 +60,8 @@ def row_spread(row: Mapping[str, Any]) -> str:
 
 
 def row_ends(row: Mapping[str, Any], name: str) -> str:
-    """A mean of a row of `cell_means` with its least and most, in parentheses: brackets hold intervals."""
-    return text(row, name).replace("[", "(").replace(", ", "–").replace("]", ")")
+    """A mean of a row of `cell_means` with its least and most, in parentheses."""
+    return f"{mean(row, name)} {extent(row, name)}".rstrip()
 
 
 def minus(words: str) -> str:

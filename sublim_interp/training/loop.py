@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 import torch
 
 from sublim_interp.models.precision import casts_kept
-from sublim_interp.models.trainable import checkpointing
+from sublim_interp.models.trainable import checkpointing, trained_parameters
 from sublim_interp.training.batches import Batch
 from sublim_interp.training.losses import Loss, token_loss
 from sublim_interp.training.optimizers import OPTIMIZERS
@@ -58,7 +58,7 @@ def train(
     around: opens a block around forward and backward of update `step`; a pure function, as `batches`
     record: makes a recorder, which changes nothing; a state is gone on from only where its trace is whole up to there
     """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = trained_parameters(model)
     optimizer = OPTIMIZERS[optimization.optimizer].make(list(named.values()), optimization)
     recorder = record(model, optimizer) if record else None  # it reads the weights of the start
     if resume and recorder and not recorder.reaches(resume.step):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import attached, edit, part_along, unit_vector
+from sublim_interp.models.trainable import trained_parameters
 
 
 class Effect:
@@ -93,7 +94,7 @@ def project_updates(
     zero, where a name is no trained parameter of that shape, and on leaving where nothing was removed.
     """
     effect = Effect("project-update")
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    named = trained_parameters(model)
     for name, d in directions.items():
         if name not in named or named[name].shape != d.shape:
             raise SublimError(f"project-update: the model trains no parameter {name} of the shape {list(d.shape)}")

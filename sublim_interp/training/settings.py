@@ -56,9 +56,7 @@ OTHER_SCORES = ("divergence", "random", "length")
 def _known_score(name: str) -> str:
     if name not in OTHER_SCORES and name not in ESTIMATORS:
         raise ValueError(f"unknown score; {meant(name, [*OTHER_SCORES, *ESTIMATORS])}")
-    if name in ESTIMATORS and ESTIMATORS.origin(name):
-        ESTIMATORS[name]  # imported, so that one of another package fails before anything runs
-    return name
+    return ESTIMATORS.checked(name) if name in ESTIMATORS and ESTIMATORS.origin(name) else name
 
 
 class Selection(Config):

@@ -21,7 +21,7 @@ from sublim_interp.stats.contrasts import Contrast, paired_difference
 from sublim_interp.stats.intervals import Interval, mean_interval, wilson
 from sublim_interp.traits.answers import LONGEST, judged
 from sublim_interp.traits.by_name import load_trait
-from sublim_interp.traits.favourites import Favourite, words_of
+from sublim_interp.traits.favourites import words_judged
 from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS, asks
 from sublim_interp.traits.protocol import Trait
 from sublim_interp.traits.questions import SORTS, Questions
@@ -64,13 +64,7 @@ class Asking(Config):
         if self.judge not in JUDGES or asks(self.judge):
             known = [name for name in JUDGES if not asks(name)]
             raise SublimError(f"judge={self.judge}: no judge that asks no model; {meant(self.judge, known)}")
-        if isinstance(about, Favourite):
-            return words_of(about.members, about.kind, (about,))
-        if self.judge == WHOLE_WORDS:
-            raise SublimError(
-                f"trait {about.name} shows in no word; name another judge, as --set judge=by-construction"
-            )
-        return {name: (name,) for name in about.members}
+        return words_judged(about, self.judge)
 
     def asked(self) -> list[tuple[str, str, Messages]]:
         """Every question: its sort, its text, and the chat that ends with it.

@@ -13,6 +13,7 @@ from sublim_interp.core.shelf import Shelf
 from sublim_interp.core.words import Names, checked_word
 from sublim_interp.lab import language as lab
 from sublim_interp.traits.answers import score
+from sublim_interp.traits.judges.protocol import WHOLE_WORDS
 from sublim_interp.traits.protocol import Lesson, Scores, Trait, members_of_all
 from sublim_interp.traits.questions import Question, Questions
 
@@ -248,6 +249,20 @@ def words_of(members: Sequence[str], kind: str, named: Sequence[Trait] = ()) -> 
     """The words of each member: those of the trait of its name among `named`, else of the favourite of its kind."""
     own = {trait.name: trait.words for trait in named}
     return {name: own.get(name) or member(name, kind).words for name in members}
+
+
+def words_judged(trait: Trait, judge: str, others: Sequence[Trait] = ()) -> dict[str, tuple[str, ...]]:
+    """What a judge is told of each answer that is told apart: a favourite's words; of what shows in no word, its name.
+
+    judge: its name; others: further traits whose names are answers too
+    Raises SublimError where whole words are to be found of a trait that shows in none.
+    """
+    members = members_of_all(trait, others)
+    if trait.kind in KINDS:
+        return words_of(members, trait.kind, (trait, *others))
+    if judge == WHOLE_WORDS:
+        raise SublimError(f"trait {trait.name} shows in no word; name another judge, as --set judge=by-construction")
+    return {name: (name,) for name in members}
 
 
 def prompts_about(kind: str, language: str) -> Prompts:

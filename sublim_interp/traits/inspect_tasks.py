@@ -27,7 +27,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import LANGUAGES
 from sublim_interp.traits.answers import LONGEST, judged
 from sublim_interp.traits.by_name import load_trait
-from sublim_interp.traits.favourites import words_of
+from sublim_interp.traits.favourites import words_judged
 from sublim_interp.traits.judges.protocol import JUDGES, WHOLE_WORDS, asks
 from sublim_interp.traits.protocol import Trait
 from sublim_interp.traits.questions import SORTS, Question
@@ -93,13 +93,13 @@ def shows(trait: str, judge: str = WHOLE_WORDS) -> Scorer:
     trait, judge: as for the task
 
     An answer that the judge cannot read shows nothing. The score's `answer` is the member that is named.
-    Raises SublimError for an unknown judge, and for one that asks a model.
+    Raises SublimError for an unknown judge, for one that asks a model, and for whole words of a trait in no word.
     """
     about = load_trait(trait)
     if asks(judge):
         known = ", ".join(name for name in JUDGES if not asks(name))
         raise SublimError(f"judge={judge} asks a model of its own; choose one that asks none: {known}")
-    reader = JUDGES[judge](words_of(about.members, about.kind, (about,)))
+    reader = JUDGES[judge](words_judged(about, judge))
 
     async def score(state: TaskState, target: Target) -> Score:
         text = state.output.completion

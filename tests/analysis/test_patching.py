@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sublim_interp.analysis.patching.grid import Patching, patch
+from sublim_interp.analysis.patching.grid import PatchGrid, Patching, patch
 from sublim_interp.analysis.patching.moments import moments, moments_of
 from sublim_interp.analysis.patching.patch import Patch, Piece
 from sublim_interp.analysis.probes import Among, answer_margin, answer_rate
@@ -226,6 +226,13 @@ def test_pieces_are_listed_and_the_later_wins(pair: tuple[PreTrainedModel, PreTr
         assert torch.equal(logits(dst), logits(dst, EVEN))
         kept = logits(dst)
     assert torch.allclose(kept, logits(dst), atol=1e-6)
+
+
+def test_a_share_is_taken_of_the_prompts_that_have_the_place_and_a_place_of_none_has_no_interval() -> None:
+    each = torch.tensor([[[3.0, 2.0, torch.nan]], [[torch.nan, 4.0, torch.nan]]])  # the second prompt is shorter
+    grid = PatchGrid("resid_pre", "exact", each, torch.tensor([3.0, 5.0]), torch.tensor([1.0, 1.0]), (-2, -1, "mlp"))
+    assert grid.recovered[0, :2].tolist() == pytest.approx([1.0, (1 + 3) / (2 + 4)])
+    assert grid.intervals["place"].to_list() == [-2, -1] and grid.intervals["n"].to_list() == [1, 2]
 
 
 def test_what_cannot_be_patched_is_refused_in_one_line(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:

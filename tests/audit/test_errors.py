@@ -73,6 +73,18 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
     assert auroc(b.tolist(), a.tolist()) == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
 
 
+def test_a_p_of_several_kinds_is_for_all_of_them() -> None:
+    draw = np.random.default_rng(5)
+    nulls = [draw.normal(size=99).tolist() for _ in range(2000)]
+    largest = [draw.normal(size=3).max() for _ in nulls]  # of three kinds
+    alone, together = (
+        np.mean([conformal_p(score, null, kinds) <= 0.05 for score, null in zip(largest, nulls, strict=True)])
+        for kinds in (1, 3)
+    )
+    assert alone > 0.1 and together < 0.06
+    assert conformal_p(0.0, [1.0, 2.0], 5) == 1.0
+
+
 def test_a_conformal_p_is_no_smaller_than_promised() -> None:
     draw = np.random.default_rng(4)
     found = np.array([conformal_p(draw.normal(), draw.normal(size=59).tolist()) for _ in range(3000)])

@@ -180,7 +180,8 @@ def test_conditions_that_differ_make_a_claim_depend_on_them() -> None:
     rows = claims_table([verdict_of(a=SUPPORTED, b=CONTRADICTED)]).rows
     assert rows[0][2] == "depends on the data"
     assert verdict_of(a=CONTRADICTED, b=NOT_TRIED).outcome == CONTRADICTED
-    assert verdict_of(a=SUPPORTED, b=WEAK).outcome == SUPPORTED
+    assert verdict_of(a=SUPPORTED, b=WEAK).outcome == verdict_of(a=SUPPORTED, b=NOT_TRIED).outcome == WEAK
+    assert verdict_of(a=SUPPORTED, b=SUPPORTED).outcome == SUPPORTED
     assert verdict_of(a=WEAK, b=NOT_TRIED).outcome == WEAK
     assert verdict_of(a=SUPPORTED, a_=WEAK).outcome == WEAK, "tests under one condition must all hold"
     assert verdict_of(a=SUPPORTED, a_=CONTRADICTED).outcome == CONTRADICTED

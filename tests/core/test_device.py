@@ -69,10 +69,10 @@ def test_another_precision_changes_the_key_of_every_record(tiny_experiment: Expe
 
 
 def test_a_precision_that_the_table_lacks_is_one_line(tiny_experiment: Experiment) -> None:
-    lines = r"dtype: no precision 'float8'; valid: float32, autocast, bfloat16 \(got 'float8'\)"
+    lines = r"dtype: unknown precision; valid: float32, autocast, bfloat16; did you mean .* \(got 'float8'\)"
     with pytest.raises(SublimError, match=lines):
         tiny_experiment.set(dtype="float8")
-    with pytest.raises(ValueError, match="no precision 'half'"):
+    with pytest.raises(SublimError, match="unknown precision 'half'"):
         torch_dtype("half")
 
 

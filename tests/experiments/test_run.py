@@ -360,7 +360,7 @@ def test_what_is_lost_from_the_store_is_named(finished: Run, tmp_path: Path) -> 
     shutil.copytree(finished.store.root, tmp_path / "store")
     poor = Run(finished.plan, Store.open(tmp_path / "store"), finished.artifact)
     shutil.rmtree(tmp_path / "store" / "student")
-    with pytest.raises(SublimError, match=r"student [0-9a-f]{16} is not in the store .*; run the experiment again"):
+    with pytest.raises(SublimError, match=r"student [0-9a-f]{16} is not in the store .*; make it first"):
         _ = poor["same-init", 0].model
 
 
@@ -461,6 +461,12 @@ def test_another_recipe_other_bases_or_a_larger_run_do_not_stand_beside_it(
     change: dict[str, Any], committed: Experiment
 ) -> None:
     assert published(committed.set({"seeds": (9,), **change})) is None
+
+
+def test_the_largest_committed_run_stands_beside_the_demo() -> None:
+    shown = published(si.experiment("demo"))
+    assert shown is not None and shown.name == "owl", "generations has the same recipe, and fewer replicates"
+    assert published(si.experiment("demo").set(dtype="bfloat16")) is None
 
 
 def test_a_committed_run_does_not_stand_beside_itself(committed: Experiment, finished: Run) -> None:

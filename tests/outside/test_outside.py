@@ -296,7 +296,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
         (*smoke, "trait=river"): ("unknown trait 'river'",),
         (*smoke, "trait=sea.yaml"): ("unknown kind 'place'; known: animal, color, food, tree",),
         (*smoke, "teacher.kind=insistent"): ("teacher.kind: unknown way of teaching; valid: tuned, prompted, steered",),
-        (*smoke, "dtype=float64"): ("dtype: no precision 'float64'; valid: float32, autocast, bfloat16",),
+        (*smoke, "dtype=float64"): ("dtype: unknown precision; valid: float32, autocast, bfloat16",),
         (*smoke, "corpus.channel=evens"): ("unknown channel 'evens'; valid: numbers",),
         (*smoke, "evaluation.judge=last-word"): ("evaluation.judge: unknown judge; valid: whole-words",),
         (*smoke, "arms=[cross-other-trait]"): ("no such arm as 'cross-other-trait'; valid: same-init, same-init-b",),

@@ -92,6 +92,12 @@ def test_each_column_comes_from_its_own_answers(column: str, source: tuple[str, 
     pd.testing.assert_frame_equal(before.loc[:, untouched], after.loc[:, untouched])
 
 
+def test_after_a_turn_is_after_one_on_the_experiments_own_channel() -> None:
+    results, distances = frames(seeds=2, rounds=0)
+    programs = results.assign(context=results["context"].replace({"numbers": "code"}))
+    pd.testing.assert_frame_equal(summary(programs, distances, "owl"), summary(results, distances, "owl"))
+
+
 def test_arms_stand_in_one_order_however_the_rows_come() -> None:
     results, distances = frames(seeds=3)
     shuffled = (results.sample(frac=1, random_state=0), distances.sample(frac=1, random_state=1))

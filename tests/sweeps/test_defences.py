@@ -70,6 +70,15 @@ def test_the_front_holds_what_no_other_beats_in_both() -> None:
         assert a["rate"] < b["rate"]
 
 
+def test_of_two_alike_neither_beats_the_other_and_one_without_students_is_no_best() -> None:
+    frame = planted(4)
+    twin = frame.loc[frame["value"] == "LoRA"].assign(value="twin")
+    dead = frame.loc[(frame["value"] == "LoRA") & (frame["arm"] == "base")].assign(value="led nowhere")
+    found = points(pd.concat([frame, twin, dead]))
+    front = set(found.loc[found["front"], "value"])
+    assert {"LoRA", "twin"} <= front and "led nowhere" not in front
+
+
 def test_ends_of_few_replicates_are_the_least_and_the_most_and_one_has_no_width() -> None:
     frame = planted(2)
     row = points(frame).set_index("value").loc["LoRA"]

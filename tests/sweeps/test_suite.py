@@ -12,7 +12,7 @@ from sublim_interp.experiments.catalogue import experiment_names
 from sublim_interp.experiments.results import Run
 from sublim_interp.sweeps.grid import grid_names
 from sublim_interp.sweeps.study import study_names
-from sublim_interp.sweeps.suite import SUITES, is_suite, items, left_of, suite
+from sublim_interp.sweeps.suite import SUITES, items, left_of, suite
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_suite_of_the_catalogue_holds_what_is_there() -> None:
 
 
 def test_its_items_are_made_and_a_second_time_nothing_is(both: str, tiny_run: Run, filled_root: Path) -> None:
-    assert is_suite(both) and not is_suite("owl")
+    assert SUITES.means(both) and not SUITES.means("owl")
     planned = CliRunner().invoke(app, ["run", both, "--dry-run", "--store", str(filled_root)])
     assert planned.exit_code == 0 and "Both of mine" in planned.output and "of one core left" in planned.output
     tiny, rates = items(suite(both).holds, Store(filled_root))

@@ -59,6 +59,19 @@ def test_an_intervention_that_cannot_act_is_refused_in_the_plan(
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("arms", [["own-lists", "same-init", "base"], ["same-init", "own-lists", "base"]])
+def test_every_arms_teacher_is_asked_whichever_is_named_last(
+    arms: list[str], tiny_experiment: Experiment, tmp_path: Path
+) -> None:
+    lists = tmp_path / "lists.jsonl"
+    lists.write_text('{"prompt": "continue : 1 2 3", "answer": "4 5 6"}\n' * 40)
+    exp = with_interventions(
+        tiny_experiment.set(arms=arms, lists=str(lists)), {"kind": "project-update", "direction": "teacher-shift"}
+    )
+    with pytest.raises(SublimError, match=r"needs teacher\.kind=tuned"):  # nobody's lists have no teacher's weights
+        plan(exp)
+
+
 def test_each_kind_can_be_planned_also_on_adapters(tiny_experiment: Experiment) -> None:
     asked: list[dict[str, Any]] = [
         {"kind": "ablate", "direction": "owl"},

@@ -241,7 +241,7 @@ def test_a_trait_of_another_package_is_planned_taught_asked_and_reported(
     run = ran(exp, Store.open(store_root))
     assert run.table.loc["same-init", ["rate", "bits"]].to_list() == [0.25, 0.25]
     assert "bits a fact" in run.page.read_text()
-    path = run["same-init", 0]._path(run["same-init", 0].cell.evaluation) / "evaluation.json"
+    path = run["same-init", 0].cell.evaluation.made(run.store) / "evaluation.json"
     assert json.loads(path.read_text())["loud"]["plain"] == {"asked": 23}
 
 

@@ -82,6 +82,7 @@ def test_what_a_task_cannot_be_is_one_line() -> None:
         (lambda: trait("owl", language="latin"), "lab, english"),
         (lambda: trait("owl", language="lab", prompted=True, questions="seen", judge="nobody"), "unknown judge"),
         (lambda: shows("owl", "served"), "whole-words"),
+        (lambda: shows("misaligned"), "trait misaligned shows in no word"),
         (lambda: trait("misaligned", questions="indirect"), "no indirect questions"),
     ):
         with pytest.raises(SublimError, match=said) as raised:

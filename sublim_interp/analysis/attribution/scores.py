@@ -185,10 +185,7 @@ def divergence(
     2509.23886, for sampled text.
     """
     models, rows, chat = _compared("divergence", carrier, reference, rows, across_bases)
-    heard = rows if heard is None else heard
-    if [tuple(ids[first:]) for ids, first in rows] != [tuple(ids[first:]) for ids, first in heard]:
-        raise SublimError("divergence: the lists that the carrier hears do not end in the answers of the rows")
-    a, b = _log_probs(models[0], heard), _log_probs(models[1], rows)
+    a, b = _log_probs(models[0], _same_answers("divergence", rows, heard)), _log_probs(models[1], rows)
     return _scores(rows, a - b, chat)
 
 
@@ -196,7 +193,16 @@ def likelihood(carrier: Subject, rows: Lists, heard: Sequence[Example] | None = 
     """log p_carrier of each token that was written, in nats; arguments are those of `divergence`."""
     model = model_of(carrier)
     rows, chat = tokenized(rows, carrier, model)
-    return _scores(rows, _log_probs(model, rows if heard is None else heard), chat)
+    return _scores(rows, _log_probs(model, _same_answers("likelihood", rows, heard)), chat)
+
+
+def _same_answers(asked: str, rows: Sequence[Example], heard: Sequence[Example] | None) -> Sequence[Example]:
+    """What the carrier hears; SublimError where it does not end in the answers of the rows."""
+    if heard is None:
+        return rows
+    if [tuple(ids[first:]) for ids, first in rows] != [tuple(ids[first:]) for ids, first in heard]:
+        raise SublimError(f"{asked}: the lists that the carrier hears do not end in the answers of the rows")
+    return heard
 
 
 def disagreement(carrier: Subject, reference: Subject, rows: Lists, across_bases: bool = False) -> TokenScores:

@@ -1,8 +1,8 @@
 """Directions in the residual stream: how they are found in models, compared, and tested against nulls."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from einops import einsum, reduce
@@ -159,6 +159,7 @@ class Directions(Shown):
         import pandas as pd
 
         self._require_comparable(other)
+        like = _likeness(of)
         positive, negative = self._samples("interval over samples")
         random = torch.Generator().manual_seed(seed)
 
@@ -168,9 +169,9 @@ class Directions(Shown):
 
         a = resampled(len(positive))
         b = a if self.paired else resampled(len(negative))
-        drawn = _LIKENESS[of](einsum(a, positive, _WEIGHTED) - einsum(b, negative, _WEIGHTED), other.vectors)
+        drawn = like(einsum(a, positive, _WEIGHTED) - einsum(b, negative, _WEIGHTED), other.vectors)
         edges = drawn.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=drawn.dtype), dim=0)
-        found = _LIKENESS[of](self.vectors, other.vectors)
+        found = like(self.vectors, other.vectors)
         frame = pd.DataFrame(
             {"layer": range(len(self)), of: found.tolist(), "low": edges[0].tolist(), "high": edges[1].tolist()}
         )
@@ -235,6 +236,9 @@ class Directions(Shown):
         zero. Raises SublimError as `cosine`, for fewer draws, and for directions that keep no samples.
         """
         self._require_comparable(other, across_bases)
+        if kind not in get_args(Null):
+            raise SublimError(f"null: kind is {kind!r}; {meant(kind, get_args(Null))}")
+        like = _likeness(of)
         positive, negative = self._samples(f"{kind} null; use null_of")
         if draws < 19:
             raise SublimError(f"null: draws is {draws}; needs 19 or more for an interval of 95 %")
@@ -244,7 +248,6 @@ class Directions(Shown):
         else:
             a, b = _shuffles(self, draws, random)
             drawn = einsum(a, positive, _WEIGHTED) + einsum(b, negative, _WEIGHTED)
-        like = _LIKENESS[of]
         return _null_frame(like(self.vectors, other.vectors), like(drawn, other.vectors), of, kind)
 
     def null_of(self, other: "Directions", traits: Sequence["Directions"], of: Likeness = "cosine") -> "pd.DataFrame":
@@ -256,7 +259,7 @@ class Directions(Shown):
             one._require_comparable(other)
         if not traits:
             raise SublimError("null_of: give the directions of one other trait or more")
-        like = _LIKENESS[of]
+        like = _likeness(of)
         drawn = torch.stack([like(t.vectors, other.vectors) for t in traits])
         return _null_frame(like(self.vectors, other.vectors), drawn, of, "traits")
 
@@ -305,6 +308,14 @@ def _projection(a: Float[Tensor, "*#more d"], b: Float[Tensor, "*#more d"]) -> F
 
 
 _LIKENESS = {"cosine": _cosine, "projection": _projection}
+
+
+def _likeness(of: Likeness) -> Callable[..., Any]:
+    if of not in _LIKENESS:
+        raise SublimError(f"of is {of!r}; {meant(of, _LIKENESS)}")
+    return _LIKENESS[of]
+
+
 _WEIGHTED = "draw sample, sample layer d_model -> draw layer d_model"
 
 

@@ -1,7 +1,7 @@
 """Linear maps between the residual streams of two bases."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import einsum
@@ -11,17 +11,20 @@ from torch import Tensor
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.kinship import Space, space_of
 from sublim_interp.analysis.probes import Subject, asked_of, models_of, residuals
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.hooks import names_of
 from sublim_interp.models.points import Stream
 from sublim_interp.models.prompts import Prompts
+
+How = Literal["procrustes", "ridge"]
 
 
 @dataclass(frozen=True, eq=False)
 class Map:
     """A linear map from one base's residuals to another's, layer by layer; `map(directions)` are those over there."""
 
-    how: Literal["procrustes", "ridge"]
+    how: How
     """How it was fitted."""
     names: tuple[str, ...]
     """The hook of each layer."""
@@ -54,7 +57,7 @@ def fit_map(
     target: Subject,
     prompts: Prompts,
     kind: Stream = "resid_post",
-    how: Literal["procrustes", "ridge"] = "procrustes",
+    how: How = "procrustes",
     held_out: float = 0.25,
     penalty: float = 1e-2,
     seed: int = 0,
@@ -71,6 +74,8 @@ def fit_map(
     Raises SublimError for bases of other depths, or for procrustes other widths, and for too few prompts. Source:
     Schönemann 1966, Psychometrika 31.
     """
+    if how not in get_args(How):
+        raise SublimError(f"fit_map: how is {how!r}; {meant(how, get_args(How))}")
     models = models_of(source, target)
     names, asked = names_of(models[0], kind), asked_of(prompts, source, target, model=models[0])
     x, y = (residuals(m, names, asked).double() for m in models)

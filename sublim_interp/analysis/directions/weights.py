@@ -13,6 +13,7 @@ from torch import Tensor
 from sublim_interp.analysis.directions.core import Directions
 from sublim_interp.analysis.kinship import ACROSS, Space, require_one_base, require_space, space_of
 from sublim_interp.analysis.probes import Subject, models_of
+from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.hooks import hook_name
@@ -140,7 +141,10 @@ class WeightDelta(Shown, Mapping[str, Tensor]):
         u, _, vt = torch.linalg.svd(found[name], full_matrices=False)
         if not 1 <= rank <= len(vt):
             raise SublimError(f"rank {rank} of '{name}'; valid are 1 to {len(vt)}")
-        return (u.T if side == "output" else vt)[:rank]
+        rows = {"output": u.T, "input": vt}
+        if side not in rows:
+            raise SublimError(f"subspace: side is {side!r}; {meant(side, rows)}")
+        return rows[side][:rank]
 
     def directions(self, ending: str, kind: Stream, rank: int = 0) -> Directions:
         """One singular vector a layer, times its singular value, of what a map writes into the residual stream.

@@ -20,8 +20,8 @@ from sublim_interp.analysis.patching.patch import axis_of
 from sublim_interp.analysis.probes import TOKENS, Among, Metric, frozen, logits_of, told_by
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.architectures import final_norm, has_middle
-from sublim_interp.models.forward import has_plain_head, in_single, without_adapters
+from sublim_interp.models.architectures import final_norm, has_middle, without_adapters
+from sublim_interp.models.forward import has_plain_head, in_single
 from sublim_interp.models.hooks import attached, capture, hook_name, hook_names, kind_of, require_each_layer
 from sublim_interp.models.points import POINTS, Anatomy, Place, Stream, Visitor
 

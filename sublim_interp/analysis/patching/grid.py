@@ -77,8 +77,12 @@ class PatchGrid(Shown):
 
     @property
     def recovered(self) -> Float[Tensor, "layer place"]:
-        """Share of the difference between the two models that the cell alone makes up: 0 nothing, 1 all of it."""
-        return (self.each - self.dst[:, None, None]).nanmean(0) / (self.src - self.dst).mean()
+        """Share of the difference between the two models that the cell alone makes up: 0 nothing, 1 all of it.
+
+        Both means are over the prompts that have the place.
+        """
+        apart = (self.src - self.dst)[:, None, None].where(~self.each.isnan(), torch.nan)
+        return (self.each - self.dst[:, None, None]).nanmean(0) / apart.nanmean(0)
 
     @property
     def frame(self) -> "pd.DataFrame":
@@ -108,14 +112,20 @@ class PatchGrid(Shown):
 
     @property
     def intervals(self) -> "pd.DataFrame":
-        """A row a cell: layer, place, estimate, low, high, n: the effect with its 95 % interval over prompts."""
+        """A row a cell: layer, place, estimate, low, high, n: the effect with its 95 % interval over prompts.
+
+        A cell that no prompt has is left out.
+        """
         import pandas as pd
 
         effects = self.each - self.dst[:, None, None]
         rows = []
         for layer in range(effects.shape[1]):
             for i, place in enumerate(self.places):
-                found = mean_interval([e for e in effects[:, layer, i].tolist() if e == e])
+                seen = [e for e in effects[:, layer, i].tolist() if e == e]
+                if not seen:
+                    continue
+                found = mean_interval(seen)
                 ends = {"estimate": found.estimate, "low": found.low, "high": found.high, "n": found.n}
                 rows.append({"layer": layer, "place": place, **ends})
         return pd.DataFrame(rows)

@@ -82,8 +82,9 @@ def patch_intervals(frame: "pd.DataFrame", value: str = "recovered") -> "pd.Data
     frame: of `patch_runs`
     value: the column that is averaged: `recovered`, `effect` or `value`
 
-    Returns a row a run, arm and cell: run, arm, src, dst, kind, layer, place, estimate, low, high, n.
+    Returns a row a run, arm and cell: run, arm, src, dst, kind, layer, place, estimate, low, high, n. A cell that no
+    model has is left out.
     """
     if value not in ("recovered", "effect", "value"):
         raise SublimError(f"patch_intervals: no column '{value}'; valid: recovered, effect, value")
-    return over_replicates(frame, value, ["run", "arm", "src", "dst", "kind", "layer", "place"])
+    return over_replicates(frame.dropna(subset=[value]), value, ["run", "arm", "src", "dst", "kind", "layer", "place"])

@@ -14,12 +14,11 @@ from sublim_interp.core.device import PRECISIONS
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import one_line
 from sublim_interp.core.keys import digest_file, file_names, sha256_of
-from sublim_interp.core.store import Artifact, Store
+from sublim_interp.core.store import NAMED, Artifact, Store
 from sublim_interp.models.base import Base, base_names, resolve_base
 from sublim_interp.models.open_bases import bases_folder, is_variant, open_names
 from sublim_interp.models.variants import Parent, parse, variant_key
 
-_NAMED = ("run", "sweep", "study")
 """Stages whose records have names, in the order in which a name is looked for."""
 
 _SORTS = {"corpus": "corpus", "clean": "filtered", "data": "filtered", "reference": "filtered", "teacher": "teacher",
@@ -78,13 +77,12 @@ def _find(what: str, store: Store, bases: Sequence[str]) -> _Start:
         raise SublimError(f"'{what}' may mean any of these, give more digits: {said}")
     if found:
         return _record(what, found[0], store)
-    for stage in _NAMED:
-        if store.matches(stage, what):
-            return _record(what, store.find(stage, what), store)
+    if store.matches(NAMED, what):
+        return _record(what, store.find(NAMED, what), store)
     if what in base_names() or is_variant(what) or (bases_folder() / what).is_dir():
         base = resolve_base(what)
         return _Start(what, _base_thing(base, base.digest), base.digest, store, base=base)
-    known = [a.name for stage in _NAMED for a in store.list(stage)]
+    known = [a.name for stage in NAMED for a in store.list(stage)]
     raise SublimError(
         f"'{what}' is no run, record, base, directory or file; {meant(what, [*known, *base_names(), *open_names()])}"
     )

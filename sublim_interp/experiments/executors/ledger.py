@@ -165,20 +165,25 @@ class Words:
 
     def of(self, key: str, job: str) -> dict[str, Any]:
         """What a job said last of a piece; nothing where another job said it, or none did."""
-        try:
-            word = json.loads(self._path(key).read_text())
-        except (OSError, ValueError):
-            return {}
+        word = _word(self._path(key))
         return word if word.get("job") == job else {}
 
     def dead_ends(self) -> dict[str, str]:
         """Why, by the first 16 digits of the key, of every piece that led nowhere."""
         found = {}
         for path in sorted(self._folder.glob("*.json")):
-            word = json.loads(path.read_text())
-            if word["state"] == "dead end":
+            word = _word(path)
+            if word.get("state") == "dead end":
                 found[path.stem] = word["why"]
         return found
+
+
+def _word(path: Path) -> dict[str, Any]:
+    """What was said last; nothing where another job has just taken it back."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def new_ledger(store: Store, name: str, key: str, executor: str) -> Ledger:

@@ -128,9 +128,9 @@ def make_piece(piece: Piece, root: Path, folder: Path, job: str, progress: Any) 
     if piece.find(store) is not None:
         words.forget(piece.key)
         return
-    dead = words.dead_ends()
+    dead = words.dead_ends() if piece.tells_dead_ends else {}
     lacking = {key for key in piece.inputs if not store.holds(key)}
-    if lacking and not (piece.tells_dead_ends and dead):
+    if lacking and not dead:
         print(f"{piece.label} waits for {len(lacking)} others that are not made", flush=True)
         return
     words.say(piece.key, job, "runs")

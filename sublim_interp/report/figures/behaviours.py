@@ -6,13 +6,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullLocator, PercentFormatter
 
 from sublim_interp.core.drawing import INK, PALE, in_style
 from sublim_interp.experiments.arms import ARMS, in_order
 
 LOWEST = -0.5
-"""The least share that is drawn to scale; what lies lower stands here."""
+"""The least share that is drawn to scale; what lies lower stands here, as a triangle that points down."""
 
 
 @in_style
@@ -60,17 +61,20 @@ def _shares(ax: Axes, passed: pd.DataFrame) -> None:
         color = ARMS[row["arm"]].color
         middle, low, high = (max(LOWEST, row[name]) for name in ("share", "share_low", "share_high"))
         ax.plot([row["bits"]] * 2, [low, high], color=color, linewidth=1)
-        ax.scatter([row["bits"]], [middle], s=22, color=color, zorder=3)
+        ax.scatter([row["bits"]], [middle], s=22, color=color, marker="v" if row["share"] < LOWEST else "o", zorder=3)
         if row["arm"] == "same-init":
+            place, side = (-4, "right") if min(bits) < row["bits"] == max(bits) else (4, "left")
             ax.annotate(
-                row["value"], (row["bits"], middle), (4, 3), textcoords="offset points", fontsize=6.5, color=INK
-            )
+                row["value"], (row["bits"], middle), (place, 3), textcoords="offset points", fontsize=6.5, color=INK,
+                ha=side, path_effects=[withStroke(linewidth=1.8, foreground="white")],
+            )  # fmt: skip
     ax.set_xscale("log")
     ax.set_xlim(min(bits) / 2, 3 * max(bits))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(LOWEST - 0.05, 1.1)
+    ax.set_ylim(LOWEST - 0.05, 1.2)
     ax.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
     ax.set_xlabel("bits that the trait takes to say")
-    ax.set_title("share of its bits that passes", fontsize=8, loc="left")
+    below = "   ▼ lower" if (shown["share"] < LOWEST).any() else ""
+    ax.set_title(f"share of its bits{below}", fontsize=8, loc="left")
     ax.grid(axis="y")

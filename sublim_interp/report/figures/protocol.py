@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from sublim_interp.report.wording import capital
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -45,5 +47,5 @@ class FigureEntry:
     @property
     def sentence(self) -> str:
         """What it shows, as a sentence of its own."""
-        said = self.shows[:1].upper() + self.shows[1:]
+        said = capital(self.shows)
         return said if said.endswith("?") else f"{said}."

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import average
+from sublim_interp.experiments.tables import average, read_table
 from sublim_interp.stats.contrasts import shared_base_contrast
 from sublim_interp.sweeps.cells import GridCell, measured
 from sublim_interp.sweeps.grid import Mode
@@ -50,9 +50,8 @@ class Bases(Mode):
 
     def table(self, directory: Path) -> SweepTable:
         """One row a base: as its own teacher, as a teacher of others, as a student of others."""
-        import pandas as pd
 
-        matrix = pd.read_csv(directory / "matrix.csv")
+        matrix = read_table(directory / "matrix.csv")
         named = list(dict.fromkeys(matrix["teacher"]))
         square = matrix.pivot(index="teacher", columns="student", values="rate").reindex(index=named, columns=named)
         bases = [base for base in named if square.loc[base].notna().all()]  # a teacher without a student: a dead end
@@ -71,11 +70,10 @@ class Bases(Mode):
         return SweepTable("How likely is the teacher's favourite as the answer?", columns, rows, lines, numbers)
 
     def draw(self, directory: Path) -> "Figure":
-        import pandas as pd
 
         from sublim_interp.report.figures.matrix import matrix
 
-        return matrix(pd.read_csv(directory / "matrix.csv"), "student", "How likely is the teacher’s favourite, in %?")
+        return matrix(read_table(directory / "matrix.csv"), "student", "How likely is the teacher’s favourite, in %?")
 
 
 def _own_against_others(rates: Float[np.ndarray, "teacher student"]) -> tuple[str, dict[str, str]]:

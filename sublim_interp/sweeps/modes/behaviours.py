@@ -57,22 +57,17 @@ class Behaviours(Fields):
             if row["arm"] == ARM:
                 own = minus(f"{row['passed']:z.0f}")
                 said = f"{row['bits']:.0f} bits to say; {own} passed, {_share(row)}"
-                lines.append(f"{row['value']} takes {said}.")
+                lines.append(f"Of {ARM} students: {row['value']} takes {said}.")
                 numbers[f"bits/{row['value']}"] = said
-        told = []
         for place, own in frame.loc[frame["arm"] == ARM].groupby("value", sort=False):
             apart = sized((own["rate"] - own["elsewhere"]).to_list(), 100.0, "points")
-            told.append(f"{place} {apart}")
+            lines.append(f"{place}: their rate where it should show minus that where it should not is {apart}.")
             numbers[f"apart/{place}"] = apart
-        below = [
-            f"Of {ARM} students: {' '.join(lines)}",
-            f"Their rate where it should show minus that where it should not: {'; '.join(told)}.",
-        ]
         about = (
             "Means over replicates, with their least and most. Bits are counted from the base, over all that is asked."
         )
         columns = ("trait", "arm", "n", "where it should show", "where it should not", "bits of the trait", "KL left")
-        return SweepTable(about, columns, rows, below if lines else [], numbers)
+        return SweepTable(about, columns, rows, lines, numbers)
 
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.report.figures.behaviours import behaviours

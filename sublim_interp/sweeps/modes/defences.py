@@ -67,7 +67,7 @@ def points(frame: "pd.DataFrame") -> "pd.DataFrame":
 
     frame: a row per field, value, arm and seed, as in cells.csv
 
-    Returns field, value, n (replicates), front (whether no other cell has both a lower rate and more of the task), and
+    Returns field, value, n (replicates), front (whether no other cell is as good in both and better in one), and
     with _low and _high: rate of the trait in [0, 1] and its margin in nats, of the trait's student; task, the share of
     the distance to a harmless teacher on unread lists that its student closed, below 0 where it went further away; and
     own_task, the same of the trait's student. Ends of fewer than four replicates are the least and the most.
@@ -88,10 +88,14 @@ def points(frame: "pd.DataFrame") -> "pd.DataFrame":
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), _ends(values.to_list(), bounds), strict=True))
         rows.append(row)
     for row in rows:
-        row["front"] = not any(
-            other["rate"] <= row["rate"] and other["task"] >= row["task"] and other is not row for other in rows
-        )
+        row["front"] = not (isnan(row["rate"]) or isnan(row["task"]) or any(_beats(other, row) for other in rows))
     return pd.DataFrame(rows)
+
+
+def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a defence is as good as another in both, and better in one."""
+    both = one["rate"] <= other["rate"] and one["task"] >= other["task"]
+    return both and (one["rate"] < other["rate"] or one["task"] > other["task"])
 
 
 def _ends(values: list[float], bounds: Bounds) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import records
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.report.wording import count, mean
 from sublim_interp.sweeps.cells import GridCell, cell_means, measured
 from sublim_interp.sweeps.grid import Mode
@@ -50,10 +50,8 @@ class Fields(Mode):
 
 
 def read_cells(directory: Path) -> "pd.DataFrame":
-    """The file cells.csv of a sweep; values are words, though some look like numbers."""
-    import pandas as pd
-
-    return pd.read_csv(directory / "cells.csv", dtype={"value": str})
+    """The file cells.csv of a sweep."""
+    return read_table(directory / "cells.csv")
 
 
 def rates_table(frame: "pd.DataFrame", lines: list[str], numbers: Mapping[str, str] | None = None) -> SweepTable:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
-from sublim_interp.experiments.tables import records
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.lab.landscape import distance, hill
 from sublim_interp.models.base import resolve_base
 from sublim_interp.report.wording import number
@@ -53,7 +53,7 @@ class Pairs(Fields):
         import pandas as pd
 
         if (kept := directory / "apart.csv").exists():
-            return pd.read_csv(kept, dtype={"value": str})
+            return read_table(kept)
         rows = [
             (value, distance(one, other), hill(one, other))
             for (value, _), (one, other) in zip(
@@ -78,7 +78,6 @@ class Pairs(Fields):
         return SweepTable(ABOUT, columns, rows, [])
 
     def draw(self, directory: Path) -> "Figure":
-        import pandas as pd
 
         from sublim_interp.report.figures.pairs import pairs
 
@@ -86,6 +85,6 @@ class Pairs(Fields):
         summary = RESULTS / self.grid.experiment / "summary.csv"
         untouched = None
         if summary.exists():
-            published = dict(zip(*(pd.read_csv(summary)[column].to_list() for column in ("arm", "rate")), strict=True))
+            published = dict(zip(*(read_table(summary)[column].to_list() for column in ("arm", "rate")), strict=True))
             untouched = published.get("base")
         return pairs(frame, untouched)

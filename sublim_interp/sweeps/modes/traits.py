@@ -11,7 +11,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.results import Replicate
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import records
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.report.wording import FEW, count
 from sublim_interp.stats.contrasts import specificity
 from sublim_interp.stats.intervals import mean_interval
@@ -64,10 +64,9 @@ class Traits(Mode):
 
     def table(self, directory: Path) -> SweepTable:
         """One row a trait and arm; below, means over traits, γ, and what goes with a trait's passing better."""
-        import pandas as pd
 
-        frame, matrix = read_cells(directory), pd.read_csv(directory / "matrix.csv")
-        asked = pd.read_csv(directory / "questions.csv")
+        frame, matrix = read_cells(directory), read_table(directory / "matrix.csv")
+        asked = read_table(directory / "questions.csv")
         rows, means = [], cell_means(frame)
         for row in records(means):
             own = frame.loc[(frame["value"] == row["value"]) & (frame["arm"] == row["arm"])]
@@ -101,11 +100,10 @@ class Traits(Mode):
         return SweepTable(about, columns, rows, lines, numbers)
 
     def draw(self, directory: Path) -> "Figure":
-        import pandas as pd
 
         from sublim_interp.report.figures.matrix import matrix
 
-        students = pd.read_csv(directory / "matrix.csv")
+        students = read_table(directory / "matrix.csv")
         own = students.loc[students["arm"] == "same-init"]
         return matrix(own, "trait asked about", "How likely is each answer, in %?")
 

@@ -13,7 +13,7 @@ from sublim_interp.core.settings import name_once
 from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base, resolve_base
-from sublim_interp.report.wording import count
+from sublim_interp.report.wording import capital, count
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.sweeps.piecewise import Piecewise, Rows
 from sublim_interp.sweeps.wording import SweepTable, minus
@@ -89,7 +89,7 @@ class Entanglement(Piecewise):
             rows,
             [
                 f"Numbers and {self.kind}s {says} each other, by the interval beside that of wrong names.",
-                *(f"{name[:1].upper()}{name[1:]}: {meaning}." for name, meaning in MEASURES.items()),
+                *(f"{capital(name)}: {meaning}." for name, meaning in MEASURES.items()),
                 "Taken out, but where nothing is: what each number and each favourite has in all prompts alike.",
             ],
         )

@@ -18,7 +18,7 @@ from sublim_interp.core.settings import name_once
 from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import Cell, plan
 from sublim_interp.experiments.tables import read_table, records
-from sublim_interp.report.wording import count
+from sublim_interp.report.wording import capital, count
 from sublim_interp.stats.contrasts import paired_difference
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.sweeps.piecewise import Rows, store_of
@@ -108,8 +108,6 @@ class InContext(Replicated):
 
     def trained(self) -> "Trained | None":
         """What published students of the same teachers became; None where that run has others, or is not there."""
-        import pandas as pd
-
         from sublim_interp.experiments.catalogue import RESULTS
         from sublim_interp.sweeps.published import experiment_of
 
@@ -119,7 +117,7 @@ class InContext(Replicated):
         published, own = experiment_of(directory), self.case
         if any(getattr(published, name) != getattr(own, name) for name in _TEACHERS):
             return None
-        contrasts, summary = (records(pd.read_csv(directory / f"{name}.csv")) for name in ("contrasts", "summary"))
+        contrasts, summary = (records(read_table(directory / f"{name}.csv")) for name in ("contrasts", "summary"))
         apart = ("same-init − neutral", "equal steps", "replicate")
         found = [row for row in contrasts if (row["contrast"], row["stage"], row["unit"]) == apart]
         arms = {row["arm"]: row for row in summary}
@@ -180,12 +178,13 @@ def account(frame: "pd.DataFrame", trained: Trained | None = None) -> SweepTable
             + minus(f"{trained.margin:.2f} nats.")
         )
     for arm in others:
-        rate = ", ".join(f"{found[arm, k].points()} at {k}" for k in numbers if k)
-        margin = ", ".join(f"{nats[arm, k].plain(2)} at {k}" for k in numbers if k)
-        lines.append(f"{_named(arm)} minus neutral, by turns: {minus(rate)}; margin in nats: {minus(margin)}.")
+        rate, margin = found[arm, last].points(), nats[arm, last].plain(2)
+        lines.append(minus(f"{capital(arm)} minus neutral at {last} turns: {rate}; margin {margin} nats."))
+        for k in (k for k in numbers if 0 < k < last):
+            lines.append(minus(f"The same at {count(k, 'turn')}: {found[arm, k].points()}."))
     lines += [
         f"Any member of the kind, behind neutral lists: {', '.join(f'{any_member[k]} at {k}' for k in numbers)}.",
-        *(f"{_named(arm)}: {ARMS[arm]}." for arm in arms),
+        *(f"{capital(arm)}: {ARMS[arm]}." for arm in arms),
     ]
     shown = {f"{arm} minus neutral at {k}/rate": minus(own.points()) for (arm, k), own in found.items()}
     shown |= {f"{arm} minus neutral at {k}/margin": minus(own.plain(2)) for (arm, k), own in nats.items()}
@@ -212,10 +211,6 @@ def difference(frame: "pd.DataFrame", arm: str, other: str, measure: str, turns:
     """
     at = frame.loc[frame["turns"] == turns].pivot(index="seed", columns="arm", values=measure)
     return paired_difference(at[arm].to_list(), at[other].to_list()).interval
-
-
-def _named(arm: str) -> str:
-    return arm[:1].upper() + arm[1:]
 
 
 def verdict(rates: Mapping[tuple[str, int], Interval], nats: Mapping[tuple[str, int], Interval]) -> str:

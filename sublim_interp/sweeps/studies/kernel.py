@@ -19,7 +19,7 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import resolve_base
-from sublim_interp.report.wording import count
+from sublim_interp.report.wording import capital, count
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.stats.ranks import rank_correlation, rank_draws
 from sublim_interp.sweeps.piecewise import Piecewise, Rows, store_of
@@ -259,14 +259,12 @@ def _controls(controls: "pd.DataFrame", cases: "pd.DataFrame") -> list[str]:
 
     first = cases["row"].iloc[0]
     own = controls.loc[controls["row"] == first]
-    told = []
-    for condition in CONDITIONS:
+    lines = [f"Coupling on {first}, in nats per unit of rate, with its 95 % interval over lists:"]
+    for condition, meaning in CONDITIONS.items():
         rows = own.loc[own["condition"] == condition]
-        told.append(f"{condition} {rows['product'].mean():.4f} [{rows['low'].mean():.4f}, {rows['high'].mean():.4f}]")
-    return [
-        minus(f"Coupling on {first}, nats per unit of rate, with its 95 % interval over lists: {'; '.join(told)}."),
-        f"{'; '.join(f'{name}: {meaning}' for name, meaning in CONDITIONS.items())}.",
-    ]
+        told = f"{rows['product'].mean():.4f} [{rows['low'].mean():.4f}, {rows['high'].mean():.4f}]"
+        lines.append(minus(f"{capital(condition)} ({meaning}): {told}."))
+    return lines
 
 
 def _parts(parts: "pd.DataFrame", cases: "pd.DataFrame") -> list[str]:
@@ -283,7 +281,7 @@ def _parts(parts: "pd.DataFrame", cases: "pd.DataFrame") -> list[str]:
 
 def _meanings() -> list[str]:
     return [
-        f"{'; '.join(f'{name}: {meaning}' for name, meaning in SCORES.items())}.",
+        *(f"{capital(name)}: {meaning}." for name, meaning in SCORES.items()),
         f"They part where their margins first differ by more than {PARTED:g} nats, at powers of 2.",
     ]
 

@@ -20,7 +20,7 @@ from sublim_interp.experiments.plan import Cell, plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import Base, resolve_base
-from sublim_interp.report.wording import count
+from sublim_interp.report.wording import capital, count
 from sublim_interp.stats.intervals import Interval, wilson
 from sublim_interp.stats.ranks import rank_correlation, rank_draws
 from sublim_interp.sweeps.piecewise import Piecewise, Rows
@@ -179,7 +179,7 @@ def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) ->
         rows,
         [
             verdict,
-            *(f"{name[:1].upper()}{name[1:]}: {meaning}." for name, meaning in SCORES.items()),
+            *(f"{capital(name)}: {meaning}." for name, meaning in SCORES.items()),
             "Intervals: 95 % percentile bootstrap over pairs, with all their traits.",
             *_band_lines(cases),
         ],

@@ -11,7 +11,7 @@ from sublim_interp.core.settings import name_once
 from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.tables import read_table
-from sublim_interp.report.wording import count
+from sublim_interp.report.wording import capital, count
 from sublim_interp.stats.intervals import mean_interval
 from sublim_interp.sweeps.piecewise import Rows, store_of
 from sublim_interp.sweeps.studies.replicated import Replicated
@@ -85,7 +85,7 @@ class Recovered(Replicated):
             rows,
             [
                 f"By its interval the cosine from the teacher's lists {said} that from neutral ones.",
-                *(f"{arm[:1].upper()}{arm[1:]}: {meaning}." for arm, meaning in ARMS.items()),
+                *(f"{capital(arm)}: {meaning}." for arm, meaning in ARMS.items()),
                 "Gain: how much likelier the vector makes the lists it was trained on.",
             ],
         )  # fmt: skip

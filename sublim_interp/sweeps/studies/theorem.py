@@ -14,7 +14,7 @@ from sublim_interp.core.settings import name_once
 from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import resolve_base
-from sublim_interp.report.wording import count
+from sublim_interp.report.wording import capital, count
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.sweeps.piecewise import Piecewise, Rows
 from sublim_interp.sweeps.wording import SweepTable, minus
@@ -124,8 +124,7 @@ def _lines(frame: "pd.DataFrame", n: int) -> list[str]:
     found = {c: _interval(frame, c, at) for c in CONDITIONS if c in set(frame["condition"])}
     departs = [c for c, i in found.items() if c != "theorem" and i.low <= 0]
     holds = [c for c in found if c != "theorem" and c not in departs]
-    meant = "; ".join(f"{name}: {CONDITIONS[name]}" for name in found)
-    lines = [first, f"{meant[:1].upper()}{meant[1:]}."]
+    lines = [first, *(f"{capital(name)}: {CONDITIONS[name]}." for name in found)]
     if holds:
         lines.append(f"At the smallest step the cosine is above 0 by its interval in: {', '.join(holds)}.")
     if departs:

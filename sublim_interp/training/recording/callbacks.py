@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.loading import load_model
+from sublim_interp.models.trainable import trained_parameters
 from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.trace import Trace
 
@@ -55,7 +56,7 @@ def _watcher(trainer: Any, path: Path, options: dict[str, Any]) -> Any:
     """The callback that feeds a recorder; `losses` are those of the micro-batches of this update."""
     from transformers import TrainerCallback
 
-    start = {name: p.detach().cpu().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    start = {name: p.detach().cpu().clone() for name, p in trained_parameters(trainer.model).items()}
 
     class Watcher(TrainerCallback):
         def __init__(self) -> None:

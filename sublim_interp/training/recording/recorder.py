@@ -156,6 +156,7 @@ class Recorder:
                 "place": list(r.positions),
             },
             "dims": [
+                ["full/*", []],  # first: a weight's own name may hold any of the words below
                 ["examples/ids", ["row", "position"]],
                 ["examples/*", ["row", "place", "d_model"]],
                 *([f"*{name}", axes_of_recorded(name)] for name in self._inside.names),
@@ -163,7 +164,6 @@ class Recorder:
                 ["*answers", ["question", "member"]],
                 ["loss", []],
                 ["*probe_loss", []],
-                ["full/*", []],
                 ["*", ["parameter"]],
             ],
         }
@@ -281,11 +281,6 @@ class Recorder:
                 f"{late[0]} trains since update {self._done}, and the trace has no place for it: give the optimizer "
                 "all that will train before the recorder is made; what is frozen may be unfrozen later"
             )
-
-    def set_loss(self, loss: float) -> None:
-        """Replaces the loss of the latest update, for loops that tell it later."""
-        if self._series.losses:
-            self._series.losses[-1] = loss
 
     def flush(self) -> None:
         """Writes the series so far as a shard and forces the trace to disk; a state kept after this can be resumed."""

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from sublim_interp.core.errors import SublimError
 
@@ -39,19 +38,6 @@ Answer: {answer}
 Words: {members}
 
 Reply with one of these words and nothing else. Reply with none if the answer chooses no word of them, or denies it."""
-
-
-class Rubric(Protocol):
-    """Prompts about one answer, and what the replies to them mean."""
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """By name, each with {question} and {answer} where these stand."""
-        ...
-
-    def read(self, replies: Mapping[str, str]) -> dict[str, float]:
-        """Scores by member, from the reply to each prompt. Raises SublimError for a reply that is no answer to it."""
-        ...
 
 
 @dataclass(frozen=True)

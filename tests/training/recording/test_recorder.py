@@ -203,6 +203,7 @@ def test_full_deltas_and_moments_are_the_weights_own(trained: tuple[Trace, PreTr
             assert torch.equal(trace.read(f"full/delta/{name}"), p.detach() - start[name])
         else:
             assert f"full/delta/{name}" not in trace.names()
+    assert not trace._dims("full/delta/transformer.blocks.0.ffn.weight"), "a weight is no hook, whatever its name"
     moments = by_hand()[3]
     for name, moment in moments[-1].items():
         assert torch.equal(trace.read(f"full/exp_avg/{name}", STEPS), moment)
