@@ -93,7 +93,7 @@ def paper(
 def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run: bool) -> Path | None:
     """Makes all that the paper shows, and publishes it into `results`; None where it was only asked what that costs."""
     from sublim_interp.cli.planned import print_items, require_makeable
-    from sublim_interp.cli.run import made_anew
+    from sublim_interp.cli.subjects import subject
     from sublim_interp.paper.check import read_main
     from sublim_interp.paper.own import is_own
     from sublim_interp.paper.remaking import pieces, publish
@@ -107,7 +107,7 @@ def _remade(place: Path, store: "Store", results: Path, processes: int, dry_run:
         return None
     require_makeable(found)
     for one in found:
-        made_anew(one.name, store, processes)
+        subject(one.name, store).make(processes)
         publish(one.name, store, results)
     return results
 

@@ -1,35 +1,25 @@
 """`sublim show X`: what an experiment, a base, a trait, a run or a replicate is."""
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sublim_interp.cli.bases import described
 from sublim_interp.cli.last_error import last_error
-from sublim_interp.cli.options import BaseOption, SetOption, StoreOption, configured, configured_study, planned_grid
+from sublim_interp.cli.options import BaseOption, SetOption, StoreOption
 from sublim_interp.cli.printing import print_, table_of
-from sublim_interp.cli.run import (
-    print_grid_plan,
-    print_plan,
-    print_study_plan,
-    print_suite_plan,
-    sweep_lines,
-    told_lines,
-)
+from sublim_interp.cli.run import print_suite_plan
+from sublim_interp.cli.subjects import subject
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from rich.console import RenderableType
 
     from sublim_interp.core.store import Store
     from sublim_interp.experiments.results import Replicate
-    from sublim_interp.experiments.schema import Experiment
     from sublim_interp.models.base import Base
-    from sublim_interp.sweeps.study import Study
 
 
 def show(
@@ -48,50 +38,26 @@ def show(
     ] = False,
 ) -> None:
     """Show an experiment's configuration, planned work and cost; or what a base, a trait, a run or a replicate is."""
+    from sublim_interp.core.shelf import is_path
     from sublim_interp.core.store import Store
-    from sublim_interp.experiments.catalogue import experiment_names, published
-    from sublim_interp.experiments.plan import plan
+    from sublim_interp.experiments.catalogue import experiment_names
     from sublim_interp.models.base import base_names, resolve_base
     from sublim_interp.models.open_bases import OPEN_BASES, is_variant, open_names
-    from sublim_interp.report.terminal import terminal
-    from sublim_interp.sweeps.grid import GRIDS, grid, grid_names
-    from sublim_interp.sweeps.published import published_sweep
-    from sublim_interp.sweeps.study import STUDIES, published_study, study_names
+    from sublim_interp.sweeps.grid import grid_names
+    from sublim_interp.sweeps.study import study_names
     from sublim_interp.sweeps.suite import SUITES, suite
-    from sublim_interp.traits.by_name import load_trait, trait_names
+    from sublim_interp.traits.by_name import is_trait, load_trait
 
     if audit:
         print_(_audited(what))
     elif what == "error":
         print_(last_error() or "no error of more than a line has been kept")
-    elif GRIDS.means(what):
-        g = grid(what)
-        print_(f"Grid {g.name}: {g.about}", f"experiment {g.experiment}, in every cell with", *_given(g.change))
-        print_("and one after another with", *_given(g.axes), "")
-        place = Store.open(store)
-        print_grid_plan(planned_grid(what, sets, base, store=place), place)
-        whole = published_sweep(what)
-        if whole is not None:
-            print_(*sweep_lines(g, f"{what}, as published", whole))
     elif SUITES.means(what):
         print_suite_plan(suite(what), Store.open(store))
-    elif STUDIES.means(what):
-        s = configured_study(what, sets, unfit={"--base": base})
-        print_(_configuration(s))
-        print_study_plan(s, Store.open(store))
-        whole = published_study(what)
-        if whole is not None:
-            print_(*told_lines(s, f"{what}, as published", whole))
-    elif what in experiment_names() or what.endswith((".yaml", ".yml")):
-        exp = configured(what, sets, base)
-        print_(_configuration(exp))
-        place = Store.open(store)
-        print_plan(plan(exp, place), place)
-        whole = published(exp)
-        if whole:
-            title = f"{whole.name} as published, run {whole.key[:16]}, {whole.summary['n'].max()} replicates"
-            print_(terminal(whole.summary, whole.contrasts, title))
-    elif what in trait_names():
+    elif what in (*experiment_names(), *study_names(), *grid_names()) or (is_path(what) and not is_trait(what)):
+        asked = subject(what, Store.open(store), sets, base)
+        print_(*asked.configured(), *asked.planned(), *asked.published())
+    elif is_trait(what):
         trait = load_trait(what)
         print_(
             f"{trait.name}, of the kind {trait.kind}: {trait.said}; refused words: {', '.join(trait.words) or 'none'}"
@@ -136,11 +102,6 @@ def _audited(family: str) -> "RenderableType":
             *(row[name] for name in ("member", "against", "said", "found")), f"{row['correlation']:.3f}", verdict
         )
     return table
-
-
-def _given(fields: "Mapping[str, Any]") -> list[str]:
-    """One line a field; the values of an axis side by side."""
-    return [f"    {name}: {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in fields.items()]
 
 
 def _shown_run(
@@ -216,14 +177,3 @@ def _grown(replicate: "Replicate", trait: str) -> "list[RenderableType]":
     table.caption = "distance: norm of the change of the weights; cosine: of that change with its teacher's"
     size = sum(shard["bytes"] for shard in trace.shards) / 1e6
     return [table, f"trace    {trace.path}, {size:.1f} MB in {len(trace.shards)} shards, {len(trace.names())} names"]
-
-
-def _configuration(exp: "Experiment | Study") -> "RenderableType":
-    """Every field with its value and, beneath the name, its meaning."""
-    from sublim_interp.core.settings import fields_of
-
-    table = table_of(f"Experiment {exp.name}" + (f": {exp.about}" if exp.about else ""), "field", "value", "what it is")
-    for name, value, _, meaning in fields_of(exp):
-        if name not in ("name", "about", "study"):
-            table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)
-    return table

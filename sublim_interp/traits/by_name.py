@@ -1,6 +1,7 @@
 """Traits by name: favourites and behaviours from YAML files, objects of packages; and those of an experiment."""
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from sublim_interp.core.choices import meant
@@ -27,6 +28,11 @@ TRAITS: Registry[Any] = Registry(
 def trait_names() -> tuple[str, ...]:
     """Every trait at hand, sorted."""
     return tuple(sorted({*FAVOURITES.names(), *BEHAVIOURS.names(), *TRAITS}))
+
+
+def is_trait(name: str) -> bool:
+    """Whether `name` is that of a trait, or of a YAML file that holds one: that says its words, or where it shows."""
+    return bool({"words", "on"} & read_mapping(Path(name)).keys()) if is_path(name) else name in trait_names()
 
 
 def load_trait(name: str) -> Trait:
