@@ -56,6 +56,7 @@ LABELS = frozenset(
         "base",
         "command",
         "condition",
+        "defence",
         "field",
         "measure",
         "no.",

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
@@ -60,10 +61,10 @@ def defences(points: pd.DataFrame, trait: str, untouched: float) -> Figure:
     ax.tick_params(labelsize=7.5)
     ax.grid()
     ax.set_xlabel("task kept: distance closed to a harmless teacher", fontsize=8)
-    ax.annotate("untouched base", (1, untouched), (0, 2), xycoords=ax.get_yaxis_transform(), fontsize=6.5, ha="right",
-                textcoords="offset points")  # fmt: skip
+    label = ax.annotate("untouched base", (1, untouched), (0, -2), xycoords=ax.get_yaxis_transform(), fontsize=6.5,
+                        ha="right", va="top", textcoords="offset points")  # fmt: skip
     figure.suptitle(f"Trait left: how likely is “{trait}”?", x=0.02, y=0.985, ha="left", weight="bold", size=9)
-    _number(ax, rows)
+    _number(ax, rows, label)
     _key(figure, rows, 1 - height, _LINE / figure.get_figheight())
     return figure
 
@@ -95,14 +96,15 @@ _REACHES = (7, 10, 14, 19, 25, 32, 40, 50, 62)
 """How far a number may stand from its point, in points of print, the nearest first."""
 
 
-def _number(ax: Axes, rows: Sequence[dict[Any, Any]]) -> None:
-    """Every number at the nearest place where it covers no mark and no other number; a line leads there from afar.
+def _number(ax: Axes, rows: Sequence[dict[Any, Any]], label: Annotation) -> None:
+    """Every number at the nearest place where it covers no mark, label or other number; a line leads there from afar.
 
     Bars are covered where nothing else is left.
     """
     dots = [ax.transData.transform((max(WORST, row["task"]), row["rate"])) for row in rows]
     pixel = ax.figure.dpi / 72
     marks = [Bbox.from_extents(*(dot - 3.5 * pixel), *(dot + 3.5 * pixel)) for dot in dots]
+    marks.append(label.get_window_extent())
     bars = [bar for row in rows for bar in _bars(ax, row)]
     inside = ax.get_window_extent()
     for number, dot in enumerate(dots, 1):
