@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import NAMED, Store
-from sublim_interp.experiments.catalogue import RESULTS
-from sublim_interp.sweeps.published import key_of
+from sublim_interp.experiments.catalogue import RESULTS, key_of
 
 if TYPE_CHECKING:
     import pandas as pd

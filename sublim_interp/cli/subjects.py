@@ -62,11 +62,10 @@ class Subject(ABC):
     def make(self, processes: int) -> None:
         """Makes what the store lacks, with its progress shown, and prints what it came to."""
 
-    def _is_made(self) -> bool:
-        """Whether nothing is left to be done, which is then said."""
-        if made := self.found() is not None:
-            print_(f"{self.name} is in the store already: nothing to do.")
-        return made
+    @property
+    def _done(self) -> str:
+        """What is said where nothing is left to be done."""
+        return f"{self.name} is in the store already: nothing to do."
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,9 @@ class OfExperiment(Subject):
         from sublim_interp.experiments.catalogue import published
         from sublim_interp.report.terminal import terminal
 
-        if not self._is_made():
+        if self.found():
+            print_(self._done)
+        else:
             announce(self.plan, self.store)
         finished = watch(self.plan.experiment, self.store, processes)
         title = f"{self.name}: how often “{finished.plan.named.trait}” is the answer"
@@ -145,8 +146,7 @@ class OfGrid(Subject):
         yield from ("and one after another with", *_given(g.axes), "")
 
     def planned(self, processes: int = 2) -> "Iterator[RenderableType]":
-        if not self._is_made():
-            yield from _tables(self.plan, self.store, processes)
+        yield from (self._done,) if self.found() else _tables(self.plan, self.store, processes)
 
     def published(self) -> "Iterator[RenderableType]":
         from sublim_interp.sweeps.published import published_sweep
@@ -164,7 +164,8 @@ class OfGrid(Subject):
         from sublim_interp.sweeps.run import run_grid
         from sublim_interp.sweeps.tables import table_of as sweep_table
 
-        if self._is_made():  # though dead ends are missing from the store
+        if self.found():  # though dead ends are missing from the store
+            print_(self._done)
             artifact = run_grid(self.plan, self.store, processes)
         else:
             announce(self.plan, self.store)
@@ -197,7 +198,8 @@ class OfStudy(Subject):
         yield _configuration(self.study)
 
     def planned(self, processes: int = 2) -> "Iterator[RenderableType]":
-        if self._is_made():
+        if self.found():
+            yield self._done
             return
         table = table_of("Planned work", "piece", "replicates", "about", right=("replicates", "about"))
         costs = self.study.costs()
@@ -221,7 +223,8 @@ class OfStudy(Subject):
     def make(self, processes: int) -> None:
         from sublim_interp.sweeps.study import run_study
 
-        if self._is_made():
+        if self.found():
+            print_(self._done)
             artifact = run_study(self.study, self.store, processes)
         else:
             costs = self.study.costs()

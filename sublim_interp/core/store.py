@@ -220,7 +220,8 @@ class Store:
 
     def matches(self, stage: str | Sequence[str], name: str) -> list[Artifact]:
         """Return artefacts of a stage, or of several, with this name, else those whose key begins so, oldest first."""
-        rows = [row for row in self.index().values() if row.stage in _stages(stage)] if name else []
+        stages = _stages(stage)
+        rows = [row for row in self.index().values() if row.stage in stages] if name else []
         found = [row for row in rows if row.name == name] or [row for row in rows if row.key.startswith(name.lower())]
         return self._read([self.root / row.stage / row.short for row in found])
 

@@ -79,16 +79,17 @@ def published(exp: Experiment, beside: str = "") -> Published | None:
         whole = read_yaml(Experiment, path)
         same = all(_recipe(whole, part) == _recipe(exp, part) for part in _DECIDES)
         holds = {*exp.bases} <= {*whole.bases} and {*exp.arms} <= {*whole.arms} and len(exp.seeds) <= len(whole.seeds)
-        if same and holds and _key(path.parent) != beside:
+        if same and holds and key_of(path.parent) != beside:
             found[path.parent] = whole
     if not found:
         return None
     place, whole = max(found.items(), key=lambda each: len(each[1].seeds))
     summary, contrasts = (read_table(place / f"{name}.csv") for name in ("summary", "contrasts"))
-    return Published(summary, contrasts, whole.name, _key(place))
+    return Published(summary, contrasts, whole.name, key_of(place))
 
 
-def _key(directory: Path) -> str:
+def key_of(directory: Path) -> str:
+    """The key of the published run, sweep or study in `directory`."""
     return (directory / "key.txt").read_text().strip()
 
 

@@ -14,7 +14,7 @@ from sublim_interp.claims.schema import all_claims
 from sublim_interp.claims.wording import claims_table
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.catalogue import RESULTS, key_of
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.lab.language import KINDS, PARTS
@@ -29,7 +29,6 @@ from sublim_interp.sweeps.published import (
     contexts_figure,
     cost_of,
     experiment_of,
-    key_of,
     published_runs,
     published_sweep,
     run_table,

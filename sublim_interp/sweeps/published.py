@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sublim_interp.core.settings import read_yaml
-from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.catalogue import RESULTS, key_of
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.experiments.tables import estimated, read_table, records
 from sublim_interp.models.base import Base
@@ -32,11 +32,6 @@ def published_sweep(name: str, results: Path = RESULTS) -> Path | None:
 def published_runs(results: Path = RESULTS) -> list[str]:
     """Names of the committed runs."""
     return sorted(path.parent.name for path in results.glob("*/experiment.yaml"))
-
-
-def key_of(directory: Path) -> str:
-    """The key of the published run or sweep in `directory`."""
-    return (directory / "key.txt").read_text().strip()
 
 
 def cost_of(directory: Path) -> float | None:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+from sublim_interp.experiments.catalogue import key_of
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.report.wording import capital
 from sublim_interp.sweeps.grid import Grid, grid
-from sublim_interp.sweeps.published import key_of
 from sublim_interp.sweeps.study import study
 from sublim_interp.sweeps.wording import SweepTable, as_markdown
 
