@@ -77,14 +77,27 @@ def main() -> None:
     except SublimError as error:
         _stop(f"sublim: {error}", 2)
     except KeyboardInterrupt:
-        _stop("sublim: interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED)
+        _interrupted()
     except Exception as error:
+        if _holds_ctrl_c(error):
+            _interrupted()
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             _stop(f"sublim: {error.format_message()}", 2)  # type: ignore[attr-defined]
         if type(error).__name__ == "Abort":
             _stop("sublim: interrupted", INTERRUPTED)
         raise
     sys.exit(code or 0)  # what typer.Exit carried
+
+
+def _holds_ctrl_c(error: BaseException | None) -> bool:
+    """Whether a library wrapped Ctrl-C in an error of its own, as pydantic does while it serialises."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
+
+
+def _interrupted() -> NoReturn:
+    _stop("sublim: interrupted; what was finished is kept, the same command goes on from there", INTERRUPTED)
 
 
 def _stop(line: str, code: int) -> NoReturn:

@@ -2,8 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, model_serializer
 from typer.testing import CliRunner
 
 import sublim_interp as si
@@ -41,6 +43,24 @@ def test_a_long_error_is_a_short_line_and_the_rest_is_kept(
     with pytest.raises(SystemExit):
         main()
     assert len(capsys.readouterr().err) <= 201
+
+
+class Serialised(BaseModel):
+    """Ctrl-C comes while it is written."""
+
+    @model_serializer(mode="wrap")
+    def _interrupted(self, handler: Any) -> Any:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_that_a_library_wrapped_is_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sublim_interp.cli.main.app", lambda standalone_mode: Serialised().model_dump())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.startswith("sublim: interrupted; what was finished is kept")
 
 
 def test_an_arm_without_a_seed_is_told_to_add_one(tiny_run: Run) -> None:
