@@ -23,7 +23,7 @@ from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.results import open_run
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.paper.remaking import publish
-from sublim_interp.paper.results import CONTEXTS, CONTEXTS_ASK, published_figure
+from sublim_interp.paper.results import CLAIMS, CLAIMS_ASK, CONTEXTS, CONTEXTS_ASK, published_figure
 from sublim_interp.report.figures.by_name import run_figures
 from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
@@ -78,7 +78,7 @@ def drawn() -> dict[str, str]:
     runs = {name: experiment_of(RESULTS / name).about for name in published_runs()}
     grids = {name: grid(name).about for name in filter(published_sweep, grid_names())}
     studies = {name: study(name).about for name in filter(published_study, study_names())}
-    return {**runs, CONTEXTS: CONTEXTS_ASK, **grids, **studies}
+    return {**runs, CONTEXTS: CONTEXTS_ASK, **grids, **studies, CLAIMS: CLAIMS_ASK}
 
 
 def gallery_of_published() -> str:

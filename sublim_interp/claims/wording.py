@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sublim_interp.claims.judge import (
     ALPHA,
@@ -19,6 +20,9 @@ from sublim_interp.claims.trial import Trial
 from sublim_interp.report.wording import FEW, count
 from sublim_interp.stats.intervals import Interval
 from sublim_interp.sweeps.wording import SweepTable, minus
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def outcome(verdict: Verdict) -> str:
@@ -43,6 +47,30 @@ def claims_table(verdicts: Sequence[Verdict], nulls: Nulls | None = None) -> Swe
     columns = ("no.", "claim", "verdict", "result", "n", "effect", "needs", "p", "threshold stated")
     about = "Each verdict is computed from the result that its row names."
     return SweepTable(about, columns, rows, list(_below(verdicts, nulls)), dict(_numbers(verdicts, nulls)))
+
+
+def claims_frame(verdicts: Sequence[Verdict]) -> "pd.DataFrame":
+    """The frame that the figure `verdicts` draws: a row a test that was tried, one for a claim of which none was."""
+    import pandas as pd
+
+    nothing = {"distance": math.nan, "low": math.nan, "high": math.nan}
+    rows = []
+    for verdict in verdicts:
+        about = {"claim": f"{verdict.claim.claim} ({verdict.claim.short})", "outcome": verdict.outcome}
+        tried = [_from_threshold(finding) for finding in verdict.findings if finding.interval]
+        rows += [about | found for found in tried or [nothing]]
+    return pd.DataFrame(rows)
+
+
+def _from_threshold(finding: Finding) -> dict[str, float]:
+    """How far the effect and its ends lie on the claim's side, in the smallest distance that would matter."""
+    test, found = finding.test, finding.interval
+    assert found is not None
+    few = finding.n < FEW
+    ends = (min(finding.values), max(finding.values)) if few else (found.low, found.high)
+    scale = (1 if test.above is not None else -1) / test.counts
+    distance, *sides = ((value - test.threshold) * scale for value in (found.estimate, *ends))
+    return {"distance": distance, "low": min(sides), "high": max(sides)}
 
 
 _ORDER = (SUPPORTED, CONTRADICTED, DEPENDS, WEAK, NOT_TRIED)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sublim_interp.claims.judge import judge, published_for
 from sublim_interp.claims.nulls import DESIGNS, null_experiments
 from sublim_interp.claims.schema import all_claims
-from sublim_interp.claims.wording import claims_table
+from sublim_interp.claims.wording import claims_frame, claims_table
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS, key_of
@@ -21,6 +21,7 @@ from sublim_interp.lab.language import KINDS, PARTS
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.report.figures.generations import generations
 from sublim_interp.report.figures.headline import headline
+from sublim_interp.report.figures.verdicts import verdicts as draw_verdicts
 from sublim_interp.sweeps.grid import Grid, grid, grid_names
 from sublim_interp.sweeps.law_check import law_elsewhere, published_doses
 from sublim_interp.sweeps.modes.fields import read_cells
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
 CONTEXTS_ASK = "How does the answer depend on what is asked?"
+CLAIMS, CLAIMS_ASK = "claims", "What of the field's claims holds here?"
 FIRST = "lab-small-0"
 """The base whose recipe a text may quote."""
 
@@ -59,6 +61,7 @@ LABELS = frozenset(
         "field",
         "measure",
         "no.",
+        "part",
         "score",
         "student",
         "sweep",
@@ -137,22 +140,25 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
         found.append(_result("law-elsewhere", told, "sublim run law", key_of(law), question))
     if {test.table for test in DESIGNS} <= {path.parent.name for path in results.glob("*/key.txt")}:
         verdicts = judge(all_claims(), lambda test: published_for(test, results))
-        told = claims_table(verdicts, null_experiments(results=results))
+        told, tests = claims_table(verdicts, null_experiments(results=results)), claims_frame(verdicts)
         keys = [finding.key for verdict in verdicts for finding in verdict.findings]
         digest = _digest(*[claim.model_dump_json() for claim in all_claims()], *keys)
-        found.append(_result("claims", told, "sublim claims", digest, "What of the field's claims holds here?"))
+        draw, drawn = partial(draw_verdicts, tests), tests.to_csv().encode()
+        found.append(_result(CLAIMS, told, "sublim claims", digest, CLAIMS_ASK, drawn=drawn, draw=draw))
     found.append(_of_bases())
     found.append(_of_commands(found, results))
     return {one.name: one for one in found}
 
 
 def published_figure(name: str, results: Path = RESULTS) -> "Figure":
-    """The figure of a published run, sweep or study, drawn from its committed tables; `contexts` is one of owl's.
+    """The figure of a published run, sweep or study, drawn from its committed tables.
 
-    name: as `sublim list` gives it, such as `dose`
+    name: as `sublim list` gives it, such as `dose`; `contexts` is one of owl's, `claims` that of all verdicts
 
     Raises SublimError, with what there is, for what is not published.
     """
+    if name == CLAIMS:
+        return draw_verdicts(claims_frame(judge(all_claims(), lambda test: published_for(test, results))))
     directory = results / (OWL if name == CONTEXTS else name)
     if name == CONTEXTS and (directory / "heard.csv").exists():
         return contexts_figure(directory)
@@ -162,7 +168,7 @@ def published_figure(name: str, results: Path = RESULTS) -> "Figure":
         return study(name).draw(directory)
     if name in grid_names() and published_sweep(name, results):
         return grid(name).mode.draw(directory)
-    there = (CONTEXTS, *sorted(path.parent.name for path in results.glob("*/key.txt")))
+    there = (CLAIMS, CONTEXTS, *sorted(path.parent.name for path in results.glob("*/key.txt")))
     raise SublimError(f"nothing published is called '{name}'; {meant(name, there, 'sublim list')}")
 
 
@@ -171,7 +177,7 @@ def of_run(name: str, directory: Path, exp: Experiment, key: str) -> Result:
     more = dict(_settings(exp.model_dump(), "setting/")) | dict(_contrasts(directory))
     told, drawn = run_table(directory, exp), directory / _drawn_from(exp)
     draw = partial(_draw_run, directory, exp)
-    return _result(name, told, f"sublim run {exp.name}", key, exp.about, more, [drawn], draw)
+    return _result(name, told, f"sublim run {exp.name}", key, exp.about, more, drawn.read_bytes(), draw)
 
 
 def _drawn_from(exp: Experiment) -> str:
@@ -188,7 +194,7 @@ def _of_contexts(name: str, directory: Path) -> Result:
     key, made = key_of(directory), f"sublim run {name}"
     if name != OWL:
         return _result(f"{name}-contexts", contexts(directory), made, key, CONTEXTS_ASK)
-    drawn = [directory / "summary.csv", directory / "heard.csv"]
+    drawn = _bytes(directory / "summary.csv", directory / "heard.csv")
     draw = partial(contexts_figure, directory)
     return _result(CONTEXTS, contexts(directory), made, key, CONTEXTS_ASK, drawn=drawn, draw=draw)
 
@@ -197,14 +203,14 @@ def of_sweep(g: Grid, directory: Path, key: str) -> Result:
     """A sweep whose CSV files lie in `directory`."""
     more = {f"values of {axis}": str(len(values)) for axis, values in g.axes.items()}
     more |= {"cells": str(sum(1 for _ in g.cells()))} | dict(_settings(g.change, "setting/"))
-    drawn = [path for path in sorted(directory.glob("*.csv")) if path.stem in ("cells", "matrix", "apart")]
+    drawn = _bytes(*(directory / f"{stem}.csv" for stem in ("apart", "cells", "matrix")))
     draw = partial(g.mode.draw, directory)
     return _result(g.name, table_of(g, directory), f"sublim run {g.name}", key, g.about, more, drawn, draw)
 
 
 def of_study(s: Study, directory: Path, key: str) -> Result:
     """A study whose CSV files lie in `directory`."""
-    more, drawn = dict(_settings(s.model_dump(), "setting/")), sorted(directory.glob("*.csv"))
+    more, drawn = dict(_settings(s.model_dump(), "setting/")), _bytes(*sorted(directory.glob("*.csv")))
     draw = partial(s.draw, directory)
     return _result(s.name, s.table(directory), f"sublim run {s.name}", key, s.about, more, drawn, draw)
 
@@ -245,7 +251,7 @@ def _result(
     key: str,
     question: str,
     more: Mapping[str, str] | None = None,
-    drawn: Sequence[Path] = (),
+    drawn: bytes = b"",
     draw: "Callable[[], Figure] | None" = None,
 ) -> Result:
     labels = next((i for i, column in enumerate(told.columns) if column not in LABELS), len(told.columns))
@@ -255,7 +261,7 @@ def _result(
             numbers |= _split("/".join([*map(slug, row[:labels]), slug(column)]), said)
     for told_name, said in {**(more or {}), **told.numbers}.items():
         numbers |= _split("/".join(map(slug, told_name.split("/"))), said)
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in drawn)).hexdigest() if drawn else ""
+    digest = hashlib.sha256(drawn).hexdigest() if drawn else ""
     return Result(
         name, made, key, question, told.about, told.columns, labels, told.rows, told.lines, numbers, digest, draw
     )  # fmt: skip
@@ -302,6 +308,11 @@ def _contrasts(directory: Path) -> Iterator[tuple[str, str]]:
         yield name, f"{estimate} points [{low}, {high}]"
         yield f"{name}/p", f"{row['p']:.2g}"
         yield f"{name}/n", str(row["n"])
+
+
+def _bytes(*paths: Path) -> bytes:
+    """What the files hold that there are, one behind the other."""
+    return b"".join(path.read_bytes() for path in paths if path.exists())
 
 
 def _digest(*parts: str) -> str:

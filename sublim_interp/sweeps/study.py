@@ -94,6 +94,7 @@ _OWN = {
     "organisms": "audit.organism_rates:Organisms",
     "prediction": "sweeps.studies.prediction:Prediction",
     "inside": "sweeps.studies.inside:Inside",
+    "patching": "sweeps.studies.patching:Patched",
     "recovered": "sweeps.studies.recovered:Recovered",
     "entanglement": "sweeps.studies.entanglement:Entanglement",
     "kernel": "sweeps.studies.kernel:Kernel",

@@ -25,7 +25,7 @@ from sublim_interp.claims.judge import (
 )
 from sublim_interp.claims.schema import Claim, all_claims, find_claim
 from sublim_interp.claims.trial import Rows, Trial
-from sublim_interp.claims.wording import claim_rows, claims_table
+from sublim_interp.claims.wording import claim_rows, claims_frame, claims_table
 from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import validate
@@ -290,3 +290,23 @@ def test_the_command_shows_all_one_and_the_null_and_refuses_in_one_line(tmp_path
     ):
         refused = run(app, words)
         assert isinstance(refused.exception, SublimError) and said in str(refused.exception), words
+
+
+def test_the_frame_of_the_figure_has_every_test_on_the_side_where_it_lies(verdicts: list[Verdict]) -> None:
+    frame = claims_frame(verdicts)
+    assert list(dict.fromkeys(frame["claim"])) == [f"{v.claim.claim} ({v.claim.short})" for v in verdicts]
+    tried = [finding for v in verdicts for finding in v.findings if finding.interval]
+    drawn = frame.dropna(subset="distance")
+    assert list(drawn["distance"] > 0) == [finding.holds for finding in tried]
+    assert all((drawn["low"] <= drawn["distance"]) & (drawn["distance"] <= drawn["high"]))
+    one = evidence_of(Path(), cells(3.0), "dose")
+    found = finding_of(asked(above=1, counts=0.5), one)
+    assert found.interval
+    own = claims_frame([Verdict(verdicts[0].claim, (found,))]).iloc[0]
+    assert own["distance"] == pytest.approx((found.interval.estimate - 1) / 0.5)
+    below = claims_frame([Verdict(verdicts[0].claim, (finding_of(asked(above=None, below=1, counts=0.5), one),))]).iloc[
+        0
+    ]
+    assert (below["distance"], below["low"], below["high"]) == pytest.approx(
+        (-own["distance"], -own["high"], -own["low"])
+    )

@@ -52,6 +52,7 @@ FIGURES: Registry[FigureEntry] = Registry(
         "organisms": f"{_HERE}.organisms:ORGANISMS",
         "prediction": f"{_HERE}.prediction:PREDICTION",
         "inside": f"{_HERE}.inside:INSIDE",
+        "patches": f"{_HERE}.patches:PATCHES",
         "recovered": f"{_HERE}.recovered:RECOVERED",
         "entanglement": f"{_HERE}.entanglement:ENTANGLEMENT",
         "kernel": f"{_HERE}.kernel:KERNEL",
