@@ -40,8 +40,8 @@ def verdicts(tests: pd.DataFrame) -> Figure:
             middle, low, high = np.clip([test["distance"], test["low"], test["high"]], -_FURTHEST, _FURTHEST)
             ax.plot([low, high], [y, y], color=color, linewidth=1.1)
             beyond = {-_FURTHEST: "<", _FURTHEST: ">"}.get(middle)
-            hollow = {"markerfacecolor": "white"} if test["outcome"] == "too weak to tell" else {}
-            ax.plot(middle, y, beyond or mark, color=color, markersize=4.2, **hollow)
+            fill = "white" if test["outcome"] == "too weak to tell" else color
+            ax.plot([middle], [y], marker=beyond or mark, color=color, markersize=4.2, markerfacecolor=fill)
     ax.set_xscale("symlog", linthresh=1, linscale=0.8)
     ax.set_xlim(-_FURTHEST * 1.15, _FURTHEST * 1.15)
     places = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
@@ -50,7 +50,7 @@ def verdicts(tests: pd.DataFrame) -> Figure:
     ax.set_yticks(range(len(claims)), claims, fontsize=6.5)
     for words, claim in zip(ax.get_yticklabels(), claims, strict=True):
         if tests.loc[tests["claim"] == claim, "distance"].isna().all():
-            words.set_color(PALE)
+            words.set_color("#8A8A8A")
     ax.set_ylim(-0.7, len(claims) - 0.3)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")

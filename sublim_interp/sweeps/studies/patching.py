@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.plan import Cell, plan
-from sublim_interp.experiments.tables import read_table
+from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.sweeps.piecewise import Rows, store_of
@@ -120,8 +120,11 @@ def replicate(students: "Mapping[str, Replicate]", seed: int) -> dict[str, Rows]
             for kind in KINDS:
                 grid = one.grid(kind).frame
                 some = grid if kind in PARTS else grid.loc[grid["place"] >= -PLACES]
-                where = some[["kind", "layer", "place"]].assign(**about, way=way, share=share * some["effect"])
-                cells += where[[*about, "way", "kind", "layer", "place", "share"]].to_dict("records")
+                for cell in records(some):
+                    cells.append(
+                        about | {"way": way, "kind": kind, "layer": cell["layer"], "place": cell["place"],
+                                 "share": share * cell["effect"]}
+                    )  # fmt: skip
         rows += [about | {"piece": piece} | ways for piece, ways in found.items()]
     return {"replicates": rows, "cells": cells}
 
