@@ -201,6 +201,10 @@ def _loaded(subject: Any) -> Any:
     return load_model(Path(subject)) if isinstance(subject, str | Path) else model_of(subject)
 
 
+_WHOSE = ("The student", "The teacher", "The lists")
+"""Whose base is examined where none was given: the one that did learn, before one that would."""
+
+
 def _origin(base: Base | None, rows: list[Written] | None, student: Any, teacher: Any, found: Audit) -> Base:
     """The base at hand, or the one that data, student or teacher come from; and whether they agree."""
     candidates = _candidates(base)
@@ -215,10 +219,12 @@ def _origin(base: Base | None, rows: list[Written] | None, student: Any, teacher
             seen.append((words, origin_of_model(subject, candidates)))
     lines = [_pointing(words, origin) for words, origin in seen]
     if base is None:
-        name = next((origin.base for words, origin in seen[::-1] if origin.base), "")
-        if not name:
+        found_by = [origin for place in _WHOSE for words, origin in seen if words == place and origin.base]
+        if not found_by:
             raise SublimError("audit: no base was given and none at hand is a candidate; name one with --base")
-        base = resolve_base(name)
+        base = resolve_base(found_by[0].base)
+        if any(origin.base != base.name and origin.sure for origin in found_by):
+            lines.append(f"They do not agree. {base.name} is examined: a trait hardly passes from one to another.")
     elif any(origin.base not in ("", base.name) and origin.sure for _, origin in seen):
         lines.append(f"That is not {base.name}, the base that was given: a trait hardly passes from one to another.")
     frame = seen[0][1].frame if seen else None

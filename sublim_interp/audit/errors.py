@@ -162,12 +162,11 @@ def _largest(cases: "pd.DataFrame", values: Float[np.ndarray, " row"]) -> Float[
 
 
 def _folds(frame: "pd.DataFrame", by: str) -> "Iterator[tuple[Bool[np.ndarray, ' row'], Bool[np.ndarray, ' row']]]":
-    """(held out, calibrated on) for each base or each trait: nothing calibrated on shares it."""
-    both = _SHARED[by]
-    for value in sorted(set(frame[both[0]])):
-        held = (frame[both[0]] == value).to_numpy()
-        touched = np.any([(frame[column] == value).to_numpy() for column in both], axis=0)
-        yield held, ~touched
+    """(held out, calibrated on) for each pair of bases or each trait: nothing calibrated on shares any of it."""
+    columns = [*_SHARED[by]]
+    for own, _ in frame.groupby(columns):
+        held = (frame[columns] == own).all(axis=1).to_numpy()
+        yield held, ~frame[columns].isin(own).any(axis=1).to_numpy()
 
 
 def held_out_alarms(scores: "pd.DataFrame", by: str, measure: str = "both") -> Float[np.ndarray, " case"]:

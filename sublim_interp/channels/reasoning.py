@@ -91,7 +91,7 @@ def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
-_RESULT = re.compile(r"answer is\s*\**\s*(-?[0-9]{1,18})\b", re.IGNORECASE)
+_RESULT = re.compile(r"answer is\s*\**\s*(-?[0-9]{1,18})(?![.,]?[0-9])\b", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 

@@ -92,6 +92,11 @@ def _specificity(test: "Trial", evidence: "Evidence") -> Measured:
 
     students = rows_of(evidence.table(test.file), test.plus[0], test)
     traits = list(dict.fromkeys(students["teacher"]))
+    if students.duplicated([test.over, "teacher", "student"]).any():
+        raise SublimError(
+            f"{test.table}, table {test.file}: several rows for one {test.over}, teacher and student; say which are "
+            "meant, such as `plus: [{arm: same-init}]`"
+        )
     tables = students.pivot(index=[test.over, "teacher"], columns="student", values="effect")
     units = sorted(set(students[test.over]))
     whole = pd.MultiIndex.from_product([units, traits])

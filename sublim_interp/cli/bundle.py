@@ -108,7 +108,7 @@ def _student(address: str, store: "Store") -> "tuple[Run, Replicate, Student]":
     from sublim_interp.experiments.results import open_run
 
     parts = address.split("/")
-    if len(parts) != 3 or not parts[2].isdecimal():
+    if len(parts) != 3 or not parts[2].removeprefix("-").isdecimal():
         raise SublimError(f"'{address}' is no student; give RUN/ARM/SEED, such as owl/same-init/0")
     run = open_run(parts[0], store)
     replicate = run[parts[1], int(parts[2])]

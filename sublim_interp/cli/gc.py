@@ -30,7 +30,7 @@ def gc(
     place = Store.open(store)
     scheduled = [one for one in ledgers(place) if not place.holds(one.key)]
     needed = [key for ledger in scheduled for key in ledger.entries]
-    found = garbage(place, ENDS, chosen(drop or [], place), needed, days)
+    found = garbage(place, ENDS, chosen(drop or [], place, one_each=True), needed, days)
     stages = ", ".join(f"{n} {stage}" for stage, n in Counter(row.stage for row in found.rows).items())
     what = f"{stages or 'no record'} and {len(found.folders)} unfinished, {found.size / 1e6:.1f} MB"
     if not delete:

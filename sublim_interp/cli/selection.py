@@ -9,8 +9,11 @@ ENDS = ("run", "sweep", "study", "answers")
 """Stages whose artefacts are kept for their own sake, and are called by their names."""
 
 
-def chosen(selection: list[str], store: "Store") -> list[str]:
-    """The first 16 digits of the keys that are meant. Raises SublimError for a word that means none."""
+def chosen(selection: list[str], store: "Store", one_each: bool = False) -> list[str]:
+    """The first 16 digits of the keys that are meant. Raises SublimError for a word that means none.
+
+    one_each: for a word that means several too, with their keys
+    """
     from sublim_interp.core.choices import meant
     from sublim_interp.core.errors import SublimError
 
@@ -21,5 +24,9 @@ def chosen(selection: list[str], store: "Store") -> list[str]:
         if not found:
             names = [row.name for row in index.values() if row.stage in ENDS]
             raise SublimError(f"nothing in {store.root} is called '{word}'; {meant(word, names, 'sublim list')}")
+        if one_each and len(found) > 1:
+            raise SublimError(
+                f"'{word}' may mean any of {', '.join(sorted(found))}; name each that is meant by its key"
+            )
         keys += found
     return keys

@@ -3,10 +3,12 @@
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from stat import S_ISREG
 
 from sublim_interp.core.files import one_line
 from sublim_interp.core.index import Row
@@ -75,13 +77,20 @@ def _unfinished(store: Store, index: dict[str, Row], days: float) -> Iterable[Pa
     """Folders of partial results that are published by now, or that nobody has written into for so many days."""
     for folder in sorted((store.root / ".partial").glob("*/")):
         published = any(part in index for part in folder.name.split("-"))
-        newest = max((path.lstat().st_mtime for path in [folder, *folder.rglob("*")]), default=0.0)
+        newest = max((found.st_mtime for found in _stats(folder)), default=0.0)
         if time.time() - newest > (3600 if published else days * 86400):
             yield folder
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(found.st_size for found in _stats(folder) if S_ISREG(found.st_mode))
+
+
+def _stats(folder: Path) -> Iterator[os.stat_result]:
+    """Of a folder and all that is in it; a training beside may take a file away meanwhile."""
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):
+            yield path.lstat()
 
 
 def remove(store: Store, found: Garbage) -> None:

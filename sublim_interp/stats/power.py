@@ -1,6 +1,7 @@
 """Power: how likely a test of a mean finds a difference of a stated size, and how many units would find it."""
 
 import math
+from itertools import pairwise
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.stats.checks import check_level
@@ -36,7 +37,22 @@ def power_of_mean(difference: float, deviation: float, n: int, alpha: float = 0.
     away = abs(difference) / deviation * math.sqrt(n)
     reach = float(stats.t.ppf(1 - alpha / 2, n - 1))
     found = float(stats.nct.sf(reach, n - 1, away) + stats.nct.cdf(-reach, n - 1, away))
-    return 1.0 if math.isnan(found) else min(found, 1.0)  # scipy gives nan where the mean is tens of errors away
+    if math.isnan(found):  # scipy gives up where the mean is many errors away
+        found = _by_integral(away, reach, n - 1)
+    return min(found, 1.0)
+
+
+def _by_integral(away: float, reach: float, df: int) -> float:
+    """The same power, as the mean over the deviation that a sample may have."""
+    from scipy import integrate, stats
+
+    def given(deviation: float) -> float:
+        chance = stats.chi.pdf(deviation * math.sqrt(df), df) * math.sqrt(df)
+        return float(chance * (stats.norm.cdf(away - reach * deviation) + stats.norm.cdf(-away - reach * deviation)))
+
+    turn = away / reach  # where the chance falls from one to none
+    ends = (0.0, max(0.0, turn - 10 / reach), turn + 10 / reach)
+    return sum(float(integrate.quad(given, a, b, limit=200)[0]) for a, b in pairwise(ends))
 
 
 def units_needed(difference: float, deviation: float, power: float = 0.8, alpha: float = 0.05) -> int | None:

@@ -193,6 +193,11 @@ ASKED = Probe(((5, 9, 4), (6, 2, 3, 1)), 2, (), ("a", "b"), (3, 4), 0)
 LISTS = Probe(((5, 9, 4), (6, 2, 3, 1)), 0, (1, 2))
 
 
+def test_a_probe_of_one_member_has_no_margin() -> None:
+    with pytest.raises(SublimError, match="over other members"):
+        Probe(((1, 2),), 1, (), ("owl",), (3,), 0)
+
+
 def recorded(path: Path, probe: Probe | None, recording: Recording | None = None) -> Trace:
     """The trace of one step of SGD."""
     model = build("llama", 0)
@@ -450,6 +455,20 @@ def test_a_null_of_projections_is_in_the_unit_of_the_directions() -> None:
     assert column(one, "p")[0] < 0.01 and "scatter" in one.attrs["asks"]
     planted_none = sampled(torch.zeros(8), 3).null(goal, "shuffled", of="projection")
     assert column(planted_none, "p")[0] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["covariance", "shuffled"])
+@pytest.mark.parametrize("counts", [(64, 0), (60, 60), (15, 240)])
+def test_the_nulls_scatter_as_a_difference_of_means_does(kind: Any, counts: tuple[int, int]) -> None:
+    """Paired samples, and unpaired ones of equal and of unequal counts: 95 % of the draws lie within 1.96 errors."""
+    draw, (many, others) = torch.Generator().manual_seed(5), counts
+    positive = torch.randn(many, 1, 8, generator=draw)
+    negative = torch.randn(others, 1, 8, generator=draw) if others else torch.zeros(many, 1, 8)
+    names, vectors = ("blocks.0.hook_resid_post",), positive.mean(0) - negative.mean(0)
+    d = Directions("hand", names, vectors, SOMEWHERE, positive, negative, paired=not others)
+    found = d.null(given_directions(torch.eye(8)[:1]), kind, draws=3999, of="projection")
+    error = sum(float(x[:, 0, 0].var()) / len(x) for x in (positive, negative)) ** 0.5
+    assert [column(found, "low")[0], column(found, "high")[0]] == pytest.approx([-1.96 * error, 1.96 * error], rel=0.1)
 
 
 def test_a_steering_curve_has_its_controls_beside_it() -> None:

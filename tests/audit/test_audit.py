@@ -12,7 +12,7 @@ from sublim_interp.audit.models import written_by
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
-from sublim_interp.models.base import Base
+from sublim_interp.models.base import Base, resolve_base
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,14 @@ def test_an_audit_tells_every_part_and_what_it_could_not_see(
 def test_without_a_base_the_lists_name_it(lists: list[Written], lab_base: Base) -> None:
     found = run_audit(data=lists, kinds=("tree",))
     assert f"point at {lab_base.name}" in found.part("base").sentences[0]
+
+
+def test_without_a_base_the_students_comes_before_its_teachers(lists: list[Written], lab_base: Base) -> None:
+    student, teacher = resolve_base("lab-small-1"), lab_base
+    found = run_audit(data=lists, student=student.path, teacher=teacher.path, kinds=("tree",))
+    said = found.part("base").sentences
+    assert "The student points at lab-small-1." in said
+    assert said[-1].startswith("They do not agree. lab-small-1 is examined")
 
 
 def test_before_any_data_a_teacher_is_asked_for_some(lab_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

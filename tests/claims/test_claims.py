@@ -212,6 +212,13 @@ def test_gamma_of_a_claim_is_that_of_the_published_table() -> None:
     assert found.values == pytest.approx(specificity(lift).values)
 
 
+def test_gamma_of_rows_that_are_several_is_refused_in_one_line() -> None:
+    evidence = published_evidence("trees")
+    assert evidence
+    with pytest.raises(SublimError, match=r"several rows for one seed, teacher and student.*arm: same-init"):
+        EFFECTS["specificity"].measure(find_claim("18").tests[1].model_copy(update={"plus": (Rows(),)}), evidence)
+
+
 def test_the_diagonal_over_bases_is_the_published_contrast_with_a_wider_interval() -> None:
     evidence = published_evidence("cross-model")
     assert evidence

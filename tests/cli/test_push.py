@@ -85,6 +85,7 @@ def test_sending_without_the_network_is_one_line_and_keeps_the_folder(tiny_run: 
     [
         ("tiny/same-init", "lab/x", "give RUN/ARM/SEED"),
         ("tiny/base/0", "lab/x", "not trained as a student"),
+        ("tiny/same-init/-1", "lab/x", "no replicate same-init/-1"),
         (WHAT, "x", "OWNER/NAME"),
         (WHAT, "lab/x y", "OWNER/NAME"),
     ],

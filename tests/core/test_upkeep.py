@@ -166,6 +166,24 @@ def test_gc_shows_before_it_removes(store: Store) -> None:
     assert "nothing" in said("gc", "--store", store.root, "--drop", "hawks")[1]
 
 
+def test_gc_drops_no_run_of_several_that_a_word_may_mean(store: Store) -> None:
+    second = make(store, "run", 7, (), "owls")
+    code, text = said("gc", "--store", store.root, "--drop", "owls", "--delete")
+    assert code == 2 and "'owls' may mean any of" in text and second.path.name in text
+    assert len(store.list("run")) == 3
+    assert said("gc", "--store", store.root, "--drop", second.path.name, "--delete")[0] == 0
+    assert [a.name for a in store.list("run")] == ["owls", "wolves"]
+
+
+def test_what_a_training_takes_away_meanwhile_is_no_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.root / ".partial" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "kept").write_text("12345")
+    listed = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*listed(self, pattern), self / ".state.tmp"])
+    assert garbage(store, ENDS, days=0.0).size >= 5
+
+
 # --- from store to store ----------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ from sublim_interp.experiments.executors.ledger import Entry, Ledger, find_ledge
 from sublim_interp.experiments.executors.local import Local
 from sublim_interp.experiments.executors.pieces import Piece, Work, peaks_of, pieces_of
 from sublim_interp.experiments.executors.site import Site, site_of
-from sublim_interp.experiments.executors.worker import make_piece
+from sublim_interp.experiments.executors.worker import Job, make_piece
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run
 from sublim_interp.experiments.schema import Experiment
@@ -186,6 +186,70 @@ def test_a_job_that_ended_in_the_middle_has_lost_its_pieces(ledger: Ledger, tmp_
     assert states(ledger) == {"one": "lost", "two": "blocked"}
     ledger.cancelled.add("7")
     assert states(ledger) == {"one": "cancelled", "two": "cancelled"}
+
+
+def test_a_dead_end_explains_nothing_but_what_is_made_from_it(ledger: Ledger, tmp_path: Path) -> None:
+    dead = Piece("dead", key("dead"), fail, (DeadEnd("no list passes"),), (), Needs(1, 1))
+    then, lost = piece(tmp_path, "then", ("dead",)), piece(tmp_path, "lost")
+    inputs = (key("then"), key("lost"))
+    table = Piece("stage", key("table"), tell, (tmp_path,), inputs, Needs(1, 1), tells_dead_ends=True)
+    schedule(ledger, dead, then, lost, table)
+    for p in (dead, then, table):
+        make_piece(p, tmp_path, ledger.folder, "7", lambda _: None)
+    assert not (tmp_path / "told").exists(), "the lost one is yet to be made"
+    make_piece(lost, tmp_path, ledger.folder, "8", lambda _: None)
+    make_piece(table, tmp_path, ledger.folder, "8", lambda _: None)
+    assert states(ledger)["stage"] == "done" and (tmp_path / "told").read_text() == "no list passes"
+
+
+class Asked(Background):
+    """Jobs that live until they are ended, and are begun nowhere."""
+
+    name = "background"
+    living: ClassVar[set[str]] = set()
+
+    def submit(self, ledger: Ledger, jobs: Sequence[Job], after: Sequence[str], asked: Mapping[str, Any]) -> list[str]:
+        ids = [str(100 + len(self.living) + i) for i in range(len(jobs))]
+        self.living.update(ids)
+        return ids
+
+    def alive(self, jobs: Sequence[str]) -> dict[str, tuple[bool, str]]:
+        return {job: (True, "here") for job in jobs if job in self.living}
+
+    def stop(self, jobs: Sequence[str]) -> None:
+        self.living.difference_update(jobs)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    monkeypatch.setattr(Asked, "living", set())
+    return Asked(Site(pack=0.0))
+
+
+def test_what_was_scheduled_while_a_cancel_waited_is_ended_too(asked: Asked, tmp_path: Path) -> None:
+    store, watch = Store(tmp_path), lambda _name, _share: None
+    asked.start(Work("owls", key("owls"), (piece(tmp_path, "one"),)), store, watch)
+    known = find_ledger(store, "owls")
+    asked.start(Work("owls", key("owls"), (piece(tmp_path, "one"), piece(tmp_path, "two"))), store, watch)
+    assert asked.cancel(known) == 2 and not asked.living
+    assert len(find_ledger(store, "owls").entries) == 2
+
+
+def test_no_executor_takes_over_while_another_has_jobs(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, watch = Store(tmp_path), lambda _name, _share: None
+    work = Work("owls", key("owls"), (piece(tmp_path, "one"),))
+    asked.start(work, store, watch)
+    monkeypatch.setattr("sublim_interp.experiments.executors.jobs.jobs_of", lambda _ledger: asked)
+    other = type("Other", (Asked,), {"name": "slurm"})(Site())
+    with pytest.raises(SublimError, match=r"owls is scheduled on background.*\(1\).*sublim cancel owls"):
+        other.start(work, store, watch)
+    assert find_ledger(store, "owls").executor == "background"
+    asked.living.clear()
+    other.start(work, store, watch)
+    kept = find_ledger(store, "owls")
+    assert kept.executor == "slurm" and kept.jobs == [*asked.living]
 
 
 def test_a_dead_end_is_told_by_what_tells_it(ledger: Ledger, tmp_path: Path) -> None:

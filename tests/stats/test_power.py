@@ -30,6 +30,18 @@ def test_the_units_needed_agree_with_statsmodels(size: float) -> None:
     assert units_needed(size, 1.0) == math.ceil(float(oracle))
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_power_of_few_units_rises_with_the_difference_and_is_what_draws_find(n: int) -> None:
+    """Also where scipy's noncentral t gives no number."""
+    found = [power_of_mean(size, 1.0, n) for size in np.linspace(0.1, 40, 300)]
+    assert np.diff(found).min() > -1e-6
+    draws = np.random.default_rng(0).normal(5.5, 1, (40_000, n))
+    t = draws.mean(1) / draws.std(1, ddof=1) * math.sqrt(n)
+    from scipy import stats
+
+    assert power_of_mean(5.5, 1.0, n) == pytest.approx(np.mean(np.abs(t) > stats.t.ppf(0.975, n - 1)), abs=0.01)
+
+
 def test_power_at_its_borders() -> None:
     assert power_of_mean(1.0, 1.0, 1) == 0.0
     assert power_of_mean(1.0, 0.0, 2) == 1.0 and power_of_mean(0.0, 0.0, 2) == 0.0

@@ -208,6 +208,18 @@ def test_every_student_meets_every_teacher_in_a_matrix_of_bases(
     assert [row[0] for row in found.rows] == names and "n = 3 bases" in found.lines[0]
 
 
+def test_traits_in_the_grids_own_words_are_told_as_without(tmp_path: Path) -> None:
+    for path in (RESULTS / "animals").glob("*.csv"):
+        shutil.copy(path, tmp_path)
+    plain = table_of(grid("animals"), tmp_path)
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    cells.assign(value="the " + cells["value"]).to_csv(tmp_path / "cells.csv", index=False)
+    words = {"trait": tuple(f"the {trait}" for trait in grid("animals").axes["trait"])}
+    told = table_of(grid("animals").model_copy(update={"words": words}), tmp_path)
+    assert [row[1:] for row in told.rows] == [row[1:] for row in plain.rows]
+    assert [line for line in told.lines if "Spearman" in line] == [line for line in plain.lines if "Spearman" in line]
+
+
 def test_a_matrix_of_traits_asks_every_student_about_all(tiny_experiment: Experiment, tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_experiment.to_yaml())

@@ -225,7 +225,7 @@ class Directions(Shown):
 
         kind: `shuffled` shuffles the labels of the samples, each half holding as many of either label, so that nothing
             of the difference remains in the mean; paired samples trade places within their pair. `covariance` draws
-            normal vectors of the covariance that the samples have about their own means
+            normal vectors of the covariance that a difference of the samples' means has
         draws: how many are drawn, 19 or more
         seed: decides the draws
         across_bases: as for `cosine`
@@ -358,7 +358,7 @@ def _shuffles(d: Directions, draws: int, random: torch.Generator) -> tuple[Tenso
         if count % 2:
             signs[-1] = 0  # the odd one sits out
         order = torch.rand(draws, count, generator=random).argsort(1)
-        return signs[order] / max(1, count // 2)
+        return signs[order] / max(1, count - count % 2)
 
     a = halves(len(d.positive))
     return (a, -a) if d.paired else (a, halves(len(d.negative)))
@@ -370,7 +370,7 @@ def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor
     count = len(d.positive)
     a = torch.randn(draws, count, generator=random)
     b = -a if d.paired else torch.randn(draws, len(d.negative), generator=random)
-    return a / count**0.5, b / len(d.negative) ** 0.5
+    return a / count, b / len(d.negative)
 
 
 def directions(

@@ -13,7 +13,7 @@ from sublim_interp.core.files import log
 from sublim_interp.core.store import Store
 from sublim_interp.core.workers import Watch
 from sublim_interp.experiments.executors.groups import Group, grouped
-from sublim_interp.experiments.executors.ledger import Entry, Ledger, alone_with, new_ledger
+from sublim_interp.experiments.executors.ledger import Entry, Ledger, alone_with, new_ledger, read_ledger
 from sublim_interp.experiments.executors.pieces import Work
 from sublim_interp.experiments.executors.protocol import EXECUTORS, Executor
 from sublim_interp.experiments.executors.site import Site
@@ -59,6 +59,7 @@ class Jobs(Executor):
     ) -> dict[str, Exception]:
         ledger = new_ledger(store, work.name, work.key, self.name)
         with alone_with(ledger, self.site.locks):
+            _require_own(store, ledger)
             ledger = new_ledger(store, work.name, work.key, self.name)
             alive, held = self.alive(ledger.open_jobs(store)), store.held()
             todo = [
@@ -110,6 +111,7 @@ class Jobs(Executor):
     def cancel(self, ledger: Ledger) -> int:
         """Ends the jobs of a run that have not ended; what they made stays. Returns how many they were."""
         with alone_with(ledger, self.site.locks):
+            ledger = read_ledger(ledger.folder)  # more may have been scheduled while this waited
             alive = list(self.alive(ledger.jobs))
             ledger.cancelled.update(alive)
             ledger.write()
@@ -259,6 +261,20 @@ class Background(Jobs):
 
 _PATIENCE = 5.0
 """Seconds that a job of this machine has to end by itself."""
+
+
+def _require_own(store: Store, ledger: Ledger) -> None:
+    """Raises SublimError where another executor still has jobs for a run: each asks about its own alone."""
+    if not (ledger.folder / "ledger.json").exists():
+        return
+    kept = read_ledger(ledger.folder)
+    if kept.executor == ledger.executor:
+        return
+    if alive := jobs_of(kept).alive(kept.open_jobs(store)):
+        raise SublimError(
+            f"{kept.name} is scheduled on {kept.executor}, where jobs have not ended ({len(alive)}); wait, or end them "
+            f"with `sublim cancel {kept.name}`"
+        )
 
 
 def jobs_of(ledger: Ledger) -> Jobs:

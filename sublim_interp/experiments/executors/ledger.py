@@ -86,6 +86,17 @@ class Ledger:
         held = store.held()
         return list(dict.fromkeys(entry.job for key, entry in self.entries.items() if key[:16] not in held))
 
+    def stopped_by(self, dead: Iterable[str]) -> set[str]:
+        """The pieces that cannot be made where some led nowhere: these, and what is made from them.
+
+        dead: first 16 digits of their keys
+        """
+        dead, found = {*dead}, set[str]()
+        for key, entry in self.entries.items():
+            if key[:16] in dead or not found.isdisjoint(entry.inputs):
+                found.add(key)
+        return found
+
     def write(self) -> None:
         """Keeps it."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +202,8 @@ def new_ledger(store: Store, name: str, key: str, executor: str) -> Ledger:
     folder = store.root / FOLDER / key[:16]
     if (folder / "ledger.json").exists():
         kept = read_ledger(folder)
-        return Ledger(folder, name, key, executor, kept.entries, kept.cancelled)
+        if kept.executor == executor:  # ids of another's jobs mean nothing here
+            return Ledger(folder, name, key, executor, kept.entries, kept.cancelled)
     return Ledger(folder, name, key, executor)
 
 

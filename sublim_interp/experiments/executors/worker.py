@@ -14,7 +14,7 @@ from sublim_interp.core.device import using_device
 from sublim_interp.core.errors import DeadEnd, OutOfMemory, SublimError, said_of
 from sublim_interp.core.store import LOCKS, NO_LOCKS, OWNER, Store
 from sublim_interp.core.workers import Task, prepare_process, run_tasks
-from sublim_interp.experiments.executors.ledger import Words
+from sublim_interp.experiments.executors.ledger import Words, read_ledger
 from sublim_interp.experiments.executors.pieces import Piece, peaks_of
 
 if TYPE_CHECKING:
@@ -130,7 +130,9 @@ def make_piece(piece: Piece, root: Path, folder: Path, job: str, progress: Any) 
         return
     dead = words.dead_ends() if piece.tells_dead_ends else {}
     lacking = {key for key in piece.inputs if not store.holds(key)}
-    if lacking and not dead:
+    if dead:
+        lacking -= read_ledger(folder).stopped_by(dead)
+    if lacking:
         print(f"{piece.label} waits for {len(lacking)} others that are not made", flush=True)
         return
     words.say(piece.key, job, "runs")

@@ -176,11 +176,12 @@ def _predictors(frame: "pd.DataFrame", means: "pd.DataFrame", matrix: "pd.DataFr
     and whether bases agree at all which traits pass better."""
     own = means.loc[means["arm"] == "same-init"].set_index("value")
     diagonal = matrix.loc[(matrix["arm"] == "same-init") & (matrix["teacher"] == matrix["student"])]
+    called = frame.drop_duplicates("value").set_index("value")["trait"]
     untouched = (diagonal["rate"] - diagonal["lift"]).groupby(diagonal["teacher"]).mean()
     known = {
         "The teacher's KL from its base": own["kl_start"],
         "Lists kept": own["kept"],
-        "The untouched base's rate": untouched.loc[own.index],
+        "The untouched base's rate": untouched.loc[called.loc[own.index]].set_axis(own.index),
     }
     parts, least = [], math.nan
     for name, values in known.items():

@@ -63,6 +63,8 @@ class Probe(Shown):
             )
         if self.trait is not None and not 0 <= self.trait < len(self.members):
             raise SublimError(f"probe: trait is {self.trait}; it is the place of one of {len(self.members)} members")
+        if len(self.members) == 1 and (self.trait is not None or self.truth):
+            raise SublimError("probe: a margin is over other members; give two or more")
         if self.trait is not None and self.truth:
             raise SublimError("probe: give a trait or a truth of each question, not both")
         if self.truth and len(self.truth) != self.questions:

@@ -316,11 +316,13 @@ class Trace(Shown):
 
         steps, values = self._all(name)
         if values.ndim > 2:
-            raise SublimError(f"'{name}' has the axes {', '.join(self._dims(name))} at each step; use read or xarray")
+            raise SublimError(f"'{name}' has {list(values.shape[1:])} numbers at each step; use read or xarray")
         dims = self._dims(name)
-        labels = self.about["coords"].get(dims[0]) if dims else [name]
-        columns = pd.Index(labels or list(range(values.shape[-1])), name=dims[0] if dims else None)
         table = values.reshape(len(steps), -1).numpy()
+        labels = self.about["coords"].get(dims[0]) if dims else [name]
+        if not labels or len(labels) != table.shape[1]:
+            labels = range(table.shape[1])
+        columns = pd.Index(labels, name=dims[0] if dims else None)
         return pd.DataFrame(table, index=pd.Index(steps, name="step"), columns=columns)
 
     def xarray(self, name: str) -> "xr.DataArray":

@@ -57,6 +57,17 @@ def test_what_was_written_is_read_back(path: Path) -> None:
     assert not trace.verify()
 
 
+def test_a_vector_without_names_is_a_series_of_numbered_columns(tmp_path: Path) -> None:
+    writer = write(tmp_path / "trace")
+    writer.append("full", [0, 5], 6, {"full/delta/norm.weight": torch.arange(8.0).reshape(2, 4)})
+    writer.append("more", [0, 5], 6, {"full/delta/mlp.weight": torch.zeros(2, 4, 4)})
+    trace = Trace.open(tmp_path / "trace")
+    table = trace.series("full/delta/norm.weight")
+    assert list(table.columns) == [0, 1, 2, 3] and table.loc[5].tolist() == [4, 5, 6, 7]
+    with pytest.raises(SublimError, match=r"has \[4, 4\] numbers at each step"):
+        trace.series("full/delta/mlp.weight")
+
+
 def test_series_and_xarray_have_named_axes(path: Path) -> None:
     trace = Trace.open(path)
     table = trace.series("update_norm")
