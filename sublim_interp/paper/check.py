@@ -90,3 +90,6 @@ def _typed(text: Text, before: Mapping[str, Any]) -> Iterator[str]:
         if sentence.typed:
             said = sentence.read(quotable(before))
             yield f"{MAIN}:{sentence.line}: typed by hand, {', '.join(sentence.typed)}: “{said}”"
+        if sentence.loses:
+            said = sentence.read(quotable(before))
+            yield f"{MAIN}:{sentence.line}: typst prints no semicolon right behind a number, choose another: “{said}”"

@@ -41,6 +41,11 @@ class Sentence:
         text = re.sub("|".join(ALLOWED), " ", _MARK.sub(" ", self.text))
         return tuple(_TYPED.findall(text))
 
+    @property
+    def loses(self) -> bool:
+        """Whether a semicolon stands right behind a number: typst takes it for the end of the call, and prints none."""
+        return "\ue001;" in self.text
+
 
 @dataclass(frozen=True)
 class Text:

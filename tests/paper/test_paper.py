@@ -134,6 +134,14 @@ def test_without_typst_one_line_says_how_to_install_it(monkeypatch: pytest.Monke
         document.require_typst()
 
 
+def test_a_semicolon_that_typst_swallows_is_named(folder: Path, results: dict[str, Result]) -> None:
+    main = folder / "main.typ"
+    number = '#n("owl/same-init/answers-owl")'
+    main.write_text(main.read_text() + f"\nIt is {number}; no more. It is ({number}); as said.\n")
+    (found,) = [line for line in check(folder, results) if "semicolon" in line]
+    assert "“It is 99.3 %; no more.”" in found
+
+
 def test_the_command_exits_with_1_where_something_is_stale(
     folder: Path, results: dict[str, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
