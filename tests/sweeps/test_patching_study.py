@@ -62,5 +62,5 @@ def test_it_runs_whole(tmp_path: Path) -> None:
     assert [row[0] for row in asked.table(made).rows] == list(rows["piece"].unique())
     assert rows.loc[rows["piece"] == "layer 0", "arm"].to_list() == [*ARMS]
     panels = [ax for ax in patches(pd.read_csv(made / "cells.csv")).axes if ax.images]
-    assert [len(ax.texts) for ax in panels] == 2 * [3 * PLACES, 3 * 4, 3 * 9]
+    assert [len(ax.texts) for ax in panels] == 3 * [3 * PLACES, 3 * 4, 3 * 9]
     assert study("patching").replicates == 12
