@@ -163,10 +163,10 @@ def _largest(cases: "pd.DataFrame", values: Float[np.ndarray, " row"]) -> Float[
 
 def _folds(frame: "pd.DataFrame", by: str) -> "Iterator[tuple[Bool[np.ndarray, ' row'], Bool[np.ndarray, ' row']]]":
     """(held out, calibrated on) for each pair of bases or each trait: nothing calibrated on shares any of it."""
-    columns = [*_SHARED[by]]
-    for own, _ in frame.groupby(columns):
-        held = (frame[columns] == own).all(axis=1).to_numpy()
-        yield held, ~frame[columns].isin(own).any(axis=1).to_numpy()
+    cells = frame[[*_SHARED[by]]].to_numpy()
+    for own in sorted({*map(tuple, cells)}):
+        held = (cells == np.array(own, dtype=object)).all(axis=1)
+        yield held, np.asarray(np.isin(cells, own, invert=True).all(axis=1))
 
 
 def held_out_alarms(scores: "pd.DataFrame", by: str, measure: str = "both") -> Float[np.ndarray, " case"]:

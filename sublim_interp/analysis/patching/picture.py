@@ -26,7 +26,7 @@ def patch_grid(frame: pd.DataFrame, labels: Sequence[str] | None = None, title: 
     Raises SublimError for labels that are not one a place.
     """
     grid = frame.pivot(index="layer", columns="place", values="recovered")
-    grid = grid[list(dict.fromkeys(frame["place"]))]
+    grid = grid.reindex(columns=list(dict.fromkeys(frame["place"])))
     kind = str(frame["kind"].iloc[0])
     axis = {**{k: part for k, (_, part) in BY_PART.items()}, "weights": "module"}.get(kind, "position, from the end")
     if labels is None and "token" in frame:
@@ -71,7 +71,7 @@ def heat(ax: Axes, grid: pd.DataFrame, words: Sequence[str], reach: float = 1.0)
 
 def shares_bar(figure: Figure, image: AxesImage, axes: Any) -> None:
     """The scale of shares beside one or several heat maps."""
-    reach = image.norm.vmax or 1.0
+    reach = float(image.get_clim()[1] or 1.0)
     ticks = [-reach, -reach / 2, 0, reach / 2, reach]
     bar = figure.colorbar(image, ax=axes, aspect=12, pad=0.02, ticks=ticks, format=PercentFormatter(1, 0, " %"))
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

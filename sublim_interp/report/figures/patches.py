@@ -30,7 +30,7 @@ def patches(cells: pd.DataFrame) -> Figure:
     for row, ((arm, way), words) in enumerate(_ROWS.items()):
         for ax, (kind, axis) in zip(axes[row], _KINDS.items(), strict=True):
             some = means.loc[(means["arm"] == arm) & (means["way"] == way) & (means["kind"] == kind)]
-            grid = some.pivot(index="layer", columns="place", values="estimate")[orders[kind]]
+            grid = some.pivot(index="layer", columns="place", values="estimate").reindex(columns=orders[kind])
             image = heat(ax, grid, [_word(place) for place in orders[kind]])
             if row == len(_ROWS) - 1:
                 ax.set_xlabel(axis)
