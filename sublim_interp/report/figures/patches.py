@@ -50,8 +50,8 @@ def _word(place: object) -> str:
 
 PATCHES = FigureEntry(
     "which part of a student carries the trait into its base, and which part the student needs",
-    "Above, a dark blue cell carries the trait into the base by itself. In the middle, the student needs it: without it, "
-    "so much of the trait is gone. Below, the control.",
+    "Above, a dark blue cell carries the trait into the base by itself. In the middle, the student needs it: without "
+    "it, so much of the trait is gone. Below, the control.",
     "cells",
     patches,
 )
