@@ -40,7 +40,7 @@ def test_a_change_planted_in_one_module_is_found_there_alone(tmp_path: Path) -> 
     case = Patched(name="few", study="patching", seeds=(0,), change=FEW).case
     store = Store(tmp_path)
     found = replicate({c.arm: Planted(c, store) for c in plan(case, store).cells if c.arm in ARMS}, 0)
-    rows, cells = pd.DataFrame(found["replicates"]), pd.DataFrame(found["cells"])
+    rows, cells = pd.DataFrame(found["replicates"]), pd.DataFrame(found["patches"])
     holds = rows["piece"].isin(["layer 1", "all MLPs"]) & (rows["arm"] == ARMS[0])
     for way in ("enough", "needed"):
         assert rows.loc[holds, way].to_list() == pytest.approx([1, 1], abs=1e-4)
@@ -61,6 +61,6 @@ def test_it_runs_whole(tmp_path: Path) -> None:
     rows = pd.read_csv(made / "replicates.csv")
     assert [row[0] for row in asked.table(made).rows] == list(rows["piece"].unique())
     assert rows.loc[rows["piece"] == "layer 0", "arm"].to_list() == [*ARMS]
-    panels = [ax for ax in patches(pd.read_csv(made / "cells.csv")).axes if ax.images]
+    panels = [ax for ax in patches(pd.read_csv(made / "patches.csv")).axes if ax.images]
     assert [len(ax.texts) for ax in panels] == 3 * [3 * PLACES, 3 * 4, 3 * 9]
     assert study("patching").replicates == 12

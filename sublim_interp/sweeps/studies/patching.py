@@ -29,7 +29,7 @@ ARMS = ("same-init", "neutral")
 
 PARTS: "tuple[GridKind, ...]" = ("heads", "weights")
 KINDS: "tuple[GridKind, ...]" = ("resid_pre", *PARTS)
-"""Of the grids in `cells.csv`: the stream by position, and parts at all positions."""
+"""Of the grids in `patches.csv`: the stream by position, and parts at all positions."""
 
 PLACES = 8
 """Positions of the stream, from the end: so many have the shortest questions."""
@@ -43,7 +43,7 @@ class Patched(Replicated):
 
     VERSION: ClassVar[int] = 1
     FIGURE: ClassVar[str] = "patches"
-    TABLES: ClassVar[tuple[str, ...]] = ("replicates", "cells")
+    TABLES: ClassVar[tuple[str, ...]] = ("replicates", "patches")
 
     def seconds(self) -> float:
         return 210.0
@@ -88,7 +88,7 @@ class Patched(Replicated):
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.report.figures.by_name import FIGURES
 
-        return FIGURES[self.FIGURE].draw(read_table(directory / "cells.csv"))
+        return FIGURES[self.FIGURE].draw(read_table(directory / "patches.csv"))
 
 
 def _told(frame: "pd.DataFrame", piece: str, arm: str, measure: str) -> str:
@@ -126,7 +126,7 @@ def replicate(students: "Mapping[str, Replicate]", seed: int) -> dict[str, Rows]
                                  "share": share * cell["effect"]}
                     )  # fmt: skip
         rows += [about | {"piece": piece} | ways for piece, ways in found.items()]
-    return {"replicates": rows, "cells": cells}
+    return {"replicates": rows, "patches": cells}
 
 
 def pieces(model: "Module") -> Iterator[tuple[str, str]]:
