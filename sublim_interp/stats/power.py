@@ -50,8 +50,9 @@ def _by_integral(away: float, reach: float, df: int) -> float:
         chance = stats.chi.pdf(deviation * math.sqrt(df), df) * math.sqrt(df)
         return float(chance * (stats.norm.cdf(away - reach * deviation) + stats.norm.cdf(-away - reach * deviation)))
 
-    turn = away / reach  # where the chance falls from one to none
-    ends = (0.0, max(0.0, turn - 10 / reach), turn + 10 / reach)
+    low, high = (math.sqrt(edge / df) for edge in (stats.chi2.ppf(1e-13, df), stats.chi2.isf(1e-13, df)))
+    turns = ((away + i) / reach for i in (-10, 0, 10))  # where the chance falls from one to none
+    ends = sorted({low, high, *(min(max(turn, low), high) for turn in turns)})
     return sum(float(integrate.quad(given, a, b, limit=200)[0]) for a, b in pairwise(ends))
 
 

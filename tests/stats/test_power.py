@@ -42,6 +42,13 @@ def test_power_of_few_units_rises_with_the_difference_and_is_what_draws_find(n: 
     assert power_of_mean(5.5, 1.0, n) == pytest.approx(np.mean(np.abs(t) > stats.t.ppf(0.975, n - 1)), abs=0.01)
 
 
+@pytest.mark.parametrize("n", [12, 100, 1_000, 10_000, 100_000])
+def test_power_of_many_units_is_one_far_away_also_where_scipy_gives_no_number(n: int) -> None:
+    for size in (8 / math.sqrt(n), 0.1, 0.5, 3.0, 100.0):
+        if size * math.sqrt(n) >= 8:
+            assert power_of_mean(size, 1.0, n) > 0.999
+
+
 def test_power_at_its_borders() -> None:
     assert power_of_mean(1.0, 1.0, 1) == 0.0
     assert power_of_mean(1.0, 0.0, 2) == 1.0 and power_of_mean(0.0, 0.0, 2) == 0.0
