@@ -66,7 +66,7 @@ def test_a_file_of_ones_own_is_a_study(tmp_path: Path) -> None:
     mine = study(str(path))
     assert isinstance(mine, Mnist) and (mine.name, mine.auxiliary) == ("mine", 5)
     path.write_text("study: mnits\n")
-    with pytest.raises(SublimError, match="unknown study 'mnits'; valid: mnist, theorem, audit, triggers, organisms"):
+    with pytest.raises(SublimError, match="unknown study 'mnits'; did you mean 'mnist'\\?"):
         study(str(path))
 
 
