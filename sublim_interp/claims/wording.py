@@ -66,10 +66,8 @@ def _from_threshold(finding: Finding) -> dict[str, float]:
     """How far the effect and its ends lie on the claim's side, in the smallest distance that would matter."""
     test, found = finding.test, finding.interval
     assert found is not None
-    few = finding.n < FEW
-    ends = (min(finding.values), max(finding.values)) if few else (found.low, found.high)
     scale = (1 if test.above is not None else -1) / test.counts
-    distance, *sides = ((value - test.threshold) * scale for value in (found.estimate, *ends))
+    distance, *sides = ((value - test.threshold) * scale for value in (found.estimate, *_ends(finding, found)))
     return {"distance": distance, "low": min(sides), "high": max(sides)}
 
 
@@ -195,9 +193,12 @@ def _effect(finding: Finding) -> str:
     said = _told(finding.test, found.estimate)
     if finding.n == 1:
         return said
-    few = finding.n < FEW
-    ends = [
-        f"{scale * end:z.{digits}f}"
-        for end in ((min(finding.values), max(finding.values)) if few else (found.low, found.high))
-    ]
-    return minus(f"{said} ({ends[0]} to {ends[1]})" if few else f"{said} [{ends[0]}, {ends[1]}]")
+    ends = [f"{scale * end:z.{digits}f}" for end in _ends(finding, found)]
+    return minus(f"{said} ({ends[0]} to {ends[1]})" if finding.n < FEW else f"{said} [{ends[0]}, {ends[1]}]")
+
+
+def _ends(finding: Finding, interval: Interval) -> tuple[float, float]:
+    """Between what an effect is told: its interval's ends; of few units the least and the most."""
+    if finding.n < FEW:
+        return min(finding.values), max(finding.values)
+    return interval.low, interval.high

@@ -86,10 +86,11 @@ def _first_cell(old: Mapping[str, Any], result: Result) -> str:
 
 
 def _typed(text: Text, before: Mapping[str, Any]) -> Iterator[str]:
+    """What nobody generated: numbers typed by hand, and semicolons that would not be printed."""
+    numbers = quotable(before)
     for sentence in text.sentences:
+        said = f"“{sentence.read(numbers)}”"
         if sentence.typed:
-            said = sentence.read(quotable(before))
-            yield f"{MAIN}:{sentence.line}: typed by hand, {', '.join(sentence.typed)}: “{said}”"
+            yield f"{MAIN}:{sentence.line}: typed by hand, {', '.join(sentence.typed)}: {said}"
         if sentence.loses:
-            said = sentence.read(quotable(before))
-            yield f"{MAIN}:{sentence.line}: typst prints no semicolon right behind a number, choose another: “{said}”"
+            yield f"{MAIN}:{sentence.line}: typst prints no semicolon right behind a number, choose another: {said}"

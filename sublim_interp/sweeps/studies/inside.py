@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from sublim_interp.experiments.executors.pieces import Progress
-from sublim_interp.experiments.plan import Cell, plan
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
@@ -122,17 +121,7 @@ def _told(found: Interval | None) -> str:
 
 def replicate(study: Inside, seed: int, store: "Store", progress: Progress) -> dict[str, Rows]:
     """Makes what the store lacks of a replicate, and looks into its students: the rows of each of the tables."""
-    from sublim_interp.experiments.results import Replicate
-    from sublim_interp.pipeline.make import make
-    from sublim_interp.training.recording.settings import PRESETS
-
-    cells: dict[str, Cell] = {c.arm: c for c in plan(study.case, store).cells if c.seed == seed and c.arm in ARMS}
-    for done, arm in enumerate(ARMS, 1):
-        student = cells[arm].student
-        assert student is not None
-        make(student, store, recording=PRESETS["default"])
-        progress(0.45 * done)
-    students = {arm: Replicate(cell, store) for arm, cell in cells.items()}
+    students = study.students(seed, ARMS, store, progress, 0.9)
     layers, steered = _shifts(study, students, seed)
     progress(0.93)
     steps = [row for one in students.values() for row in _alignment(study, one, students[ARMS[0]], seed)]

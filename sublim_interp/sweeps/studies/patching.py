@@ -5,10 +5,9 @@ What is patched are weights, heads, and the stream before a layer, always betwee
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from sublim_interp.experiments.executors.pieces import Progress
-from sublim_interp.experiments.plan import Cell, plan
 from sublim_interp.experiments.tables import read_table, records
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
@@ -41,9 +40,7 @@ WHOLE = {"all attention": "attn", "all MLPs": "mlp", "all norms": "norm"}
 class Patched(Replicated):
     """Patches the students of an experiment's arms same-init and neutral into their bases, and the other way round."""
 
-    VERSION: ClassVar[int] = 1
-    FIGURE: ClassVar[str] = "patches"
-    TABLES: ClassVar[tuple[str, ...]] = ("replicates", "patches")
+    VERSION, FIGURE, TABLES = 1, "patches", ("replicates", "patches")
 
     def seconds(self) -> float:
         return 210.0
@@ -53,17 +50,8 @@ class Patched(Replicated):
         return {"arms": [*ARMS], "student.extra_rounds": 0}
 
     def measure(self, directory: Path, progress: Progress, *which: int) -> Mapping[str, Rows]:
-        from sublim_interp.experiments.results import Replicate
-        from sublim_interp.pipeline.make import make
-
-        (seed,), store = which, store_of(directory)
-        cells: dict[str, Cell] = {c.arm: c for c in plan(self.case, store).cells if c.seed == seed and c.arm in ARMS}
-        for done, arm in enumerate(ARMS, 1):
-            student = cells[arm].student
-            assert student is not None
-            make(student, store)
-            progress(0.45 * done)
-        return replicate({arm: Replicate(cells[arm], store) for arm in ARMS}, seed)
+        (seed,) = which
+        return replicate(self.students(seed, ARMS, store_of(directory), progress, 0.9), seed)
 
     def table(self, directory: Path) -> SweepTable:
         frame = read_table(directory / "replicates.csv")

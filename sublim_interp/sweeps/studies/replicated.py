@@ -1,15 +1,21 @@
 """What studies of an experiment's replicates share: its recipe, what differs of it, and seeds, one replicate each."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from sublim_interp.core.settings import changed, name_once
 from sublim_interp.experiments.catalogue import experiment
+from sublim_interp.experiments.executors.pieces import Progress
+from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import resolve_base
 from sublim_interp.sweeps.piecewise import Piecewise
+
+if TYPE_CHECKING:
+    from sublim_interp.core.store import Store
+    from sublim_interp.experiments.results import Replicate
 
 
 class Replicated(Piecewise):
@@ -47,3 +53,21 @@ class Replicated(Piecewise):
         """The experiment whose replicates these are."""
         values = {"name": "case", "seeds": [*self.seeds], **self.given}
         return changed(experiment(self.experiment), {**values, **self.change}, "change {}")
+
+    def students(
+        self, seed: int, arms: Sequence[str], store: "Store", progress: Progress, share: float
+    ) -> "dict[str, Replicate]":
+        """The students of a seed, by arm. What the store lacks of them is made.
+
+        share: of the work of the piece, which making them is
+        """
+        from sublim_interp.experiments.results import Replicate
+        from sublim_interp.pipeline.make import make
+
+        cells = {cell.arm: cell for cell in plan(self.case, store).cells if cell.seed == seed and cell.arm in arms}
+        for done, arm in enumerate(arms, 1):
+            student = cells[arm].student
+            assert student is not None
+            make(student, store)
+            progress(share * done / len(arms))
+        return {arm: Replicate(cells[arm], store) for arm in arms}
