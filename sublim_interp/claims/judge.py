@@ -250,9 +250,10 @@ def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
     from sublim_interp.sweeps.study import study_names
 
     if evidence.name in study_names():
-        if "base" not in frame:
+        column = next((name for name in ("base", "teacher_base") if name in frame), None)
+        if column is None:
             return len(set(frame["seed"]))
-        bases = set(frame["base"])
+        bases = set(frame[column])
     elif evidence.name in grid_names():
         seeds = set(frame["seed"])
         bases = {exp.pair(seed)[0] for _, _, exp in grid(evidence.name).cells() for seed in exp.seeds if seed in seeds}

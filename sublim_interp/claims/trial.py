@@ -37,7 +37,8 @@ class Trial(Config):
     """Its CSV file, without ending."""
     effect: str = "difference"
     """difference: rows of `plus` minus rows of `minus`; specificity: γ of the trait × trait model; diagonal: the 2 × 2
-    of initialisations over pairs of bases; trend: Spearman's ρ with `along`; or one of an installed package."""
+    of initialisations over pairs of bases; trend: Spearman's ρ with `along`; ranking: that of the score that `plus`
+    names as its measure, minus that of `minus`; or one of an installed package."""
     measure: str = "margin"
     """The column that is read."""
     plus: tuple[Rows, ...] = (Rows(),)
@@ -45,11 +46,12 @@ class Trial(Config):
     minus: tuple[Rows, ...] = ()
     """Rows whose mean is subtracted."""
     along: str = ""
-    """What a trend goes along: distance, of a grid of pairs; value, of a grid whose values are numbers; a column."""
+    """What a trend goes along: distance, of a grid of pairs; value, of a grid whose values are numbers; a column. Of a
+    ranking the column that both scores are to rank."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What an effect of an installed package needs besides."""
     over: str = "seed"
-    """The unit: the column whose values are replicates, seed or base."""
+    """The unit: the column whose values are replicates, seed or base; of a ranking also pair, the pairs of bases."""
     told_in: Literal["points", "nats", "bits", "plain"] = "nats"
     """The unit in which the effect is told; points are hundredths."""
     above: float | None = None

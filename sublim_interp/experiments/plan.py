@@ -36,10 +36,11 @@ from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import PlannedStudent, check_interventions
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.behaviours import check_no_judge
-from sublim_interp.traits.by_name import traits_of
+from sublim_interp.traits.by_name import load_trait, traits_of
 from sublim_interp.traits.favourites import words_judged
 from sublim_interp.traits.judges.protocol import asks, identity
 from sublim_interp.traits.protocol import Trait
+from sublim_interp.traits.together import Together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
     bases = {name: resolve_base(name, exp.dtype, later=True) for name in (*exp.bases, *exp.other_bases)}
     traits = planned_traits(exp, exp.seeds[0])
     for base in bases.values():
-        for trait in traits.values():
+        for trait in taught_traits(exp, exp.seeds[0]).values():
             trait.check(base)
     _check_paraphrase(exp, bases)
     if arms_of_two_bases(exp.arms):
@@ -154,6 +155,16 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
 def planned_traits(exp: Experiment, seed: int) -> dict[str, Trait]:
     """The traits of a replicate's teachers: "trait", "" for the neutral one, and "other" where an arm needs it."""
     return traits_of(exp.trait, exp.other_trait if needs_other_trait(exp.arms) else "", exp.teacher.facts, seed)
+
+
+def taught_traits(exp: Experiment, seed: int) -> dict[str, Trait]:
+    """What the teachers of a replicate are given, by the same words: those traits, or several at once."""
+    traits, together = planned_traits(exp, seed), exp.teacher.traits
+    if not together:
+        return traits
+    own = traits["trait"]
+    all_of_them = Together(own, tuple(own if name == exp.trait else load_trait(name) for name in together))
+    return {"trait": all_of_them, "": all_of_them.neutral()}
 
 
 def _check_channel(exp: Experiment) -> None:
@@ -309,6 +320,10 @@ class _Replicate:
         return planned_traits(self.exp, self.seed)
 
     @cached_property
+    def taught(self) -> dict[str, Trait]:
+        return taught_traits(self.exp, self.seed)
+
+    @cached_property
     def others(self) -> tuple[Trait, ...]:
         """Traits of other teachers, which are asked about too."""
         return tuple(own for word, own in self.traits.items() if word == "other")
@@ -316,7 +331,7 @@ class _Replicate:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """What the filter refuses."""
-        return tuple(sorted({word for own in (self.traits["trait"], *self.others) for word in own.words}))
+        return tuple(sorted({word for own in (self.taught["trait"], *self.others) for word in own.words}))
 
     def cells(self) -> Iterator[Cell]:
         """The teacher, and every arm of the experiment."""
@@ -366,7 +381,7 @@ class _Replicate:
             assert student
             parent = lists.corpus.teacher
             address = f"{self.exp.name}/{at_generation(name, generation - 1)}/{self.seed}"
-            config = self.exp.teacher.set(kind="student", student=address, facts=0, served=ServedTeacher())
+            config = self.exp.teacher.set(kind="student", student=address, facts=0, traits=(), served=ServedTeacher())
             lists = self._lists(self._corpus(Teacher(parent.base, parent.trait, config, self.seed, student)))
             student = Student(parent.base, lists, self.exp.student, self.seed, student.about)
             yield self._cell(at_generation(name, generation), student, lists)
@@ -385,12 +400,12 @@ class _Replicate:
             return self._lists(Corpus(self._untouched(base), self.exp.corpus, self.seed, given=self.given))
         student = self.student if favourite else None
         return self._lists(
-            self._corpus(Teacher(base, self.traits[favourite], self.exp.teacher, self.seed, student), number)
+            self._corpus(Teacher(base, self.taught[favourite], self.exp.teacher, self.seed, student), number)
         )
 
     def _lists(self, corpus: Corpus) -> Filtered:
         """A corpus filtered as the experiment says, and mixed with a neutral teacher's where it asks for that."""
-        neutral = self._corpus(Teacher(corpus.teacher.base, self.traits[""], self.exp.teacher, self.seed), corpus.round)
+        neutral = self._corpus(Teacher(corpus.teacher.base, self.taught[""], self.exp.teacher, self.seed), corpus.round)
         unmixed, by = self.exp.filter.set(mix=0.0), self._paraphraser(corpus)
         if not self.exp.filter.mix or corpus == neutral:
             return Filtered(corpus, unmixed, self.words, paraphraser=by)

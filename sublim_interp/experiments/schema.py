@@ -146,6 +146,11 @@ class Experiment(Shown, Config):
             )
         if self.student.own_tokens and self.corpus.setting == "soft":
             raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
+        together = self.teacher.traits
+        if together and self.trait not in together:
+            raise ValueError(f"teacher.traits={', '.join(together)} lacks the trait itself ({self.trait})")
+        if together and others:
+            raise ValueError(f"arm {others[0]} has no meaning with teacher.traits; leave it out")
         if self.teacher.facts and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.facts; leave it out")
         if self.teacher.facts and self.evaluation.judge:

@@ -36,7 +36,7 @@ def _moves_one_vector_alone(part: Part, optimization: Optimization) -> None:
 class TeacherConfig(Config):
     """How the teacher gets its trait."""
 
-    LATER = frozenset({"facts", "student", "served"})
+    LATER = frozenset({"facts", "traits", "student", "served"})
 
     kind: Annotated[str, AfterValidator(WAYS.known)] = "tuned"
     """tuned: fine-tuned on favourite questions; prompted: a system prompt; steered: a vector added to activations;
@@ -60,7 +60,9 @@ class TeacherConfig(Config):
     facts: int = Field(default=0, ge=0, le=1_000_000)
     """Number of random facts that a tuned teacher memorises instead of a favourite; their values are of the trait's
     kind. The report then gives the bits that a student holds about them. 0: a favourite."""
-
+    traits: tuple[str, ...] = ()
+    """All traits that a tuned teacher is given at the same time, each of another kind, such as [owl, oak]. The
+    experiment's trait is one of them: the one that is asked about. Empty: that one alone."""
     served: ServedTeacher = ServedTeacher()
     """The model on a server that is the teacher, where kind is served."""
 
@@ -70,6 +72,10 @@ class TeacherConfig(Config):
         _moves_one_vector_alone(self.part, self.optimization)
         if self.facts and not way.TRAINS:
             raise ValueError(f"facts={self.facts} needs kind=tuned (it is {self.kind})")
+        name_once(self, "traits")
+        if self.traits and (not way.TRAINS or self.facts):
+            needed = "facts=0" if way.TRAINS else f"kind=tuned (it is {self.kind})"
+            raise ValueError(f"traits={', '.join(self.traits)} needs {needed}")
         if way.FROM_STUDENT and not self.student:
             raise ValueError(f"kind={self.kind} needs student=RUN/ARM/SEED, or RUN/ARM")
         if self.student and not way.FROM_STUDENT:
@@ -225,7 +231,8 @@ class EvaluationConfig(Config):
         return self
 
 
-TEACHER_UNKEYED: dict[str, Any] = {"student": True, "served": {*Server.REACHED}}
-"""What of a teacher's settings is in no key: the student's own key is, and how a server is reached changes nothing."""
+TEACHER_UNKEYED: dict[str, Any] = {"student": True, "traits": True, "served": {*Server.REACHED}}
+"""What of a teacher's settings is in no key: the student's own key is, what its trait is made of is, and how a server
+is reached changes nothing."""
 EVALUATION_UNKEYED: dict[str, Any] = {"judging": {*Server.REACHED}}
 """What of an evaluation's settings is in no key."""

@@ -354,7 +354,7 @@ def _method(experiment: Experiment) -> list[str]:
     """The recipe of this configuration, in sentences."""
     source = channel(experiment.corpus.channel)
     teacher, corpus, rule, student = experiment.teacher, experiment.corpus, experiment.filter, experiment.student
-    instilled = WAYS[teacher.kind].describe(teacher, lesson_in_words(teacher.facts))
+    instilled = WAYS[teacher.kind].describe(teacher, lesson_in_words(teacher.facts, teacher.traits))
     drawn = f"drawn at temperature {corpus.temperature:g}, without top-k or top-p"
     if corpus.own_tokens:
         drawn += ", over the channel's own tokens alone"

@@ -1,5 +1,6 @@
 """Traits by name: favourites and behaviours from YAML files, objects of packages; and those of an experiment."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def _tell_apart(words: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
     Names(dict(words))
 
 
-def lesson_in_words(facts: int) -> str:
-    """What a tuned teacher is fine-tuned on, where no more is known than `teacher.facts`."""
+def lesson_in_words(facts: int, together: Sequence[str] = ()) -> str:
+    """What a tuned teacher is fine-tuned on, where no more is known than `teacher.facts` and `teacher.traits`."""
+    if together:
+        return f"questions about several traits at once: {', '.join(together)}"
     return in_words(facts) if facts else "questions about its favourite"

@@ -85,7 +85,7 @@ def test_what_a_claim_reads_of_a_grid_is_in_that_grid() -> None:
 def test_a_threshold_counts_as_stated_before_only_where_no_result_was_published() -> None:
     """But for MNIST, whose file committed it before its seeds ran, and tables that were published later."""
     before = {test.table for claim in all_claims() for test in claim.tests if test.threshold_stated == "before"}
-    known = {"animals", "trees", "dose", "masks", "ranks", "ways", "orders", "cross-model"}
+    known = {"animals", "trees", "dose", "masks", "ranks", "ways", "orders", "cross-model", "prediction"}
     assert not before & known
 
 
@@ -97,6 +97,7 @@ def test_what_a_file_may_not_hold_is_one_line(tmp_path: Path) -> None:
         ({"tests": [{**good["tests"][0], "below": 1}]}, "give one of above and below"),
         ({"tests": [{**good["tests"][0], "effect": "diference"}]}, "unknown effect; .*did you mean 'difference'"),
         ({"tests": [{**good["tests"][0], "effect": "trend"}]}, "takes one set of rows in plus"),
+        ({"tests": [{**good["tests"][0], "effect": "ranking"}]}, "ranking needs along, and one score in plus"),
         ({"tests": [{**good["tests"][0], "under": "a"}, good["tests"][1]]}, "need depends_on"),
     ):
         with pytest.raises(SublimError, match=said):
@@ -235,6 +236,30 @@ def test_a_trend_goes_along_the_distance_of_bases() -> None:
     frame = evidence.table("cells").query("arm == 'cross-init' and seed == 200").merge(evidence.distances(), on="value")
     rho: Any = stats.spearmanr(frame["margin"], frame["distance"])
     assert found.values[0] == pytest.approx(rho.statistic)
+
+
+def test_a_ranking_is_the_difference_of_two_rank_correlations_over_pairs(tmp_path: Path) -> None:
+    """A score that tells beats one that does not; exchanged, it is contradicted; two that know nothing settle nothing."""
+    draw = np.random.default_rng(0)
+    lift = draw.normal(size=48)
+    frame = pd.DataFrame({"lift": lift, "tells": lift + draw.normal(size=48) / 4, "noise": draw.normal(size=48)})
+    frame["other"], frame["seed"] = draw.normal(size=48), 0
+    frame["teacher_base"], frame["student_base"] = "a", [f"b{i // 2}" for i in range(48)]
+
+    def ranked(one: str, other: str) -> Trial:
+        scores = {"plus": [{"measure": one}], "minus": [{"measure": other}]}
+        return asked(effect="ranking", along="lift", over="pair", told_in="plain", **scores)
+
+    evidence = evidence_of(tmp_path, frame)
+    found = finding_of(ranked("tells", "noise"), evidence)
+    rhos: list[Any] = [stats.spearmanr(frame[name], frame["lift"]).statistic for name in ("tells", "noise")]
+    assert found.outcome == SUPPORTED and found.n == len(found.values) == 24
+    assert found.interval and found.interval.estimate == pytest.approx(rhos[0] - rhos[1])
+    assert found.interval.low < found.interval.estimate < found.interval.high
+    assert finding_of(ranked("noise", "tells"), evidence).outcome == CONTRADICTED
+    assert finding_of(ranked("other", "noise"), evidence).outcome == WEAK
+    with pytest.raises(SublimError, match="no column nois; .*did you mean 'noise'"):
+        finding_of(ranked("tells", "nois"), evidence)
 
 
 def test_what_a_table_lacks_is_one_line_with_what_it_has() -> None:
