@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError
@@ -32,7 +33,7 @@ class Together:
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.given, key=lambda trait: (trait.kind, trait.name)))
-        for one, other in zip(ordered, ordered[1:], strict=False):
+        for one, other in pairwise(ordered):
             if one.kind == other.kind:
                 raise SublimError(
                     f"teacher.traits: {one.name} and {other.name} are both of the kind {one.kind}; give one of a kind"

@@ -239,7 +239,7 @@ def test_a_trend_goes_along_the_distance_of_bases() -> None:
 
 
 def test_a_ranking_is_the_difference_of_two_rank_correlations_over_pairs(tmp_path: Path) -> None:
-    """A score that tells beats one that does not; exchanged, it is contradicted; two that know nothing settle nothing."""
+    """A score that tells beats one that does not; exchanged, it is contradicted; two that know nothing are too weak."""
     draw = np.random.default_rng(0)
     lift = draw.normal(size=48)
     frame = pd.DataFrame({"lift": lift, "tells": lift + draw.normal(size=48) / 4, "noise": draw.normal(size=48)})
@@ -258,7 +258,7 @@ def test_a_ranking_is_the_difference_of_two_rank_correlations_over_pairs(tmp_pat
     assert found.interval.low < found.interval.estimate < found.interval.high
     assert finding_of(ranked("noise", "tells"), evidence).outcome == CONTRADICTED
     assert finding_of(ranked("other", "noise"), evidence).outcome == WEAK
-    with pytest.raises(SublimError, match="no column nois; .*did you mean 'noise'"):
+    with pytest.raises(SublimError, match=r"no column nois; .*did you mean 'noise'"):
         finding_of(ranked("tells", "nois"), evidence)
 
 
