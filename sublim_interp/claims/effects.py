@@ -142,8 +142,8 @@ def _trend(test: "Trial", evidence: "Evidence") -> Measured:
 def _ranking(test: "Trial", evidence: "Evidence") -> Measured:
     """Spearman's ρ of one score with `along` minus that of another, as a share of each unit.
 
-    ρ is a sum over cases, so the difference is one over units. Each value is a unit's part of it, times their number; the
-    sign-flip test of these exchanges both scores' ranks within units. The interval draws units with all their cases.
+    ρ is a sum over cases, so the difference is one over units. Each value is a unit's part of it, times their number;
+    their sign-flip test exchanges both scores' ranks within units. The interval draws units with all their cases.
     """
     frame = evidence.table(test.file)
     by = list(PAIR) if test.over == "pair" else [test.over]
