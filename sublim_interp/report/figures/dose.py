@@ -1,5 +1,6 @@
 """Figure `dose`: how the effect depends on what a sweep varied."""
 
+from textwrap import fill
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,9 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from sublim_interp.core.drawing import in_style
 from sublim_interp.experiments.arms import ARMS, in_order
 from sublim_interp.report.figures.lines import FrameRows, legend
+
+LETTERS = 9
+"""How many letters of a value an inch has room for."""
 
 
 @in_style
@@ -28,14 +32,15 @@ def dose(frame: pd.DataFrame, column: Literal["rate", "bits"] = "rate") -> Figur
     columns = -(-len(fields) // lines)
     rows = frame.to_dict("records")
     most = max(len({row["value"] for row in rows if row["field"] == field}) for field in fields)
-    width = max(2.7, 0.62 * most)
+    longest = max(len(word) for value in frame["value"] for word in str(value).split())
+    width = max(2.7, max(0.62, longest / LETTERS - 0.3) * most)
     figure = Figure(figsize=(width * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     highest = max(frame[column].to_list())
     for panel in panels[len(fields) :]:
         panel.set_visible(False)
     for panel, field in zip(panels, fields, strict=False):
-        _dose(panel, [row for row in rows if row["field"] == field], column)
+        _dose(panel, [row for row in rows if row["field"] == field], column, width)
         panel.set_xlabel(field)
         if column == "rate":
             top = 1.0 if highest > 0.25 else 1.15 * highest  # where nothing passes, whatever differences there are
@@ -50,7 +55,7 @@ def dose(frame: pd.DataFrame, column: Literal["rate", "bits"] = "rate") -> Figur
     return figure
 
 
-def _dose(ax: Axes, rows: FrameRows, column: str) -> None:
+def _dose(ax: Axes, rows: FrameRows, column: str, inches: float) -> None:
     settings = list(dict.fromkeys(row["value"] for row in rows))
     numbers = [_as_number(value) for value in settings]
     numeric = None not in numbers
@@ -72,7 +77,9 @@ def _dose(ax: Axes, rows: FrameRows, column: str) -> None:
     if numeric and min(x.values()) > 0 and max(x.values()) >= 5 * min(x.values()):
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticks(list(x.values()), [_short(float(value)) if numeric else value.replace(" ", "\n") for value in x])
+    letters = max(1, int(LETTERS * inches / len(x)))
+    told = [_short(float(value)) if numeric else fill(value, letters, break_long_words=False) for value in x]
+    ax.set_xticks(list(x.values()), told)
     if numeric:
         ax.margins(x=0.08)
     else:
