@@ -52,6 +52,23 @@ def test_a_student_teaches_the_next(tiny_run: Run, second: Experiment, filled_ro
     assert again.differs == () and again.key == run.key
 
 
+def test_chains_of_several_seeds_branch_off_one_stored_student(
+    second: Experiment, tiny_run: Run, filled_root: Path
+) -> None:
+    store = Store(filled_root)
+    fields = {"teacher.student": "tiny/same-init/0", "seeds": [5, 6], "generations": 2, "arms": ["same-init"]}
+    run = si.run(second.set({**fields, "bases": [second.bases[0]], "recording": "none"}), store, processes=2)
+    roots = [run["same-init", seed].cell.student for seed in (5, 6)]
+    leaves = [run["same-init@2", seed].cell.student for seed in (5, 6)]
+    parent = tiny_run["same-init", 0].cell.student
+    assert parent
+    for root, leaf in zip(roots, leaves, strict=True):
+        assert root and leaf and leaf.data.corpus.teacher.student == root
+        stored = root.data.corpus.teacher.student
+        assert stored and stored.key == parent.key, "one student is the first teacher of every chain"
+    assert not torch.equal(weights(run["same-init@2", 5].model), weights(run["same-init@2", 6].model))
+
+
 def test_the_key_is_that_of_the_student_and_not_of_its_address(second: Experiment, tiny_run: Run) -> None:
     store = tiny_run.store
 
