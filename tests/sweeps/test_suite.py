@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sublim_interp.claims.schema import all_claims
 from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
@@ -34,6 +35,11 @@ def test_a_suite_of_the_catalogue_holds_what_is_there() -> None:
     for name in SUITES.names():
         held = suite(name).holds
         assert set(held) <= known and len(set(held)) == len(held), name
+
+
+def test_the_suite_of_the_claims_holds_all_that_their_tests_read() -> None:
+    read = {test.table for claim in all_claims() for test in claim.tests if test.runnable}
+    assert set(suite("on-trial").holds) == read
 
 
 def test_its_items_are_made_and_a_second_time_nothing_is(both: str, tiny_run: Run, filled_root: Path) -> None:
