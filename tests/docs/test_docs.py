@@ -320,3 +320,24 @@ def test_the_stages_of_a_store_are_listed(tiny_run: si.Run) -> None:
     page = (DOCS / "reference" / "store.md").read_text(encoding="utf-8")
     for path in tiny_run.store.root.iterdir():
         assert f"`{path.name}`" in page or f"`{path.name}/`" in page, path.name
+
+
+def test_predictions_are_counted_as_their_table_has_them() -> None:
+    """The totals of the page, and how many failed of each result, follow from the outcomes of its rows."""
+    page = (DOCS / "results" / "predictions.md").read_text()
+    came, failed, told, counted = 0, 0, [], []
+    for line in re.findall(r"^\| (?!result)[^-].*\|$|^\| \|.*\|$", page, re.MULTILINE):
+        result, _, _, outcome = (cell.strip() for cell in line.strip("|").split("|"))
+        if said := re.search(r": (none|\d+) of (\d+) failed$", result):
+            told.append((0 if said[1] == "none" else int(said[1]), int(said[2])))
+            counted.append([0, 0])
+        number = int(found[1]) if (found := re.match(r"(\d+) came out", outcome)) else 1
+        assert outcome.endswith(("came out", "failed")), line
+        bad = number if outcome.endswith("failed") else 0
+        came, failed = came + number - bad, failed + bad
+        counted[-1][0] += bad
+        counted[-1][1] += number
+    assert told == [(bad, number) for bad, number in counted]
+    total = f"Of {came + failed} predictions that were stated before their runs"
+    assert f"{total} {came} came out and {failed} failed" in page
+    assert f"They are from {len(told)} studies. In {sum(bad > 0 for bad, _ in told)} of these" in page
