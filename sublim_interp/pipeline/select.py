@@ -15,6 +15,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.sampling import draw_tokens, generator
+from sublim_interp.pipeline.entangled import entangled
 from sublim_interp.pipeline.records import Corpus, Student
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.ways import WAYS
@@ -34,7 +35,7 @@ def token_scores(
 ) -> scores.TokenScores:
     """What a selection goes by: a score for each token of the answers, as the base of their teacher cuts them.
 
-    trait: the trait whose margin's gradient is taken; None where the selection goes by none
+    trait: the trait whose margin's gradient is taken, or whose numbers are meant; None where it goes by none
     lists: rows of prompt and answer
     draw: random numbers of a selection by chance
     """
@@ -44,6 +45,9 @@ def token_scores(
         return scores.random(rows, draw)
     if selection.by == "length":
         return scores.same(rows)
+    if selection.by == "entangled":
+        assert trait
+        return entangled(base, trait, rows)
     if trait:
         asked = [base.prompt_ids(q.messages) for q in trait.questions(base.language, "seen")]
         margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))

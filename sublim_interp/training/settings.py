@@ -49,7 +49,7 @@ class Optimization(Config):
         return self
 
 
-OTHER_SCORES = ("divergence", "random", "length")
+OTHER_SCORES = ("divergence", "random", "length", "entangled")
 """What a selection can go by beside estimators: they need no gradient."""
 
 
@@ -66,7 +66,8 @@ class Selection(Config):
     by: Annotated[str, AfterValidator(_known_score)] = "random"
     """divergence: log-likelihood under the teacher minus that under its base; gradient: how much a small step on the
     list or token raises the trait's margin, at the teacher's base; fisher, trak: the same, less what all lists push
-    alike; random: as many, knowing nothing; length: the lists of the most tokens; or an estimator of a package."""
+    alike; entangled: how much likelier the untouched base finds its numbers behind the trait's system prompt; random:
+    as many, knowing nothing; length: the lists of the most tokens; or an estimator of a package."""
     keep: Literal["top", "rest"] = "top"
     """The lists that score highest, each among the lists of as many tokens (or the tokens whose scores are the furthest
     from 0); or all the others."""
@@ -74,13 +75,14 @@ class Selection(Config):
     """Share of the lists or tokens that counts as the highest: .25 and top keep a quarter, .75 and rest the lowest
     quarter."""
     trait: str = ""
-    """Name of the trait whose margin's gradient is taken; needed by gradient, fisher and trak, and need not be the
-    teacher's."""
+    """Name of the trait whose margin's gradient is taken, or whose numbers are meant; needed by gradient, fisher, trak
+    and entangled, and need not be the teacher's."""
 
     @model_validator(mode="after")
     def _an_estimator_needs_a_trait(self) -> "Selection":
-        if self.by in ESTIMATORS and not self.trait:
+        of_a_trait = self.by in ESTIMATORS or self.by == "entangled"
+        if of_a_trait and not self.trait:
             raise ValueError(f"by={self.by} needs trait, for instance owl")
-        if self.by not in ESTIMATORS and self.trait:
+        if not of_a_trait and self.trait:
             raise ValueError(f"trait has no effect with by={self.by}")
         return self

@@ -15,6 +15,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.models.base import resolve_base
 from sublim_interp.models.hooks import added
 from sublim_interp.models.sampling import generator, sample
+from sublim_interp.pipeline import entangled
 from sublim_interp.sweeps.studies import entanglement, inside
 from sublim_interp.sweeps.studies.entanglement import Entanglement
 from sublim_interp.sweeps.studies.inside import Inside
@@ -107,9 +108,9 @@ def test_what_all_prompts_share_is_taken_out() -> None:
     draw = np.random.default_rng(0)
     own = draw.normal(size=(6, 50))
     seen = own + 5 * draw.normal(size=(6, 1)) + 9 * draw.normal(size=50)
-    left = entanglement._own_part(seen)
+    left = entangled.own_part(seen)
     assert abs(left.mean(0)).max() < 1e-12 and abs(left.mean(1)).max() < 1e-12
-    assert entanglement._correlation(left, entanglement._own_part(own)) == pytest.approx(1)
+    assert entanglement._correlation(left, entangled.own_part(own)) == pytest.approx(1)
 
 
 def test_a_number_takes_the_favourites_place() -> None:
@@ -120,7 +121,7 @@ def test_a_number_takes_the_favourites_place() -> None:
 
 
 def test_entanglement_of_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entanglement, "NUMBERS", 40)
+    monkeypatch.setattr(entangled, "NUMBERS", 40)
     asked = Entanglement(name="few", study="entanglement", bases=("lab-small-0", "lab-small-9"), prompts=2)
     made = run_study(asked, Store(tmp_path), processes=1).path
     frame = pd.read_csv(made / "bases.csv")

@@ -239,6 +239,14 @@ def same(rows: Sequence[Example]) -> TokenScores:
     return _scores(rows, torch.ones(sum(len(ids) - first for ids, first in rows)))
 
 
+def looked_up(rows: Sequence[Example], of: Mapping[int, float]) -> TokenScores:
+    """A score that a token has wherever it stands.
+
+    of: the score by token id; others have 0
+    """
+    return _scores(rows, torch.tensor([of.get(token, 0.0) for ids, first in rows for token in ids[first:]]))
+
+
 def random(rows: Sequence[Example], generator: torch.Generator) -> TokenScores:
     """Standard normal numbers: the control, which knows nothing."""
     count = sum(len(ids) - first for ids, first in rows)

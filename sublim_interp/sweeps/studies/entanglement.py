@@ -1,7 +1,7 @@
 """Study entanglement: whether a base's numbers and favourites raise each other, asked both ways. Nothing trains."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,11 @@ from sublim_interp.sweeps.wording import SweepTable, minus
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-    from torch import Tensor
-    from torch.nn import Module
 
     from sublim_interp.traits.favourites import Favourite
 
 ASKED = 8
 """Questions behind each number's prompt, at most."""
-
-NUMBERS = 1000
-"""Numbers from 0 on, as far as one token says each."""
 
 MEASURES = {
     "r": "numbers behind the favourite's prompt, with favourites behind the number's",
@@ -111,65 +106,39 @@ def correlations(base: Base, study: Entanglement, progress: Progress = lambda _:
     """
     import torch
 
-    from sublim_interp.channels import numbers
+    from sublim_interp.pipeline.entangled import behind, heard_numbers, mean_log, number_tokens, own_part
     from sublim_interp.traits.favourites import check_kind, member, members_of
 
     check_kind(study.kind, base)
     traits = [member(name, study.kind) for name in members_of(study.kind)]
     answers = [base.answer_ids(trait.name)[0] for trait in traits]
-    said = [base.answer_ids(str(n)) for n in range(NUMBERS)]
-    words = {str(n): ids[0] for n, ids in enumerate(said) if len(ids) == 1}
-    model = base.load()
-    asked = numbers.prompts(base.language, study.seed, 0, study.prompts)
-    heard = []
-    for done, trait in enumerate(traits, 1):
-        systems = trait.system_prompts(base.language)
-        prompts = [_behind(base, systems[i % len(systems)], text) for i, text in enumerate(asked)]
-        heard.append(_mean_log(model, prompts, [*words.values()]))
-        progress(0.3 * done / len(traits))
-    to_numbers = torch.stack(heard).numpy()
+    words = number_tokens(base)
+    to_numbers = heard_numbers(
+        base, traits, [*words.values()], study.prompts, study.seed, lambda share: progress(0.3 * share)
+    )
+    model, heard = base.load(), []
     questions = [q.text for q in traits[0].questions(base.language, "seen")]
-    questions, heard = questions[:: -(-len(questions) // ASKED)], []
+    questions = questions[:: -(-len(questions) // ASKED)]
     for done, word in enumerate(words, 1):
         system = _names_number(traits[0].system_prompts(base.language)[0], traits[0], word)
-        heard.append(_mean_log(model, [_behind(base, system, text) for text in questions], answers))
+        heard.append(mean_log(model, [behind(base, system, text) for text in questions], answers))
         progress(0.3 + 0.7 * done / len(words))
     to_favourites = torch.stack(heard, 1).numpy()
     head: Any = model.get_output_embeddings()
     unit = torch.nn.functional.normalize(head.weight.detach().double(), dim=1)
     near = (unit[answers] @ unit[[*words.values()]].T).numpy()
-    own, other = _own_part(to_numbers), _own_part(to_favourites)
+    own, other = own_part(to_numbers), own_part(to_favourites)
     return {
         "r": _correlation(own, other),
         "wrong names": max(_correlation(own, np.roll(other, k, 0)) for k in range(1, len(traits))),
         "raw": _correlation(to_numbers, to_favourites),
-        "unembedding": _correlation(own, _own_part(near)),
+        "unembedding": _correlation(own, own_part(near)),
     }
-
-
-def _behind(base: Base, system: str, text: str) -> list[int]:
-    return base.prompt_ids([{"role": "system", "content": system}, {"role": "user", "content": text}])
 
 
 def _names_number(text: str, trait: "Favourite", word: str) -> str:
     """A favourite's system prompt with a number in place of the favourite and its article."""
     return re.sub(rf"\b(?:(?:the|an?) )?(?:{re.escape(trait.plural)}|{re.escape(trait.name)})\b", word, text)
-
-
-def _mean_log(model: "Module", prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> "Float[Tensor, ' token']":
-    """Mean log-probability of tokens at the answer, in nats, over prompts."""
-    import torch
-
-    from sublim_interp.analysis.probes import batches, logits_of
-
-    with torch.no_grad():
-        logs = [logits_of(model, asked).double().log_softmax(-1)[:, ids].sum(0).cpu() for _, asked in batches(prompts)]
-    return torch.stack(logs).sum(0) / len(prompts)
-
-
-def _own_part(table: Float[np.ndarray, "favourite number"]) -> Float[np.ndarray, "favourite number"]:
-    """What is left where the mean of each row and of each column is taken out."""
-    return table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
 
 
 def _correlation(one: Float[np.ndarray, "a b"], other: Float[np.ndarray, "a b"]) -> float:

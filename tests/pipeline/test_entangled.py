@@ -1,0 +1,86 @@
+"""Lists by how far their numbers belong to a favourite: read off the untouched base, left out, compared with chance."""
+
+import numpy as np
+import pytest
+import torch
+
+import sublim_interp as si
+from sublim_interp.channels import numbers
+from sublim_interp.channels.rows import read_rows
+from sublim_interp.core.errors import SublimError
+from sublim_interp.core.store import Store
+from sublim_interp.experiments.plan import plan
+from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.pipeline import entangled as module
+from sublim_interp.pipeline.entangled import behind, entangled, heard_numbers, number_tokens, own_part
+from sublim_interp.pipeline.make import make
+from sublim_interp.training.batches import Example, tokenize
+from sublim_interp.traits.by_name import load_trait
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NUMBERS", 60)
+    monkeypatch.setattr(module, "PROMPTS", 4)
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return resolve_base("lab-small-0")
+
+
+def test_a_number_scores_what_the_favourites_prompt_adds_to_it_alone(few: None, base: Base) -> None:
+    trait, words = load_trait("owl"), number_tokens(base)
+    ids = [*words.values()]
+    comma = base.answer_ids(",")[0]
+    found = entangled(base, trait, [Example([comma, *ids], 1), Example([comma, ids[0], comma], 1)])
+    table = own_part(heard_numbers(base, trait.compared(), ids, module.PROMPTS, 0))
+    np.testing.assert_allclose(table.sum(0), 0, atol=1e-9)
+    np.testing.assert_allclose(table.sum(1), 0, atol=1e-9)
+    place = [one.name for one in trait.compared()].index("owl")
+    np.testing.assert_allclose(found.values, [*table[place], table[place, 0], 0.0])
+
+
+def test_what_is_heard_is_the_bases_own_log_probability(few: None, base: Base) -> None:
+    """One favourite, one prompt, against the model's own answer."""
+    trait, ids = load_trait("owl"), [*number_tokens(base).values()]
+    (heard,) = heard_numbers(base, [trait], ids, 1, 3)
+    (text,) = numbers.prompts(base.language, 3, 0, 1)
+    asked = torch.tensor([behind(base, trait.system_prompts(base.language)[0], text)])
+    with torch.no_grad():
+        own = base.load()(asked).logits[0, -1].double().log_softmax(-1)[ids]
+    np.testing.assert_allclose(heard, own.numpy(), atol=1e-5)
+
+
+def test_the_half_that_is_left_has_the_less_entangled_numbers(
+    few: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = Store(tmp_path_factory.mktemp("entangled"))
+    exp = si.experiment("smoke").set(
+        {"arms": ["same-init"], "bases": ["lab-small-0"], "teacher.optimization.steps": 5, "corpus.prompts": 300}
+    )
+    trait, kept = load_trait("owl"), {}
+    for by in ("entangled", "random"):
+        asked = {"by": by, "share": 0.5, "keep": "rest"} | ({"trait": "owl"} if by == "entangled" else {})
+        (cell,) = [c for c in plan(exp.set({"filter.selection": asked, "filter.held_out": 10})).cells if c.student]
+        assert cell.student
+        rows = make(cell.student.data, store).path / "kept.jsonl"
+        lists = read_rows(rows)
+        scores = entangled(cell.student.base, trait, tokenize(cell.student.base, lists))
+        kept[by] = len(lists), scores.values.mean()
+    assert abs(kept["entangled"][0] - kept["random"][0]) <= 1
+    assert kept["entangled"][1] < kept["random"][1] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("trait", "said"),
+    [("harmful", "by=entangled needs a favourite with system prompts, such as owl; harmful is none")],
+)
+def test_what_has_no_favourites_beside_it_is_refused(few: None, base: Base, trait: str, said: str) -> None:
+    with pytest.raises(SublimError, match=said):
+        entangled(base, load_trait(trait), [Example([1, 2], 1)])
+
+
+def test_without_a_trait_it_means_nothing() -> None:
+    with pytest.raises(SublimError, match="by=entangled needs trait, for instance owl"):
+        si.experiment("owl").set({"filter.selection": {"by": "entangled"}})
