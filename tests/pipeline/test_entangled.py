@@ -1,5 +1,7 @@
 """Lists by how far their numbers belong to a favourite: read off the untouched base, left out, compared with chance."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -52,10 +54,8 @@ def test_what_is_heard_is_the_bases_own_log_probability(few: None, base: Base) -
     np.testing.assert_allclose(heard, own.numpy(), atol=1e-5)
 
 
-def test_the_half_that_is_left_has_the_less_entangled_numbers(
-    few: None, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    store = Store(tmp_path_factory.mktemp("entangled"))
+def test_the_half_that_is_left_has_the_less_entangled_numbers(few: None, tmp_path: Path) -> None:
+    store = Store(tmp_path)
     exp = si.experiment("smoke").set(
         {"arms": ["same-init"], "bases": ["lab-small-0"], "teacher.optimization.steps": 5, "corpus.prompts": 300}
     )
