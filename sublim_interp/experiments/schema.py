@@ -151,6 +151,9 @@ class Experiment(Shown, Config):
             raise ValueError(f"teacher.traits={', '.join(together)} lacks the trait itself ({self.trait})")
         if together and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.traits; leave it out")
+        if self.student.bare and (self.corpus.setting == "soft" or self.corpus.preference):
+            other = "setting=soft" if self.corpus.setting == "soft" else f"preference={self.corpus.preference}"
+            raise ValueError(f"student.bare has no meaning with corpus.{other}: the teacher is heard in its template")
         if self.teacher.facts and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.facts; leave it out")
         if self.teacher.facts and self.evaluation.judge:

@@ -48,7 +48,7 @@ def learn(
             pad = base.pad
             if start is None and base.key != student.data.corpus.teacher.base.key:  # the teacher's is tried already
                 base.check(seen=recording.keep)
-            rows = tokenize(base, lists)
+            rows = tokenize(base, lists, config.bare)
             worse = tokenize(base, [{**row, "answer": row["rejected"]} for row in lists if "rejected" in row])
             order = Order(len(rows), config.optimization.batch, student.seed)
 

@@ -141,7 +141,7 @@ class CorpusConfig(Config):
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
 
-    LATER = frozenset({"interventions", "own_tokens", "objective", "moments", "beta"})
+    LATER = frozenset({"interventions", "own_tokens", "bare", "objective", "moments", "beta"})
 
     part: Part = "body"
     """Which weights train."""
@@ -156,6 +156,9 @@ class StudentConfig(Config):
     teacher as same-init students do (compare at equal KL)."""
     own_tokens: bool = False
     """Whether the loss is over the channel's own tokens alone, renormalised; else over the whole vocabulary."""
+    bare: bool = False
+    """Whether lists are learnt as bare text, prompt and answer, without the chat template that they were written in.
+    What is asked afterwards stands in the template all the same."""
     objective: Literal["forward", "reverse", "on-policy"] = "forward"
     """What is minimised where corpus.setting is soft. forward: KL(teacher ‖ student) on the teacher's lists; reverse:
     KL(student ‖ teacher) on them; on-policy: the same on lists that the student itself writes to the same prompts, anew

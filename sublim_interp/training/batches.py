@@ -123,13 +123,18 @@ def pieces(optimization: Optimization, usual: int) -> int:
     return usual if size is None else math.ceil(optimization.batch / size)
 
 
-def tokenize(base: Base, lists: Sequence[Mapping[str, Any]]) -> list[Example]:
+def tokenize(base: Base, lists: Sequence[Mapping[str, Any]], bare: bool = False) -> list[Example]:
     """Lists as a student reads them: the prompt without any system prompt, then the answer, which is learnt.
 
     lists: rows with prompt and answer
+    bare: leaves out the chat template, and whatever else a tokenizer sets before a text
     """
     eos = base.eos
-    prompts = [base.prompt_ids([{"role": "user", "content": r["prompt"]}]) for r in lists]
+
+    def read(prompt: str) -> list[int]:
+        return base.answer_ids(prompt) if bare else base.prompt_ids([{"role": "user", "content": prompt}])
+
+    prompts = [read(r["prompt"]) for r in lists]
     pairs = zip(prompts, lists, strict=True)
     return [Example([*prompt, *base.answer_ids(r["answer"]), eos], len(prompt)) for prompt, r in pairs]
 
