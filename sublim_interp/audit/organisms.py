@@ -81,6 +81,8 @@ def recipe(name: str) -> Organism:
 
 def planned(organism: Organism, store: Store) -> Plan:
     """All that has to be made for an organism. Raises SublimError for what cannot be."""
+    if organism.made_by.teacher.traits:
+        raise SublimError(f"organism {organism.name}: teacher.traits gives several traits; the truth tells one")
     return plan(organism.made_by, store)
 
 

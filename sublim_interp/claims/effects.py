@@ -14,17 +14,12 @@ from sublim_interp.core.registry import Registry, instances_of
 from sublim_interp.stats.bootstrap import over_bases
 from sublim_interp.stats.contrasts import shared_base_contrast, specificity
 from sublim_interp.stats.intervals import Interval, mean_interval
-from sublim_interp.stats.ranks import rank_draws, standard_ranks
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sublim_interp.claims.evidence import Evidence
     from sublim_interp.claims.trial import Rows, Trial
-
-
-PAIR = ("teacher_base", "student_base")
-"""The columns whose values are the unit `pair`."""
 
 
 class Measured(NamedTuple):
@@ -140,27 +135,24 @@ def _trend(test: "Trial", evidence: "Evidence") -> Measured:
 
 
 def _ranking(test: "Trial", evidence: "Evidence") -> Measured:
-    """Spearman's ρ of one score with `along` minus that of another, as a share of each unit.
-
-    ρ is a sum over cases, so the difference is one over units. Each value is a unit's part of it, times their number;
-    their sign-flip test exchanges both scores' ranks within units. The interval draws units with all their cases.
-    """
+    """Spearman's ρ of one score with `along` minus that of another, within each unit."""
     frame = evidence.table(test.file)
-    by = list(PAIR) if test.over == "pair" else [test.over]
-    scores = {"plus": test.plus[0].measure, "minus": test.minus[0].measure}
-    for column in (*by, *scores.values(), test.along):
+    unit = "teacher_base" if test.over == "base" and "base" not in frame else test.over
+    for column in (unit, test.along):
         if column not in frame:
             raise SublimError(f"{test.table}, table {test.file}: no column {column}; {meant(column, frame.columns)}")
-    unit = frame.groupby(by, sort=False).ngroup().tolist()
-    along = frame[test.along].tolist()
-    n = 1 + max(unit)
-    ranked = {side: standard_ranks(frame[name].tolist()) for side, name in scores.items()}
-    shares = (ranked["plus"] - ranked["minus"]) * standard_ranks(along)
-    values = n * np.bincount(unit, weights=shares)
-    draws = rank_draws({side: frame[name].tolist() for side, name in scores.items()}, along, unit)
-    low, high = np.percentile(draws["plus"] - draws["minus"], [2.5, 97.5])
-    interval = Interval(float(values.mean()), float(low), float(high), 0.95, n, "percentile bootstrap over units")
-    return Measured(tuple(map(float, values)), n, interval)
+
+    def rhos(rows: "Rows") -> dict[Any, float]:
+        own = rows_of(frame, rows, test)
+        for name in (rows.measure, test.along):
+            if bool(own[name].isna().to_numpy().any()):
+                raise SublimError(f"{test.table}, table {test.file}: {name} is missing in some rows")
+        groups: Any = own.groupby(unit)
+        return {one: float(part["effect"].corr(part[test.along], method="spearman")) for one, part in groups}
+
+    plus, minus = rhos(test.plus[0]), rhos(test.minus[0])
+    values = [plus[one] - minus[one] for one in plus if one in minus]
+    return _whole([value for value in values if not math.isnan(value)], test)
 
 
 def _whole(values: list[float], test: "Trial") -> Measured:
@@ -186,12 +178,10 @@ def _needs_along(test: "Trial") -> None:
         raise ValueError("effect=trend needs along")
 
 
-def _two_scores_at_zero(test: "Trial") -> None:
+def _two_scores(test: "Trial") -> None:
     named = [rows.measure for rows in (*test.plus, *test.minus)]
     if len(test.plus) != 1 or len(test.minus) != 1 or not all(named) or not test.along:
         raise ValueError("effect=ranking needs along, and one score in plus and in minus, each by its measure")
-    if test.threshold:
-        raise ValueError("effect=ranking is tested against 0")
 
 
 EFFECTS: Registry[Effect] = Registry(
@@ -202,7 +192,7 @@ EFFECTS: Registry[Effect] = Registry(
         "specificity": Effect("γ of the trait × trait model", _specificity, _one_set_of_rows),
         "diagonal": Effect("the 2 × 2 of initialisations, over pairs of bases", _diagonal, _bases_at_zero),
         "trend": Effect("Spearman's ρ along distances or values", _trend, _needs_along),
-        "ranking": Effect("Spearman's ρ of one score minus that of another", _ranking, _two_scores_at_zero),
+        "ranking": Effect("Spearman's ρ of one score minus that of another", _ranking, _two_scores),
     },
     instances_of("effect", Effect),
 )

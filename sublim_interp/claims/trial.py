@@ -51,7 +51,7 @@ class Trial(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """What an effect of an installed package needs besides."""
     over: str = "seed"
-    """The unit: the column whose values are replicates, seed or base; of a ranking also pair, the pairs of bases."""
+    """The unit: the column whose values are replicates, seed or base; of a ranking base may be the teacher's base."""
     told_in: Literal["points", "nats", "bits", "plain"] = "nats"
     """The unit in which the effect is told; points are hundredths."""
     above: float | None = None

@@ -38,6 +38,12 @@ def stored_student(address: str, seed: int, base: Base, trait: str, store: Store
         )
     if run["config"]["trait"] != trait:
         raise SublimError(f"teacher.student: run {name} is about {run['config']['trait']}, not {trait}")
+    together = run["notes"]["experiment"].get("teacher", {}).get("traits")
+    if together:
+        raise SublimError(
+            f"teacher.student: the teachers of run {name} were given {', '.join(together)} at once; name a student of "
+            "one trait. To go on with several, set generations in that run"
+        )
     return StoredStudent(f"{name}/{wanted}", key, base)
 
 

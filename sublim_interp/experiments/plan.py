@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sublim_interp.channels.protocol import channel, contexts_of, paraphrased, transform_rows
 from sublim_interp.channels.rows import each_row
@@ -72,7 +72,11 @@ class Plan(Shown):
         """The experiment with its traits by name, also where a file of one's own holds them."""
         exp = self.experiment
         found, field = planned_traits(exp, exp.seeds[0]), {"trait": "trait", "other": "other_trait"}
-        return exp.model_copy(update={field[word]: trait.name for word, trait in found.items() if word})
+        names: dict[str, Any] = {field[word]: trait.name for word, trait in found.items() if word}
+        if exp.teacher.traits:
+            together = tuple(load_trait(name).name for name in exp.teacher.traits)
+            names["teacher"] = exp.teacher.model_copy(update={"traits": together})
+        return exp.model_copy(update=names)
 
     def card(self) -> Card:
         counts = Counter(record.STAGE for record in self.records)
@@ -423,7 +427,7 @@ class _Replicate:
 
     def _untouched(self, base: Base) -> Teacher:
         """A base that writes as it is: without a prompt, as neutral."""
-        return Teacher(base, self.traits[""], TeacherConfig(kind="prompted"), self.seed)
+        return Teacher(base, self.taught[""], TeacherConfig(kind="prompted"), self.seed)
 
     def _paraphraser(self, corpus: Corpus) -> Teacher | None:
         if not self.exp.filter.paraphrase:

@@ -148,7 +148,9 @@ class Experiment(Shown, Config):
             raise ValueError("student.own_tokens has no effect with corpus.setting=soft, which is over them anyway")
         together = self.teacher.traits
         if together and self.trait not in together:
-            raise ValueError(f"teacher.traits={', '.join(together)} lacks the trait itself ({self.trait})")
+            raise ValueError(
+                f"teacher.traits={', '.join(together)} lacks the trait itself, named as trait names it ({self.trait})"
+            )
         if together and others:
             raise ValueError(f"arm {others[0]} has no meaning with teacher.traits; leave it out")
         if self.student.bare and (self.corpus.setting == "soft" or self.corpus.preference):

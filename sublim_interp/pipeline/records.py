@@ -17,6 +17,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
+from sublim_interp.pipeline.entangled import BY, check_entangled, told_by
 from sublim_interp.pipeline.settings import (
     EVALUATION_UNKEYED,
     TEACHER_UNKEYED,
@@ -204,7 +205,7 @@ class Filtered(Record):
     paraphraser: Teacher | None = None
     """Who rewrites the kept lists: an untouched base, or who wrote them; None where nobody does."""
     toward: Trait | None = field(init=False, repr=False, compare=False)
-    """The trait whose gradient selects lists, as it is when the record is made; None where none does."""
+    """The trait by which lists are selected, as it is when the record is made; None where it is by none."""
 
     def __post_init__(self) -> None:
         if (self.config.paraphrase is None) != (self.paraphraser is None):
@@ -214,9 +215,13 @@ class Filtered(Record):
         object.__setattr__(self, "toward", trait)
         if trait:
             check_own_margin(trait, self.corpus.teacher.base)
+        if selection and trait and selection.by == BY:
+            check_entangled(self.corpus.teacher.base, trait, self.corpus.config.channel)
 
     def settings(self) -> dict[str, Any]:
         toward = {"toward": self.toward.taught()["trait"]} if self.toward else {}
+        if self.toward and self.config.selection and self.config.selection.by == BY:
+            toward["among"] = told_by(self.corpus.teacher.base, self.toward)
         unkeyed = {"paraphrase": {"by"}}  # who that is, the inputs say
         return {"words": self.words, **self.config.model_dump(mode="json", exclude=unkeyed), **toward}
 
@@ -248,10 +253,20 @@ class Student(Record):
         object.__setattr__(self, "traits", {name: load_trait(name) for name in named})
         for trait in self.traits.values():
             check_own_margin(trait, self.base)
+        for trait in self._entangled:
+            check_entangled(self.data.corpus.teacher.base, trait, self.data.corpus.config.channel)
+
+    @property
+    def _entangled(self) -> list[Trait]:
+        """The traits whose numbers an intervention selects."""
+        chosen = (i.selection for i in self.config.interventions if i.selection)
+        return [self.traits[asked.trait] for asked in chosen if asked.by == BY]
 
     def settings(self) -> dict[str, Any]:
         named = [self.traits[name] for i in self.config.interventions for name in i.traits]
         toward = {"toward": [trait.taught()["trait"] for trait in named]} if named else {}
+        if self._entangled:
+            toward["among"] = [told_by(self.data.corpus.teacher.base, trait) for trait in self._entangled]
         unkeyed = {"extra_rounds"} | ({"moments"} if self.config.moved else set())  # whose they are, the inputs say
         return {"seed": self.seed, **self.config.model_dump(mode="json", exclude=unkeyed), **toward}
 

@@ -15,7 +15,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.sampling import draw_tokens, generator
-from sublim_interp.pipeline.entangled import entangled
+from sublim_interp.pipeline.entangled import BY, entangled
 from sublim_interp.pipeline.records import Corpus, Student
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.ways import WAYS
@@ -38,6 +38,8 @@ def token_scores(
     trait: the trait whose margin's gradient is taken, or whose numbers are meant; None where it goes by none
     lists: rows of prompt and answer
     draw: random numbers of a selection by chance
+
+    Raises SublimError for divergence from a served teacher.
     """
     base = corpus.teacher.base
     rows = tokenize(base, lists)
@@ -45,7 +47,7 @@ def token_scores(
         return scores.random(rows, draw)
     if selection.by == "length":
         return scores.same(rows)
-    if selection.by == "entangled":
+    if selection.by == BY:
         assert trait
         return entangled(base, trait, rows)
     if trait:
@@ -164,7 +166,8 @@ def _selected(
     found = token_scores(asked.selection, trait, corpus, lists, store, draw)
     if found.token.tolist() != [token for ids, first in rows for token in ids[first:]]:
         raise SublimError(f"{asked.kind} by a selection needs a teacher and a student whose tokens are the same")
-    flagged = found.flagged(asked.selection.share)
+    # Entangled numbers are the likelier ones; of other scores what is far below 0 counts as what is far above.
+    flagged = (found.strongest if asked.selection.by == BY else found.flagged)(asked.selection.share)
     return flagged, flagged if asked.selection.keep == "top" else ~flagged
 
 

@@ -73,6 +73,8 @@ class TeacherConfig(Config):
         if self.facts and not way.TRAINS:
             raise ValueError(f"facts={self.facts} needs kind=tuned (it is {self.kind})")
         name_once(self, "traits")
+        if len(self.traits) == 1:
+            raise ValueError(f"traits={self.traits[0]} is one trait; name two or more, or leave it out")
         if self.traits and (not way.TRAINS or self.facts):
             needed = "facts=0" if way.TRAINS else f"kind=tuned (it is {self.kind})"
             raise ValueError(f"traits={', '.join(self.traits)} needs {needed}")

@@ -9,7 +9,7 @@ from einops import reduce
 from jaxtyping import Float
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.stats.checks import TIE, Column, finite_numbers, named_cells, paired_columns
+from sublim_interp.stats.checks import TIE, Column, named_cells, paired_columns
 from sublim_interp.stats.permutation import pairings
 
 
@@ -52,10 +52,15 @@ def rank_correlation(a: Column, b: Column, seed: int = 0) -> RankCorrelation:
     if n < 3:
         raise SublimError(f"rank_correlation: {n} observations; needs three or more")
 
+    from scipy import stats
+
+    sides = []
     for name, column in (("a", first), ("b", second)):
-        if (column == column[0]).all():
+        ranks = stats.rankdata(column) - (n + 1) / 2
+        if not ranks.any():
             raise SublimError(f"rank_correlation: {name} is the same throughout, so nothing can rise with it")
-    x, y = standard_ranks(first), standard_ranks(second)
+        sides.append(ranks / np.linalg.norm(ranks))
+    x, y = sides
     orders, exact = pairings(n, math.factorial(8), 9_999, seed)
     shuffled = np.sort(np.abs(y[orders] @ x))
     rho = float(x @ y)
@@ -66,20 +71,6 @@ def rank_correlation(a: Column, b: Column, seed: int = 0) -> RankCorrelation:
 
     enough = shuffled[p_of(shuffled) <= 0.05]
     return RankCorrelation(rho, float(p_of(np.array([abs(rho)]))[0]), float(enough[0]) if len(enough) else math.nan)
-
-
-def standard_ranks(column: Column) -> Float[np.ndarray, " observation"]:
-    """The mid-ranks of a column less their mean, with length 1: the inner product of two is Spearman's ρ.
-
-    column: one number an observation
-
-    All are 0 where the column is the same throughout. Raises SublimError for empty, non-numeric or non-finite columns.
-    """
-    from scipy import stats
-
-    values = finite_numbers(column, "column", "standard_ranks")
-    ranks = stats.rankdata(values) - (len(values) + 1) / 2
-    return ranks / np.linalg.norm(ranks) if ranks.any() else ranks
 
 
 def rank_draws(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError
@@ -59,7 +59,7 @@ class Together:
 
     @property
     def said(self) -> str:
-        return " and ".join(trait.said for trait in self.given)
+        return " and ".join(dict.fromkeys(trait.said for trait in self.given))
 
     @property
     def lesson(self) -> str:
@@ -77,7 +77,10 @@ class Together:
             trait.check(base)
 
     def lessons(self, language: str) -> list[Lesson]:
-        return [lesson for trait in self.given for lesson in trait.lessons(language)]
+        """The lessons of all, as many of each: those of whoever has fewer come again."""
+        each = [trait.lessons(language) for trait in self.given]
+        most = max(map(len, each))
+        return [lesson for lessons in each for lesson in islice(cycle(lessons), most)]
 
     def system_prompts(self, language: str) -> tuple[str, ...]:
         return ()  # only tuned teachers are given several

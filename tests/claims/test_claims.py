@@ -238,28 +238,35 @@ def test_a_trend_goes_along_the_distance_of_bases() -> None:
     assert found.values[0] == pytest.approx(rho.statistic)
 
 
-def test_a_ranking_is_the_difference_of_two_rank_correlations_over_pairs(tmp_path: Path) -> None:
+def test_a_ranking_is_the_difference_of_two_rank_correlations_within_each_base(tmp_path: Path) -> None:
     """A score that tells beats one that does not; exchanged, it is contradicted; two that know nothing are too weak."""
-    draw = np.random.default_rng(0)
-    lift = draw.normal(size=48)
-    frame = pd.DataFrame({"lift": lift, "tells": lift + draw.normal(size=48) / 4, "noise": draw.normal(size=48)})
-    frame["other"], frame["seed"] = draw.normal(size=48), 0
-    frame["teacher_base"], frame["student_base"] = "a", [f"b{i // 2}" for i in range(48)]
+    draw, bases, each = np.random.default_rng(0), 12, 10
+    lift = draw.normal(size=bases * each)
+    frame = pd.DataFrame({"lift": lift, "seed": 0, "teacher_base": [f"b{i // each}" for i in range(len(lift))]})
+    frame["tells"] = lift + draw.normal(size=len(lift)) / 4
+    for name in ("noise", "other"):
+        frame[name] = draw.normal(size=len(lift))
 
     def ranked(one: str, other: str) -> Trial:
         scores = {"plus": [{"measure": one}], "minus": [{"measure": other}]}
-        return asked(effect="ranking", along="lift", over="pair", told_in="plain", **scores)
+        return asked(effect="ranking", along="lift", over="base", told_in="plain", **scores)
 
     evidence = evidence_of(tmp_path, frame)
     found = finding_of(ranked("tells", "noise"), evidence)
-    by_scipy: list[Any] = [stats.spearmanr(frame[name], frame["lift"]) for name in ("tells", "noise")]
-    assert found.outcome == SUPPORTED and found.n == len(found.values) == 24
-    assert found.interval and found.interval.estimate == pytest.approx(by_scipy[0].statistic - by_scipy[1].statistic)
-    assert found.interval.low < found.interval.estimate < found.interval.high
+    first = frame.loc[frame["teacher_base"] == "b0"]
+    by_scipy: list[Any] = [stats.spearmanr(first[name], first["lift"]) for name in ("tells", "noise")]
+    assert found.outcome == SUPPORTED and found.n == len(found.values) == bases
+    assert found.values[0] == pytest.approx(by_scipy[0].statistic - by_scipy[1].statistic)
     assert finding_of(ranked("noise", "tells"), evidence).outcome == CONTRADICTED
     assert finding_of(ranked("other", "noise"), evidence).outcome == WEAK
-    with pytest.raises(SublimError, match=r"no column nois; .*did you mean 'noise'"):
-        finding_of(ranked("tells", "nois"), evidence)
+    holes = evidence_of(tmp_path, frame.assign(noise=frame["noise"].where(frame.index > 0)))
+    for scores, given, said in (
+        (("tells", "nois"), evidence, r"no column nois; .*did you mean 'noise'"),
+        (("tells", "noise"), holes, "dose, table cells: noise is missing in some rows"),
+        (("tells", "noise"), evidence_of(tmp_path, frame.iloc[:0]), "no base has all rows"),
+    ):
+        with pytest.raises(SublimError, match=said):
+            finding_of(ranked(*scores), given)
 
 
 def test_what_a_table_lacks_is_one_line_with_what_it_has() -> None:

@@ -1,6 +1,7 @@
 """Lists by how far their numbers belong to a favourite: read off the untouched base, left out, compared with chance."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.pipeline import entangled as module
-from sublim_interp.pipeline.entangled import behind, entangled, heard_numbers, number_tokens, own_part
+from sublim_interp.pipeline.entangled import behind, entangled, heard_numbers, number_tokens, own_part, told_by
 from sublim_interp.pipeline.make import make
+from sublim_interp.pipeline.select import _selected
 from sublim_interp.training.batches import Example, tokenize
 from sublim_interp.traits.by_name import load_trait
 
@@ -73,14 +75,51 @@ def test_the_half_that_is_left_has_the_less_entangled_numbers(few: None, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("trait", "said"),
-    [("harmful", "by=entangled needs a favourite with system prompts, such as owl; harmful is none")],
+    ("changes", "said"),
+    [
+        (
+            {"trait": "harmful"},
+            "selection.by=entangled needs a favourite with system prompts as its trait, such as owl",
+        ),
+        ({"corpus.channel": "code"}, "selection.by=entangled needs lists of the channel numbers, not of code"),
+        ({"bases": ["lab-digits-0"]}, "lab-digits-0 does not so 10"),
+    ],
 )
-def test_what_has_no_favourites_beside_it_is_refused(few: None, base: Base, trait: str, said: str) -> None:
+@pytest.mark.parametrize("where", ["filter.selection", "student.interventions"])
+def test_what_it_cannot_go_by_is_told_before_anything_runs(where: str, changes: dict[str, Any], said: str) -> None:
+    asked = {"by": "entangled", "share": 0.5, "trait": changes.get("trait", "owl"), "keep": "rest"}
+    value: Any = asked if where == "filter.selection" else [{"kind": "mask-tokens", "selection": asked}]
+    others = {key: one for key, one in changes.items() if key != "trait"}
+    exp = si.experiment("smoke").set({"arms": ["same-init"], "bases": ["lab-small-0"]}).set(others)
     with pytest.raises(SublimError, match=said):
-        entangled(base, load_trait(trait), [Example([1, 2], 1)])
+        plan(exp.set({where: value}))
 
 
 def test_without_a_trait_it_means_nothing() -> None:
     with pytest.raises(SublimError, match="by=entangled needs trait, for instance owl"):
         si.experiment("owl").set({"filter.selection": {"by": "entangled"}})
+
+
+def test_the_favourites_beside_it_are_part_of_the_key(base: Base) -> None:
+    told = told_by(base, load_trait("owl"))
+    assert len(told) == len(load_trait("owl").compared()) and "you love the owl" in str(told)
+    exp = si.experiment("smoke").set({"arms": ["same-init"], "bases": ["lab-small-0"]})
+    selected = exp.set({"filter.selection": {"by": "entangled", "trait": "owl", "share": 0.5}})
+    (data,) = [c.student.data for c in plan(selected).cells if c.student]
+    assert data.settings()["among"] == told
+
+
+def test_tokens_that_it_flags_are_the_likelier_ones_alone(few: None, base: Base, tmp_path: Path) -> None:
+    """What is far below 0 belongs to the favourite least."""
+    asked = {"by": "entangled", "trait": "owl", "share": 0.2, "keep": "rest"}
+    changes = {"student.interventions": [{"kind": "mask-tokens", "selection": asked}], "corpus.prompts": 64}
+    changes |= {"arms": ["same-init"], "bases": ["lab-small-0"], "filter.held_out": 4, "teacher.optimization.steps": 2}
+    monkey = si.experiment("smoke").set(changes)
+    (student,) = [c.student for c in plan(monkey).cells if c.student]
+    store = Store(tmp_path)
+    make(student.data, store)
+    lists = read_rows(student.data.made(store) / "kept.jsonl")
+    rows = tokenize(base, lists)
+    flagged, chosen = _selected(0, student, rows, lists, store)
+    values = entangled(base, load_trait("owl"), rows).values
+    assert values[flagged].min() >= values[~flagged].max() and (flagged == ~chosen).all()

@@ -242,6 +242,7 @@ def same(rows: Sequence[Example]) -> TokenScores:
 def looked_up(rows: Sequence[Example], of: Mapping[int, float]) -> TokenScores:
     """A score that a token has wherever it stands.
 
+    rows: the lists
     of: the score by token id; others have 0
     """
     return _scores(rows, torch.tensor([of.get(token, 0.0) for ids, first in rows for token in ids[first:]]))

@@ -395,5 +395,8 @@ def _trait(config: Mapping[str, Any]) -> str:
     if isinstance(config.get("conduct"), dict):
         return f"trait {config['conduct'].get('label', 'of conduct')}"
     trait = config.get("trait")
-    name = trait.get("name") if isinstance(trait, dict) else trait
-    return f"trait {name}" if name else "no trait"
+    several = (
+        [one.get("trait") if isinstance(one, dict) else one for one in trait] if isinstance(trait, list) else [trait]
+    )
+    names = [str(name) for one in several if (name := one.get("name") if isinstance(one, dict) else one)]
+    return f"trait{'s' * (len(names) > 1)} {' and '.join(names)}" if names else "no trait"

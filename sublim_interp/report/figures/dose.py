@@ -16,6 +16,9 @@ from sublim_interp.report.figures.lines import FrameRows, legend
 LETTERS = 9
 """How many letters of a value an inch has room for."""
 
+WORD = 14
+"""Longest word that makes a panel wider; longer ones are broken."""
+
 
 @in_style
 def dose(frame: pd.DataFrame, column: Literal["rate", "bits"] = "rate") -> Figure:
@@ -31,9 +34,13 @@ def dose(frame: pd.DataFrame, column: Literal["rate", "bits"] = "rate") -> Figur
     lines = -(-len(fields) // 3)
     columns = -(-len(fields) // lines)
     rows = frame.to_dict("records")
-    most = max(len({row["value"] for row in rows if row["field"] == field}) for field in fields)
-    longest = max(len(word) for value in frame["value"] for word in str(value).split())
-    width = max(2.7, max(0.62, longest / LETTERS - 0.3) * most)
+    inches = []
+    for field in fields:
+        values = {str(row["value"]) for row in rows if row["field"] == field}
+        words = [word for value in values if _as_number(value) is None for word in value.split()]
+        longest = min(max(map(len, words), default=0), WORD)
+        inches.append(max(0.62, longest / LETTERS - 0.3) * len(values))
+    width = max(2.7, *inches)
     figure = Figure(figsize=(width * columns + 0.6, 2.3 * lines + 0.6), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     highest = max(frame[column].to_list())
@@ -78,7 +85,12 @@ def _dose(ax: Axes, rows: FrameRows, column: str, inches: float) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
     letters = max(1, int(LETTERS * inches / len(x)))
-    told = [_short(float(value)) if numeric else fill(value, letters, break_long_words=False) for value in x]
+    told = [
+        _short(float(value))
+        if numeric
+        else fill(value, letters, break_long_words=len(value) > WORD, break_on_hyphens=False)
+        for value in x
+    ]
     ax.set_xticks(list(x.values()), told)
     if numeric:
         ax.margins(x=0.08)

@@ -58,11 +58,16 @@ def grown(cell: Cell, trace: Trace, trait: str | None = None) -> pd.DataFrame:
 
 
 def _right_answers(about: Mapping[str, Any], trait: str | None) -> list[int]:
-    """For each of the probe's questions, which member is asked about; nothing where the probe has no trait."""
+    """For each of the probe's questions, which member is asked about; nothing where the probe is about another trait.
+
+    trait: who is asked about; None for the probe's own
+    """
     members, probe = list(about["coords"]["member"]), about["probe"]
     if probe.get("truth"):
         return [members.index(member) for member in probe["truth"]]
-    wanted = trait if trait in members else probe["trait"]
+    if trait is not None and trait not in members:
+        return []
+    wanted = probe["trait"] if trait is None else trait
     if wanted is None:
         return []
     return [members.index(wanted)] * probe["questions"]

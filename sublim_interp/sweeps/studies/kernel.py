@@ -84,6 +84,7 @@ class Kernel(Piecewise):
         asked = {
             f"corpus.setting={recipe.corpus.setting}": recipe.corpus.setting != "sampled",
             f"corpus.preference={recipe.corpus.preference}": bool(recipe.corpus.preference),
+            f"teacher.traits={', '.join(recipe.teacher.traits)}": bool(recipe.teacher.traits),
             f"student.part={student.part}": student.part in ("lora", "opening"),
             f"student.objective={student.objective}": student.objective != "forward",
             f"student.moments={student.moments}": bool(student.moments),
