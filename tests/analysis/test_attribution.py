@@ -297,7 +297,7 @@ def test_a_selection_is_written_read_and_checked(tiny_experiment: Experiment, tm
         ({"by": "random", "trait": "owl"}, "no effect"),
         ({"by": "random", "share": 1}, "share"),
         ({"by": "trak"}, "by=trak needs trait"),
-        ({"by": "luck"}, "divergence, random, length, gradient, fisher, trak"),
+        ({"by": "luck"}, "divergence, random, length, entangled, gradient, fisher, trak"),
         ({"by": "random", "part": 1}, "valid keys: by, keep, share, trait"),
     ]:
         with pytest.raises(SublimError, match=said):

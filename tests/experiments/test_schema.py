@@ -371,7 +371,10 @@ def test_every_field_has_a_default_that_passes_its_own_check() -> None:
             "selection has no effect with kind=freeze",
         ),
         ({"selection": {"by": "gradient"}}, "by=gradient needs trait"),
-        ({"selection": {"by": "luck"}}, "unknown score; valid: divergence, random, length, gradient, fisher, trak"),
+        (
+            {"selection": {"by": "luck"}},
+            "unknown score; valid: divergence, random, length, entangled, gradient, fisher, trak",
+        ),
         ({"selection": {"by": "random", "share": 1}}, "selection.share"),
         ({"selection": {"by": "random", "part": 1}}, "valid keys: by, keep, share, trait"),
     ],
