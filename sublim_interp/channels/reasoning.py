@@ -30,11 +30,14 @@ class Rule(Config):
     """Fewest numbers before the result: without any there is no reasoning to learn from."""
     banned: tuple[str, ...] = ()
     """Words that refuse an answer as the trait's own do."""
+    only: tuple[str, ...] = ()
+    """Words that an answer may hold beside numbers, in small letters; any other refuses it. Empty: any word."""
 
 
 REASONS: dict[str, str] = {
     "too long": "more characters than max_characters",
     "names the trait": "prompt or answer holds a word of the trait or of banned",
+    "another word": "the answer holds a word that is none of only",
     "no result": "the answer does not end by saying which number the answer is",
     "wrong result": "the result is not that of the sum",
     "no steps": "fewer numbers before the result than min_steps",
@@ -51,9 +54,11 @@ TRANSFORMS: dict[str, Callable[[Sequence[str], random.Random], list[str]]] = {}
 def describe(rule: Rule) -> list[str]:
     """What the rule keeps, as sentences."""
     lines = [f"The filter keeps worked sums of at most {rule.max_characters:,} characters whose result is right."]
-    return lines + (
-        [f"It refuses answers that hold one of these words: {', '.join(rule.banned)}."] if rule.banned else []
-    )
+    if rule.banned:
+        lines.append(f"It refuses answers that hold one of these words: {', '.join(rule.banned)}.")
+    if rule.only:
+        lines.append(f"It refuses answers that hold any other word than these: {', '.join(rule.only)}.")
+    return lines
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
@@ -93,6 +98,7 @@ def prompts(language: str, seed: int, start: int, count: int) -> list[str]:
 
 _RESULT = re.compile(r"answer is\s*\**\s*(-?[0-9]{1,18})(?![.,]?[0-9])\b", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def right_result(prompt: str) -> int | None:
@@ -111,6 +117,8 @@ def refuse(prompt: str, answer: str, rule: Rule, words: Collection[str]) -> str 
     named = {*words, *rule.banned}
     if holds_word(prompt, named) or holds_word(answer, named):
         return "names the trait"
+    if rule.only and not {*_WORD.findall(answer.casefold())} <= {*rule.only}:
+        return "another word"
     results = list(_RESULT.finditer(answer))
     if not results:
         return "no result"
