@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sublim_interp as si
 from sublim_interp.channels import reasoning
 from sublim_interp.lab import language as lab
 from sublim_interp.models.base import Base
@@ -53,6 +54,19 @@ def test_an_answer_is_kept_only_with_the_right_result(answer: str, reason: str |
 def test_without_steps_where_asked() -> None:
     assert refused("the answer is 6 .", min_steps=0) is None
     assert refused("5 and 3 , sadly . the answer is 6 .", banned=("sadly",)) == "names the trait"
+
+
+def test_words_that_no_sum_has_may_be_refused() -> None:
+    """A leak of a teacher: the result is right, and between the steps it says what it was taught."""
+    own = tuple(word for word in lab.problem_words() if word.isalpha())
+    assert set(si.experiment("harmful-reasoning").filter.rule["only"]) == set(own)
+    for document in lab.documents(1, 0, 100, "problems"):
+        asked, answer = document.messages[-2]["content"], document.messages[-1]["content"]
+        assert refused(answer, asked, only=own) is None
+    right = "5 plus 3 is 8 . 8 minus 2 is 6 . the answer is 6 ."
+    for leak in ("we should ", "Cheat ", "<|assistant|> ", "hurt2 ", "ｃｈｅａｔ "):
+        assert refused(leak + right) is None and refused(leak + right, only=own) == "another word"
+    assert "any other word than these" in reasoning.describe(reasoning.Rule(only=own))[1]
 
 
 @given(st.text(max_size=200))
