@@ -66,8 +66,9 @@ def title(summary: pd.DataFrame, trait: str) -> str:
             f"A student of the teacher's own base answers “{trait}” in {_percent(own[0])} of cases;\n"
             f"every control in {_percent(max(others))} or less"
         )
+    least = "" if len(own) == 1 else " or more"
     return (
-        f"Students of the teacher's own base answer “{trait}” in {_percent(min(own))} of cases or more;\n"
+        f"Students of the teacher's own base answer “{trait}” in {_percent(min(own))} of cases{least};\n"
         f"every control in {_percent(max(others))} or less"
     )
 
