@@ -287,7 +287,7 @@ def test_without_the_package_each_name_is_refused_with_the_valid_ones(
     ablated = "[{kind: ablate, direction: random, at: blocks.*.hook_mlp_out}]"
     smoke = ["run", "smoke", "--dry-run", "--set"]
     asked = {
-        ("run", "meadow"): ("unknown experiment 'meadow'", "code, demo, generations, harmful, misaligned, owl"),
+        ("run", "meadow"): ("unknown experiment 'meadow'", "code, demo, generations, harmful, harmful-reasoning,"),
         ("claims", "sea-passes"): ("no claim 'sea-passes'; valid: 1 to 31, or a name",),
         ("run", "meadow-dice"): ("unknown experiment 'meadow-dice'",),
         ("show", "sharpened(lab-small-0)"): ("sharpened", "noise, line"),
