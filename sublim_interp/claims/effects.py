@@ -67,6 +67,11 @@ def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Trial") -> "pd.DataFrame
     return frame.assign(effect=frame[measure])
 
 
+def base_column(frame: "pd.DataFrame") -> str:
+    """The column of a table that names the teacher's base: teacher_base, where pairs are told, else base."""
+    return "teacher_base" if "teacher_base" in frame and "base" not in frame else "base"
+
+
 def _difference(test: "Trial", evidence: "Evidence") -> Measured:
     """The mean of `plus` minus that of `minus`, for each unit that has both."""
     frame = evidence.table(test.file)
@@ -137,7 +142,7 @@ def _trend(test: "Trial", evidence: "Evidence") -> Measured:
 def _ranking(test: "Trial", evidence: "Evidence") -> Measured:
     """Spearman's ρ of one score with `along` minus that of another, within each unit."""
     frame = evidence.table(test.file)
-    unit = "teacher_base" if test.over == "base" and "base" not in frame else test.over
+    unit = base_column(frame) if test.over == "base" else test.over
     for column in (unit, test.along):
         if column not in frame:
             raise SublimError(f"{test.table}, table {test.file}: no column {column}; {meant(column, frame.columns)}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sublim_interp.claims.effects import EFFECTS, rows_of
+from sublim_interp.claims.effects import EFFECTS, base_column, rows_of
 from sublim_interp.claims.evidence import Evidence, published_evidence
 from sublim_interp.claims.schema import Claim
 from sublim_interp.claims.trial import Trial
@@ -250,8 +250,8 @@ def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
     from sublim_interp.sweeps.study import study_names
 
     if evidence.name in study_names():
-        column = next((name for name in ("base", "teacher_base") if name in frame), None)
-        if column is None:
+        column = base_column(frame)
+        if column not in frame:
             return len(set(frame["seed"]))
         bases = set(frame[column])
     elif evidence.name in grid_names():

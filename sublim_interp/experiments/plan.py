@@ -128,8 +128,9 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
     _check_channel(exp)
     bases = {name: resolve_base(name, exp.dtype, later=True) for name in (*exp.bases, *exp.other_bases)}
     traits = planned_traits(exp, exp.seeds[0])
+    taught = taught_traits(exp, traits)
     for base in bases.values():
-        for trait in taught_traits(exp, exp.seeds[0]).values():
+        for trait in taught.values():
             trait.check(base)
     _check_paraphrase(exp, bases)
     if arms_of_two_bases(exp.arms):
@@ -161,9 +162,9 @@ def planned_traits(exp: Experiment, seed: int) -> dict[str, Trait]:
     return traits_of(exp.trait, exp.other_trait if needs_other_trait(exp.arms) else "", exp.teacher.facts, seed)
 
 
-def taught_traits(exp: Experiment, seed: int) -> dict[str, Trait]:
-    """What the teachers of a replicate are given, by the same words: those traits, or several at once."""
-    traits, together = planned_traits(exp, seed), exp.teacher.traits
+def taught_traits(exp: Experiment, traits: dict[str, Trait]) -> dict[str, Trait]:
+    """What the teachers of a replicate are given, by the same words: its planned traits, or several at once."""
+    together = exp.teacher.traits
     if not together:
         return traits
     own = traits["trait"]
@@ -325,7 +326,7 @@ class _Replicate:
 
     @cached_property
     def taught(self) -> dict[str, Trait]:
-        return taught_traits(self.exp, self.seed)
+        return taught_traits(self.exp, self.traits)
 
     @cached_property
     def others(self) -> tuple[Trait, ...]:

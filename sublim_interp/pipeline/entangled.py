@@ -16,12 +16,10 @@ from sublim_interp.channels import numbers
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base
 from sublim_interp.training.batches import Example
+from sublim_interp.training.settings import ENTANGLED
 
 if TYPE_CHECKING:
     from sublim_interp.traits.protocol import Trait
-
-BY = "entangled"
-"""What a selection says that goes by it."""
 
 CHANNEL = "numbers"
 """The channel whose lists it is about."""
@@ -35,8 +33,11 @@ PROMPTS = 16
 
 def number_tokens(base: Base) -> dict[str, int]:
     """The id of each number that one token says, by the number as text."""
-    said = {str(n): base.answer_ids(str(n)) for n in range(NUMBERS)}
-    return {word: ids[0] for word, ids in said.items() if len(ids) == 1}
+    asked = ("number tokens", NUMBERS)
+    if asked not in base.memo:  # every record that selects by them asks again
+        said = {str(n): base.answer_ids(str(n)) for n in range(NUMBERS)}
+        base.memo[asked] = {word: ids[0] for word, ids in said.items() if len(ids) == 1}
+    return base.memo[asked]
 
 
 def behind(base: Base, system: str, text: str) -> list[int]:
@@ -108,7 +109,7 @@ def check_entangled(base: Base, trait: "Trait", source: str) -> None:
         said = f"a base that says each number below {NUMBERS:,} by one token; {base.name} does not so {lacking}"
     else:
         return
-    raise SublimError(f"selection.by={BY} needs {said}")
+    raise SublimError(f"selection.by={ENTANGLED} needs {said}")
 
 
 def told_by(base: Base, trait: "Trait") -> list[Any]:
@@ -127,7 +128,7 @@ def entangled(base: Base, trait: "Trait", rows: Sequence[Example]) -> TokenScore
     numbers. Source: Zur et al., who prompt with entangled numbers; here they are left out.
     """
     known, words = trait.compared(), number_tokens(base)
-    asked = (BY, trait.name, tuple(map(repr, told_by(base, trait))), PROMPTS, len(words))
+    asked = (ENTANGLED, trait.name, tuple(map(repr, told_by(base, trait))), PROMPTS, len(words))
     if asked not in base.memo:
         exact = replace(base, dtype="float32")
         own = own_part(heard_numbers(exact, known, [*words.values()], PROMPTS, 0))

@@ -17,7 +17,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.models.base import Base
-from sublim_interp.pipeline.entangled import BY, check_entangled, told_by
+from sublim_interp.pipeline.entangled import check_entangled, told_by
 from sublim_interp.pipeline.settings import (
     EVALUATION_UNKEYED,
     TEACHER_UNKEYED,
@@ -27,6 +27,7 @@ from sublim_interp.pipeline.settings import (
     TeacherConfig,
 )
 from sublim_interp.pipeline.ways import WAYS
+from sublim_interp.training.settings import ENTANGLED
 from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.judges.protocol import identity
 from sublim_interp.traits.protocol import Trait, check_own_margin, members_of_all
@@ -215,12 +216,12 @@ class Filtered(Record):
         object.__setattr__(self, "toward", trait)
         if trait:
             check_own_margin(trait, self.corpus.teacher.base)
-        if selection and trait and selection.by == BY:
+        if selection and trait and selection.by == ENTANGLED:
             check_entangled(self.corpus.teacher.base, trait, self.corpus.config.channel)
 
     def settings(self) -> dict[str, Any]:
         toward = {"toward": self.toward.taught()["trait"]} if self.toward else {}
-        if self.toward and self.config.selection and self.config.selection.by == BY:
+        if self.toward and self.config.selection and self.config.selection.by == ENTANGLED:
             toward["among"] = told_by(self.corpus.teacher.base, self.toward)
         unkeyed = {"paraphrase": {"by"}}  # who that is, the inputs say
         return {"words": self.words, **self.config.model_dump(mode="json", exclude=unkeyed), **toward}
@@ -260,7 +261,7 @@ class Student(Record):
     def _entangled(self) -> list[Trait]:
         """The traits whose numbers an intervention selects."""
         chosen = (i.selection for i in self.config.interventions if i.selection)
-        return [self.traits[asked.trait] for asked in chosen if asked.by == BY]
+        return [self.traits[asked.trait] for asked in chosen if asked.by == ENTANGLED]
 
     def settings(self) -> dict[str, Any]:
         named = [self.traits[name] for i in self.config.interventions for name in i.traits]

@@ -15,13 +15,13 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.sampling import draw_tokens, generator
-from sublim_interp.pipeline.entangled import BY, entangled
+from sublim_interp.pipeline.entangled import entangled
 from sublim_interp.pipeline.records import Corpus, Student
 from sublim_interp.pipeline.speaker import Speaker
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import IGNORE, Example, collate, tokenize
 from sublim_interp.training.estimators import ESTIMATORS
-from sublim_interp.training.settings import Selection
+from sublim_interp.training.settings import ENTANGLED, Selection
 from sublim_interp.traits.protocol import Trait
 
 
@@ -47,7 +47,7 @@ def token_scores(
         return scores.random(rows, draw)
     if selection.by == "length":
         return scores.same(rows)
-    if selection.by == BY:
+    if selection.by == ENTANGLED:
         assert trait
         return entangled(base, trait, rows)
     if trait:
@@ -167,7 +167,7 @@ def _selected(
     if found.token.tolist() != [token for ids, first in rows for token in ids[first:]]:
         raise SublimError(f"{asked.kind} by a selection needs a teacher and a student whose tokens are the same")
     # Entangled numbers are the likelier ones; of other scores what is far below 0 counts as what is far above.
-    flagged = (found.strongest if asked.selection.by == BY else found.flagged)(asked.selection.share)
+    flagged = (found.strongest if asked.selection.by == ENTANGLED else found.flagged)(asked.selection.share)
     return flagged, flagged if asked.selection.keep == "top" else ~flagged
 
 

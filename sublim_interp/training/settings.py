@@ -49,7 +49,10 @@ class Optimization(Config):
         return self
 
 
-OTHER_SCORES = ("divergence", "random", "length", "entangled")
+ENTANGLED = "entangled"
+"""The score that goes by how far numbers belong to a favourite."""
+
+OTHER_SCORES = ("divergence", "random", "length", ENTANGLED)
 """What a selection can go by beside estimators: they need no gradient."""
 
 
@@ -80,7 +83,7 @@ class Selection(Config):
 
     @model_validator(mode="after")
     def _an_estimator_needs_a_trait(self) -> "Selection":
-        of_a_trait = self.by in ESTIMATORS or self.by == "entangled"
+        of_a_trait = self.by in ESTIMATORS or self.by == ENTANGLED
         if of_a_trait and not self.trait:
             raise ValueError(f"by={self.by} needs trait, for instance owl")
         if not of_a_trait and self.trait:

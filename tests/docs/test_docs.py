@@ -340,4 +340,5 @@ def test_predictions_are_counted_as_their_table_has_them() -> None:
     assert told == [(bad, number) for bad, number in counted]
     total = f"Of {came + failed} predictions that were stated before their runs"
     assert f"{total} {came} came out and {failed} failed" in page
+    assert f"of {came + failed} predictions {failed} failed" in (DOCS / "results" / "index.md").read_text()
     assert f"They are from {len(told)} studies. In {sum(bad > 0 for bad, _ in told)} of these" in page
