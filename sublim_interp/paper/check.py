@@ -58,13 +58,18 @@ def _numbers(text: Text, before: Mapping[str, Any], results: Mapping[str, Result
 
 
 def _tables(text: Text, before: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[str]:
-    """Tables and figures that are no longer what they were, are not published any more, or are not shown."""
+    """Tables, figures, numbers no sentence quotes: what is not what it was, not published any more, or not shown."""
+    quoted = {name for sentence in text.sentences for name in sentence.quoted}
     for name, result in results.items():
         old, now = before.get(name, {}), json.loads(json.dumps(result.plain()))
         where = f"({result.key[:16]}): “{result.question}”"
         parts = [part for part in now if part not in ("figure", "numbers") and old.get(part) != now[part]]
         if parts:
             yield f"stale table {name}, {_first_cell(old, result) or parts[0]} {where}"
+        was, new = old.get("numbers", {}), now["numbers"]
+        unquoted = [n for n in {**new, **was} if was.get(n) != new.get(n) and f"{name}/{n}" not in quoted]
+        if unquoted and not parts:
+            yield f"stale number {name}/{unquoted[0]}, which no sentence quotes {where}"
         if old.get("figure", "") != now["figure"]:
             yield f"stale figure {name} {where}"
         if name not in (text.drawn if "/" in name else text.shown):

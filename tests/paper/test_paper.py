@@ -93,6 +93,15 @@ def test_a_number_that_changes_is_named_with_the_sentence_that_quotes_it(
     assert not any("dose" in line for line in found), "what did not change is not named"
 
 
+def test_a_number_that_no_sentence_quotes_is_named_too(folder: Path, results: dict[str, Result]) -> None:
+    path = folder / GENERATED
+    before = json.loads(path.read_text())
+    before["entangled-numbers"]["numbers"]["setting/bases"] = "3"
+    path.write_text(json.dumps(before))
+    (found,) = check(folder, results)
+    assert found.startswith("stale number entangled-numbers/setting/bases, which no sentence quotes (")
+
+
 def test_what_is_typed_unknown_missing_or_no_longer_published_is_named(
     folder: Path, results: dict[str, Result]
 ) -> None:
