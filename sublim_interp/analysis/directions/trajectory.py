@@ -131,7 +131,10 @@ def _at_answers(
 ) -> Float[Tensor, "question layer d_model"]:
     """What the trace holds at the last token of each row that `_asked` gives."""
     ends = [len(row) - 1 for row in _asked(trace)]
-    return torch.stack([trace.read(owner + n + ending, step)[range(len(ends)), ends].float() for n in names], 1)
+    found = torch.stack([trace.read(owner + n + ending, step)[range(len(ends)), ends].float() for n in names], 1)
+    if found.isnan().any() and trace.about.get("kept"):
+        raise SublimError(f"trace {trace.path} was cut without the last tokens of its questions, so it shows no answer")
+    return found
 
 
 def _untouched(trace: Trace, names: Sequence[str]) -> Float[Tensor, "question layer d_model"]:

@@ -4,6 +4,7 @@
     <sort>-<step>.safetensors    tensors [step, …] of the steps that its line lists
 
 Where the first line tells `lengths` of rows, tensors [example, position, …] lie there unpadded, [step, token, …].
+Where it tells `kept` places of each row as well, only these lie there: the trace was cut from a larger one.
 A line is appended after its shard is whole, so a trace opens while it is written, and after a kill at any byte. No line
 holds a time or a path: equal trainings leave equal bytes. Other files of the directory are nobody's business here.
 """
@@ -262,35 +263,106 @@ class Trace(Shown):
         file, row = places[step]
         return self._padded(stored, self._slice(file, stored, row))
 
-    def _padded(self, name: str, value: Tensor) -> Tensor:
-        """[token, …] of rows that lie one after another as [example, position, …], zero where a row has ended."""
+    def cut(
+        self,
+        to: Path | str,
+        names: str | Sequence[str] = "*",
+        positions: Sequence[int] = (),
+        steps: Sequence[int] = (),
+    ) -> "Trace":
+        """A smaller trace of the same training, small enough to hand on. This one is left as it is.
+
+        to: a directory for it, new or empty
+        names: what stays, by glob; `resid_pre` stays with the `resid_post` before it
+        positions: what stays of each row of the probe, from its first token (0, 1, …) or its last (-1, …); none
+            given: all. A position that has gone reads as NaN.
+        steps: at which steps the looks at the probe stay, negative ones from the end; none given: all. Series stay
+            whole, and so does what was seen of other models.
+
+        Raises SublimError for a directory that holds anything, a glob, step or position that fits nothing, and a shard
+        that cannot be read.
+        """
+        to, globs = Path(to), [names] if isinstance(names, str) else list(names)
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise SublimError(f"{to} is not empty; a trace is cut into a new directory")
+        stays = {name for glob in globs for name in self.names(glob)}
+        if idle := [glob for glob in globs if not self.names(glob)]:
+            raise SublimError(f"trace {self.path}: nothing is called '{idle[0]}'; trace.names() lists what it holds")
+        seen = sorted({step for e in self.shards if e["sort"] == "probe" for step in e["steps"]})
+        some = {seen[step] if -len(seen) <= step < 0 else step for step in steps} or set(seen)
+        if unseen := sorted(some - set(seen)):
+            raise SublimError(f"trace {self.path}: no look at step {unseen[0]}; there is: {', '.join(map(str, seen))}")
+        about = {key: value for key, value in self.about.items() if key != "trace"}
+        places = None
+        if positions:
+            about["kept"], places = self._chosen(positions)
+        writer = Writer(to, about)
+        for entry in self.shards:
+            rows = [i for i, step in enumerate(entry["steps"]) if entry["sort"] != "probe" or step in some]
+            own: list[str] = [name for name in entry["names"] if name in stays]
+            if rows and own:
+                tensors = {name: self._slice(entry["file"], name, slice(None), as_stored=True)[rows] for name in own}
+                if places is not None:
+                    tensors |= {n: t[:, places] for n, t in tensors.items() if self._is_of_tokens(n)}
+                writer.append(entry["sort"], [entry["steps"][i] for i in rows], entry["upto"], tensors)
+        writer.sync()
+        return Trace(to, {"trace": VERSION, **about}, Trace.open(to).shards, self.chat)
+
+    def _chosen(self, positions: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """(the places of each row that are meant and there, the same among all tokens that lie on disk)."""
         lengths = self.about.get("lengths")
-        if not lengths or self._dims(name)[:2] != ["example", "position"]:
+        if not lengths:
+            raise SublimError(f"trace {self.path} has no rows of a probe, so no positions can be chosen")
+        before = self.about.get("kept") or [list(range(length)) for length in lengths]
+        meant_by = [{p + n if p < 0 else p for p in positions} for n in lengths]
+        kept = [[p for p in own if p in wanted] for own, wanted in zip(before, meant_by, strict=True)]
+        if not any(kept):
+            longest = max(lengths)
+            raise SublimError(f"trace {self.path}: no row has a position {positions[0]}; rows have {longest} at most")
+        tokens = [(row, p) for row, own in enumerate(before) for p in own]
+        return kept, [i for i, (row, p) in enumerate(tokens) if p in kept[row]]
+
+    def _is_of_tokens(self, name: str) -> bool:
+        """Whether a tensor lies on disk as [step, token, …]."""
+        return bool(self.about.get("lengths")) and self._dims(name)[:2] == ["example", "position"]
+
+    def _padded(self, name: str, value: Tensor) -> Tensor:
+        """[token, …] of rows that lie one after another as [example, position, …].
+
+        Zero where a row has ended, and NaN where a position was cut away.
+        """
+        if not self._is_of_tokens(name):
             return value
+        lengths = self.about["lengths"]
         rows = value.new_zeros(len(lengths) * max(lengths), *value.shape[1:])
+        if self.about.get("kept"):
+            rows.index_fill_(0, self._places_of([list(range(length)) for length in lengths]), float("nan"))
         rows.index_copy_(0, self._tokens, value)
         return rearrange(rows, "(example position) ... -> example position ...", example=len(lengths))
 
     @cached_property
     def _tokens(self) -> Int[Tensor, " token"]:
         """Where each token of rows that lie one after another is among all positions of the padded rows."""
-        lengths = torch.tensor(self.about["lengths"])
-        real = torch.arange(int(lengths.max())) < rearrange(lengths, "example -> example 1")
-        return rearrange(real, "example position -> (example position)").nonzero()[:, 0]
+        return self._places_of(self.about.get("kept") or [list(range(length)) for length in self.about["lengths"]])
+
+    def _places_of(self, rows: Sequence[Sequence[int]]) -> Int[Tensor, " token"]:
+        """Where positions of each row are among all positions of the padded rows."""
+        widest = max(self.about["lengths"])
+        return torch.tensor([row * widest + p for row, own in enumerate(rows) for p in own], dtype=torch.long)
 
     @cached_property
     def _opened(self) -> dict[str, Any]:
         """Shards that have been read, mapped into memory, by file."""
         return {}
 
-    def _slice(self, file: str, name: str, row: int | slice) -> Tensor:
+    def _slice(self, file: str, name: str, row: int | slice, as_stored: bool = False) -> Tensor:
         try:
             if file not in self._opened:  # opening a shard costs more than reading one layer of one step from it
                 self._opened[file] = safe_open(str(self.path / file), "pt")
             value = self._opened[file].get_slice(name)[row]
         except (SafetensorError, OSError) as error:
             raise SublimError(f"trace {self.path}: shard {file} is altered or missing ({error})") from None
-        return in_single(value) if value.is_floating_point() else value
+        return in_single(value) if value.is_floating_point() and not as_stored else value
 
     def _all(self, name: str) -> tuple[list[int], Tensor]:
         """(steps, tensor [step, …]) of a name; SublimError where the shape changes from step to step."""

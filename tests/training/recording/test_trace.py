@@ -1,6 +1,7 @@
 """Tests of the trace's files: what is written is read back, a cut at any byte costs the last shard, damage is named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -278,3 +279,53 @@ def test_a_trace_that_is_damaged_or_of_another_training_cannot_be_gone_on_with(p
     shard = path / "probe-00000000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     assert not reaches(path, ABOUT, 5)
+
+
+# --- cutting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Trace:
+    """Rows of 3 and 1 tokens, seen at steps 0, 2 and 4 and once by another model, beside a series."""
+    about = {**ABOUT, "lengths": [3, 1]}
+    writer = Writer(tmp_path / "long", about)
+    writer.append("reference-teacher", [0], 0, {f"teacher/{POST}": torch.ones(1, 4, 2)})
+    for step in (0, 2, 4):
+        tokens = torch.arange(8.0).reshape(1, 4, 2) + step
+        writer.append("probe", [step], step, {POST: tokens.bfloat16(), f"{POST}.grad": tokens})
+    writer.append("series", [0, 1, 2, 3], 4, {"loss": torch.tensor([4.0, 3.0, 2.0, 1.0])})
+    return Trace.open(tmp_path / "long")
+
+
+def test_what_is_cut_out_is_what_was_there_and_the_rest_reads_as_nothing(long: Trace, tmp_path: Path) -> None:
+    small = long.cut(tmp_path / "small", [f"*{POST}", "loss"], positions=[-1], steps=[0, -1])
+    assert small == Trace.open(tmp_path / "small") and not small.verify()
+    assert small.names() == [POST, "loss", f"teacher/{POST}"] and small.steps(POST) == [0, 4]
+    for name, step in ((POST, 0), (POST, 4), (f"teacher/{POST}", 0)):
+        whole, seen = long.read(name, step), small.read(name, step)
+        assert torch.equal(seen[[0, 1], [2, 0]], whole[[0, 1], [2, 0]]), "the last token of each row"
+        assert seen[0, :2].isnan().all() and torch.equal(seen[1, 1:], torch.zeros(2, 2)), "gone is not padding"
+    assert small.series("loss").equals(long.series("loss"))
+    with safe_open(str(next((tmp_path / "small").glob("probe-*"))), "pt") as shard:
+        assert shard.get_tensor(POST).shape == (1, 2, 2) and shard.get_tensor(POST).dtype == torch.bfloat16
+    again = small.cut(tmp_path / "again", positions=[0])  # of what is left
+    assert again.read(POST)[0].isnan().all() and torch.equal(again.read(POST)[1, 0], long.read(POST)[1, 0])
+    assert torch.equal(long.cut(tmp_path / "whole").read(POST), long.read(POST))
+
+
+def test_a_cut_that_fits_nothing_is_one_line_and_leaves_nothing(long: Trace, path: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"names": ["loss", "nothing.*"]}, r"nothing is called 'nothing\.\*'; trace\.names\(\)"),
+        ({"steps": [3]}, "no look at step 3; there is: 0, 2, 4"),
+        ({"steps": [-4]}, "no look at step -4"),
+        ({"positions": [7]}, "no row has a position 7; rows have 3 at most"),
+    )
+    for kind, words in cases:
+        with pytest.raises(SublimError, match=words):
+            long.cut(new, **kind)
+        assert not new.exists()
+    with pytest.raises(SublimError, match="is not empty; a trace is cut into a new directory"):
+        long.cut(path)
+    with pytest.raises(SublimError, match="has no rows of a probe"):
+        Trace.open(path).cut(new, positions=[-1])
