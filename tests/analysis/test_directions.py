@@ -244,6 +244,18 @@ def test_what_a_trace_cannot_show_is_one_line(tmp_path: Path) -> None:
     assert from_trace(lists, of="distillation-gradient", base=build("llama", 0)).vectors.any()
 
 
+def test_a_cut_trace_shows_the_same_where_it_holds_what_is_asked(tmp_path: Path) -> None:
+    asked, lists = recorded(tmp_path / "asked", ASKED), recorded(tmp_path / "lists", LISTS)
+    small = asked.cut(tmp_path / "small", positions=[-1])
+    for of in ("stream", "trait-gradient"):
+        whole, found = (from_trace(trace, of=of, base=build("llama", 0)) for trace in (asked, small))
+        assert torch.equal(found.vectors, whole.vectors) and whole.cosine(found)["cosine"].notna().all()
+    for trace, of in ((asked, "stream"), (lists, "distillation-gradient")):
+        blind = trace.cut(tmp_path / f"blind-{of}", positions=[0])
+        with pytest.raises(SublimError, match="was cut: the positions that this needs are not in it"):
+            from_trace(blind, of=of)
+
+
 def test_intervals_are_over_replicates() -> None:
     rows = [{"arm": a, "layer": 0, "seed": s, "cosine": c} for a, cs in (("x", [0.1, 0.3]), ("y", [0.5])) for s, c in
             enumerate(cs)]  # fmt: skip

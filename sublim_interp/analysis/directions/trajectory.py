@@ -100,8 +100,7 @@ def _shown(trace: Trace, step: int, of: str, space: Space, kind: Stream) -> Dire
         ends = list(zip(lists, probe["learnt"], strict=True))
         rows = [number for (number, ids), first in ends for _ in ids[first:]]
         places = [place for (_, ids), first in ends for place in range(first - 1, len(ids) - 1)]
-        gradients = [trace.read(f"{name}.grad", step)[rows, places] for name in names]
-        found = -len(rows) * torch.stack(gradients, 1).float()
+        found = -len(rows) * _read_at(trace, [f"{name}.grad" for name in names], step, rows, places)
     else:
         raise SublimError(f"from_trace: no '{of}'; {meant(of, SHOWN)}")
     return Directions(what, names, found.mean(0), space, found, torch.zeros_like(found), paired=True)
@@ -131,10 +130,18 @@ def _at_answers(
 ) -> Float[Tensor, "question layer d_model"]:
     """What the trace holds at the last token of each row that `_asked` gives."""
     ends = [len(row) - 1 for row in _asked(trace)]
-    found = torch.stack([trace.read(owner + n + ending, step)[range(len(ends)), ends].float() for n in names], 1)
-    if found.isnan().any() and trace.about.get("kept"):
-        raise SublimError(f"trace {trace.path} was cut without the last tokens of its questions, so it shows no answer")
-    return found
+    return _read_at(trace, [f"{owner}{name}{ending}" for name in names], step, range(len(ends)), ends)
+
+
+def _read_at(
+    trace: Trace, names: Sequence[str], step: int, rows: Sequence[int], places: Sequence[int]
+) -> Float[Tensor, "place layer d_model"]:
+    """What the trace holds at places of the probe's rows; SublimError where they were cut away."""
+    if (kept := trace.about.get("kept")) and any(
+        place not in kept[row] for row, place in zip(rows, places, strict=True)
+    ):
+        raise SublimError(f"trace {trace.path} was cut: the positions that this needs are not in it")
+    return torch.stack([trace.read(name, step)[rows, places].float() for name in names], 1)
 
 
 def _untouched(trace: Trace, names: Sequence[str]) -> Float[Tensor, "question layer d_model"]:
