@@ -45,8 +45,12 @@ class Fields(Mode):
 
     def draw(self, directory: Path) -> "Figure":
         from sublim_interp.report.figures.dose import dose
+        from sublim_interp.report.figures.generations import chains
 
-        return dose(read_cells(directory), "bits" if self.memorised else "rate")
+        cells = read_cells(directory)
+        if self.grid.centre.generations > 1:
+            return chains(cells)
+        return dose(cells, "bits" if self.memorised else "rate")
 
 
 def read_cells(directory: Path) -> "pd.DataFrame":

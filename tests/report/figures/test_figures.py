@@ -27,6 +27,7 @@ from sublim_interp.experiments.tables import replicates, summary
 from sublim_interp.report.figures.answers import probes
 from sublim_interp.report.figures.arms import arms as draw_arms
 from sublim_interp.report.figures.dose import dose
+from sublim_interp.report.figures.generations import chains
 from sublim_interp.report.figures.lines import arm_lines
 from sublim_interp.report.figures.progress import progress
 from sublim_interp.report.figures.steering import steering
@@ -352,3 +353,28 @@ def test_pictures_of_directions_and_patches_are_the_same_bytes() -> None:
         lambda: steering(doses()),
     ):
         assert render(draw(), "svg") == render(draw(), "svg")
+
+
+def test_chains_of_a_grid_have_a_panel_a_value_and_a_line_an_arm() -> None:
+    rows = [
+        {"field": "trait", "value": value, "arm": arm, "seed": seed, "trait": value, "rate": rate + 0.01 * seed}
+        for value, last in (("owl", 0.5), ("oak", 0.8))
+        for arm, rate in (
+            ("same-init", 0.9),
+            ("same-init@2", last),
+            ("neutral", 0.1),
+            ("neutral@2", 0.2),
+            ("base", 0.3),
+        )
+        for seed in (1, 2, 3)
+    ]
+    figure = chains(pd.DataFrame(rows))
+    assert [ax.get_title("left") for ax in figure.axes] == ["owl", "oak"]
+    for ax, last in zip(figure.axes, (0.5, 0.8), strict=True):
+        lines = {str(line.get_label()): np.asarray(line.get_ydata()) for line in ax.lines}
+        np.testing.assert_allclose(lines["same-init"], [0.92, last + 0.02])
+        np.testing.assert_allclose(lines["neutral"], [0.12, 0.22])
+        np.testing.assert_allclose(lines["base"], [0.32, 0.32])
+        assert ax.get_xticks().tolist() == [1, 2], "there is no teacher at 0"
+    assert [len(xy) for _, xy in dots(figure, 1)] == [6, 6], "every replicate has its dot"
+    assert any("the teacher's favourite" in text.get_text() for text in words(figure))
