@@ -168,7 +168,9 @@ def taught_traits(exp: Experiment, traits: dict[str, Trait]) -> dict[str, Trait]
     if not together:
         return traits
     own = traits["trait"]
-    all_of_them = Together(own, tuple(own if name == exp.trait else load_trait(name) for name in together))
+    all_of_them = Together(
+        own, tuple(own if name == exp.trait else load_trait(name, "teacher.traits") for name in together)
+    )
     return {"trait": all_of_them, "": all_of_them.neutral()}
 
 

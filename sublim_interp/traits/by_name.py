@@ -36,10 +36,12 @@ def is_trait(name: str) -> bool:
     return bool({"words", "on"} & read_mapping(Path(name)).keys()) if is_path(name) else name in trait_names()
 
 
-def load_trait(name: str) -> Trait:
+def load_trait(name: str, asked_by: str = "") -> Trait:
     """The trait called `name`, or that in the YAML file at the path `name`, as it is now.
 
     A file with `said`, `on` or `off` is a behaviour, any other a favourite.
+
+    asked_by: the field that gives the name, which the message of an unknown one begins with
 
     Raises SublimError, with the known names, where there is no such trait or no such kind; for words that lack its
     name; with the package, for what cannot be made and for an object that is no trait.
@@ -53,7 +55,8 @@ def load_trait(name: str) -> Trait:
         return found
     if name not in TRAITS:
         known = meant(name, trait_names(), "sublim list", "known")
-        raise SublimError(f"unknown trait '{name}'; {known}; or give a YAML file of your own")
+        where = f"{asked_by}: " if asked_by else ""
+        raise SublimError(f"{where}unknown trait '{name}'; {known}; or give a YAML file of your own")
     thing = TRAITS[name]
     try:
         trait = thing() if callable(thing) else thing
@@ -75,12 +78,12 @@ def traits_of(trait: str, other: str, facts: int, seed: int) -> dict[str, Trait]
     Raises SublimError as `load_trait`, for two traits of different kinds, and for a word that names two of what
     evaluations tell apart.
     """
-    own = load_trait(trait)
+    own = load_trait(trait, "trait")
     if facts:
         own = Facts(own.kind, facts, seed)
     found = {"trait": own, "": own.neutral()}
     if other:
-        found["other"] = load_trait(other)
+        found["other"] = load_trait(other, "other_trait")
         if found["other"].kind != own.kind:
             raise SublimError(
                 f"other_trait {found['other'].name} is a {found['other'].kind}, but trait {own.name} is a {own.kind}"

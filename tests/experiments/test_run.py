@@ -181,7 +181,7 @@ def test_the_estimate_grows_with_the_work(kind: str, tiny_experiment: Experiment
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"trait": "unicorn"}, "unknown trait 'unicorn'"),
+        ({"trait": "unicorn"}, "trait: unknown trait 'unicorn'"),
         ({"other_trait": "oak", "arms": ["other-trait"]}, "other_trait oak is a tree, but trait owl is a animal"),
         (
             {"corpus.setting": "soft", "teacher.kind": "prompted"},
