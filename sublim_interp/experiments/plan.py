@@ -74,7 +74,7 @@ class Plan(Shown):
         found, field = planned_traits(exp, exp.seeds[0]), {"trait": "trait", "other": "other_trait"}
         names: dict[str, Any] = {field[word]: trait.name for word, trait in found.items() if word}
         if exp.teacher.traits:
-            together = tuple(load_trait(name).name for name in exp.teacher.traits)
+            together = tuple(load_trait(name, "teacher.traits").name for name in exp.teacher.traits)
             names["teacher"] = exp.teacher.model_copy(update={"traits": together})
         return exp.model_copy(update=names)
 

@@ -58,7 +58,7 @@ def _numbers(text: Text, before: Mapping[str, Any], results: Mapping[str, Result
 
 
 def _tables(text: Text, before: Mapping[str, Any], results: Mapping[str, Result]) -> Iterator[str]:
-    """Tables, figures, numbers no sentence quotes: what is not what it was, not published any more, or not shown."""
+    """What changed, is no longer published or is not shown: tables, figures, and numbers that no sentence quotes."""
     quoted = {name for sentence in text.sentences for name in sentence.quoted}
     for name, result in results.items():
         old, now = before.get(name, {}), json.loads(json.dumps(result.plain()))
@@ -69,7 +69,9 @@ def _tables(text: Text, before: Mapping[str, Any], results: Mapping[str, Result]
         was, new = old.get("numbers", {}), now["numbers"]
         unquoted = [n for n in {**new, **was} if was.get(n) != new.get(n) and f"{name}/{n}" not in quoted]
         if unquoted and not parts:
-            yield f"stale number {name}/{unquoted[0]}, which no sentence quotes {where}"
+            first = unquoted[0]
+            said = f"{was.get(first, 'nothing')} is now {new.get(first, 'nothing')}"
+            yield f"stale number {name}/{first}, which no sentence quotes: {said} {where}"
         if old.get("figure", "") != now["figure"]:
             yield f"stale figure {name} {where}"
         if name not in (text.drawn if "/" in name else text.shown):

@@ -212,7 +212,7 @@ class Filtered(Record):
         if (self.config.paraphrase is None) != (self.paraphraser is None):
             raise ValueError("config.paraphrase and paraphraser go together")
         selection = self.config.selection
-        trait = load_trait(selection.trait, "filter.selection") if selection and selection.trait else None
+        trait = load_trait(selection.trait, "filter.selection.trait") if selection and selection.trait else None
         object.__setattr__(self, "toward", trait)
         if trait:
             check_own_margin(trait, self.corpus.teacher.base)

@@ -32,8 +32,8 @@ def published_doses(results: Path = RESULTS) -> "dict[str, pd.DataFrame]":
     """The published cells of same-init students to which a law of the dose has something to say, by name of the grid.
 
     Each student counts once. Left out are fields that are no dose, behaviours, whose margins are of other answers,
-    variants of bases, which no pre-training made, and bases that cut numbers into digits: their losses and distances
-    are per digit.
+    variants of bases, which no pre-training made, teachers of several traits, whose distance is that of all together,
+    and bases that cut numbers into digits: their losses and distances are per digit.
     """
     import pandas as pd
 
@@ -42,7 +42,7 @@ def published_doses(results: Path = RESULTS) -> "dict[str, pd.DataFrame]":
         mode, directory = grid(name).mode, published_sweep(name, results)
         if directory is None or not isinstance(mode, Fields | Traits) or isinstance(mode, Behaviours):
             continue
-        if isinstance(mode, Fields) and mode.memorised:
+        if isinstance(mode, Fields) and (mode.memorised or mode.grid.centre.teacher.traits):
             continue
         if any(is_variant(name) for pair in mode.grid.axes.get("bases", ()) for name in pair):
             continue

@@ -41,11 +41,18 @@ def load_trait(name: str, asked_by: str = "") -> Trait:
 
     A file with `said`, `on` or `off` is a behaviour, any other a favourite.
 
-    asked_by: the field that gives the name, which the message of an unknown one begins with
+    asked_by: the field that gives the name; messages begin with it
 
     Raises SublimError, with the known names, where there is no such trait or no such kind; for words that lack its
     name; with the package, for what cannot be made and for an object that is no trait.
     """
+    try:
+        return _loaded(name)
+    except SublimError as error:
+        raise (SublimError(f"{asked_by}: {error}") if asked_by else error) from None
+
+
+def _loaded(name: str) -> Trait:
     own_file = is_path(name)
     if {"said", "on", "off"} & {*read_mapping(BEHAVIOURS.find(name))} if own_file else name in BEHAVIOURS:
         return load_behaviour(name)
@@ -55,8 +62,7 @@ def load_trait(name: str, asked_by: str = "") -> Trait:
         return found
     if name not in TRAITS:
         known = meant(name, trait_names(), "sublim list", "known")
-        where = f"{asked_by}: " if asked_by else ""
-        raise SublimError(f"{where}unknown trait '{name}'; {known}; or give a YAML file of your own")
+        raise SublimError(f"unknown trait '{name}'; {known}; or give a YAML file of your own")
     thing = TRAITS[name]
     try:
         trait = thing() if callable(thing) else thing

@@ -99,7 +99,9 @@ def test_a_number_that_no_sentence_quotes_is_named_too(folder: Path, results: di
     before["entangled-numbers"]["numbers"]["setting/bases"] = "3"
     path.write_text(json.dumps(before))
     (found,) = check(folder, results)
-    assert found.startswith("stale number entangled-numbers/setting/bases, which no sentence quotes (")
+    assert found.startswith(
+        "stale number entangled-numbers/setting/bases, which no sentence quotes: 3 is now nothing ("
+    )
 
 
 def test_what_is_typed_unknown_missing_or_no_longer_published_is_named(

@@ -121,8 +121,10 @@ def _asked(trace: Trace) -> list[list[int]]:
 
 def _names(trace: Trace, kind: Stream) -> tuple[str, ...]:
     """The hook names of one kind, one for each layer that the trace has seen."""
-    depth = len({layer_of(name) for name in trace.names("blocks.*")})
-    return tuple(hook_name(layer, kind) for layer in range(depth))
+    layers = sorted({layer_of(name) for name in trace.names("blocks.*")})
+    if layers != [*range(len(layers))]:
+        raise SublimError(f"trace {trace.path} was cut: of the layers only {', '.join(map(str, layers))} are in it")
+    return tuple(hook_name(layer, kind) for layer in layers)
 
 
 def _at_answers(

@@ -39,19 +39,21 @@ def generations(replicates: pd.DataFrame, trait: str) -> Figure:
 
 @in_style
 def chains(cells: pd.DataFrame) -> Figure:
-    """Does the trait hold, grow or die out under each value of a grid? A panel a value, a line an arm: the rate.
+    """Does the trait hold, grow or die out under each value of a grid? A panel a value: the rate.
 
-    cells: a row a replicate, with field, value, arm, trait and rate, of a grid whose runs have generations
+    cells: a row a replicate, with field, value, arm, trait and rate, of a grid whose runs have generations. Each arm
+        that goes on has a line; crossed ones have one generation and are not drawn
     """
-    values = list(dict.fromkeys(cells["value"]))
+    values = list(dict.fromkeys(zip(cells["field"], cells["value"], strict=True)))
     lines = -(-len(values) // 4)
     columns = -(-len(values) // lines)
     figure = Figure(figsize=(2.3 * columns + 0.8, 2.2 * lines + 0.9), layout="constrained")
     panels = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for unused in panels[len(values) :]:
         unused.set_visible(False)
-    for ax, value in zip(panels, values, strict=False):
-        _along(ax, _parted(cells.query("value == @value")), "rate")
+    for ax, (field, value) in zip(panels, values, strict=False):
+        own = (cells["field"] == field) & (cells["value"] == value)
+        _along(ax, _parted(cells.loc[own]), "rate")
         ax.set_title(str(value))
     _as_rates(panels[0])
     traits = list(dict.fromkeys(cells["trait"]))

@@ -48,7 +48,7 @@ class Fields(Mode):
         from sublim_interp.report.figures.generations import chains
 
         cells = read_cells(directory)
-        if self.grid.centre.generations > 1:
+        if self.grid.centre.generations > 1 and not self.memorised:
             return chains(cells)
         return dose(cells, "bits" if self.memorised else "rate")
 

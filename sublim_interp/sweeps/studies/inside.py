@@ -220,7 +220,7 @@ def _alignment(study: Inside, student: "Replicate", goal: "Replicate", seed: int
     model = choose_trainable(base.load(), "body")
     lists = text_loss(collate(tokenize(base, student.lists[: study.lists]), base.pad))
     lessons = text_loss(collate(lesson_rows(base, goal.cell.evaluation.trait), base.pad))
-    kept = trace.names(f"{FULL}*")
+    kept = trace.require(f"{FULL}*")
     found = []
     for step in (0, *trace.steps(kept[0])):
         delta = {name.removeprefix(FULL): trace.read(name, step) for name in kept} if step else {}

@@ -340,7 +340,7 @@ def _linear_steps(case: Case, target: Tensor, progress: Callable[[float], None])
 def _along(case: Case, real: "Replicate", linear: Mapping[int, _Linear], target: Tensor) -> tuple[list[Row], list[Row]]:
     """Rows of both students side by side, and of how the real one's kernel moves."""
     trace, size, now = real.trace, weight_length(case.model), case.fresh()
-    kept = trace.names(f"{FULL}*")
+    kept = trace.require(f"{FULL}*")
     follow = partial(drift, case.model, now, case.metric, case.questions, case.checked, target, case.own)
     steps, drifts = [], []
     for step, beside in linear.items():

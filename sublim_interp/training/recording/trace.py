@@ -12,9 +12,11 @@ holds a time or a path: equal trainings leave equal bytes. Other files of the di
 import json
 import os
 import re
+import shutil
+import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import read_regular, write_atomic
+from sublim_interp.core.files import one_line, read_regular, write_atomic
 from sublim_interp.core.keys import canonical_json, digest_file
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.chat import Chat
@@ -41,12 +43,21 @@ if TYPE_CHECKING:
 
 MANIFEST = "trace.jsonl"
 VERSION = 1
+CUT_VERSION = 2
+"""Of a trace that was cut, which a reader of version 1 would misread."""
 
 _SYNC_BYTES = 16 << 20
 """Shards are forced to disk when so many bytes have piled up: a sync for every shard costs more than the recording."""
 _SORTS = r"series|norms|moments|state|probe|full|examples|hooks\d+|reference-.+"
+_LOOK = re.compile(r"probe|state|full|hooks\d+")
+"""Sorts of shards that hold a look at the probe or at the weights; all others hold series, examples or other models."""
+_BUDGET = "weight-sized tensors are kept within a budget, recording.weight_bytes"
 _SHARD = re.compile(rf"({_SORTS})-\d{{8}}\.(safetensors|writing)")
 """Names of the files that a trace leaves beside its manifest: no other file is ever removed."""
+
+
+def _without_version(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in about.items() if key != "trace"}
 
 
 def _line(entry: Mapping[str, Any]) -> str:
@@ -82,7 +93,7 @@ class Writer:
     def __init__(self, path: Path, about: Mapping[str, Any], upto: int = 0) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        about = {"trace": VERSION, **about}
+        about = {"trace": CUT_VERSION if "cut" in about else VERSION, **_without_version(about)}
         kept = [e for e in _shards_of(path, about) if e["upto"] <= upto] if upto else []
         again = (path / MANIFEST).exists()  # the first thing that a trace writes: without it no file is a trace's
         write_atomic(path / MANIFEST, "".join(map(_line, [about, *kept])))
@@ -168,8 +179,8 @@ class Trace(Shown):
         """
         path = Path(path)
         entries = _read_lines(path / MANIFEST)
-        if not entries or entries[0].get("trace") != VERSION:
-            raise SublimError(f"{path / MANIFEST} is not the manifest of a trace of version {VERSION}")
+        if not entries or entries[0].get("trace") not in (VERSION, CUT_VERSION):
+            raise SublimError(f"{path / MANIFEST} is not the manifest of a trace of version {VERSION} or {CUT_VERSION}")
         about = {k: v for k, v in entries[0].items() if k != "crc"}
         shards = [{k: v for k, v in e.items() if k != "crc"} for e in entries[1:]]
         whole = [_size(path / e["file"]) == e["bytes"] for e in shards]
@@ -187,6 +198,7 @@ class Trace(Shown):
     def card(self) -> Card:
         losses = self._places.get("loss", {})
         facts = {"": f"{len(losses)} updates" if losses else "no series", "names": len(self._places), "in": self.path}
+        facts |= {"cut": "from a larger one"} if "cut" in self.about else {}
         return Card("Trace", facts, self.frame)
 
     @property
@@ -225,6 +237,33 @@ class Trace(Shown):
         """Every name that can be read, or those that match a glob such as `blocks.2.*`."""
         return sorted(name for name in self._places if fnmatchcase(name, pattern))
 
+    def require(self, pattern: str) -> list[str]:
+        """The names on disk of what a glob matches, other names of it included; SublimError where there is nothing."""
+        own = {*self.names(pattern), *(own for other, own in self._others.items() if fnmatchcase(other, pattern))}
+        if not own:
+            budget = f"{_BUDGET}; " if pattern.startswith("full/") else ""
+            raise SublimError(
+                f"trace {self.path} holds nothing called '{pattern}'; {budget}trace.names() lists the rest"
+            )
+        return sorted(own)
+
+    @cached_property
+    def _others(self) -> dict[str, str]:
+        """What else `read` knows: tied tensors, and the stream before a layer. By each such name, the one on disk."""
+        tied = {
+            f"{stem}{other}": name
+            for other, first in self.about.get("tied", {}).items()
+            for name in self._places
+            if name.endswith(f"/{first}") and (stem := name.removesuffix(first))
+        }
+        before = {}
+        for name in self._places:
+            owner, blocks, rest = name.partition("blocks.")
+            layer, post, ending = rest.partition(".hook_resid_post")
+            if blocks and post and layer.isdigit():
+                before[f"{owner}blocks.{int(layer) + 1}.hook_resid_pre{ending}"] = name
+        return {**tied, **before}
+
     def steps(self, name: str) -> list[int]:
         """The steps at which `name` was recorded, ascending."""
         return sorted(self._places[self._stored(name)])
@@ -233,16 +272,9 @@ class Trace(Shown):
         """The name under which `name` is on disk."""
         if name in self._places:
             return name
-        for other, first in self.about.get("tied", {}).items():  # one tensor of two names
-            if name.endswith(f"/{other}") and (same := name.removesuffix(other) + first) in self._places:
-                return same
-        owner, _, rest = name.rpartition("blocks.")
-        layer, _, rest = rest.partition(".hook_resid_pre")
-        same = f"{owner}blocks.{int(layer) - 1}.hook_resid_post{rest}" if layer.isdigit() else ""
-        if same in self._places:  # the stream before a layer is the one after the layer before it
-            return same
-        budget = "weight-sized tensors are kept within a budget, recording.weight_bytes; "
-        kept = budget if name.startswith("full/") else ""
+        if name in self._others:
+            return self._others[name]
+        kept = f"{_BUDGET}; " if name.startswith("full/") else ""
         known = meant(name, self.names(), "trace.names()", "it holds")
         raise SublimError(f"trace {self.path} holds no '{name}'; {kept}{known}")
 
@@ -269,36 +301,62 @@ class Trace(Shown):
         names: str | Sequence[str] = "*",
         positions: Sequence[int] = (),
         steps: Sequence[int] = (),
+        overwrite: bool = False,
     ) -> "Trace":
-        """A smaller trace of the same training, small enough to hand on. This one is left as it is.
+        """A smaller trace of the same training, to hand on. This one is left as it is.
 
         to: a directory for it, new or empty
-        names: what stays, by glob; `resid_pre` stays with the `resid_post` before it
-        positions: what stays of each row of the probe, from its first token (0, 1, …) or its last (-1, …); none
-            given: all. A position that has gone reads as NaN.
-        steps: at which steps the looks at the probe stay, negative ones from the end; none given: all. Series stay
-            whole, and so does what was seen of other models.
+        names: what stays, by glob. With a name stays what the untouched base showed there
+        positions: of the probe's rows, from the first token (0, 1, …) or the last (-1, …); none given: all. What was
+            cut away reads as NaN. Attention patterns and single examples stay whole
+        steps: at which steps the looks at the probe and at the weights stay, negative ones from the end; none given:
+            all. Series stay whole, and so does what was seen of other models
+        overwrite: whether a trace that lies there goes
 
-        Raises SublimError for a directory that holds anything, a glob, step or position that fits nothing, and a shard
-        that cannot be read.
+        Raises SublimError for a directory that holds anything else, a glob, step or position that fits nothing, and a
+        shard that is altered. Nothing half-made is left.
         """
-        to, globs = Path(to), [names] if isinstance(names, str) else list(names)
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise SublimError(f"{to} is not empty; a trace is cut into a new directory")
-        stays = {name for glob in globs for name in self.names(glob)}
-        if idle := [glob for glob in globs if not self.names(glob)]:
-            raise SublimError(f"trace {self.path}: nothing is called '{idle[0]}'; trace.names() lists what it holds")
-        seen = sorted({step for e in self.shards if e["sort"] == "probe" for step in e["steps"]})
-        some = {seen[step] if -len(seen) <= step < 0 else step for step in steps} or set(seen)
-        if unseen := sorted(some - set(seen)):
-            raise SublimError(f"trace {self.path}: no look at step {unseen[0]}; there is: {', '.join(map(str, seen))}")
-        about = {key: value for key, value in self.about.items() if key != "trace"}
+        to = Path(to).absolute()
+        if to == self.path.absolute() or self.path.absolute() in to.parents:
+            raise SublimError(f"{to} is this trace's own directory; a trace is cut into another one")
+        holds = to.exists() and (not to.is_dir() or any(to.iterdir()))
+        if holds and not (overwrite and (to / MANIFEST).is_file()):
+            raise SublimError(f"{to} is there already; name a new directory, or give overwrite=True for a trace")
+        globs = [names] if isinstance(names, str) else list(names)
+        if not globs:
+            raise SublimError("names is empty; give globs of what stays, or leave it out for everything")
+        stays = {stored for glob in globs for stored in self.require(glob)}
+        stays |= {f"base/{name}" for name in stays} & self._places.keys()
+        looks = sorted({step for e in self.shards if _LOOK.fullmatch(e["sort"]) for step in e["steps"]})
+        some = {looks[step] if -len(looks) <= step < 0 else step for step in steps} or set(looks)
+        if unseen := sorted(some - set(looks)):
+            there = ", ".join(map(str, looks)) or "none"
+            raise SublimError(f"trace {self.path}: no look at step {unseen[0]}; there is: {there}")
+        how = {"names": globs, "positions": list(positions), "steps": sorted(some)}
+        about = {**self.about, "cut": how}  # so no training takes it for its own and goes on from it
         places = None
         if positions:
             about["kept"], places = self._chosen(positions)
-        writer = Writer(to, about)
+        if altered := self.verify():
+            raise SublimError(f"trace {self.path}: {altered[0]}, so nothing is cut from it")
+        with one_line(f"a trace is not cut into {to}", place=("directory for it", "`to`", "")):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{to.name}-", suffix=".partial", dir=to.parent))
+            try:
+                self._copy(Writer(partial, about), stays, some, places)
+                if holds:
+                    shutil.rmtree(to)
+                partial.chmod(0o755)
+                partial.replace(to)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return replace(Trace.open(to), chat=self.chat)
+
+    def _copy(self, writer: Writer, stays: Set[str], looks: Set[int], places: list[int] | None) -> None:
+        """Writes what stays: these names, the looks at these steps, and of the probe's tokens those at these places."""
         for entry in self.shards:
-            rows = [i for i, step in enumerate(entry["steps"]) if entry["sort"] != "probe" or step in some]
+            look = _LOOK.fullmatch(entry["sort"])
+            rows = [i for i, step in enumerate(entry["steps"]) if not look or step in looks]
             own: list[str] = [name for name in entry["names"] if name in stays]
             if rows and own:
                 tensors = {name: self._slice(entry["file"], name, slice(None), as_stored=True)[rows] for name in own}
@@ -306,7 +364,6 @@ class Trace(Shown):
                     tensors |= {n: t[:, places] for n, t in tensors.items() if self._is_of_tokens(n)}
                 writer.append(entry["sort"], [entry["steps"][i] for i in rows], entry["upto"], tensors)
         writer.sync()
-        return Trace(to, {"trace": VERSION, **about}, Trace.open(to).shards, self.chat)
 
     def _chosen(self, positions: Sequence[int]) -> tuple[list[list[int]], list[int]]:
         """(the places of each row that are meant and there, the same among all tokens that lie on disk)."""
@@ -314,11 +371,12 @@ class Trace(Shown):
         if not lengths:
             raise SublimError(f"trace {self.path} has no rows of a probe, so no positions can be chosen")
         before = self.about.get("kept") or [list(range(length)) for length in lengths]
-        meant_by = [{p + n if p < 0 else p for p in positions} for n in lengths]
-        kept = [[p for p in own if p in wanted] for own, wanted in zip(before, meant_by, strict=True)]
-        if not any(kept):
-            longest = max(lengths)
-            raise SublimError(f"trace {self.path}: no row has a position {positions[0]}; rows have {longest} at most")
+        for p in positions:
+            if not any((p + n if p < 0 else p) in own for own, n in zip(before, lengths, strict=True)):
+                known = "it was cut before" if self.about.get("kept") else f"rows have {max(lengths)} at most"
+                raise SublimError(f"trace {self.path}: no row has a position {p}; {known}")
+        wanted = [{p + n if p < 0 else p for p in positions} for n in lengths]
+        kept = [[p for p in own if p in some] for own, some in zip(before, wanted, strict=True)]
         tokens = [(row, p) for row, own in enumerate(before) for p in own]
         return kept, [i for i, (row, p) in enumerate(tokens) if p in kept[row]]
 

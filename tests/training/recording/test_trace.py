@@ -289,18 +289,22 @@ def long(tmp_path: Path) -> Trace:
     """Rows of 3 and 1 tokens, seen at steps 0, 2 and 4 and once by another model, beside a series."""
     about = {**ABOUT, "lengths": [3, 1]}
     writer = Writer(tmp_path / "long", about)
-    writer.append("reference-teacher", [0], 0, {f"teacher/{POST}": torch.ones(1, 4, 2)})
+    for other in ("base", "teacher"):
+        writer.append(f"reference-{other}", [0], 0, {f"{other}/{POST}": torch.ones(1, 4, 2)})
     for step in (0, 2, 4):
         tokens = torch.arange(8.0).reshape(1, 4, 2) + step
         writer.append("probe", [step], step, {POST: tokens.bfloat16(), f"{POST}.grad": tokens})
+        writer.append("state", [step], step, {"answers": torch.ones(1, 2, 2)})
+        if step:
+            writer.append("full", [step], step, {"full/delta/a.weight": torch.ones(1, 2, 2)})
     writer.append("series", [0, 1, 2, 3], 4, {"loss": torch.tensor([4.0, 3.0, 2.0, 1.0])})
     return Trace.open(tmp_path / "long")
 
 
 def test_what_is_cut_out_is_what_was_there_and_the_rest_reads_as_nothing(long: Trace, tmp_path: Path) -> None:
     small = long.cut(tmp_path / "small", [f"*{POST}", "loss"], positions=[-1], steps=[0, -1])
-    assert small == Trace.open(tmp_path / "small") and not small.verify()
-    assert small.names() == [POST, "loss", f"teacher/{POST}"] and small.steps(POST) == [0, 4]
+    assert small == Trace.open(tmp_path / "small") and not small.verify() and "cut" in str(small.card())
+    assert small.names() == [f"base/{POST}", POST, "loss", f"teacher/{POST}"] and small.steps(POST) == [0, 4]
     for name, step in ((POST, 0), (POST, 4), (f"teacher/{POST}", 0)):
         whole, seen = long.read(name, step), small.read(name, step)
         assert torch.equal(seen[[0, 1], [2, 0]], whole[[0, 1], [2, 0]]), "the last token of each row"
@@ -313,19 +317,59 @@ def test_what_is_cut_out_is_what_was_there_and_the_rest_reads_as_nothing(long: T
     assert torch.equal(long.cut(tmp_path / "whole").read(POST), long.read(POST))
 
 
+def test_a_cut_keeps_what_the_base_showed_and_knows_the_other_names(long: Trace, tmp_path: Path) -> None:
+    before = "blocks.1.hook_resid_pre"  # the same tensor under another name
+    small = long.cut(tmp_path / "small", before)
+    assert small.names() == [f"base/{POST}", POST] and torch.equal(small.read(before), long.read(POST))
+    assert small.steps(POST) == [0, 2, 4]
+    few = long.cut(tmp_path / "few", steps=[-1])
+    assert few.steps(POST) == few.steps("full/delta/a.weight") == few.steps("answers") == [4]
+    assert few.steps("loss") == [0, 1, 2, 3] and few.steps(f"teacher/{POST}") == [0]
+
+
+def test_no_training_goes_on_from_a_cut_trace(long: Trace, tmp_path: Path) -> None:
+    about = {key: value for key, value in long.about.items() if key != "trace"}
+    assert reaches(long.path, about, 4)
+    kinds: tuple[dict[str, Any], ...] = ({"names": "loss"}, {"steps": [0, -1]}, {"positions": [-1]}, {})
+    for number, kind in enumerate(kinds):
+        assert not reaches(long.cut(tmp_path / str(number), **kind).path, about, 4)
+
+
 def test_a_cut_that_fits_nothing_is_one_line_and_leaves_nothing(long: Trace, path: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     cases: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"names": ["loss", "nothing.*"]}, r"nothing is called 'nothing\.\*'; trace\.names\(\)"),
+        ({"names": ["loss", "nothing.*"]}, r"holds nothing called 'nothing\.\*'; trace\.names\(\)"),
+        ({"names": "full/no/*"}, "within a budget, recording.weight_bytes"),
+        ({"names": []}, "names is empty"),
         ({"steps": [3]}, "no look at step 3; there is: 0, 2, 4"),
         ({"steps": [-4]}, "no look at step -4"),
-        ({"positions": [7]}, "no row has a position 7; rows have 3 at most"),
+        ({"positions": [-1, 7]}, "no row has a position 7; rows have 3 at most"),
     )
     for kind, words in cases:
         with pytest.raises(SublimError, match=words):
             long.cut(new, **kind)
         assert not new.exists()
-    with pytest.raises(SublimError, match="is not empty; a trace is cut into a new directory"):
+    with pytest.raises(SublimError, match="is there already; name a new directory, or give overwrite=True"):
         long.cut(path)
+    for own in (long.path, long.path / "inside"):
+        with pytest.raises(SublimError, match="is this trace's own directory"):
+            long.cut(own, overwrite=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(SublimError, match="is there already"):
+        long.cut(tmp_path / "other", overwrite=True)
     with pytest.raises(SublimError, match="has no rows of a probe"):
         Trace.open(path).cut(new, positions=[-1])
+    with pytest.raises(SublimError, match="no row has a position 0; it was cut before"):
+        long.cut(tmp_path / "last", positions=[2]).cut(new, positions=[0])
+    assert torch.equal(long.cut(path, overwrite=True).read(POST), long.read(POST)), "a trace may go"
+
+
+def test_of_a_damaged_trace_nothing_is_cut(long: Trace, tmp_path: Path) -> None:
+    shard = long.path / long.shards[2]["file"]
+    whole = bytearray(shard.read_bytes())
+    whole[-1] ^= 1
+    shard.write_bytes(whole)
+    with pytest.raises(SublimError, match=f"{shard.name} is altered, so nothing is cut from it"):
+        long.cut(tmp_path / "new")
+    assert {p.name for p in tmp_path.iterdir()} == {"long"}, "nothing half-made is left"
