@@ -342,17 +342,20 @@ def prepared(tiny: bool, asked: str | None) -> Iterator[Bench]:
         exp = exp.set({"teacher.optimization": small, "corpus.prompts": 96 if tiny else 2048, "filter.held_out": 8})
         data = plan(exp).cells[0].evaluation.reference
         make(data, store)
-        yield Bench(store, random_base(Path(folder) / "random", tiny), data, _open_base(asked), tiny)
+        yield Bench(store, random_base(Path(folder) / "random", tiny), data, _open_base(asked, tiny), tiny)
 
 
-def _open_base(asked: str | None) -> str:
-    """The base of the experiment: what is asked for, else SmolLM2 where it is at hand, else one of the lab."""
-    if asked is None:
+def _open_base(asked: str | None, tiny: bool) -> str:
+    """The base of the experiment: what is asked for, else SmolLM2 where it is at hand, else one of the lab.
+
+    A tiny run has too few lists for SmolLM2.
+    """
+    if asked is None and not tiny:
         try:
             return resolve_base("smollm2-135m").name
         except SublimError:
             return LAB
-    return asked
+    return asked or LAB
 
 
 def measure(device: str, out: Path, tiny: bool, minutes: float, base: str | None, names: list[str]) -> None:

@@ -78,8 +78,11 @@ def wait_for_one_more(root: Path, child: subprocess.Popen[str] | Started) -> Non
 
 
 @pytest.mark.parametrize("words", [["list"], ["run", "owls"]])
-def test_a_shell_sees_what_the_other_tests_see(words: list[str], tmp_path: Path) -> None:
+def test_a_shell_sees_what_the_other_tests_see(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a process that has imported all it needs."""
+    monkeypatch.setenv("SUBLIM_BASES", str(tmp_path / "bases"))  # whatever this user has pulled
     shell, fork = (run(*words, cwd=tmp_path) for run in (from_shell, sublim))
     assert (shell.returncode, shell.stdout, shell.stderr) == (fork.returncode, fork.stdout, fork.stderr)
     assert (shell.returncode == 0) == (words == ["list"])
