@@ -3,7 +3,6 @@
 Where there are cards, each has workers of its own, and as many tasks as its memory holds by what was measured.
 """
 
-import ctypes
 import multiprocessing
 import os
 import queue
@@ -22,6 +21,7 @@ from typing import Any
 from sublim_interp.core.cards import Card, Filling, free_memory, measured
 from sublim_interp.core.errors import OutOfMemory, SublimError
 from sublim_interp.core.journal import Journal
+from sublim_interp.core.memory import keep_freed
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,11 @@ _events: Any = None
 
 
 def prepare_process(threads: int = 1) -> None:
-    """One thread, and freed memory is kept: glibc else gives large tensors back to the kernel at each training step."""
+    """One thread, and freed memory is kept."""
     import torch
 
     torch.set_num_threads(threads)
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 1 << 30)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
-    except (OSError, AttributeError):
-        pass  # another C library: slower, not wrong
+    keep_freed()
 
 
 def _start_worker(events: Any, card: Card | None, environment: dict[str, str]) -> None:

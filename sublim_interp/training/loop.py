@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 
+from sublim_interp.core.memory import give_back
 from sublim_interp.models.precision import casts_kept
 from sublim_interp.models.trainable import checkpointing, trained_parameters
 from sublim_interp.training.batches import Batch
@@ -89,6 +90,7 @@ def train(
             if optimization.clip is not None:
                 torch.nn.utils.clip_grad_norm_(named.values(), optimization.clip)
             optimizer.step()
+            give_back()
             if recorder:
                 recorder.step(total)
             if observe:
