@@ -21,13 +21,13 @@ def code(path: Path) -> ast.Module:
     return ast.parse("\n".join("".join(c["source"]) for c in cells(path, "code")))
 
 
-OWN = {"05": "published_figure", "06": "published_figure", "07": "run_audit"}
+OWN = {"05": "published_figure", "06": "published_figure", "07": "run_audit", "08": "from_trace"}
 """Notebooks that need no run of tour, with what each calls; the others look into that run."""
 
 
 def test_all_are_there_each_with_a_number_of_its_own() -> None:
     numbers = [path.name[:2] for path in NOTEBOOKS]
-    assert numbers == sorted({*numbers}) and {"01", "02", "03", "04", "05", "06", "07"} <= {*numbers}
+    assert numbers == sorted({*numbers}) and {"01", "02", "03", "04", "05", "06", "07", "08"} <= {*numbers}
 
 
 PLACE = re.compile(r"(?<![\w.:/<])(?:/[\w.-]+){2,}|[A-Z]:\\\\|file://")
