@@ -30,7 +30,7 @@ def give_back(seconds: float = _SECONDS) -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library, where it is glibc; with another one is slower, not wrong."""
+    """The C library, where it is glibc. With another one everything is slower, not wrong."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

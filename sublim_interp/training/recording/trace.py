@@ -56,10 +56,6 @@ _SHARD = re.compile(rf"({_SORTS})-\d{{8}}\.(safetensors|writing)")
 """Names of the files that a trace leaves beside its manifest: no other file is ever removed."""
 
 
-def _without_version(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in about.items() if key != "trace"}
-
-
 def _line(entry: Mapping[str, Any]) -> str:
     text = canonical_json(dict(entry))
     return f'{text[:-1]},"crc":{zlib.crc32(text.encode())}}}\n'
@@ -93,7 +89,7 @@ class Writer:
     def __init__(self, path: Path, about: Mapping[str, Any], upto: int = 0) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        about = {"trace": CUT_VERSION if "cut" in about else VERSION, **_without_version(about)}
+        about = {**about, "trace": CUT_VERSION if "cut" in about else VERSION}
         kept = [e for e in _shards_of(path, about) if e["upto"] <= upto] if upto else []
         again = (path / MANIFEST).exists()  # the first thing that a trace writes: without it no file is a trace's
         write_atomic(path / MANIFEST, "".join(map(_line, [about, *kept])))
