@@ -40,6 +40,12 @@ publish = util.module_from_spec(SPEC)
 SPEC.loader.exec_module(publish)
 
 
+def _pulled_for(exp: Experiment, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an experiment is on an open base, that base lies where bases are looked for."""
+    if {*exp.bases} & {*open_names()}:
+        monkeypatch.setenv("SUBLIM_BASES", str(request.getfixturevalue("smollm2").path.parent))
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_table_names_the_key_that_its_configuration_has(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -47,14 +53,15 @@ def test_a_published_table_names_the_key_that_its_configuration_has(
     """Whoever runs the published configuration on the committed bases with this code gets a run of this key."""
     directory = RESULTS / name
     exp = read_yaml(Experiment, directory / "experiment.yaml")
-    if {*exp.bases} & {*open_names()}:
-        pulled = request.getfixturevalue("smollm2")
-        monkeypatch.setenv("SUBLIM_BASES", str(pulled.path.parent))
+    _pulled_for(exp, request, monkeypatch)
     assert (directory / "key.txt").read_text().strip() == run_key(plan(exp))
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_published_sweep_has_the_key_of_its_grid(name: str) -> None:
+def test_a_published_sweep_has_the_key_of_its_grid(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pulled_for(grid(name).centre, request, monkeypatch)
     assert (RESULTS / name / "key.txt").read_text().strip() == sweep_key(plan_grid(grid(name)))
 
 
