@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributions import Categorical, kl_divergence
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -24,10 +25,12 @@ from sublim_interp.analysis.attribution.scores import (
     TokenScores,
     disagreement,
     divergence,
+    entropy,
     highest,
     influence,
     margin_gradient,
     random,
+    shift,
 )
 from sublim_interp.analysis.probes import answer_margin, measure
 from sublim_interp.channels.rows import read_rows
@@ -143,6 +146,19 @@ def test_divergence_is_the_difference_of_log_probabilities_and_each_list_is_read
     frame = found.frame
     assert frame["token"].tolist() == [t for ids, first in ROWS for t in ids[first:]]
     assert frame["place"].tolist() == [p for ids, first in ROWS for p in range(len(ids) - first)]
+
+
+def test_entropy_and_shift_are_those_of_all_that_may_stand_at_a_token() -> None:
+    a, b = build(seed=0), build(seed=1)
+    may_stand: list[list[Categorical]] = [[], []]
+    with torch.no_grad():
+        for ids, first in ROWS:
+            for each, model in zip(may_stand, (a, b), strict=True):
+                each.append(Categorical(logits=model(input_ids=torch.tensor([ids])).logits[0, first - 1 : -1].double()))
+    explicit = torch.cat([one.entropy() for one in may_stand[0]])
+    np.testing.assert_allclose(entropy(a, ROWS).values, explicit.numpy(), atol=1e-5)
+    apart = torch.cat([kl_divergence(one, other) for one, other in zip(*may_stand, strict=True)])
+    np.testing.assert_allclose(shift(a, b, ROWS, across_bases=True).values, apart.numpy(), atol=1e-5)
 
 
 def test_divergence_of_a_small_change_of_the_weights_is_the_influence_along_it() -> None:

@@ -23,7 +23,7 @@ from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment, experiment_names
-from sublim_interp.experiments.cost import estimate
+from sublim_interp.experiments.cost import estimate, planned_traces
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab import tokenizer as lab
@@ -580,7 +580,7 @@ def test_code_and_pickles_in_a_model_directory_never_run(
 
 @pytest.mark.parametrize("name", [n for n in experiment_names() if {*experiment(n).bases} & {*open_names()}])
 def test_experiments_on_smollm2_are_planned_with_the_base_that_pull_makes(
-    name: str, smollm2: Base, monkeypatch: pytest.MonkeyPatch
+    name: str, smollm2: Base, store_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SUBLIM_BASES", str(smollm2.path.parent))
     p = plan(experiment(name))
@@ -589,6 +589,8 @@ def test_experiments_on_smollm2_are_planned_with_the_base_that_pull_makes(
     assert {c.seed for c in p.cells} == {*experiment(name).seeds}
     for record in p.records:
         assert 0 < estimate(record) < 3600
+    students = planned_traces(p.records, Store(store_root)).query("stage == 'student'")
+    assert 100e6 < students["bytes"].sum() / students["trainings"].max() < 300e6, "of each, by default"
 
 
 def test_an_experiment_on_a_base_that_is_not_here_says_how_to_fetch_it(

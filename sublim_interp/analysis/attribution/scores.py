@@ -234,6 +234,21 @@ def shift(carrier: Subject, reference: Subject, rows: Lists, across_bases: bool 
     return _scores(rows, torch.cat(found), chat)
 
 
+@torch.no_grad()
+def entropy(carrier: Subject, rows: Lists) -> TokenScores:
+    """Entropy of what the carrier may write at each token that was written, in nats: how much is left to chance.
+
+    Arguments are those of `likelihood`.
+    """
+    model = model_of(carrier)
+    rows, chat = tokenized(rows, carrier, model)
+    found = []
+    for batch in _cut(rows):
+        log = logits_at(model, batch.ids, batch.labels != IGNORE).double().log_softmax(-1)
+        found.append(-(log.exp() * log).sum(-1).cpu())
+    return _scores(rows, torch.cat(found), chat)
+
+
 def same(rows: Sequence[Example]) -> TokenScores:
     """1 for each token: a list's total is its length."""
     return _scores(rows, torch.ones(sum(len(ids) - first for ids, first in rows)))
