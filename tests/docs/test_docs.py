@@ -47,7 +47,7 @@ def blocks(page: Path, language: str) -> list[str]:
 # --- Python blocks ----------------------------------------------------------------------------------------------------
 
 OPENED = re.compile(r'si\.(?:run|open_run)\("([\w-]+)"\)')
-SEED = re.compile(r'"same-init", (\d+)\]')
+SEED, ARM = re.compile(r'"same-init", (\d+)\]'), re.compile(r'run\["([\w-]+)"')
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=named)
@@ -63,7 +63,7 @@ def test_every_python_block_runs(
         assert read, "a page that opens a run reads one of its students"
         name, seed = opened[1], int(read[1])
         asked = si.experiment(name)
-        assert seed in asked.seeds and set(asked.arms) <= {*tiny_run.experiment.arms}
+        assert seed in asked.seeds and {*ARM.findall("".join(code))} <= {*asked.arms} & {*tiny_run.experiment.arms}
         store = together / f"{name}-{seed}"
         monkeypatch.setenv("SUBLIM_STORE", str(store))
         with FileLock(f"{store}.lock"):  # one store serves all pages that open this run
