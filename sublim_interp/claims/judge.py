@@ -73,6 +73,8 @@ class Finding:
     """What the experiment lacks, whatever its numbers say: a sentence for each."""
     family: int = 1
     """How many tests `adjusted` counts."""
+    level: float = ALPHA
+    """The p at which it would be decided: Holm's level behind the tests that are."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -93,14 +95,14 @@ class Finding:
         """Chance of a verdict with so many units where the effect lies `counts` from the threshold; nan for one."""
         if math.isnan(self.deviation):
             return math.nan
-        return power_of_mean(self.test.counts, self.deviation, self.n, ALPHA)
+        return power_of_mean(self.test.counts, self.deviation, self.n, self.level)
 
     @property
     def needed(self) -> int | None:
         """Units for 80 % of power, at least as many as a verdict needs; None where no number is enough."""
         if math.isnan(self.deviation):
             return self.test.least
-        found = units_needed(self.test.counts, self.deviation, alpha=ALPHA)
+        found = units_needed(self.test.counts, self.deviation, alpha=self.level)
         return None if found is None else max(found, self.test.least)
 
     @property
@@ -165,12 +167,14 @@ def judge(claims: Iterable[Claim], look: Look = published_for) -> list[Verdict]:
     """
     found = [(claim, [finding_of(test, look(test)) for test in claim.tests]) for claim in claims]
     every = [finding for _, findings in found for finding in findings if not math.isnan(finding.p)]
-    adjusted = iter(holm([finding.p for finding in every]) if every else ())
+    by_holm = holm([finding.p for finding in every]) if every else []
+    adjusted, told = iter(by_holm), sum(p <= ALPHA for p in by_holm)
+    level = ALPHA / max(1, len(every) - told)
 
     def counted(finding: Finding) -> Finding:
         if math.isnan(finding.p):
             return finding
-        return _decided(replace(finding, adjusted=next(adjusted), family=len(every)))
+        return _decided(replace(finding, adjusted=next(adjusted), family=len(every), level=level))
 
     return [Verdict(claim, tuple(map(counted, findings))) for claim, findings in found]
 

@@ -164,7 +164,7 @@ def _power(finding: Finding) -> str:
     unit = "replicate" if finding.test.over == "seed" else finding.test.over
     if math.isnan(finding.power):
         return f"One {unit} tells no power; at least {finding.test.least} are needed."
-    said = f"Power to tell {size}: {100 * finding.power:.0f} %."
+    said = f"Power to tell {size} at p = {finding.level:.2g}, which Holm leaves: {100 * finding.power:.0f} %."
     if finding.needed is None:
         return f"{said} No number of {unit}s would do."
     if finding.n >= finding.needed:

@@ -31,6 +31,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import validate
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.stats.contrasts import specificity
+from sublim_interp.stats.power import power_of_mean, units_needed
 from sublim_interp.sweeps.grid import grid, grid_names
 
 
@@ -169,6 +170,19 @@ def test_the_number_of_tests_counts(tmp_path: Path) -> None:
     assert {verdict.outcome for verdict in many} == {WEAK}
     assert many[0].findings[0].reasons == (f"p = {many[0].findings[0].adjusted:.2g}, adjusted for 40 tests.",)
     assert many[0].findings[0].adjusted == pytest.approx(min(1, 40 * alone.p))
+
+
+def test_power_is_told_at_the_level_that_the_other_tests_leave(tmp_path: Path) -> None:
+    weak, strong = (evidence_of(tmp_path / name, cells(e, noise=1.0)) for name, e in (("weak", 0.2), ("strong", 9.0)))
+    claim = find_claim("24").model_copy(update={"tests": (asked(counts=0.5), *(asked() for _ in range(4)))})
+    looked = iter([weak, *[strong] * 2, *[weak] * 2])
+    (found,) = judge([claim], lambda _test: next(looked))
+    assert [f.adjusted <= 0.05 for f in found.findings] == [False, True, True, False, False]
+    one = found.findings[0]
+    assert one.level == pytest.approx(0.05 / 3), "two are decided, three share what is left"
+    assert one.power == power_of_mean(0.5, one.deviation, 12, 0.05 / 3) < power_of_mean(0.5, one.deviation, 12)
+    assert one.needed == units_needed(0.5, one.deviation, alpha=0.05 / 3)
+    assert one.needed and one.needed > (finding_of(asked(counts=0.5), weak).needed or 0)
 
 
 def verdict_of(**under: str) -> Verdict:
