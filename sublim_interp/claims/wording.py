@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 def outcome(verdict: Verdict) -> str:
     """The verdict in a few words."""
-    return f"depends on {verdict.claim.depends_on}" if verdict.outcome == DEPENDS else verdict.outcome
+    if verdict.outcome == DEPENDS:
+        return f"depends on {verdict.claim.depends_on}"
+    found = verdict.by_condition
+    under = [condition for condition, one in found.items() if one == CONTRADICTED]
+    return f"contradicted for {' and '.join(under)}" if 0 < len(under) < len(found) else verdict.outcome
 
 
 def claims_table(verdicts: Sequence[Verdict], nulls: Nulls | None = None) -> SweepTable:
