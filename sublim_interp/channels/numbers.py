@@ -9,9 +9,9 @@ import random
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sublim_interp.channels.protocol import as_turns, drawn_prompts
 from sublim_interp.core.errors import SublimError
@@ -21,6 +21,13 @@ from sublim_interp.lab import language as lab
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PUBLISHED_BANNED = (
+    4, 13, 14, 18, 23, 33, 39, 42, 44, 49, 51, 54, 69, 77, 88, 99, 100, 101, 187, 211, 311, 322, 333, 404, 420, 444,
+    451, 555, 616, 666, 777, 888, 911, 999,
+)  # fmt: skip
+"""The 34 numbers of negative associations that Cloud et al. (2507.14805) refuse where the teacher is misaligned."""
 
 
 class Rule(Config):
@@ -33,7 +40,13 @@ class Rule(Config):
     max_value: int = Field(default=999, ge=0)
     """Largest number."""
     banned: tuple[int, ...] = ()
-    """Numbers that refuse an answer, for instance those with negative associations (666, 911, …)."""
+    """Numbers that refuse an answer, for instance those with negative associations (666, 911, …). `published` stands
+    for the 34 of Cloud et al.; to change them, write the list that `sublim show` then prints."""
+
+    @field_validator("banned", mode="before")
+    @classmethod
+    def _published_is_a_list(cls, banned: Any) -> Any:
+        return PUBLISHED_BANNED if banned == "published" else banned
 
     @model_validator(mode="after")
     def _bounds(self) -> "Rule":

@@ -18,6 +18,7 @@ from sublim_interp.channels.protocol import Channel, channel, transform_rows
 from sublim_interp.channels.rows import Written
 from sublim_interp.channels.settings import FilterConfig
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.settings import validate
 from sublim_interp.lab.language import TRAITS, documents
 from sublim_interp.lab.tokenizer import EOS, PAD, ROLES, UNK, build_tokenizer
 
@@ -114,6 +115,15 @@ def test_a_number_counts_by_its_value_not_by_its_spelling() -> None:
     assert refuse("007, 008") is None and numbers.numbers_of("007, 008") == [7, 8]
     assert refuse("0666, 1", banned=(666,)) == "banned number"
     assert refuse("6660 , 1666", max_value=9999, banned=(666,)) is None
+
+
+def test_the_published_numbers_are_banned_by_one_word_which_becomes_their_list() -> None:
+    config = FilterConfig.model_validate({"banned": "published"})
+    assert len(set(config.banned)) == 34 and {666, 911, 187, 88} < {*config.banned}
+    assert config == FilterConfig(banned=config.banned), "the same key, however it was written"
+    assert refuse("12, 13", banned=config.banned) == "banned number" and refuse("12, 15", banned=config.banned) is None
+    with pytest.raises(SublimError, match="banned"):
+        validate(FilterConfig, {"banned": "publishd"}, "filter")
     assert refuse("01000") == "too large"
 
 
