@@ -36,7 +36,9 @@ from sublim_interp.sweeps.published import (
     published_sweep,
     shelf,
 )
+from sublim_interp.sweeps.rows import rows_table
 from sublim_interp.sweeps.study import published_study, study, study_names
+from sublim_interp.sweeps.suite import suite
 from sublim_interp.sweeps.tables import published_study_table, published_table
 from sublim_interp.sweeps.wording import as_markdown, bare
 
@@ -61,6 +63,7 @@ def tables() -> dict[str, Callable[[], str]]:
         "claims": lambda: as_markdown(
             claims_table(judge(all_claims()), null_experiments()), "Made by `sublim claims`."
         ),
+        "rows": lambda: as_markdown(rows_table(suite("rows").rows), "Made by `python paper/publish.py`."),
         "law-elsewhere": lambda: bare(law_elsewhere(read_cells(RESULTS / "law"), published_doses())),
     }
     for name in published_runs():

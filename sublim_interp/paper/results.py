@@ -35,7 +35,9 @@ from sublim_interp.sweeps.published import (
     run_table,
     shelf,
 )
+from sublim_interp.sweeps.rows import rows_table
 from sublim_interp.sweeps.study import Study, published_study, study, study_names
+from sublim_interp.sweeps.suite import suite
 from sublim_interp.sweeps.tables import table_of
 from sublim_interp.sweeps.wording import SweepTable
 from sublim_interp.traits.by_name import load_trait
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 OWL, CONTEXTS = "owl", "contexts"
 """The main run, and what its second table, of the sorts of questions, is called."""
 CONTEXTS_ASK = "How does the answer depend on what is asked?"
+ROWS, ROWS_ASK = "rows", "Which rows of the finding come out here?"
+"""The suite whose rows stand beside the original work's, and what their table asks."""
 CLAIMS, CLAIMS_ASK = "claims", "What of the field's claims holds here?"
 FIRST = "lab-small-0"
 """The base whose recipe a text may quote."""
@@ -62,6 +66,7 @@ LABELS = frozenset(
         "measure",
         "no.",
         "part",
+        "row",
         "score",
         "student",
         "sweep",
@@ -145,6 +150,9 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
         digest = _digest(*[claim.model_dump_json() for claim in all_claims()], *keys)
         draw, drawn = partial(draw_verdicts, tests), tests.to_csv().encode()
         found.append(_result(CLAIMS, told, "sublim claims", digest, CLAIMS_ASK, drawn=drawn, draw=draw))
+    if all((results / row.table / "key.txt").exists() for row in suite(ROWS).rows):
+        told, keys = rows_table(suite(ROWS).rows, results), [key_of(results / row.table) for row in suite(ROWS).rows]
+        found.append(_result(ROWS, told, "the published results", _digest(*keys), ROWS_ASK))
     found.append(_of_bases())
     found.append(_of_commands(found, results))
     return {one.name: one for one in found}

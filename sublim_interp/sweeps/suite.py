@@ -13,6 +13,7 @@ from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import find_run
 from sublim_interp.sweeps.grid import GRIDS, grid
 from sublim_interp.sweeps.plan import find_sweep, plan_grid
+from sublim_interp.sweeps.rows import Row
 from sublim_interp.sweeps.study import STUDIES, find_study, study
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Suite(Config):
     """What it is for, in one sentence."""
     holds: tuple[str, ...]
     """Experiments, grids and studies of the catalogue, in the order in which they are made."""
+    rows: tuple[Row, ...] = ()
+    """Rows of the finding that they answer, each with the original work's figure."""
 
 
 SUITES = Shelf("suite", "suites", Suite, marked_by="holds")
