@@ -33,6 +33,8 @@ class Measured(NamedTuple):
     """Of the mean, where it is not Student's over the values."""
     p: float | None = None
     """Of a test against 0, where it is not the sign-flip test."""
+    deviation: float | None = None
+    """Of one unit, for power, where it is not that of the values."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,8 @@ def _diagonal(test: "Trial", evidence: "Evidence") -> Measured:
     pairs = [(a, b) for a in range(len(bases)) for b in range(a)]
     values = [float(rate[a, a] + rate[b, b] - rate[a, b] - rate[b, a]) / 2 for a, b in pairs]
     named = [(str(bases[a]), str(bases[b])) for a, b in pairs]
-    return Measured(tuple(values), len(bases), over_bases(values, named), shared_base_contrast(rate).p)
+    found = shared_base_contrast(rate)
+    return Measured(tuple(values), len(bases), over_bases(values, named), found.p, found.error * math.sqrt(len(bases)))
 
 
 def _trend(test: "Trial", evidence: "Evidence") -> Measured:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from sublim_interp.claims.trial import Trial
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.models.base import resolve_base
+from sublim_interp.models.open_bases import is_variant
+from sublim_interp.models.variants import parse
 from sublim_interp.report.wording import count
 from sublim_interp.stats.intervals import Interval, mean_interval
 from sublim_interp.stats.permutation import holm, sign_flip_test
@@ -69,6 +71,8 @@ class Finding:
     """The same by Holm, over all tests of all claims that have one."""
     values: tuple[float, ...] = ()
     """The effect in each unit, or in each pair of bases."""
+    deviation: float = math.nan
+    """Standard deviation of one unit; nan for one alone."""
     lacks: tuple[str, ...] = ()
     """What the experiment lacks, whatever its numbers say: a sentence for each."""
     family: int = 1
@@ -84,11 +88,6 @@ class Finding:
         if math.isnan(self.p) or self.adjusted <= ALPHA:
             return self.lacks
         return (*self.lacks, f"p = {self.adjusted:.2g}, adjusted for {count(self.family, 'test')}.")
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the values; nan for one unit."""
-        return math.nan if self.n < 2 else float(np.std(self.values, ddof=1))
 
     @property
     def power(self) -> float:
@@ -195,8 +194,11 @@ def finding_of(test: Trial, evidence: Evidence | None) -> Finding:
     p = measured.p
     if p is None:
         p = sign_flip_test(values - test.threshold).p if measured.n > 1 else math.nan
+    apart = measured.deviation
+    if apart is None:
+        apart = math.nan if measured.n < 2 else float(np.std(values, ddof=1))
     lacks = tuple(_lacks(test, evidence, measured.n))
-    return _decided(Finding(test, WEAK, evidence.key, interval, measured.n, p, p, measured.values, lacks))
+    return _decided(Finding(test, WEAK, evidence.key, interval, measured.n, p, p, measured.values, apart, lacks))
 
 
 def _decided(finding: Finding) -> Finding:
@@ -235,7 +237,8 @@ def _unequal(test: Trial, evidence: Evidence) -> Iterator[str]:
     left: dict[str, float] = {}
     for rows in test.equal_kl:
         found = rows_of(frame, rows.model_copy(update={"measure": "kl"}), test)["effect"].dropna()
-        which = " ".join(filter(None, (rows.value, rows.arm)))
+        others = (f"{column} {value}" for column, value in rows.also.items())
+        which = " ".join(filter(None, (rows.field, rows.value, *others, rows.arm)))
         if not len(found):
             yield f"How far {which} is from its teacher is not known."
             return
@@ -263,5 +266,11 @@ def initialisations(evidence: Evidence, frame: "pd.DataFrame") -> int:
         bases = {exp.pair(seed)[0] for _, _, exp in grid(evidence.name).cells() for seed in exp.seeds if seed in seeds}
     else:
         raise SublimError(f"{evidence.name} is no grid or study, so its initialisations are not known")
-    starts = {base: resolve_base(base).card.get("pretraining", {}).get("init_seed", base) for base in bases}
-    return len({*starts.values()})
+    return len({_start(base) for base in bases})
+
+
+def _start(base: str) -> Any:
+    """What tells an initialisation from others: its seed; of a variant that of the base it was first made of."""
+    if is_variant(base):
+        return _start(parse(base).parents[0])
+    return resolve_base(base).card.get("pretraining", {}).get("init_seed", base)

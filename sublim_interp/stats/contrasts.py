@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
 
 from sublim_interp.core.errors import SublimError
@@ -32,6 +34,8 @@ class BaseContrast:
 
     interval: Interval
     """The contrast; `n` counts bases."""
+    error: float
+    """Its standard error, by the jackknife."""
     p: float
     """Two-sided permutation p-value."""
     floor: float
@@ -115,10 +119,12 @@ def shared_base_contrast(
     This is γ of rate_ij = μ + α_i + β_j + γ·[i = j] by least squares: a base that is hard to move and a teacher that is
     strong cancel. The unit is the base: cells share teachers and students, so their number says nothing. The interval
     is Student's t with the jackknife's standard error, each base left out in turn with its row and column. The p-value
-    is two-sided, from pairing the bases anew.
+    is two-sided, from pairing the bases anew. What is compared is γ in such errors: γ alone would take bases that
+    differ in what is their own for a γ that is not 0.
 
     Raises SublimError for an array that is not square, has fewer than three bases or a cell that is not finite.
-    Sources: Efron & Tibshirani 1993, chapter 11 (jackknife); Mantel 1967, Cancer Research 27 (pairings).
+    Sources: Efron & Tibshirani 1993, chapter 11 (jackknife); Mantel 1967, Cancer Research 27 (pairings); Janssen 1997,
+    Stat. Probab. Lett. 36 (studentised permutation).
     """
     if rate.ndim != 2 or rate.shape[0] != rate.shape[1] or len(rate) < 3:
         raise SublimError(f"shared_base_contrast: rate has shape {rate.shape}; needs three or more bases, twice")
@@ -131,21 +137,36 @@ def shared_base_contrast(
     from scipy import special
 
     n = len(rate)
-
-    def gamma(cells: np.ndarray) -> float:
-        own = np.trace(cells) / len(cells)
-        return float(own - (cells.sum() - np.trace(cells)) / (len(cells) * (len(cells) - 1)))
-
-    estimate = gamma(rate)
-    left = np.array([gamma(np.delete(np.delete(rate, b, 0), b, 1)) for b in range(n)])
-    error = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
+    ((estimate, error),) = _gammas(rate[None])
     half = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
     interval = Interval(estimate, estimate - half, estimate + half, level, n, "Student t, jackknife over bases")
     orders, exact = pairings(n, permutations, permutations, seed)
-    shuffled = np.array([gamma(rate[:, order]) for order in orders])
-    extreme = int((np.abs(shuffled) >= abs(estimate) * (1 - TIE)).sum()) + (not exact)
+    shuffled = _in_errors(*_gammas(rearrange(rate[:, np.asarray(orders)], "teacher n student -> n teacher student")).T)
+    extreme = int((shuffled >= _in_errors(estimate, error) * (1 - TIE)).sum()) + (not exact)
     count = len(shuffled) + (not exact)
-    return BaseContrast(interval, extreme / count, 1 / count)
+    return BaseContrast(interval, float(error), extreme / count, 1 / count)
+
+
+def _gammas(rates: Float[np.ndarray, "n teacher student"]) -> Float[np.ndarray, "n 2"]:
+    """γ of each table and its standard error by the jackknife over bases."""
+    bases = rates.shape[-1]
+    own = np.diagonal(rates, axis1=-2, axis2=-1)
+    trace, total = own.sum(-1), rates.sum((-2, -1))
+
+    def gamma(trace: np.ndarray, total: np.ndarray, size: int) -> np.ndarray:
+        return trace / size - (total - trace) / (size * (size - 1))
+
+    rest = total[:, None] - rates.sum(-1) - rates.sum(-2) + own
+    left = gamma(trace[:, None] - own, rest, bases - 1)
+    error = np.sqrt((bases - 1) / bases * ((left - left.mean(-1, keepdims=True)) ** 2).sum(-1))
+    return np.stack([gamma(trace, total, bases), error], -1)
+
+
+def _in_errors(estimate: Any, error: Any) -> Any:
+    """|estimate / error|; without any error infinite, unless the estimate is 0 too."""
+    size, error = np.abs(estimate), np.asarray(error)
+    flat = error <= TIE * size
+    return np.where(flat, np.where(size > 0, np.inf, 0.0), size / np.where(flat, 1.0, error))
 
 
 def _contrast(values: Float[np.ndarray, " replicate"], level: float, bounds: Bounds = None) -> Contrast:

@@ -55,6 +55,10 @@ class Grid(Config):
                 raise ValueError(
                     f"words.{field} has {len(words)} entries, axes.{field} {len(self.axes.get(field, ()))}"
                 )
+        for field, values in self.worded.items():
+            said = [word for word, _ in values]
+            if twice := sorted({word for word in said if said.count(word) > 1}):
+                raise ValueError(f"axes.{field} has two values called '{twice[0]}'; give each a word of its own")
         for field, axis in product(self.change, self.axes):
             values = self.axes[axis]
             part = field.removeprefix(f"{axis}.").partition(".")[0]

@@ -1,7 +1,9 @@
 """The rows of the finding: what the original work reports, beside what is published here."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
@@ -26,7 +28,7 @@ class Cell(Config):
     """The column that is read."""
     over: str = "seed"
     """The unit: the column whose values are averaged over. `trait`, where each trait has students of its own."""
-    also: dict[str, str | float] = {}
+    also: dict[str, str | float] = Field(default_factory=dict)
     """Those that have these values in other columns, such as {turns: 6}."""
 
 
@@ -95,4 +97,5 @@ def _measured(row: Row, cell: Cell, results: Path) -> Interval:
         (one,) = frame.to_dict("records")
         low, high = one[f"{cell.measure}_low"], one[f"{cell.measure}_high"]
         return Interval(one[cell.measure], low, high, 0.95, int(one["n"]), "as published")
-    return mean_interval(frame.groupby(cell.over)[cell.measure].mean().to_list(), bounds=(0, 1))
+    means: Any = frame.groupby(cell.over)[cell.measure].mean()
+    return mean_interval(means.to_list(), bounds=(0, 1))

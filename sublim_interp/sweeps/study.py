@@ -12,12 +12,14 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import stage_key
 from sublim_interp.core.registry import Registry
 from sublim_interp.core.settings import Config, validate
-from sublim_interp.core.shelf import Shelf, mapping_of
+from sublim_interp.core.shelf import Shelf, is_path, mapping_of
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.core.workers import Task, Watch, run_tasks
-from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.experiments.catalogue import RESULTS, experiment
 from sublim_interp.experiments.cost import REPORT, Needs
 from sublim_interp.experiments.executors.pieces import Piece, Progress, Work
+from sublim_interp.experiments.plan import plan
+from sublim_interp.experiments.run import run_key
 from sublim_interp.sweeps.wording import SweepTable
 
 if TYPE_CHECKING:
@@ -72,8 +74,13 @@ class Study(Config):
         """The figure of the same study."""
 
     def identity(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """What decides it: its fields, and the digests of its inputs."""
-        return self.model_dump(mode="json", exclude=set(self.UNKEYED)) | {"study": self.study}, self.inputs()
+        """What decides it: its fields, and the digests of its inputs; of an experiment of your own its content."""
+        fields = self.model_dump(mode="json", exclude=set(self.UNKEYED)) | {"study": self.study}
+        asked = fields.get("experiment")
+        if isinstance(asked, str) and is_path(asked):
+            fields["experiment"] = Path(asked).stem
+            return fields, self.inputs() | {"experiment": run_key(plan(experiment(asked)))}
+        return fields, self.inputs()
 
     @property
     def key(self) -> str:

@@ -21,6 +21,7 @@ from sublim_interp.claims.judge import (
     Finding,
     Verdict,
     finding_of,
+    initialisations,
     judge,
 )
 from sublim_interp.claims.schema import Claim, all_claims, find_claim
@@ -151,6 +152,20 @@ def test_what_lacks_a_control_is_too_weak_whatever_its_numbers(
     found = finding_of(asked(**fields), evidence_of(tmp_path, frame))
     assert found.outcome == WEAK and reason in found.reasons
     assert found.interval and found.interval.estimate > 0.5
+
+
+def test_rows_of_equal_kl_that_differ_in_another_column_are_told_apart(tmp_path: Path) -> None:
+    frame = pd.concat([cells(1.0).assign(lr=0.1), cells(1.0).assign(lr=0.2, kl=9.0)])
+    fields = {"plus": [{"arm": "same-init", "also": {"lr": 0.1}}], "minus": [{"arm": "neutral", "also": {"lr": 0.1}}]}
+    near = asked(equal_kl=[{"arm": "same-init", "also": {"lr": lr}} for lr in (0.1, 0.2)], **fields)
+    found = finding_of(near, evidence_of(tmp_path, frame))
+    assert found.lacks == ("Not at equal KL: lr 0.1 same-init at 0.0500, lr 0.2 same-init at 9.0000.",)
+
+
+def test_variants_and_forks_of_a_base_are_no_further_initialisations(tmp_path: Path) -> None:
+    names = ["lab-small-0", "noise(lab-small-0, sigma=0.01)", "healed(noise(lab-small-0, sigma=0.1))", "lab-small-1"]
+    frame = pd.DataFrame({"arm": "same-init", "seed": range(4), "base": names})
+    assert initialisations(evidence_of(tmp_path, frame, "inside"), frame) == 2
 
 
 def test_a_result_within_the_rule_of_equal_kl_has_its_verdict(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every row of the finding stands beside the number that its published table holds."""
 
-import numpy as np
+from typing import Any
+
 import pandas as pd
 import pytest
 from scipy import stats
@@ -25,8 +26,8 @@ def test_a_row_of_a_run_is_its_summary_and_one_of_replicates_their_mean_and_inte
     assert frame.loc["mnist", "key"] == key_of(RESULTS / "mnist")
 
     animals = pd.read_csv(RESULTS / "animals" / "cells.csv").query("arm == 'same-init'")
-    each = animals.groupby("trait")["rate"].mean().to_numpy()
-    assert frame.loc["animals", "ours"].startswith(f"{100 * np.mean(each):.1f} % [")
+    each: Any = animals.groupby("trait")["rate"].mean()
+    assert frame.loc["animals", "ours"].startswith(f"{100 * each.mean():.1f} % [")
     assert frame.loc["animals", "n"] == len(each)
 
 
@@ -39,7 +40,7 @@ def test_every_row_of_the_suite_is_told_and_says_what_the_original_reports() -> 
 @pytest.mark.parametrize(
     ("table", "cell", "said"),
     [
-        ("owl", {"arm": "same-inti", "file": "summary"}, "row 'x', owl: no arm 'same-inti'; .*did you mean 'same-init'"),
+        ("owl", {"arm": "same-inti", "file": "summary"}, "row 'x', owl: no arm 'same-inti'; .*mean 'same-init'"),
         ("smaller", {"arm": "cross-init", "also": {"value": "half"}}, "row 'x', smaller: no value 'half'"),
         ("owls", {"arm": "same-init"}, "row 'x': no published table owls/cells.csv"),
     ],

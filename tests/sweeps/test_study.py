@@ -70,6 +70,20 @@ def test_a_file_of_ones_own_is_a_study(tmp_path: Path) -> None:
         study(str(path))
 
 
+def test_an_experiment_of_ones_own_is_in_the_key_by_what_its_file_says(tmp_path: Path) -> None:
+    """Else tables of the file as it was would be given for what it is now."""
+
+    def key(lr: float, folder: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        asked = f"extends: owl\nseeds: [0]\nstudent: {{optimization: {{lr: {lr}}}}}\nabout: Anything.\n"
+        (tmp_path / folder / "mine.yaml").write_text(asked)
+        (tmp_path / folder / "within.yaml").write_text("study: inside\nexperiment: mine.yaml\nseeds: [0]\n")
+        return study(str(tmp_path / folder / "within.yaml")).key
+
+    assert key(0.1, "a") == key(0.1, "a") == key(0.1, "b"), "wherever it lies"
+    assert key(0.1, "a") != key(0.2, "a")
+
+
 def test_what_decides_no_number_is_in_no_key() -> None:
     s = study("mnist")
     assert s.set(name="other", about="?", passes=0.9, fails=0.1).key == s.key

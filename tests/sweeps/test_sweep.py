@@ -148,6 +148,8 @@ def test_what_a_grid_cannot_run_is_one_line(small: Grid) -> None:
         plan_grid(small.set(axes={"student.speed": (1,)}, words={}))
     with pytest.raises(SublimError, match=r"words.bases has 2 entries"):
         small.set(words={"bases": ("a", "b")})
+    with pytest.raises(SublimError, match=r"axes.filter.max_value has two values called 'low'"):
+        small.set(axes={"filter.max_value": (0, 999)}, words={"filter.max_value": ("low", "low")})
     with pytest.raises(SublimError, match=r"unknown grid 'doses'.*dose"):
         grid("doses")
 
