@@ -16,6 +16,7 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.sweeps.cells import GridCell
+from sublim_interp.sweeps.contrasts import Contrast
 from sublim_interp.sweeps.wording import SweepTable
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class Grid(Config):
     """One experiment, varied along one field after another, or along several together."""
 
-    LATER = frozenset({"matrix"})
+    LATER = frozenset({"matrix", "contrasts"})
 
     name: str
     """Name in the catalogue."""
@@ -40,6 +41,9 @@ class Grid(Config):
     """Field → the values it takes; a value is read as YAML."""
     words: dict[str, tuple[int | float | str, ...]] = Field(default_factory=dict)
     """Field → what tables and figures call its values, where not the values themselves."""
+    contrasts: tuple[Contrast, ...] = ()
+    """Differences that are told below the table, such as {name: A minus B, plus: [[a, same-init]], minus: [[b,
+    same-init]]}."""
     matrix: str = ""
     """Its mode. Empty: one field after another is varied. bases: a student of every base in axes.bases learns from a
     teacher of every one. pairs: one base with each of several others, told by how far apart these lie. traits: each

@@ -7,6 +7,7 @@ from typing import cast
 from sublim_interp.experiments.catalogue import key_of
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.report.wording import capital
+from sublim_interp.sweeps.contrasts import contrast_lines
 from sublim_interp.sweeps.grid import Grid, grid
 from sublim_interp.sweeps.study import study
 from sublim_interp.sweeps.wording import SweepTable, as_markdown
@@ -15,6 +16,9 @@ from sublim_interp.sweeps.wording import SweepTable, as_markdown
 def table_of(g: Grid, directory: Path) -> SweepTable:
     """The table of a sweep of `g` whose CSV files lie in `directory`."""
     found, path = g.mode.table(directory), directory / "dead_ends.csv"
+    if g.contrasts:
+        lines, numbers = contrast_lines(g.contrasts, read_table(directory / "cells.csv"))
+        found = found._replace(lines=[*found.lines, *lines], numbers={**found.numbers, **numbers})
     return found._replace(lines=[*found.lines, *_dead_ends(path)]) if path.exists() else found
 
 
