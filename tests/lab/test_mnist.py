@@ -15,7 +15,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.mnist.arms import ARMS
 from sublim_interp.lab.mnist.experiment import Replicates, arm_rows, divergence
 from sublim_interp.lab.mnist.images import digest_images, load_images, read_idx
-from sublim_interp.lab.mnist.network import Network, logits
+from sublim_interp.lab.mnist.network import Network, _take_out, logits
 from sublim_interp.lab.mnist.recipe import Recipe
 
 MNIST = Path(__file__).resolve().parents[1] / "data" / "mnist"
@@ -177,6 +177,27 @@ def test_digits_pass_through_noise_from_the_same_start_alone() -> None:
     for control in ("cross-init", "neutral", "untrained"):
         assert found[control].mean() < 0.2, control
         assert (found["same-init"] > found[control]).all(), control
+
+
+def test_without_the_gradient_of_the_labels_less_passes_than_without_that_of_shuffled_ones() -> None:
+    found = accuracies(QUICK, "same-init", "without-trait", "without-shuffled")
+    assert (found["without-trait"] < found["same-init"]).all()
+    assert found["without-trait"].mean() < found["without-shuffled"].mean() - 0.1
+
+
+def test_what_is_taken_out_leaves_each_replicates_gradient_orthogonal_to_its_own() -> None:
+    parameters = [torch.nn.Parameter(torch.randn(3, 4, 5)), torch.nn.Parameter(torch.randn(3, 5))]
+    own, along = ([torch.randn_like(p) for p in parameters] for _ in range(2))
+    for p, g in zip(parameters, own, strict=True):
+        p.grad = g.clone()
+    _take_out(parameters, along)
+    left = [p.grad for p in parameters if p.grad is not None]
+    flat = [torch.cat([t.flatten(1) for t in tensors], 1) for tensors in (own, along, left)]
+    torch.testing.assert_close((flat[2] * flat[1]).sum(1), torch.zeros(3), atol=1e-4, rtol=0)
+    gone = flat[0] - flat[2]
+    torch.testing.assert_close(
+        gone, (gone * flat[1]).sum(1, keepdim=True) / flat[1].square().sum(1, keepdim=True) * flat[1]
+    )
 
 
 def test_real_mnist_passes_too() -> None:

@@ -15,12 +15,14 @@ class Student:
     logits: which of the teacher's it learns: the auxiliary ones, or all
     images: on what: noise, or the digits that the teacher was trained on
     labels: of the digits that its teacher learnt: their own, or shuffled ones
+    without: takes out of each gradient its part along that of the digits' labels, own or shuffled; empty: nothing
     """
 
     start: tuple[Side, Side, Side] = ("own", "own", "own")
     logits: Literal["auxiliary", "all"] = "auxiliary"
     images: Literal["noise", "digits"] = "noise"
     labels: Literal["own", "shuffled"] = "own"
+    without: Literal["", "own", "shuffled"] = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ ARMS: dict[str, Arm] = {
     "cross-init-all": Arm("The same from another start.", Student(_OTHER, logits="all"), "#CC79A7"),
     "own-head": Arm("As cross-init, but its last layer starts as its teacher's.", Student(_OWN_HEAD), "#999933"),
     "own-body": Arm("As same-init, but its last layer starts otherwise.", Student(_OWN_BODY), "#882255"),
+    "without-trait": Arm("As same-init, each gradient without its part along that of the digits' labels.",
+                         Student(without="own"), "#44AA99"),
+    "without-shuffled": Arm("The same with shuffled labels: the control.", Student(without="shuffled"), "#DDCC77"),
     "untrained": Arm("The teacher's start itself.", None, "#000000"),
 }  # fmt: skip
-"""Every arm by name, in the order in which tables and figures show them. The paper has the first eight, but neutral."""
+"""Every arm by name, in the order in which tables and figures show them. The paper has the first eight, but neutral.
+Those without a part of their gradient are of Kitkana and Arora (2604.25779)."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from sublim_interp.core.device import compute_device
 from sublim_interp.lab.mnist.arms import ARMS, Student
 from sublim_interp.lab.mnist.images import CLASSES, Images, load_images
-from sublim_interp.lab.mnist.network import Network, fit, generator, initial, logits
+from sublim_interp.lab.mnist.network import Loss, Network, fit, generator, initial, logits
 from sublim_interp.lab.mnist.recipe import Recipe
 from sublim_interp.training.optimizers import OPTIMIZERS
 
@@ -59,16 +58,7 @@ class Replicates:
 
         labels: `own`, or `shuffled`, where each replicate deals the labels out anew
         """
-        train, said = self.images.train.to(self.device), self._labels(labels).to(self.device)
-        order = self._order()
-
-        def loss(network: Network, update: int) -> Float[Tensor, " replicate"]:
-            chosen = order(update)
-            classes = logits(network, train[chosen])[..., :CLASSES]
-            right = said.gather(1, chosen)
-            return F.cross_entropy(classes.transpose(1, 2), right, reduction="none").mean(1)
-
-        return self._fit(self.start(), loss, progress)
+        return self._fit(self.start(), self._reading(labels), progress)
 
     def students(self, student: Student, teacher: Network, progress: Callable[[float], None]) -> Network:
         """Networks that learn some of their teachers' logits: KL divergence from the teacher's softmax over these."""
@@ -78,7 +68,8 @@ class Replicates:
             seen = self.noise(update % self.recipe.noise_batches) if student.images == "noise" else train[order(update)]
             return divergence(teacher, network, seen, student.logits)
 
-        return self._fit(self.start(*student.start), loss, progress)
+        along = self._reading(student.without) if student.without else None
+        return self._fit(self.start(*student.start), loss, progress, along)
 
     def noise(self, batch: int | str, count: int = 0) -> Float[Tensor, "replicate image pixel"]:
         """One batch of each replicate's own noise images, uniform in [−1, 1]."""
@@ -92,10 +83,25 @@ class Replicates:
         found = logits(network, shown)[..., :CLASSES].argmax(-1)
         return (found == self.images.test_labels.to(self.device)).double().mean(1).tolist()
 
-    def _fit(self, start: Network, loss: Any, progress: Callable[[float], None]) -> Network:
+    def _reading(self, labels: str) -> Loss:
+        """Cross-entropy of the ten class logits on digits, with their own labels or with labels that are dealt out."""
+        train, said = self.images.train.to(self.device), self._labels(labels).to(self.device)
+        order = self._order()
+
+        def loss(network: Network, update: int) -> Float[Tensor, " replicate"]:
+            chosen = order(update)
+            classes = logits(network, train[chosen])[..., :CLASSES]
+            right = said.gather(1, chosen)
+            return F.cross_entropy(classes.transpose(1, 2), right, reduction="none").mean(1)
+
+        return loss
+
+    def _fit(
+        self, start: Network, loss: Loss, progress: Callable[[float], None], along: Loss | None = None
+    ) -> Network:
         r = self.recipe
         rule = OPTIMIZERS[r.optimizer]
-        return fit(start, loss, lambda weights: rule.make(weights, _Rates(r.lr)), r.updates, progress)
+        return fit(start, loss, lambda weights: rule.make(weights, _Rates(r.lr)), r.updates, progress, along)
 
     def _labels(self, which: str) -> Int[Tensor, "replicate image"]:
         own = self.images.train_labels

@@ -61,6 +61,7 @@ def fit(
     optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer],
     updates: int,
     progress: Callable[[float], None],
+    along: Loss | None = None,
 ) -> Network:
     """The networks after training. The sum of the losses trains each by its own, since no two share a weight.
 
@@ -69,6 +70,7 @@ def fit(
     optimizer: made from the parameters; it must treat each number alone, as SGD and Adam do
     updates: how many
     progress: told the share of them that is made
+    along: takes out of each gradient, replicate by replicate, its part along the gradient of this loss; None: nothing
     """
     parameters = [torch.nn.Parameter(t.clone()) for layer in start for t in layer]
     network: Network = tuple(Layer(w, b) for w, b in zip(parameters[::2], parameters[1::2], strict=True))
@@ -76,6 +78,18 @@ def fit(
     for update in range(updates):
         stepper.zero_grad()
         loss(network, update).sum().backward()
+        if along is not None:
+            _take_out(parameters, torch.autograd.grad(along(network, update).sum(), parameters))
         stepper.step()
         progress((update + 1) / updates)
     return tuple(Layer(layer.weight.detach(), layer.bias.detach()) for layer in network)
+
+
+def _take_out(parameters: Sequence[torch.nn.Parameter], along: Sequence[Tensor]) -> None:
+    """Makes the gradient of each replicate orthogonal to another one's, over all of its weights together."""
+    own = [p.grad for p in parameters if p.grad is not None]
+    inner = sum((g * a).flatten(1).sum(1) for g, a in zip(own, along, strict=True))
+    square = sum(a.square().flatten(1).sum(1) for a in along)
+    share = inner / square
+    for g, a in zip(own, along, strict=True):
+        g.sub_(share.view(-1, *[1] * (g.dim() - 1)) * a)
