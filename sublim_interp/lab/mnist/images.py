@@ -84,7 +84,9 @@ def _find(directory: Path, file: str) -> Path:
     found = [path for path in (directory / file, directory / f"{file}.gz") if path.is_file()]
     if not found:
         needed = ", ".join(name for part in _PARTS.values() for name in part)
-        raise SublimError(f"images {directory}: no {file}; needed are the IDX files {needed}, plain or .gz")
+        raise SublimError(
+            f"images {directory}: no {file}; needed are the IDX files {needed}, plain or .gz (--images DIR says where)"
+        )
     return found[0]
 
 
