@@ -96,9 +96,7 @@ class Replicates:
 
         return loss
 
-    def _fit(
-        self, start: Network, loss: Loss, progress: Callable[[float], None], along: Loss | None = None
-    ) -> Network:
+    def _fit(self, start: Network, loss: Loss, progress: Callable[[float], None], along: Loss | None = None) -> Network:
         r = self.recipe
         rule = OPTIMIZERS[r.optimizer]
         return fit(start, loss, lambda weights: rule.make(weights, _Rates(r.lr)), r.updates, progress, along)
