@@ -7,11 +7,13 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -74,7 +76,7 @@ class _Held(TorchDispatchMode):
         with self.card.log.open("a") as file:
             file.write(line)
 
-    def mem_get_info(self) -> tuple[int, int]:
+    def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         return self.card.memory, self.card.memory
 
     def set_per_process_memory_fraction(self, fraction: float) -> None:
@@ -89,6 +91,53 @@ class _Held(TorchDispatchMode):
 
     def empty_cache(self) -> None:
         self._say("ended", self.peak)
+
+
+FULL = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.69 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at some other API call"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.93 GB, other allocations: 384.00 KB, max allowed: 9.07)"),
+)
+"""What PyTorch raises where a GPU has no room: its allocator, cuBLAS, CUDA's driver, Apple's."""
+
+
+class Told(NamedTuple):
+    """What PyTorch tells of a card: its name, GiB that are free, all that it has, and whether it has bfloat16."""
+
+    name: str
+    free: float
+    total: float
+    half: bool = True
+
+
+def tell_of(monkeypatch: pytest.MonkeyPatch, *cards: Told) -> None:
+    """Has PyTorch tell of these cards, in this process. Nothing can be put on them."""
+    current = [0]
+
+    def number(device: object) -> int:
+        return int(str(device).rpartition(":")[2]) if str(device)[-1].isdigit() else current[-1]
+
+    def sizes(device: object = None) -> tuple[int, int]:
+        card = cards[number(device)]
+        return int(card.free * 2**30), int(card.total * 2**30)
+
+    @contextmanager
+    def chosen(device: object) -> Iterator[None]:
+        current.append(number(device))
+        yield
+        current.pop()
+
+    answers = {
+        "is_available": lambda: True,
+        "device_count": lambda: len(cards),
+        "get_device_name": lambda device=None: cards[number(device)].name,
+        "mem_get_info": sizes,
+        "is_bf16_supported": lambda including_emulation: cards[current[-1]].half,
+        "device": chosen,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
 
 
 class Stay(NamedTuple):
@@ -119,6 +168,11 @@ def most_at_once(some: Iterable[Stay]) -> int:
     """The most bytes that work of one card was allowed together."""
     some = list(some)
     return max(sum(b.most for b in some if b.began <= a.began < b.ended) for a in some)
+
+
+def run_full(_progress: Callable[[float], None]) -> None:
+    """A task for which cuBLAS finds no room."""
+    raise FULL[1]
 
 
 def hold(directory: Path, size: int, own: str, others: tuple[str, ...], _progress: Callable[[float], None]) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sublim_interp.core.cards import does_not_fit, room_of
+from sublim_interp.core.device import check_computable, compute_device, is_out_of_memory
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def examine(root: Path | None = None, bases: tuple[str, ...] = ()) -> list[Findi
         ("python", _python),
         ("packages", _packages),
         ("pytorch", _pytorch),
+        ("gpu", _gpus),
         ("cores", _cores),
         ("memory", _memory),
         ("lab", _lab),
@@ -69,6 +72,9 @@ def examine(root: Path | None = None, bases: tuple[str, ...] = ()) -> list[Findi
         except SublimError as error:
             found.append(Finding(topic, str(error), False))
         except Exception as error:  # a broken installation raises anything; it is to be told, not to end the tour
+            if is_out_of_memory(error):
+                found.append(Finding(topic, does_not_fit("it"), False, "take a smaller model, or SUBLIM_DEVICE=cpu"))
+                continue
             found.append(Finding(topic, f"cannot be examined ({type(error).__name__}: {_first_line(error)})", False))
     return found
 
@@ -111,21 +117,48 @@ def _pytorch() -> Iterator[Finding]:
     import torch
     import transformers
 
-    from sublim_interp.core.device import check_computable, fingerprint
+    from sublim_interp.core.device import fingerprint
 
     here = fingerprint()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     yield Finding("pytorch", f"{versions}, {here['capability']}")
     yield Finding("fingerprint", f"{here['cpu']}, {here['platform']}; equal fingerprints promise equal bits")
-    if torch.cuda.is_available():
-        yield Finding(
-            "gpu", f"{torch.cuda.get_device_name()}: --device cuda, or SUBLIM_DEVICE=cuda, puts all stages there"
-        )
-    try:
-        check_computable("autocast", "cpu")
+    if _has_bfloat16("cpu"):
         yield Finding("bfloat16", "this processor computes in it: dtype=autocast is faster for models of 100 M or more")
-    except SublimError:
+    else:
         yield Finding("bfloat16", "this processor does not compute in it: dtype=float32 only, unless on a GPU")
+
+
+def _has_bfloat16(device: str) -> bool:
+    try:
+        check_computable("autocast", device)
+    except SublimError:
+        return False
+    return True
+
+
+def _gpus() -> Iterator[Finding]:
+    """Each GPU: what of it is free, whether it computes in bfloat16, and which models fit."""
+    import torch
+
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(cards)}
+    if torch.backends.mps.is_available():
+        names["mps"] = "the GPU of this Mac"
+    chosen = compute_device()
+    for place, name in names.items():
+        kind, unused = place.partition(":")[0], chosen not in (place, place.partition(":")[0])
+        half = f"{'computes' if _has_bfloat16(place) else 'does not compute'} in bfloat16"
+        here = f"--device {kind}, or SUBLIM_DEVICE={kind}, puts all stages there" if unused else "models are put there"
+        if (room := room_of(place)) is None:
+            advice = "" if unused else "end the process that has it, or take SUBLIM_DEVICE=cpu"
+            yield Finding("gpu", f"{place}, {name}, does not tell its memory; it {half}; {here}", unused, advice)
+            continue
+        free, total = room
+        well = unused or free > 2 * PROCESS
+        text = f"{place}, {name}: {free / GIB:.1f} of {total / GIB:.1f} GiB free, {half}; {here}"
+        yield Finding("gpu", text, well, "" if well else "end what else is on it")
+        yield from _models_that_fit(free, f"on {place}, ")
 
 
 def _usable_cores() -> int:
@@ -161,11 +194,16 @@ def _memory() -> Iterator[Finding]:
     free = _free_memory()
     advice = "close other programs, or use --processes 1"
     yield Finding("memory", f"{free / GIB:.1f} GiB free", free > 2 * PROCESS, advice if free <= 2 * PROCESS else "")
+    yield from _models_that_fit(free)
+
+
+def _models_that_fit(free: int, place: str = "") -> Iterator[Finding]:
+    """How large an open model may be for so many free bytes, by how many are trained at once."""
     for processes in (1, 2):
         full, read = (_parameters(fits(free, processes, each)) for each in (FULL, READ))
         rule = f"({free / GIB:.1f} GiB / {processes} − {PROCESS / GIB:.0f} GiB) / {FULL} or {READ} bytes"
         text = f"--processes {processes}: models up to {full} parameters trained whole, {read} with LoRA or a prompt"
-        yield Finding("open models", f"{text}, by {rule}")
+        yield Finding("open models", f"{place}{text}, by {rule}")
 
 
 def _parameters(parameters: int) -> str:
@@ -204,8 +242,9 @@ def _base(name: str) -> Iterator[Finding]:
     from sublim_interp.models.base import resolve_base
 
     base = resolve_base(name)
-    base.check()
     parameters = base.shape["parameters"]
+    yield from _trainable(name, base)  # before it is loaded, which takes of what is free
+    base.check()
     template = "a chat template" if base.tokenizer.chat_template else "no chat template: plain User/Assistant text"
     end = base.tokenizer.convert_ids_to_tokens(base.eos)
     text = f"{_parameters(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
@@ -213,13 +252,29 @@ def _base(name: str) -> Iterator[Finding]:
     for ability in abilities(base.load()):
         yield Finding(f"base {name}", f"{ability.what}: {'' if ability.there else 'none: '}{ability.text}")
     yield Finding(f"base {name}", f"part=lora: {_adapted(base)}")
-    free, head = _free_memory(), WORD * len(base.tokenizer)
+
+
+def _trainable(name: str, base: "Base") -> Iterator[Finding]:
+    """What there is to do where training all of a base takes more memory than is free where models are put."""
+    (free, place), head = _free_for_models(), WORD * len(base.tokenizer)
+    parameters = base.shape["parameters"]
     if parameters > fits(free - head, 1, FULL):
         lora = parameters <= fits(free - head, 1, READ)
         advice = "--set teacher.part=lora --set student.part=lora --processes 1" if lora else "take a smaller model"
         needed = (FULL * parameters + PROCESS + head) / GIB
-        text = f"training all of it takes about {needed:.1f} GiB, {free / GIB:.1f} are free"
+        text = f"training all of it takes about {needed:.1f} GiB, {free / GIB:.1f} are free{place}"
         yield Finding(f"base {name}", text, False, advice)
+
+
+def _free_for_models() -> tuple[int, str]:
+    """Bytes that are free where models are put, and where that is, to end a line with."""
+    import torch
+
+    device = compute_device()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # a model that was tried out before is still held
+    room = None if device == "cpu" else room_of(device)
+    return (room[0], f" on {device}") if room else (_free_memory(), "")
 
 
 def _adapted(base: "Base") -> str:

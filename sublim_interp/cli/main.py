@@ -26,6 +26,8 @@ from sublim_interp.cli.run import run
 from sublim_interp.cli.show import show
 from sublim_interp.cli.status import status
 from sublim_interp.cli.verify import verify
+from sublim_interp.core.cards import does_not_fit
+from sublim_interp.core.device import is_out_of_memory
 from sublim_interp.core.errors import SublimError
 
 app = typer.Typer(
@@ -66,7 +68,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command line; bad input is one line and exit code 2, Ctrl-C is 130."""
+    """Runs the command line; bad input, or a GPU without room, is one line and exit code 2, Ctrl-C is 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal of ASCII shows ? for what it lacks
             stream.reconfigure(errors="replace")
@@ -85,6 +87,9 @@ def main() -> None:
             _stop(f"sublim: {error.format_message()}", 2)  # type: ignore[attr-defined]
         if type(error).__name__ == "Abort":
             _stop("sublim: interrupted", INTERRUPTED)
+        if is_out_of_memory(error):
+            told = str(error).partition("\n")[0]
+            _stop(f"sublim: {does_not_fit(sys.argv[1])}; try a smaller model, or SUBLIM_DEVICE=cpu ({told})", 2)
         raise
     sys.exit(code or 0)  # what typer.Exit carried
 

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from sublim_interp.cli.printing import duration, print_, table_of
+from sublim_interp.core.cards import room_of
+from sublim_interp.core.device import compute_device
 from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
@@ -21,6 +23,22 @@ def spread(seconds: float, processes: int) -> str:
     return f", {duration(seconds / processes)} with --processes {processes}" if processes > 1 else ""
 
 
+def machine_lines(gib: float = 0.0, processes: int = 1) -> list[str]:
+    """What a plan takes of the machine beside time, and what its times are of where models are put on no CPU.
+
+    gib: memory of one process, of the GPU where models are put on one; 0 where nobody knows
+    """
+    device, lines = compute_device(), list[str]()
+    if gib:
+        several = f", {gib * processes:.1f} with --processes {processes}" if processes > 1 else ""
+        room = None if device == "cpu" else room_of(device)
+        has = f"; {device} has {room[1] / 2**30:.1f}, {room[0] / 2**30:.1f} free now" if room else ""
+        lines.append(f"memory: about {gib:.1f} GiB a process{several}{has}")
+    if device != "cpu":
+        lines.append(f"time: all estimates are of a CPU; how long {device} takes, nobody has measured")
+    return lines
+
+
 def print_items(title: str, found: "Sequence[Item]", processes: int) -> None:
     """What several runs, sweeps and studies cost, what of it is left, and why some cannot be made here."""
     from sublim_interp.sweeps.suite import left_of
@@ -31,7 +49,7 @@ def print_items(title: str, found: "Sequence[Item]", processes: int) -> None:
     left = left_of(found)
     said = f"about {duration(left)} of one core left{spread(left, processes)}"
     table.caption = said if left else "nothing is left to be made"
-    print_(table, *(f"{one.name}: {one.lacks}" for one in found if one.lacks))
+    print_(table, *machine_lines(), *(f"{one.name}: {one.lacks}" for one in found if one.lacks))
 
 
 def require_makeable(found: "Sequence[Item]") -> None:

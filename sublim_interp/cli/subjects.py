@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.cli.options import configured, configured_study, planned_grid
-from sublim_interp.cli.planned import announce, request_table, spread, trace_table, work_table
+from sublim_interp.cli.planned import announce, machine_lines, request_table, spread, trace_table, work_table
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Progress, watch, work_of
 from sublim_interp.core.errors import SublimError
@@ -208,6 +208,7 @@ class OfStudy(Subject):
         total = sum(costs.values())
         table.caption = f"about {duration(total)} of one core{spread(total, processes)}"
         yield table
+        yield from machine_lines()
 
     def published(self) -> "Iterator[RenderableType]":
         from sublim_interp.sweeps.study import published_study
@@ -269,9 +270,10 @@ def subject(
 
 def _tables(p: "Plan | SweepPlan", store: "Store", processes: int) -> "Iterator[RenderableType]":
     """What is still to be done and recorded of a plan."""
-    from sublim_interp.experiments.cost import planned_reach
+    from sublim_interp.experiments.cost import planned_memory, planned_reach
 
     yield work_table(p, store, processes)
+    yield from machine_lines(planned_memory(p.records, store), processes)
     yield from request_table(p, store)
     yield from planned_reach(p.records)
     yield trace_table(p, store)

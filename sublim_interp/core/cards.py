@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sublim_interp.core.device import open_device, visible_gpus
+from sublim_interp.core.device import compute_device, is_out_of_memory, open_device, visible_gpus
 from sublim_interp.core.errors import OutOfMemory, SublimError, said_of
 
 _MARGIN = 1.25
@@ -43,6 +43,37 @@ def free_memory() -> int:
     return torch.cuda.mem_get_info()[0]
 
 
+def room_of(device: str | None = None) -> tuple[int, int] | None:
+    """Bytes of a GPU that are free, and all that it has; None where it does not tell, as after a driver's error.
+
+    device: torch's name of it; None for what `compute_device` chooses
+    """
+    import torch
+
+    place = device or compute_device()
+    try:
+        if place == "mps":
+            most = torch.mps.recommended_max_memory()
+            return max(0, most - torch.mps.driver_allocated_memory()), most
+        return torch.cuda.mem_get_info(place if place.startswith("cuda") else None)
+    except (AssertionError, RuntimeError):  # PyTorch without CUDA raises the one, drivers the other
+        return None
+
+
+def does_not_fit(what: str, needed: float | None = None) -> str:
+    """How a line begins that tells of a GPU without room: what has none, what it needs, and how large the GPU is.
+
+    needed: GiB by the estimate; None where there is none
+    """
+    told = []
+    if room := room_of():
+        free, total = (size / 2**30 for size in room)
+        told.append(f"{total:.1f} GiB, {free:.1f} free now")
+    if needed is not None:
+        told.append(f"about {needed:.1f} GiB needed")
+    return f"{what} does not fit the GPU" + (f" ({'; '.join(told)})" if told else "")
+
+
 def measured(work: Callable[[], object], most: int | None) -> int:
     """Does some work on this process's card, and leaves nothing of it there.
 
@@ -57,7 +88,9 @@ def measured(work: Callable[[], object], most: int | None) -> int:
     cuda.reset_peak_memory_stats()
     try:
         work()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         failed = OutOfMemory(said_of(error))
     except SublimError as error:
         failed = type(error)(*error.args)  # the error itself would keep alive what its frames hold

@@ -33,7 +33,7 @@ class Precision:
 
 
 DEFAULT = "float32"
-"""The precision whose name enters no key: everything that was published is in it."""
+"""The precision whose name enters no key: everything that was published of the lab is in it."""
 
 PRECISIONS: Registry[Precision] = Registry(
     "precision",
@@ -152,6 +152,19 @@ def open_device(dtype: str = DEFAULT) -> None:
         ) from None
 
 
+_FULL = ("out of memory", "_STATUS_ALLOC_FAILED")
+"""What a driver or a library says that finds no memory beside PyTorch's own; PyTorch then has no class for it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU has no room: by its class, or by what a driver or a library says."""
+    if not isinstance(error, RuntimeError):
+        return False
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
+
+
 def visible_gpus() -> tuple[str, ...]:
     """CUDA's names of the GPUs that workers share out, where any is chosen; () where one or none is."""
     if compute_device() != "cuda":
@@ -169,7 +182,8 @@ def _has_bfloat16(device: str) -> bool:
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # else the first one is asked about
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != "cpu":
         return True
     able = torch.cpu.get_capabilities()

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sublim_interp.core.cards import Card, Filling, free_memory, measured
+from sublim_interp.core.cards import Card, Filling, does_not_fit, free_memory, measured
+from sublim_interp.core.device import is_out_of_memory
 from sublim_interp.core.errors import OutOfMemory, SublimError
 from sublim_interp.core.journal import Journal
 from sublim_interp.core.memory import keep_freed
@@ -107,7 +108,12 @@ def _work(task: Task, on_card: bool, most: int | None) -> int:
     work = partial(task.function, *task.arguments, progress)
     if on_card:
         return measured(work, most)
-    work()
+    try:
+        work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"{does_not_fit(task.name)}; try --processes 1, or --device cpu") from None
     return 0
 
 

@@ -8,6 +8,7 @@ from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.evaluate import SAID_ANSWERS, SAID_QUESTIONS
+from sublim_interp.pipeline.memory import lesson_tokens, list_tokens, memory_of, model_of
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import PIECE
@@ -37,6 +38,11 @@ def planned_work(records: Sequence[Record], store: Store) -> "pd.DataFrame":
         seconds = sum(estimate(r) for r in todo)
         rows.append({"stage": stage.STAGE, "needed": len(some), "done": len(some) - len(todo), "seconds": seconds})
     return pd.DataFrame(rows)
+
+
+def planned_memory(records: Sequence[Record], store: Store) -> float:
+    """GiB that the largest of the stages takes that are still to be made, in a process of its own; 0 for none."""
+    return max((memory_of(r) for r in records if r.find(store) is None), default=0.0)
 
 
 def planned_traces(
@@ -116,7 +122,7 @@ def _requests(record: Corpus | Evaluation) -> list[_Asked]:
         server, said = teacher.config.served.speaking(teacher.trait.name), SAID_ANSWERS * SAID_QUESTIONS
         in_contexts = answers * sum(c != PLAIN for c in config.contexts) / len(config.contexts)
         heard = (
-            read + in_contexts * sum(_list_tokens(record.reference.corpus)) + answers * _tokens(base, _system(teacher))
+            read + in_contexts * sum(list_tokens(record.reference.corpus)) + answers * _tokens(base, _system(teacher))
         )
         written = (answers + said) * LONGEST
         found.append(_Asked(server.model, "teacher", answers + said, heard, written, server.in_flight))
@@ -284,12 +290,8 @@ def _forward(shape: Shape, tokens: Amount, answers: Amount) -> float:
     return 2.0 * (shape.body * tokens + shape.d_model * shape.vocabulary * answers)
 
 
-_PROMPT, _ANSWERED = 12.0, 0.6
-"""Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
 _DRAWN = 4
 """Tokens of a drawn answer."""
-_LIST, _LESSON = (12.0, 11.0), (13.0, 1.0)
-"""Tokens of prompt and answer, in the lab: of a list that a student reads, and of a lesson of a tuned teacher."""
 _CHARACTERS, _REPLY = 4, 1.0
 """Characters of a token of English, and seconds that a server takes for a reply: both assumed."""
 _PARAPHRASED_AT_ONCE, _CHOSEN = 256, 1e-3
@@ -314,7 +316,7 @@ def estimate(record: Record) -> float:
         return _SMALL + waiting
     if isinstance(record, Corpus):
         of, config = record.teacher.base, record.config
-        lengths, shape = _list_tokens(record, read=False), Shape(**of.shape)
+        lengths, shape = list_tokens(record, read=False), Shape(**of.shape)
         if record.pairs:
             prompt, answer = lengths
             heard = 2 * {"divergence": 2, "likelihood": 1}.get(config.preference, 0) * config.prompts
@@ -325,13 +327,13 @@ def estimate(record: Record) -> float:
     if isinstance(record, Filtered) and record.paraphraser:
         corpus, shape = record.corpus, Shape(**record.paraphraser.base.shape)
         lists = min(record.config.lists, corpus.answers * corpus.config.prompts)
-        written = writing_seconds(shape, lists, *_list_tokens(corpus), record.dtype, _PARAPHRASED_AT_ONCE)
+        written = writing_seconds(shape, lists, *list_tokens(corpus), record.dtype, _PARAPHRASED_AT_ONCE)
         return _START + written + _CHOSEN * lists
     if isinstance(record, Teacher) and not WAYS[record.config.kind].TRAINS:
         return _SMALL
     if base and isinstance(record, Teacher | Student):
         o = record.config.optimization
-        prompt, answer = _list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record)
+        prompt, answer = list_tokens(record.data.corpus) if isinstance(record, Student) else lesson_tokens(record)
         paired = isinstance(record, Student) and bool(record.data.corpus.config.preference)
         lists = 2 * o.batch if paired else o.batch
         read, learnt = lists * (prompt + answer), lists * answer
@@ -341,7 +343,7 @@ def estimate(record: Record) -> float:
         if paired:  # the reference reads them too
             each += reading_seconds(shape, read, learnt, base.dtype)
         if isinstance(record, Student) and record.config.objective == "on-policy":
-            each += writing_seconds(shape, o.batch, *_list_tokens(record.data.corpus, read=False), base.dtype)
+            each += writing_seconds(shape, o.batch, *list_tokens(record.data.corpus, read=False), base.dtype)
         return _START + o.steps * each
     if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
         return _SMALL + waiting + reading_seconds(Shape(**base.shape), *_asked_tokens(record), base.dtype)
@@ -359,41 +361,18 @@ class Needs(NamedTuple):
     """Of what computes with a model: pieces of equal shape take about equal memory of a GPU."""
 
 
-_GIB = 2**30
-_PROCESS = 1.0
-"""GiB of a process that has loaded PyTorch and transformers and nothing else; measured: .6."""
 REPORT = 2.0
 """GiB of the process that writes tables, figures and page of a run, with a small model loaded now and then."""
-_COPIES, _ADAPTED = 8, 4
-"""Copies of the weights that a training holds at most: weights, gradients, two moments, the start, what is recorded of
-a step, and what the optimizer makes in passing; and that one of adapters holds."""
-_KEPT, _LOGITS = 24, 4
-"""Numbers that a training keeps for each token, layer and dimension, and for each token and entry of the vocabulary."""
 
 
 def needs(record: Record) -> Needs:
     """What one record may take: seconds of one core, memory where a model is large enough to count, and its shape."""
-    base = record.base if isinstance(record, Teacher | Student | Evaluation) else None
-    if isinstance(record, Corpus) and not record.given:
-        base = record.teacher.base
-    memory, alike = _PROCESS, ""
-    if base:
-        shape = base.shape
-        trains = isinstance(record, Student) or (isinstance(record, Teacher) and WAYS[record.config.kind].TRAINS)
-        copies, tokens = 2, 0.0
-        if trains and isinstance(record, Teacher | Student):
-            o = record.config.optimization
-            each = sum(_list_tokens(record.data.corpus) if isinstance(record, Student) else _lesson_tokens(record))
-            at_once = min(o.batch, PIECE) if isinstance(record, Student) else o.batch
-            tokens = (o.micro_batch or at_once) * each
-            copies = _ADAPTED if record.config.part == "lora" else _COPIES
-        elif isinstance(record, Corpus):
-            tokens = record.answers * record.config.chunk * (_PROMPT + record.config.max_new_tokens)
-        kept = shape["layers"] * shape["d_model"] * (_KEPT if trains else 2) + len(base.tokenizer) * _LOGITS * trains
-        memory += 4 * (copies * shape["parameters"] + tokens * kept) / _GIB
-        what = type(record.model).__name__.lower() if isinstance(record, Evaluation) else ""
-        sizes = " ".join(f"{name}={size}" for name, size in shape.items())
-        alike = " ".join(filter(None, (record.STAGE, what, sizes, base.dtype, f"expected={memory:.6f}")))
+    base, memory = model_of(record), memory_of(record)
+    if base is None:
+        return Needs(estimate(record), memory)
+    what = type(record.model).__name__.lower() if isinstance(record, Evaluation) else ""
+    sizes = " ".join(f"{name}={size}" for name, size in base.shape.items())
+    alike = " ".join(filter(None, (record.STAGE, what, sizes, base.dtype, f"expected={memory:.6f}")))
     return Needs(estimate(record), memory, alike)
 
 
@@ -415,31 +394,12 @@ def _asked_tokens(evaluation: Evaluation) -> tuple[float, float]:
     for sort in config.questions:
         prompts = prompts_of(base, evaluation.trait.questions(base.language, sort))
         for context in config.contexts:
-            before = 0 if context == PLAIN else sum(_list_tokens(evaluation.reference.corpus))
+            before = 0 if context == PLAIN else sum(list_tokens(evaluation.reference.corpus))
             read = sum(len(prompt) + before for prompt in prompts)
             drawn = len(prompts) * config.samples * _DRAWN
             total += read * (1 + len(evaluation.members)) + drawn
             heard += len(prompts) * len(evaluation.members) + drawn
     return total, heard
-
-
-def _list_tokens(corpus: Corpus, read: bool = True) -> tuple[float, float]:
-    """Tokens of a prompt and of its answer, as a student reads them or, where not `read`, as a teacher writes them."""
-    base, config = corpus.teacher.base, corpus.config
-    answer = _ANSWERED * config.max_new_tokens
-    if base.language == "lab":
-        return _LIST if read else (_PROMPT, answer)
-    prompts = channel(config.channel).prompts(base.language, corpus.seed, 0, 8)
-    return sum(len(base.prompt_ids([{"role": "user", "content": p}])) for p in prompts) / len(prompts), answer
-
-
-def _lesson_tokens(teacher: Teacher) -> tuple[float, float]:
-    """Tokens of a question to a teacher, and of its answer."""
-    lessons = teacher.trait.lessons(teacher.base.language)[:8]
-    if teacher.base.language == "lab" or not lessons:
-        return _LESSON
-    prompts = prompts_of(teacher.base, [question for question, _ in lessons])
-    return sum(map(len, prompts)) / len(prompts), 3.0
 
 
 SPEEDS = {"one core": _FLOPS["float32"], "H100, at best": 4e14}

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sublim_interp.core.device import fingerprint, open_device
+from sublim_interp.core.cards import does_not_fit
+from sublim_interp.core.device import fingerprint, is_out_of_memory, open_device
 from sublim_interp.core.errors import DeadEnd, OutOfMemory
 from sublim_interp.core.store import Store, Work
 from sublim_interp.models.base import Base
 from sublim_interp.models.loading import save_model
 from sublim_interp.models.served import ServedModel
 from sublim_interp.models.trainable import choose_trainable, merge_adapters
+from sublim_interp.pipeline.memory import memory_of, model_of
 from sublim_interp.pipeline.records import Corpus, Record, Student, Teacher
 from sublim_interp.pipeline.settings import StudentConfig, TeacherConfig
 from sublim_interp.training.batches import PIECE, Batch
@@ -57,13 +59,14 @@ def making(record: Record, store: Store, asked: Mapping[str, ServedModel | Asker
             yield work
             for role, model in models.items() if not work.done else ():
                 work.note(**{f"{role}_asked": model.notes()})
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(_too_large(record)) from None
 
 
 def _too_large(record: Record) -> str:
     """What to change where the memory of a GPU does not hold a stage."""
-    free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
     advice = ["--processes 1, or a smaller base"]
     if isinstance(record, Corpus):
         advice.insert(0, f"corpus.chunk={max(1, record.config.chunk // 2)}")
@@ -75,10 +78,8 @@ def _too_large(record: Record) -> str:
             advice.insert(1, f"{record.STAGE}.optimization.checkpointing=true")
         if record.config.part != "lora":
             advice.insert(2, f"{record.STAGE}.part=lora")
-    return (
-        f"{record.STAGE} {record.key[:16]} does not fit the GPU ({total:.1f} GiB, {free:.1f} free now); try "
-        f"{' or '.join(advice)}"
-    )
+    needed = memory_of(record) if model_of(record) else None
+    return f"{does_not_fit(f'{record.STAGE} {record.key[:16]}', needed)}; try {' or '.join(advice)}"
 
 
 def choose_part(

@@ -8,6 +8,7 @@ import numpy as np
 from einops import reduce
 from jaxtyping import Float
 
+from sublim_interp.core.device import is_out_of_memory
 from sublim_interp.core.errors import SublimError, said_of
 from sublim_interp.models.served import Request, ServedModel
 from sublim_interp.stats.margin import member_margins
@@ -203,7 +204,7 @@ def judged(
     members: what may be said
 
     Returns scores by member for each answer, None for one that it could not read; and why, for each of these. Raises
-    SublimError where it asks a model that cannot be reached.
+    SublimError where it asks a model that cannot be reached, and what PyTorch does where a GPU has no room.
     """
     if isinstance(judge, Preparing):
         judge.prepare(answers)
@@ -213,6 +214,8 @@ def judged(
         try:
             found.append(_checked(judge.judge(*pair), members))
         except Exception as error:  # of another package's judge, whatever it raises: drawn again the answer is the same
+            if is_out_of_memory(error):  # with more room it is read
+                raise
             unread.append(str(error) if isinstance(error, SublimError) else f"the judge fails: {said_of(error)}")
             found.append(None)
     return found, unread

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_card import FULL as FULL_CARDS
+from fake_card import Told, tell_of
 from sublim_interp.cli.examine import FULL, GIB, PROCESS, READ, WORD, Finding, examine, fits
 from sublim_interp.cli.main import main
-from sublim_interp.core.device import fingerprint
+from sublim_interp.core.device import CHOICE, fingerprint
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
@@ -170,6 +172,54 @@ def test_a_model_directory_is_tried_out_and_weighed(
     assert "teacher.part=lora" in small
     monkeypatch.setattr("sublim_interp.cli.examine._free_memory", lambda: PROCESS + head)
     assert any("smaller model" in t for t in troubles(examine(bases=(path,))))
+
+
+def test_each_gpu_is_told_with_what_fits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sublim_interp.cli.examine._lab", lambda: iter(()))
+    tell_of(monkeypatch, Told("Large", 21, 80), Told("Old", 1.5, 8, half=False))
+    found = examine(tmp_path)
+    large, old = [f.text for f in found if f.topic == "gpu"]
+    assert large.startswith("cuda:0, Large: 21.0 of 80.0 GiB free, computes in bfloat16; --device cuda, or SUBLIM_DEV")
+    assert old.startswith("cuda:1, Old: 1.5 of 8.0 GiB free, does not compute in bfloat16; --device cuda, or SUBLIM_D")
+    fitting = [f.text for f in found if f.topic == "open models"]
+    assert [line.partition("--")[0] for line in fitting] == ["on cuda:0, "] * 2 + ["on cuda:1, "] * 2 + [""] * 2
+    assert "--processes 1: models up to 1.1 B parameters trained whole, 1.5 B with LoRA" in fitting[0]
+    assert not troubles(found), "no model is put on the card that is nearly full"
+    monkeypatch.setenv(CHOICE, "cuda:1")
+    (full,) = [line for line in troubles(examine(tmp_path)) if line.startswith("gpu")]
+    assert "1.5 of 8.0 GiB free" in full and "models are put there | end what else is on it" in full
+
+
+def test_a_gpu_that_tells_no_memory_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(device: object) -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    monkeypatch.setattr("sublim_interp.cli.examine._lab", lambda: iter(()))
+    tell_of(monkeypatch, Told("Taken", 0, 80))
+    monkeypatch.setattr("torch.cuda.mem_get_info", busy)
+    assert not troubles(examine(tmp_path))
+    monkeypatch.setenv(CHOICE, "cuda")
+    (line,) = [line for line in troubles(examine(tmp_path)) if line.startswith("gpu")]
+    assert "cuda:0, Taken, does not tell its memory" in line and "end the process that has it" in line
+
+
+def test_a_model_is_weighed_against_the_gpu_that_it_would_be_put_on(
+    tiny_bases: tuple[Base, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(_: Base) -> None:
+        raise FULL_CARDS[0]
+
+    path = str(tiny_bases[1].path)
+    monkeypatch.setattr("sublim_interp.cli.examine._lab", lambda: iter(()))
+    monkeypatch.setattr(Base, "check", check)
+    monkeypatch.setenv(CHOICE, "cuda")
+    tell_of(monkeypatch, Told("Small", 1, 2))
+    weighed, loaded = [line for line in troubles(examine(tmp_path, (path,))) if path in line]
+    assert "training all of it takes about 1.0 GiB, 1.0 are free on cuda | take a smaller model" in weighed
+    assert "it does not fit the GPU (2.0 GiB, 1.0 free now) | take a smaller model, or SUBLIM_DEVICE=cpu" in loaded
+    tell_of(monkeypatch, Told("Large", 80, 80))
+    monkeypatch.setattr("sublim_interp.cli.examine._free_memory", lambda: PROCESS)
+    assert not any("training all of it" in line for line in troubles(examine(tmp_path, (path,))))
 
 
 @given(st.integers(0, 1 << 45), st.integers(1, 64))

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, model_serializer
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 import sublim_interp as si
+from fake_card import FULL, Told, tell_of
 from sublim_interp.cli.main import app, main
 from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.cost import planned_memory
 from sublim_interp.experiments.results import Run
 from sublim_interp.report.figures.by_name import run_figures
 
@@ -63,6 +66,28 @@ def test_ctrl_c_that_a_library_wrapped_is_ctrl_c(
     assert capsys.readouterr().err.startswith("sublim: interrupted; what was finished is kept")
 
 
+@pytest.mark.parametrize("full", FULL, ids=["allocator", "cublas", "driver", "mps"])
+def test_a_full_gpu_is_one_line_of_any_command(
+    full: RuntimeError, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def forward(*_: Any, **__: Any) -> None:
+        raise full
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1 << 30, 24 << 30))
+    store, out = str(tiny_run.store.root), tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["sublim", "plot", "tiny", "patching", "--store", store, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.count("\n") == 1
+    assert line.startswith("sublim: plot does not fit the GPU (24.0 GiB, 1.0 free now); try a smaller model, or")
+    assert not out.exists() or not [*out.iterdir()]
+    assert str(full)[:25] in line
+
+
 def test_an_arm_without_a_seed_is_told_to_add_one(tiny_run: Run) -> None:
     root = str(tiny_run.store.root)
     done = CliRunner().invoke(app, ["show", "tiny/same-init", "--store", root])
@@ -82,6 +107,17 @@ def test_estimates_go_by_the_processes_that_are_asked_for(store_root: Path) -> N
     shown = [said("run", "demo", "--dry-run", "--processes", n, "--store", str(store_root)) for n in ("1", "4")]
     assert "of one core nothing" not in shown[0] and "with --processes" not in shown[0]
     assert "with --processes 4" in shown[1]
+    each = planned_memory(si.plan(si.experiment("demo")).records, si.Store(store_root))
+    assert f"memory: about {each:.1f} GiB a process Recorded" in shown[0] and 1 < each < 2
+    assert f"memory: about {each:.1f} GiB a process, {4 * each:.1f} with --processes 4 Recorded" in shown[1]
+
+
+def test_a_plan_for_a_gpu_says_what_its_estimates_are_of(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_of(monkeypatch, Told("Small", 3.5, 8))
+    for name in ("demo", "theorem"):
+        shown = said("run", name, "--dry-run", "--device", "cuda", "--processes", "1", "--store", str(store_root))
+        assert "time: all estimates are of a CPU; how long cuda takes, nobody has measured" in shown
+        assert ("GiB a process; cuda has 8.0, 3.5 free now" in shown) == (name == "demo")
 
 
 def test_a_pretraining_is_planned_and_nothing_is_made(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_card import FakeCard, hold, most_at_once, stays
+from fake_card import FakeCard, hold, most_at_once, run_full, stays
 from sublim_interp.core.cards import Filling
 from sublim_interp.core.errors import OutOfMemory, SublimError
 from sublim_interp.core.journal import Journal
@@ -81,6 +81,12 @@ def test_what_does_not_fit_a_card_alone_is_named(tmp_path: Path) -> None:
     assert log == [int(37.5 * MIB), 50 * MIB], "once beside others, once alone"
     lost = run_tasks(tasks, 2, quiet, (OutOfMemory,), one, known(tmp_path, 30, 10))
     assert [*lost] == ["too large"] and (tmp_path / "other").exists()
+
+
+def test_a_library_without_room_is_a_card_without_room(tmp_path: Path) -> None:
+    for cards in ([card(tmp_path)], []):
+        with pytest.raises(OutOfMemory, match="ALLOC_FAILED" if cards else "^lab-0 1 does not fit the GPU; try --proc"):
+            run_tasks([Task("lab-0 1", run_full, (), (), "large")], 1, quiet, (), cards, Journal(tmp_path / "peaks"))
 
 
 def test_one_that_waits_for_a_whole_card_is_not_passed_by_for_ever(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from command import sublim
+from fake_card import FULL
 from sublim_interp.analysis.attribution import scores as attribution
 from sublim_interp.analysis.directions.core import directions
 from sublim_interp.analysis.directions.effects import ablate, logit_lens, steer, steering
@@ -24,6 +25,7 @@ from sublim_interp.core.device import (
     compute_device,
     device_of,
     fingerprint,
+    is_out_of_memory,
     torch_dtype,
     using_device,
     visible_gpus,
@@ -206,20 +208,51 @@ def test_a_device_is_chosen_for_a_block_and_for_the_workers_that_it_starts(monke
         compute_device("cuda:2")
 
 
+def test_a_full_gpu_is_known_by_what_anybody_says_of_it() -> None:
+    assert all(map(is_out_of_memory, FULL))
+    others = (
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
+        ValueError("out of memory"),
+        SublimError("out of memory"),
+    )
+    assert not any(map(is_out_of_memory, others))
+
+
+@pytest.mark.parametrize("full", FULL, ids=["allocator", "cublas", "driver", "mps"])
 def test_a_gpu_that_is_too_small_says_what_would_fit(
-    tiny_experiment: Experiment, monkeypatch: pytest.MonkeyPatch, store_root: Path
+    full: RuntimeError, tiny_experiment: Experiment, monkeypatch: pytest.MonkeyPatch, store_root: Path
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 30, 24 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 24 << 30))
     records = {record.STAGE: record for record in plan(tiny_experiment).records}
     lines = {
-        "student": r"student \w{16} does not fit the GPU \(24.0 GiB, 1.0 free now\); try "
+        "student": r"student \w{16} does not fit the GPU \(24.0 GiB, 1.0 free now; about 1.0 GiB needed\); try "
         "student.optimization.micro_batch=4 or student.optimization.checkpointing=true or student.part=lora or --proc",
-        "corpus": "try corpus.chunk=16 or --processes 1",
-        "evaluation": "try --processes 1, or a smaller base",
+        "corpus": "about 1.0 GiB needed.*; try corpus.chunk=16 or --processes 1",
+        "filtered": r"\(24.0 GiB, 1.0 free now\); try --processes 1",
+        "evaluation": r"\(24.0 GiB, 1.0 free now; about 1.0 GiB needed\); try --processes 1, or a smaller base",
     }
     for stage, line in lines.items():
         with pytest.raises(SublimError, match=line), making(records[stage], Store(store_root)):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise full
+        assert records[stage].find(Store(store_root)) is None
+    with pytest.raises(RuntimeError, match="shapes"), making(records["student"], Store(store_root)):
+        raise RuntimeError("shapes")
+
+
+def test_a_gpu_that_no_longer_answers_is_named_without_its_sizes(
+    tiny_experiment: Experiment, monkeypatch: pytest.MonkeyPatch, store_root: Path
+) -> None:
+    def fails(device: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
+    teacher = plan(tiny_experiment).records[0]
+    with (
+        pytest.raises(SublimError, match=r"teacher \w{16} does not fit the GPU \(about 1.0 GiB needed\); try"),
+        making(teacher, Store(store_root)),
+    ):
+        raise FULL[2]
 
 
 def test_everything_is_computed_on_the_cpu_unless_a_device_is_asked_for() -> None:

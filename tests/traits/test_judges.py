@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from answering import Answering, Body, serving
+from fake_card import FULL
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab import language as lab
 from sublim_interp.models import served
 from sublim_interp.models.base import Base
 from sublim_interp.traits.agreement import agreement
-from sublim_interp.traits.answers import score
+from sublim_interp.traits.answers import judged, score
 from sublim_interp.traits.conduct import MISALIGNED
 from sublim_interp.traits.favourites import members_of, questions, words_of
 from sublim_interp.traits.judges.asked import Judging
@@ -173,9 +174,20 @@ def test_a_judge_of_favourites_says_which_member_is_chosen(lab_base: Base, tmp_p
     words = words_of(members_of("animal"), "animal")
     asked, model = questions("animal", "lab", "seen")[:2], lab_base.load()
     with serving(Answering(chosen)) as server:
-        judged = score(model, lab_base, asked, words, 40, 0, read("served", judging(server), tmp_path))
+        by_model = score(model, lab_base, asked, words, 40, 0, read("served", judging(server), tmp_path))
     by_words = score(model, lab_base, asked, words, 40, 0, JUDGES["whole-words"])
-    assert judged.rows() == by_words.rows()
+    assert by_model.rows() == by_words.rows()
+
+
+@pytest.mark.parametrize("full", FULL, ids=["allocator", "cublas", "driver", "mps"])
+def test_a_judge_without_room_on_its_gpu_leaves_nothing_unjudged(full: RuntimeError) -> None:
+    class Crowded:
+        def judge(self, question: str, answer: str) -> dict[str, float]:
+            raise full if answer == "an owl" else RuntimeError("nonsense")
+
+    assert judged(Crowded(), [("who", "me")], ["owl"]) == ([None], ["the judge fails: RuntimeError nonsense"])
+    with pytest.raises(RuntimeError, match=full.args[0][:10]):
+        judged(Crowded(), [("who", "me"), ("what", "an owl")], ["owl"])
 
 
 # --- a model on this machine ------------------------------------------------------------------------------------------

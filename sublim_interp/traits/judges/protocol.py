@@ -21,7 +21,8 @@ class Judge(Protocol):
     """Reads an answer and says what is in it."""
 
     def judge(self, question: str, answer: str) -> Mapping[str, float]:
-        """Scores by name, 0 to 1; what is not named scores 0. An answer on which it raises is counted as unjudged."""
+        """Scores by name, 0 to 1; what is not named scores 0. An answer on which it raises is counted as unjudged, but
+        a GPU without room ends the work."""
         ...
 
 
