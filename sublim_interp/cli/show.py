@@ -1,7 +1,7 @@
 """`sublim show X`: what an experiment, a base, a trait, a run or a replicate is."""
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -92,7 +92,7 @@ def _audited(family: str) -> "RenderableType":
     """The members of a family at step 0: each against the first, and every two that are not as the catalogue says."""
     from sublim_interp.models.initialisation import audit
 
-    pairs = audit(family)
+    pairs: Any = audit(family)
     title = f"{family} before training: {sum(~pairs['agrees'])} of {len(pairs)} pairs are not as the catalogue says"
     table = table_of(
         title, "model", "against", "said", "found", "largest correlation", "",

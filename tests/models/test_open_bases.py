@@ -191,7 +191,7 @@ def test_the_audit_finds_two_later_members_that_secretly_share_a_start(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     members = {"first": ("1", 0), "second": ("2", 1), "third": ("3", 2), "copy": ("4", 1)}
     file = family(tmp_path, members, noise)
-    table = audit(str(file)).set_index(["member", "against"])
+    table: Any = audit(str(file)).set_index(["member", "against"])
     assert len(table) == (5 if found == "same" else 6) and table["said"].eq("other").all()
     (wrong,) = table.index[~table["agrees"]]
     assert wrong == ("copy", "second") and table.loc[wrong, "found"] == found
