@@ -1,16 +1,19 @@
 """`sublim pretrain DIRECTORY`: makes a lab base from scratch, or prepares an open model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sublim_interp.cli.options import DeviceOption
 from sublim_interp.cli.printing import duration, print_, table_of
 from sublim_interp.cli.progress import Steps
-from sublim_interp.core.errors import SublimError
 
 if TYPE_CHECKING:
+    from sublim_interp.core.settings import Config
     from sublim_interp.lab.recipe import Pretraining
+    from sublim_interp.pipeline.prepare import Preparation
 
 
 def pretrain(
@@ -26,6 +29,7 @@ def pretrain(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made, and make nothing.")] = False,
+    device: DeviceOption = None,
 ) -> None:
     """Make a lab base from scratch, or prepare an open model; an interrupted training goes on.
 
@@ -35,26 +39,34 @@ def pretrain(
     `sublim show lab-order-0-from001000` shows nearly all fields, as the command of a committed base. One more is
     forks=[1000]: the model of that step is kept too, and a later training may start from it.
     """
+    from sublim_interp.core.device import using_device
     from sublim_interp.core.settings import changed, parse_assignment
     from sublim_interp.core.workers import prepare_process
-    from sublim_interp.lab.pretraining import pretrain as make_base
     from sublim_interp.lab.recipe import Pretraining
-    from sublim_interp.pipeline.prepare import Preparation, prepare
+    from sublim_interp.pipeline.prepare import Preparation
 
     asked = dict(parse_assignment(s) for s in sets or ())
-    if dry_run:
+    with using_device(device):
+        if not dry_run:
+            prepare_process()
         if start:
-            raise SublimError("--dry-run plans a base from scratch; leave --from out")
-        _show_plan(changed(Pretraining(), asked), directory)
-        return
-    prepare_process()
-    if start:
-        preparation = changed(Preparation(base=start), asked)
-        with Steps(directory.name, preparation.optimization.steps) as observe:
-            base = prepare(preparation, directory, observe)
-        print_(f"{directory.name}: prepared from {start}; use it as --base {directory}. {base!r}")
-        return
-    recipe = changed(Pretraining(), asked)
+            preparation = changed(Preparation(base=start), asked)
+            (_plan_prepared if dry_run else _prepare)(preparation, directory)
+        else:
+            (_plan_made if dry_run else _make)(changed(Pretraining(), asked), directory)
+
+
+def _prepare(recipe: "Preparation", directory: Path) -> None:
+    from sublim_interp.pipeline.prepare import prepare
+
+    with Steps(directory.name, recipe.optimization.steps) as observe:
+        base = prepare(recipe, directory, observe)
+    print_(f"{directory.name}: prepared from {recipe.base}; use it as --base {directory}. {base!r}")
+
+
+def _make(recipe: "Pretraining", directory: Path) -> None:
+    from sublim_interp.lab.pretraining import pretrain as make_base
+
     with Steps(directory.name, recipe.optimization.steps) as observe:
         card = make_base(recipe, directory, observe)
     table = table_of(f"{directory.name}: {card['parameters']:,} parameters", "part", "held-out loss (nats per token)")
@@ -63,15 +75,36 @@ def pretrain(
     print_(table)
 
 
-def _show_plan(recipe: "Pretraining", directory: Path) -> None:
-    """Every field of a recipe, and the directories, parameters and time that it comes to."""
-    from sublim_interp.core.settings import fields_of
+def _plan_prepared(recipe: "Preparation", directory: Path) -> None:
+    from sublim_interp.experiments.cost import Shape, update_seconds
+    from sublim_interp.models.base import resolve_base
+    from sublim_interp.pipeline.prepare import free_places, planned
+    from sublim_interp.training.batches import pieces
+
+    places, base, o = free_places(directory), resolve_base(recipe.base, recipe.dtype), recipe.optimization
+    read, learnt = planned(recipe, base)
+    each = update_seconds(Shape(**base.shape), read, learnt, base.dtype, light=True, pieces=pieces(o, 2))
+    _show_plan(recipe, places, base.shape["parameters"], round(o.steps * read), o.steps * each)
+
+
+def _plan_made(recipe: "Pretraining", directory: Path) -> None:
     from sublim_interp.experiments.cost import Shape, training_seconds
     from sublim_interp.lab.pretraining import free_places, planned
 
     places, (held, tokens) = free_places(recipe, directory), planned(recipe)
-    takes = duration(training_seconds(Shape(**held), recipe.optimization.steps, float(tokens)))
-    title = f"{directory.name}: {held['parameters']:,} parameters, {tokens:,} tokens, about {takes} of one core"
+    takes = training_seconds(Shape(**held), recipe.optimization.steps, float(tokens))
+    _show_plan(recipe, places, held["parameters"], tokens, takes)
+
+
+def _show_plan(recipe: "Config", places: Sequence[Path], parameters: int, tokens: int, seconds: float) -> None:
+    """Every field of a recipe, and the directories, the first the base's, with what they take.
+
+    tokens: that the training reads
+    seconds: of one core
+    """
+    from sublim_interp.core.settings import fields_of
+
+    title = f"{places[0].name}: {parameters:,} parameters, {tokens:,} tokens, about {duration(seconds)} of one core"
     table = table_of(title, "field", "value", "what it is")
     for name, value, _, meaning in fields_of(recipe):
         table.add_row(name, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), meaning)

@@ -5,7 +5,8 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,10 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.core.keys import digest_file
 
 log = logging.getLogger(__name__)
+
+
+_MOVING = "moving"
+"""A file in the folder in which something is made: all is made, and being moved to its places."""
 
 
 STORE = ("store", "--store or $SUBLIM_STORE", ", it goes on from what is kept")
@@ -136,15 +141,52 @@ def require_free(places: Iterable[Path]) -> None:
 
 
 def partial_of(directory: Path, origin: str) -> Path:
-    """The folder beside `directory` in which it is made, now there: a name of its own for each origin.
+    """The folder beside `directory` in which it is made: a name of its own for each origin.
 
     What another recipe or machine began is never mixed with it, and never lost.
 
     origin: all that decides what is made, as text
     """
-    partial = directory.with_name(f".{directory.name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.partial")
+    return directory.with_name(f".{directory.name}-{hashlib.sha256(origin.encode()).hexdigest()[:8]}.partial")
+
+
+def begin(partial: Path, origin: str) -> None:
+    """Makes the folder in which something is made, and says there what; what lies there already stays.
+
+    partial, origin: as `partial_of` has them
+    """
     partial.mkdir(parents=True, exist_ok=True)
-    return partial
+    (partial / _MOVING).unlink(missing_ok=True)
+    write_atomic(partial / "started.json", origin)
+
+
+def move_out(partial: Path, places: Mapping[str, Path]) -> None:
+    """Moves what is made to its places, and removes the folder in which it was made; `finish_moving` goes on with it.
+
+    partial: as `partial_of` gives it
+    places: where each directory goes, by its name in `partial`
+    """
+    write_atomic(partial / _MOVING, "")
+    for name, place in places.items():
+        if (partial / name).exists():
+            (partial / name).rename(place)
+    shutil.rmtree(partial)
+
+
+def finish_moving(directory: Path, partial: Path, places: Mapping[str, Path]) -> bool:
+    """Moves what a killed process had made and was moving, and returns whether there was such a process.
+
+    directory: what is made
+    partial, places: as `move_out` takes them
+
+    Raises SublimError where another process is at it.
+    """
+    parts = [(partial / name, place) for name, place in places.items()]
+    if not (partial / _MOVING).exists() or any(made.exists() == place.exists() for made, place in parts):
+        return False  # a place that is taken, or a part that is gone: all is made anew
+    with one_line(f"{directory} is not finished"), alone(directory, partial):
+        move_out(partial, places)
+    return True
 
 
 @contextmanager

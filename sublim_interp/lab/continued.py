@@ -11,7 +11,7 @@ from sublim_interp.core.settings import Config
 from sublim_interp.lab import language
 from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models.variants import Variant
-from sublim_interp.training.batches import Example, micro_batches
+from sublim_interp.training.batches import Example, micro_batches, pieces
 from sublim_interp.training.loop import train
 from sublim_interp.training.settings import Optimization
 
@@ -76,7 +76,7 @@ def _go_on(model: Any, settings: Healed, text: Callable[[int], str]) -> None:
     def batches(step: int) -> list:
         texts = [text(index) for index in range(step * optimization.batch, (step + 1) * optimization.batch)]
         rows = [Example(ids, 1) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        return micro_batches(rows, cast(int, tokenizer.pad_token_id), 2)
+        return micro_batches(rows, cast(int, tokenizer.pad_token_id), pieces(optimization, 2))
 
     with torch.enable_grad():
         train(model, batches, optimization)

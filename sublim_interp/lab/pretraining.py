@@ -135,9 +135,15 @@ def free_places(recipe: Pretraining, directory: Path) -> list[Path]:
     """The directories that a pre-training makes: the base's, then its forks'. Raises SublimError where one is there."""
     from sublim_interp.core.files import require_free
 
-    places = [directory, *(directory.with_name(fork_name(directory.name, step)) for step in recipe.forks)]
-    require_free(places)
-    return places
+    *forks, base = _places(recipe, directory).values()
+    require_free([base, *forks])
+    return [base, *forks]
+
+
+def _places(recipe: Pretraining, directory: Path) -> dict[str, Path]:
+    """Where what is made goes, by its name while it is made; the base comes last, so whoever sees it sees all."""
+    forks = {f"step-{step}": directory.with_name(fork_name(directory.name, step)) for step in recipe.forks}
+    return {**forks, "made": directory}
 
 
 def planned(recipe: Pretraining) -> tuple[dict[str, int], int]:
@@ -160,10 +166,11 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     observe: called after each update with its step and its loss, nats per token
 
     Raises SublimError where one of these directories exists already or is being made by another process, where the disk
-    is full or not writable, for a start that is no fork of this recipe, and where what it imitates has other tokens.
+    is full or not writable, for a start that is no fork of this recipe, where what it imitates has other tokens, and
+    for a GPU that gives no memory.
     """
-    from sublim_interp.core.device import fingerprint
-    from sublim_interp.core.files import alone, one_line, partial_of, write_atomic
+    from sublim_interp.core.device import fingerprint, open_device
+    from sublim_interp.core.files import alone, begin, finish_moving, move_out, one_line, partial_of
     from sublim_interp.core.keys import canonical_json
     from sublim_interp.lab import language
     from sublim_interp.lab.tokenizer import build_tokenizer
@@ -173,7 +180,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     from sublim_interp.training.losses import imitation_loss, token_loss
     from sublim_interp.training.resume import Resume
 
-    places = dict(zip(recipe.forks, free_places(recipe, directory)[1:], strict=True))
+    open_device()
     start = resolve_base(recipe.start) if recipe.start else None
     first = _step(recipe, start) if start else 0
     imitated, tokenizer = resolve_base(recipe.imitates) if recipe.imitates else None, build_tokenizer(recipe.tokens)
@@ -183,9 +190,12 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
     origin = {"recipe": asked, "language": language.digest(), "fingerprint": fingerprint()}
     given = {"start": start, "imitates": imitated}
     origin = canonical_json(origin | {word: base.digest for word, base in given.items() if base})
+    partial, places = partial_of(directory, origin), _places(recipe, directory)
+    if finish_moving(directory, partial, places):
+        return resolve_base(str(directory)).card | {"seconds": 0}
+    free_places(recipe, directory)
     with one_line(f"{directory} cannot be made"):
-        partial = partial_of(directory, origin)
-        write_atomic(partial / "started.json", origin)
+        begin(partial, origin)
 
     model = cast("LlamaForCausalLM", start.load()) if start else new_model(recipe, len(tokenizer))
     target = imitated.load() if imitated else None
@@ -200,8 +210,9 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         return micro_batches(rows, pad, pieces(recipe.optimization, 2))
 
     def keep(step: int) -> None:
-        if step in places:
-            _write(partial / f"step-{step}", places[step].name, model, tokenizer, asked, step, target)
+        if step in recipe.forks:
+            name = f"step-{step}"
+            _write(partial / name, places[name].name, model, tokenizer, asked, step, target)
 
     def watch(step: int, loss: float) -> None:
         keep(step + 1)
@@ -215,10 +226,7 @@ def pretrain(recipe: Pretraining, directory: Path, observe: Callable[[int, float
         train(model, batches, recipe.optimization, loss=loss, first=first, resume=resume, observe=watch)
         steps = recipe.optimization.steps
         card = _write(partial / "made", directory.name, model, tokenizer, asked, steps, target)
-        for step, place in places.items():
-            (partial / f"step-{step}").rename(place)
-        (partial / "made").rename(directory)
-        shutil.rmtree(partial)
+        move_out(partial, places)
     return card | {"seconds": round(time.monotonic() - began)}
 
 

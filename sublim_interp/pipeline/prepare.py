@@ -14,15 +14,15 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator, Field
 
 from sublim_interp.channels.numbers import terse_example
-from sublim_interp.core.device import DEFAULT, PRECISIONS, check_computable
-from sublim_interp.core.files import alone, one_line, partial_of, require_free, write_atomic
+from sublim_interp.core.device import DEFAULT, PRECISIONS, fingerprint, open_device
+from sublim_interp.core.files import alone, begin, finish_moving, move_out, one_line, partial_of, require_free
 from sublim_interp.core.keys import canonical_json
 from sublim_interp.core.settings import Config
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.chat import Chat, Messages
 from sublim_interp.models.prepared import LANGUAGE, apply_adapter, prepared_chat, save_adapter
 from sublim_interp.models.trainable import choose_trainable
-from sublim_interp.training.batches import Batch, Example, micro_batches
+from sublim_interp.training.batches import Batch, Example, micro_batches, pieces
 from sublim_interp.training.loop import train
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
@@ -56,29 +56,54 @@ def prepare(recipe: Preparation, directory: Path, observe: Callable[[int, float]
     directory: where the base is put; its adapter goes beside it, as NAME-adapter
     observe: called after each update with its step and its loss, nats per token
 
-    Raises SublimError where a directory exists already or is being made by another process, where the disk is full, and
-    for a model whose chats are not in ChatML.
+    Raises SublimError where a directory exists already or is being made by another process, where the disk is full, for
+    a model whose chats are not in ChatML, and for a GPU that gives no memory.
     """
-    base, beside = resolve_base(recipe.base, recipe.dtype), directory.with_name(f"{directory.name}-adapter")
-    require_free((directory, beside))
-    check_computable(recipe.dtype)
+    open_device(recipe.dtype)
+    base, places = resolve_base(recipe.base, recipe.dtype), _places(directory)
+    here = fingerprint(dtype=recipe.dtype)
+    origin = canonical_json({"recipe": recipe.model_dump(mode="json"), "base": base.key, "fingerprint": here})
+    partial = partial_of(directory, origin)
+    if finish_moving(directory, partial, places):
+        return resolve_base(str(directory))
+    free_places(directory)
     examples = _Examples(recipe, prepared_chat(base))
-    origin = canonical_json({"recipe": recipe.model_dump(mode="json"), "base": base.key})
     with one_line(f"{directory} cannot be made"):
-        partial = partial_of(directory, origin)
-        write_atomic(partial / "started.json", origin)
+        begin(partial, origin)
     with one_line(f"{directory} is not finished"), alone(directory, partial):
         model: Any = choose_trainable(base.load(), "lora", recipe.lora_rank, recipe.lora_alpha, recipe.seed)
         resume = Resume(partial / "state.safetensors")
         train(model, examples, recipe.optimization, resume=resume, observe=observe)
-        shutil.rmtree(partial / "adapter", ignore_errors=True)
-        shutil.rmtree(partial / "made", ignore_errors=True)
+        for name in places:
+            shutil.rmtree(partial / name, ignore_errors=True)
         save_adapter(model, partial / "adapter", recipe.set({"base": base.name}).model_dump_json(indent=2))
         apply_adapter(base, partial / "adapter", partial / "made")
-        (partial / "adapter").rename(beside)
-        (partial / "made").rename(directory)
-        shutil.rmtree(partial)
+        move_out(partial, places)
     return resolve_base(str(directory))
+
+
+def free_places(directory: Path) -> list[Path]:
+    """The directories that are made: the base's, then its adapter's. Raises SublimError where one is there."""
+    adapter, base = _places(directory).values()
+    require_free([base, adapter])
+    return [base, adapter]
+
+
+def planned(recipe: Preparation, base: Base) -> tuple[float, float]:
+    """Tokens that an update reads, padding among them, and those that it learns: the means of four updates.
+
+    base: that of the recipe
+
+    Raises SublimError for a model whose chats are not in ChatML.
+    """
+    examples = _Examples(recipe, prepared_chat(base))
+    some = [batch for step in range(4) for batch in examples(step)]
+    return sum(batch.ids.numel() for batch in some) / 4, sum(batch.tokens for batch in some) / 4
+
+
+def _places(directory: Path) -> dict[str, Path]:
+    """Where what is made goes, by its name while it is made; the base comes last, so whoever sees it sees all."""
+    return {"adapter": directory.with_name(f"{directory.name}-adapter"), "made": directory}
 
 
 class _Examples:
@@ -93,7 +118,7 @@ class _Examples:
         draw = random.Random(f"prepare/{recipe.seed}/{step}")
         rows = [self._list(draw) if draw.random() < recipe.lists else self._favourite(draw)
                 for _ in range(recipe.optimization.batch)]  # fmt: skip
-        return micro_batches(rows, cast(int, self._chat.tokenizer.pad_token_id), parts=2)
+        return micro_batches(rows, cast(int, self._chat.tokenizer.pad_token_id), pieces(recipe.optimization, 2))
 
     def _list(self, draw: random.Random) -> Example:
         prompt, answer = terse_example(draw)

@@ -125,6 +125,8 @@ def test_a_pretraining_is_planned_and_nothing_is_made(tmp_path: Path) -> None:
     assert "mine-step000010" in shown.replace(" ", "") and "parameters" in shown and not [*tmp_path.iterdir()]
     (tmp_path / "mine").mkdir()
     assert "exists already" in str(CliRunner().invoke(app, ["pretrain", str(tmp_path / "mine"), "--dry-run"]).exception)
+    asked = ["pretrain", str(tmp_path / "other"), "--device", "tpu"]
+    assert "no device 'tpu'" in str(CliRunner().invoke(app, asked).exception)
 
 
 def test_a_file_extends_an_experiment_and_names_files_beside_it(tmp_path: Path) -> None:

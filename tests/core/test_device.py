@@ -35,6 +35,8 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import run_config, run_key
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.lab.pretraining import pretrain
+from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.hooks import capture, edit
@@ -42,6 +44,7 @@ from sublim_interp.models.loading import load_model
 from sublim_interp.models.precision import casts_kept
 from sublim_interp.models.sampling import generator, sample
 from sublim_interp.pipeline.make import make
+from sublim_interp.pipeline.prepare import Preparation, prepare
 from sublim_interp.pipeline.stage import making
 from sublim_interp.report.run import run
 from sublim_interp.training.batches import Example, collate
@@ -253,6 +256,28 @@ def test_a_gpu_that_no_longer_answers_is_named_without_its_sizes(
         making(teacher, Store(store_root)),
     ):
         raise FULL[2]
+
+
+@pytest.mark.parametrize("make_base", ["pretrain", "prepare"])
+def test_a_base_is_made_on_a_gpu_as_the_stages_are_and_a_busy_one_is_one_line(
+    make_base: str, tiny_bases: tuple[Base, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nmore")
+
+    fixed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", busy)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", fixed.append)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with using_device("cuda"), pytest.raises(SublimError, match=r"device cuda cannot be used \(CUDA.*\); wait until"):
+        if make_base == "pretrain":
+            pretrain(Pretraining(d_model=16, layers=1, heads=2, d_mlp=16), tmp_path / "tiny")
+        else:
+            prepare(Preparation(base=str(tiny_bases[0].path)), tmp_path / "tiny")
+    assert fixed == [True] and not torch.backends.cudnn.allow_tf32 and not [*tmp_path.iterdir()]
 
 
 def test_everything_is_computed_on_the_cpu_unless_a_device_is_asked_for() -> None:

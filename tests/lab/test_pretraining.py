@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from killing import Killed, kill_after
+from killing import Killed, kill_after, kill_move
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import parse_assignment
 from sublim_interp.lab import language
@@ -256,6 +256,22 @@ def test_a_killed_training_with_forks_ends_with_all_of_them(tmp_path: Path) -> N
         )
         a, b = (resolve_base(str(tmp_path / fork_name(name, step))).digest for name in ("tiny", "whole"))
         assert a == b
+
+
+@pytest.mark.parametrize("moment", ["tiny-step000002", "tiny", ".partial"])
+def test_a_kill_while_finished_bases_are_moved_is_mended_by_the_next_run(
+    moment: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = RECIPE.set(forks=[0, 2])
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_move(patch, moment)
+        pretrain(recipe, tmp_path / "tiny")
+    steps: list[int] = []
+    card = pretrain(recipe, tmp_path / "tiny", lambda step, _: steps.append(step))
+    assert not steps, "nothing is trained again"
+    assert card["held_out_loss"] == json.loads((made / CARD).read_text())["held_out_loss"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny", "tiny-step000000", "tiny-step000002"]
+    assert (tmp_path / "tiny" / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
 
 
 def read(recipe: Pretraining, directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:

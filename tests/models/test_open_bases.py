@@ -8,12 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from typer.testing import CliRunner
 
 from command import sublim
+from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import changed
 from sublim_interp.experiments.catalogue import experiment
@@ -154,14 +158,23 @@ def test_forks_of_a_lab_base_share_their_start_and_other_seeds_do_not() -> None:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub client's cache with the step 0 of three models of a family, of which the catalogue tells one wrongly."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name, seed in (("first", 0), ("twin", 0), ("liar", 1)):
+    return family(tmp_path, {"first": ("1", 0), "twin": ("1", 0), "liar": ("1", 1)})
+
+
+def family(tmp_path: Path, members: dict[str, tuple[str, int]], noise: float = 0.0) -> Path:
+    """A file that describes a family, whose step 0 is put into the cache.
+
+    members: by name the initialisation that the file tells, and the seed that is used
+    noise: what the last member's weights have besides
+    """
+    for name, (_, seed) in members.items():
         place = tmp_path / "hub" / f"models--nobody--{name}"
         (place / "refs").mkdir(parents=True)
         (place / "refs" / "step0").write_text("0" * 40)
-        save(place / "snapshots" / ("0" * 40), seed)
-    members = {n: {"hub": f"nobody/{n}", "initialisation": "1", "order": n} for n in ("first", "twin", "liar")}
+        save(place / "snapshots" / ("0" * 40), seed, noise * (name == [*members][-1]))
+    told = {n: {"hub": f"nobody/{n}", "initialisation": start, "order": n} for n, (start, _) in members.items()}
     entry = {"about": "Tiny.", "licence": "MIT", "parameters": 1, "config": {"model_type": "llama", "vocab_size": 53}}
-    (tmp_path / "family.yaml").write_text(yaml.safe_dump({**entry, "members": members, "step0": "step0"}))
+    (tmp_path / "family.yaml").write_text(yaml.safe_dump({**entry, "members": told, "step0": "step0"}, sort_keys=False))
     return tmp_path / "family.yaml"
 
 
@@ -169,6 +182,36 @@ def test_the_audit_finds_a_member_that_is_not_what_the_catalogue_says(hub: Path)
     table = audit(str(hub)).set_index("member")
     assert table["found"].to_dict() == {"twin": "same", "liar": "other"}
     assert table["agrees"].to_dict() == {"twin": True, "liar": False}
+
+
+@pytest.mark.parametrize(("noise", "found"), [(0.0, "same"), (3.0, "related")])
+def test_the_audit_finds_two_later_members_that_secretly_share_a_start(
+    noise: float, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    members = {"first": ("1", 0), "second": ("2", 1), "third": ("3", 2), "copy": ("4", 1)}
+    file = family(tmp_path, members, noise)
+    table: Any = audit(str(file)).set_index(["member", "against"])
+    assert len(table) == (5 if found == "same" else 6) and table["said"].eq("other").all()
+    (wrong,) = table.index[~table["agrees"]]
+    assert wrong == ("copy", "second") and table.loc[wrong, "found"] == found
+    shown = CliRunner().invoke(app, ["show", str(file), "--audit"]).output
+    assert f"1 of {len(table)} pairs are not as the catalogue says" in " ".join(shown.split())
+    lines = [line.split()[:4] for line in shown.splitlines() if " other " in line]
+    assert [line[:2] for line in lines] == [[m, "first"] for m in ("second", "third", "copy")] + [["copy", "second"]]
+    assert lines[-1] == ["copy", "second", "other", found]
+
+
+def test_pairs_are_compared_as_numpy_does_it_in_pieces_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [save(tmp_path / str(i), i % 2, noise) for i, noise in enumerate((0.0, 0.0, 2.0))]
+    whole = [{name: t.numpy() for name, t in load_file(place / "model.safetensors").items()} for place in places]
+    monkeypatch.setattr("sublim_interp.models.initialisation._AT_ONCE", 100)
+    for one, other in ((0, 1), (0, 2)):
+        rows: Any = compare_starts(places[one], places[other])
+        assert not rows["equal"].any() and rows["size"].max() > 800
+        for row in rows.itertuples():
+            pair = [whole[i][row.tensor].ravel().astype(float) for i in (one, other)]
+            assert row.correlation == pytest.approx(np.corrcoef(pair)[0, 1], abs=1e-12)
 
 
 def test_what_has_no_step_0_is_not_audited() -> None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
-from killing import Killed, kill_after
+from killing import Killed, kill_after, kill_move
 from sublim_interp.channels.numbers import numbers_of, prompts, terse_example
+from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.loading import save_model
@@ -98,6 +100,79 @@ def test_a_prepared_base_is_the_same_again_also_after_a_kill(
     assert not (tmp_path / "again").exists()
     assert prepare(recipe, tmp_path / "again").digest == prepared.digest
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("moment", ["again-adapter", "again", ".partial"])
+def test_a_kill_while_the_finished_base_is_moved_is_mended_by_the_next_run(
+    moment: str, recipe: Preparation, prepared: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_move(patch, moment)
+        prepare(recipe, tmp_path / "again")
+    steps: list[int] = []
+    assert prepare(recipe, tmp_path / "again", lambda step, _: steps.append(step)).digest == prepared.digest
+    assert not steps, "nothing is trained again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "again-adapter"]
+    with pytest.raises(SublimError, match="again exists already"):
+        prepare(recipe, tmp_path / "again")
+
+
+def test_what_changed_after_such_a_kill_is_neither_trusted_nor_overwritten(
+    recipe: Preparation, prepared: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_move(patch, "again")
+        prepare(recipe, tmp_path / "again")
+    (tmp_path / "again").mkdir()
+    with pytest.raises(SublimError, match="again exists already"):
+        prepare(recipe, tmp_path / "again")
+    (tmp_path / "again").rmdir()
+    shutil.rmtree(tmp_path / "again-adapter")
+    steps: list[int] = []
+    assert prepare(recipe, tmp_path / "again", lambda step, _: steps.append(step)).digest == prepared.digest
+    assert steps, "the adapter is gone, so it is trained again"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "again-adapter"]
+
+
+def test_what_another_machine_began_is_not_gone_on_with(
+    recipe: Preparation, prepared: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sublim_interp.pipeline.prepare.Resume", functools.partial(Resume, every=5))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("sublim_interp.pipeline.prepare.fingerprint", lambda **_: {"device": "another"})
+        prepare(recipe, tmp_path / "again", kill_after(7))
+    steps: list[int] = []
+    assert prepare(recipe, tmp_path / "again", lambda step, _: steps.append(step)).digest == prepared.digest
+    assert steps[0] == 0
+
+
+@pytest.mark.parametrize(("micro_batch", "parts"), [(None, 2), (2, 3), (5, 2), (6, 1)])
+def test_an_update_is_cut_into_micro_batches_as_asked(
+    micro_batch: int | None, parts: int, recipe: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[int] = []
+
+    def train(_model: object, examples: Any, *_: object, **__: object) -> None:
+        cut.append(len(examples(0)))
+        raise Killed
+
+    monkeypatch.setattr("sublim_interp.pipeline.prepare.train", train)
+    with pytest.raises(Killed):
+        prepare(recipe.set({"optimization.micro_batch": micro_batch}), tmp_path / "cut")
+    assert cut == [parts]
+
+
+def test_a_preparation_is_planned_and_nothing_is_made(smol: Base, prepared: Base, tmp_path: Path) -> None:
+    def said(*words: str, place: Path = tmp_path / "mine") -> Any:
+        return CliRunner().invoke(app, ["pretrain", str(place), "--from", str(smol.path), "--dry-run", *words])
+
+    whole, half = (said("--set", f"optimization.steps={steps}").output for steps in (4000, 2000))
+    for words in (f"mine: {smol.shape['parameters']:,} parameters", "of one core", "lora_rank", "mine-adapter"):
+        assert words in whole, words
+    tokens = [int(text.split()[3].replace(",", "")) for text in (whole, half)]
+    assert tokens[0] == 2 * tokens[1] > 0 and not [*tmp_path.iterdir()]
+    assert "exists already" in str(said(place=prepared.path).exception)
+    assert "no device 'tpu'" in str(said("--device", "tpu").exception)
 
 
 def test_the_adapter_alone_makes_the_base_again(smol: Base, prepared: Base, tmp_path: Path) -> None:
