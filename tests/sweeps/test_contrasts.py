@@ -1,5 +1,7 @@
 """A grid's contrasts: what was planted is found, paired by seed, with scipy's interval; and their cells exist."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,7 +32,7 @@ def test_a_difference_is_paired_by_seed_and_cells_of_a_side_are_averaged_within_
     )
     (line,), numbers = contrast_lines([asked], CELLS)
     table = CELLS.pivot(index="seed", columns=["value", "arm"], values="margin")
-    each = (table["a", "cross-init"] + table["b", "cross-init"]) / 2 - table["a", "same-init"]
+    each: Any = (table["a", "cross-init"] + table["b", "cross-init"]) / 2 - table["a", "same-init"]
     low, high = stats.t.interval(0.95, len(each) - 1, each.mean(), stats.sem(each))
     assert numbers["contrast/both minus own/margin"] == f"{each.mean():.2f} nats [{low:.2f}, {high:.2f}]"
     assert abs(each.mean() - 3) < 0.2, "seeds differ by whole nats, and cancel"

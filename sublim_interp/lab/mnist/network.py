@@ -88,8 +88,7 @@ def fit(
 def _take_out(parameters: Sequence[torch.nn.Parameter], along: Sequence[Tensor]) -> None:
     """Makes the gradient of each replicate orthogonal to another one's, over all of its weights together."""
     own = [p.grad for p in parameters if p.grad is not None]
-    inner = sum((g * a).flatten(1).sum(1) for g, a in zip(own, along, strict=True))
-    square = sum(a.square().flatten(1).sum(1) for a in along)
-    share = inner / square
+    inner = torch.stack([(g * a).flatten(1).sum(1) for g, a in zip(own, along, strict=True)]).sum(0)
+    share = inner / torch.stack([a.square().flatten(1).sum(1) for a in along]).sum(0)
     for g, a in zip(own, along, strict=True):
         g.sub_(share.view(-1, *[1] * (g.dim() - 1)) * a)
