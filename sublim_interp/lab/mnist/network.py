@@ -88,7 +88,8 @@ def fit(
 def _take_out(parameters: Sequence[torch.nn.Parameter], along: Sequence[Tensor]) -> None:
     """Makes the gradient of each replicate orthogonal to another one's, over all of its weights together."""
     own = [p.grad for p in parameters if p.grad is not None]
-    inner = torch.stack([(g * a).flatten(1).sum(1) for g, a in zip(own, along, strict=True)]).sum(0)
-    share = inner / torch.stack([a.square().flatten(1).sum(1) for a in along]).sum(0)
+    none = torch.zeros(len(own[0]), device=own[0].device)
+    inner = sum(((g * a).flatten(1).sum(1) for g, a in zip(own, along, strict=True)), start=none)
+    share = inner / sum((a.square().flatten(1).sum(1) for a in along), start=none)
     for g, a in zip(own, along, strict=True):
         g.sub_(share.view(-1, *[1] * (g.dim() - 1)) * a)
