@@ -21,6 +21,7 @@ from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.results import open_run
+from sublim_interp.experiments.tables import read_table
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.paper.remaking import publish
 from sublim_interp.paper.results import CLAIMS, CLAIMS_ASK, CONTEXTS, CONTEXTS_ASK, published_figure
@@ -37,6 +38,7 @@ from sublim_interp.sweeps.published import (
     shelf,
 )
 from sublim_interp.sweeps.rows import rows_table
+from sublim_interp.sweeps.studies.prediction import pairs_table
 from sublim_interp.sweeps.study import published_study, study, study_names
 from sublim_interp.sweeps.suite import suite
 from sublim_interp.sweeps.tables import published_study_table, published_table
@@ -64,6 +66,7 @@ def tables() -> dict[str, Callable[[], str]]:
             claims_table(judge(all_claims()), null_experiments()), "Made by `sublim claims`."
         ),
         "rows": lambda: as_markdown(rows_table(suite("rows").rows), "Made by `python paper/publish.py`."),
+        "prediction-pairs": lambda: bare(pairs_table(read_table(RESULTS / "prediction" / "cases.csv"))),
         "law-elsewhere": lambda: bare(law_elsewhere(read_cells(RESULTS / "law"), published_doses())),
     }
     for name in published_runs():

@@ -36,6 +36,7 @@ from sublim_interp.sweeps.published import (
     shelf,
 )
 from sublim_interp.sweeps.rows import rows_table
+from sublim_interp.sweeps.studies.prediction import pairs_table
 from sublim_interp.sweeps.study import Study, published_study, study, study_names
 from sublim_interp.sweeps.suite import suite
 from sublim_interp.sweeps.tables import table_of
@@ -69,7 +70,9 @@ LABELS = frozenset(
         "row",
         "score",
         "student",
+        "student's base",
         "sweep",
+        "teacher's base",
         "term",
         "the other base",
         "trait",
@@ -153,6 +156,9 @@ def collect(results: Path = RESULTS) -> dict[str, Result]:
     if all((results / row.table / "key.txt").exists() for row in suite(ROWS).rows):
         told, keys = rows_table(suite(ROWS).rows, results), [key_of(results / row.table) for row in suite(ROWS).rows]
         found.append(_result(ROWS, told, "the published results", _digest(*keys), ROWS_ASK))
+    if directory := published_study("prediction", results):
+        told, question = pairs_table(read_table(directory / "cases.csv")), "What passed in each pair of bases?"
+        found.append(_result("prediction-pairs", told, "sublim run prediction", key_of(directory), question))
     found.append(_of_bases())
     found.append(_of_commands(found, results))
     return {one.name: one for one in found}

@@ -187,6 +187,26 @@ def worth_table(cases: "pd.DataFrame", resamples: int = 9_999, seed: int = 0) ->
     )
 
 
+def pairs_table(cases: "pd.DataFrame") -> SweepTable:
+    """What passed in each pair: forks, lines, transplants, noise and twins among them, by the match of their imprints.
+
+    cases: as of `worth_table`
+    """
+    traits = list(dict.fromkeys(cases["trait"]))
+    rows: list[tuple[float, tuple[str, ...]]] = []
+    for pair, own in cases.groupby(["teacher_base", "student_base"], sort=False):
+        rates = own.set_index("trait")["rate"]
+        match = float(own[SCORE].mean())
+        said = (*map(str, pair), minus(f"{match:.2f}"), *(f"{100 * rates[trait]:.1f} %" for trait in traits))
+        rows.append((match, said))
+    return SweepTable(
+        "How likely one student a pair and trait says it, by the mean match of imprints.",
+        ("teacher's base", "student's base", "match", *traits),
+        [said for _, said in sorted(rows, key=lambda row: -row[0])],
+        [],
+    )
+
+
 def alike(cases: "pd.DataFrame", match: float) -> "pd.DataFrame":
     """The cases whose match of imprints lies in the same one of `BANDS`."""
     return cases.loc[[_band(own) == _band(match) for own in cases[SCORE]]]
