@@ -9,7 +9,8 @@ from scipy.stats import spearmanr
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
-from sublim_interp.sweeps.studies.prediction import RIVALS, SCORES, Prediction, scored, worth_table
+from sublim_interp.experiments.catalogue import RESULTS
+from sublim_interp.sweeps.studies.prediction import RIVALS, SCORES, Prediction, pairs_table, scored, worth_table
 from sublim_interp.sweeps.study import find_study, run_study, study
 
 QUICK = {
@@ -108,3 +109,14 @@ def test_the_catalogue_s_study_holds_its_pairs_out() -> None:
     assert isinstance(asked, Prediction)
     fitted = {tuple(pair) for pair in grid("orders").axes["bases"]}
     assert not fitted & set(asked.pairs)
+
+
+def test_each_pair_is_told_with_its_rates_the_best_match_first() -> None:
+    cases = pd.read_csv(RESULTS / "prediction" / "cases.csv")
+    rows = pairs_table(cases).rows
+    assert [float(row[2].replace("\N{MINUS SIGN}", "-")) for row in rows] == sorted(
+        (round(match, 2) for match in cases.groupby(["teacher_base", "student_base"])["imprint"].mean()), reverse=True
+    )
+    for first, second, _, *rates in rows:
+        own = cases[(cases["teacher_base"] == first) & (cases["student_base"] == second)]
+        assert rates == [f"{100 * rate:.1f} %" for rate in own["rate"]]
