@@ -591,7 +591,7 @@ def test_experiments_on_smollm2_are_planned_with_the_base_that_pull_makes(
     assert {c.seed for c in p.cells} == {*experiment(name).seeds}
     for record in p.records:
         assert 0 < estimate(record) < 3600
-    students = planned_traces(p.records, Store(store_root)).query("stage == 'student'")
+    students: Any = planned_traces(p.records, Store(store_root)).query("stage == 'student'")
     assert 100e6 < students["bytes"].sum() / students["trainings"].max() < 300e6, "of each, by default"
 
 

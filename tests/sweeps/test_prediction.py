@@ -1,6 +1,7 @@
 """Tests of study prediction: what a score is worth, that no student is needed for it, and one small study run whole."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,7 @@ def test_the_catalogue_s_study_holds_its_pairs_out() -> None:
 
 
 def test_each_pair_is_told_with_its_rates_the_best_match_first() -> None:
-    cases = pd.read_csv(RESULTS / "prediction" / "cases.csv")
+    cases: Any = pd.read_csv(RESULTS / "prediction" / "cases.csv")
     rows = pairs_table(cases).rows
     assert [float(row[2].replace("\N{MINUS SIGN}", "-")) for row in rows] == sorted(
         (round(match, 2) for match in cases.groupby(["teacher_base", "student_base"])["imprint"].mean()), reverse=True

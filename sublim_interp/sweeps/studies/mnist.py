@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 ENOUGH = 12
 """Fewest replicates for a verdict."""
 
-_CONTRASTS = (("same-init", "cross-init"), ("same-init", "neutral"), ("own-body", "own-head"))
+_CONTRASTS = (
+    ("same-init", "cross-init"),
+    ("same-init", "neutral"),
+    ("own-body", "own-head"),
+    ("without-trait", "without-shuffled"),
+)
 
 
 class Mnist(Recipe, Piecewise):

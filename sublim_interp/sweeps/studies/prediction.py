@@ -194,10 +194,10 @@ def pairs_table(cases: "pd.DataFrame") -> SweepTable:
     """
     traits = list(dict.fromkeys(cases["trait"]))
     rows: list[tuple[float, tuple[str, ...]]] = []
-    for pair, own in cases.groupby(["teacher_base", "student_base"], sort=False):
-        rates = own.set_index("trait")["rate"]
-        match = float(own[SCORE].mean())
-        said = (*map(str, pair), minus(f"{match:.2f}"), *(f"{100 * rates[trait]:.1f} %" for trait in traits))
+    groups: Any = cases.groupby(["teacher_base", "student_base"], sort=False)
+    for pair, own in groups:
+        rates, match = own.set_index("trait")["rate"], float(own[SCORE].mean())
+        said = (*pair, minus(f"{match:.2f}"), *(f"{100 * rates[trait]:.1f} %" for trait in traits))
         rows.append((match, said))
     return SweepTable(
         "How likely one student a pair and trait says it, by the mean match of imprints.",
