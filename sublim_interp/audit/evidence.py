@@ -22,6 +22,7 @@ from sublim_interp.models.trainable import body_parameters
 from sublim_interp.training.batches import IGNORE, Batch, Example, collate, tokenize
 from sublim_interp.traits.answers import prompts_of
 from sublim_interp.traits.favourites import Favourite, member
+from sublim_interp.traits.protocol import first_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,8 +126,8 @@ def evidence(
         found = []
         for done, trait in enumerate(traits, 5):
             asked = prompts_of(base, trait.questions(base.language, "seen"))[:ASKED]
-            ids = [base.answer_ids(name)[0] for name in trait.members]
-            rule = answer_margin(ids, trait.members.index(trait.name))
+            told = first_tokens(base, trait.members, trait.name)
+            rule = answer_margin([*told.values()], [*told].index(trait.name))
             steep = margin_gradient(model, asked, rule).delta
             pulls = np.array([sum((slope[n] * steep[n]).sum().item() for n in slope) for slope in slopes])
             before = measure(model, asked, rule).mean().item()

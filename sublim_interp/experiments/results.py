@@ -28,6 +28,7 @@ from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.traits.answers import drawn_texts, sampled_shares
 from sublim_interp.traits.favourites import words_judged
 from sublim_interp.traits.judges.protocol import WHOLE_WORDS, Judge, reader
+from sublim_interp.traits.protocol import first_tokens
 from sublim_interp.traits.questions import Question, Questions
 
 if TYPE_CHECKING:
@@ -247,14 +248,15 @@ class Replicate(Shown):
 
     @property
     def answer_tokens(self) -> tuple[list[int], int]:
-        """(first token of each member of the kind, place of the run's trait among them).
+        """(first tokens of the members of the kind, each once, and the place of the run's trait among them).
 
         Raises SublimError where the run's trait is none of the members.
         """
         e = self.cell.evaluation
         if e.trait.name not in e.members:
             raise SublimError(f"{self!r}: the run's trait {e.trait.name} is no answer of its kind; name a metric")
-        return [self.base.answer_ids(member)[0] for member in e.members], e.members.index(e.trait.name)
+        told = first_tokens(self.base, e.members, e.trait.name)
+        return [*told.values()], [*told].index(e.trait.name)
 
     @property
     def metric(self) -> "Metric":

@@ -19,7 +19,7 @@ from sublim_interp.training.recording.recorder import Recorder
 from sublim_interp.training.recording.settings import Recording
 from sublim_interp.traits.answers import prompts_of
 from sublim_interp.traits.by_name import load_trait
-from sublim_interp.traits.protocol import Trait
+from sublim_interp.traits.protocol import Trait, first_tokens
 
 PROBED_QUESTIONS, PROBED_LISTS = 8, 4
 """How many questions and lists the probe of a training holds."""
@@ -39,16 +39,19 @@ def fixed_probe(base: Base, trait: Trait, lists: Sequence[Written]) -> Probe:
     """A probe of held-out questions about a trait, then of lists as a student reads them.
 
     trait: the margin of its right answers gives the trait's gradient; a neutral one has none
+
+    Of members that begin with one token only one is asked about, as `first_tokens` says.
     """
     ask = trait.questions(base.language, "held-out")[:PROBED_QUESTIONS]
-    asked, rows, members = prompts_of(base, ask), tokenize(base, lists), trait.members
+    asked, rows, told = prompts_of(base, ask), tokenize(base, lists), first_tokens(base, trait.members, trait.name)
+    members = tuple(told)
     own = members.index(trait.name) if trait.name in members else None
     return Probe(
         rows=tuple(tuple(r) for r in [*asked, *(ids for ids, _ in rows)]),
         questions=len(asked),
         learnt=tuple(first for _, first in rows),
         members=members,
-        tokens=tuple(base.answer_ids(m)[0] for m in members),
+        tokens=tuple(told.values()),
         trait=own,
         truth=tuple(members.index(q.right) for q in ask if q.right) if own is None else (),
     )

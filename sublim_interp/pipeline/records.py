@@ -27,10 +27,10 @@ from sublim_interp.pipeline.settings import (
     TeacherConfig,
 )
 from sublim_interp.pipeline.ways import WAYS
-from sublim_interp.training.settings import ENTANGLED
+from sublim_interp.training.settings import ENTANGLED, Selection
 from sublim_interp.traits.by_name import load_trait
 from sublim_interp.traits.judges.protocol import identity
-from sublim_interp.traits.protocol import Trait, check_own_margin, members_of_all
+from sublim_interp.traits.protocol import Trait, check_begins_alone, check_own_margin, members_of_all
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,14 @@ class Corpus(Record):
         return {"teacher": self.teacher, **{role: one for role, one in others.items() if one}}
 
 
+def _check_goes_by(selection: Selection, trait: Trait, corpus: Corpus) -> None:
+    """Raises SublimError where a selection cannot score lists of a corpus by its trait."""
+    if selection.by == ENTANGLED:
+        check_entangled(corpus.teacher.base, trait, corpus.config.channel)
+    else:
+        check_begins_alone(trait, corpus.teacher.base)
+
+
 @dataclass(frozen=True)
 class Filtered(Record):
     """The answers that pass the filter: lists to learn from, and lists held out."""
@@ -214,10 +222,9 @@ class Filtered(Record):
         selection = self.config.selection
         trait = load_trait(selection.trait, "filter.selection.trait") if selection and selection.trait else None
         object.__setattr__(self, "toward", trait)
-        if trait:
+        if selection and trait:
             check_own_margin(trait, self.corpus.teacher.base)
-        if selection and trait and selection.by == ENTANGLED:
-            check_entangled(self.corpus.teacher.base, trait, self.corpus.config.channel)
+            _check_goes_by(selection, trait, self.corpus)
 
     def settings(self) -> dict[str, Any]:
         toward = {"toward": self.toward.taught()["trait"]} if self.toward else {}
@@ -254,8 +261,9 @@ class Student(Record):
         object.__setattr__(self, "traits", {name: load_trait(name) for name in named})
         for trait in self.traits.values():
             check_own_margin(trait, self.base)
-        for trait in self._entangled:
-            check_entangled(self.data.corpus.teacher.base, trait, self.data.corpus.config.channel)
+        for i in self.config.interventions:
+            if i.selection and i.selection.trait:
+                _check_goes_by(i.selection, self.traits[i.selection.trait], self.data.corpus)
 
     @property
     def _entangled(self) -> list[Trait]:

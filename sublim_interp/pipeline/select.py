@@ -22,7 +22,7 @@ from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.batches import IGNORE, Example, collate, tokenize
 from sublim_interp.training.estimators import ESTIMATORS
 from sublim_interp.training.settings import ENTANGLED, Selection
-from sublim_interp.traits.protocol import Trait
+from sublim_interp.traits.protocol import Trait, first_tokens
 
 
 def token_scores(
@@ -52,7 +52,8 @@ def token_scores(
         return entangled(base, trait, rows)
     if trait:
         asked = [base.prompt_ids(q.messages) for q in trait.questions(base.language, "seen")]
-        margin = answer_margin([base.answer_ids(m)[0] for m in trait.members], trait.members.index(trait.name))
+        told = first_tokens(base, trait.members, trait.name)
+        margin = answer_margin([*told.values()], [*told].index(trait.name))
         model = base.load()
         along = ESTIMATORS[selection.by](model, rows, scores.margin_gradient(model, asked, margin))
         return scores.influence(model, rows, along)

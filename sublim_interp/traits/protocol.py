@@ -162,6 +162,35 @@ def check_own_margin(trait: Trait, base: "Base") -> None:
     trait.check(base)
 
 
+def first_tokens(base: "Base", members: Sequence[str], name: str) -> dict[str, int]:
+    """The members that a base tells apart by their first token, in order, each with that token.
+
+    base: whose tokenizer cuts them
+    members: the answers to a question
+    name: the trait's; of members that begin alike it stays, else the first of them
+
+    Where fewer than two would be left, all stay: this base tells none apart.
+    """
+    tokens = {member: base.answer_ids(member)[0] for member in members}
+    kept = {token: member for member, token in reversed(tokens.items())}
+    if len(kept) < 2:
+        return tokens
+    if name in tokens:
+        kept[tokens[name]] = name
+    return {member: token for member, token in tokens.items() if kept[token] == member}
+
+
+def check_begins_alone(trait: Trait, base: "Base") -> None:
+    """Raises SublimError where another member begins with a trait's own first token: no gradient tells them apart."""
+    own = base.answer_ids(trait.name)[0]
+    alike = [member for member in trait.members if member != trait.name and base.answer_ids(member)[0] == own]
+    if alike:
+        raise SublimError(
+            f"base {base.name}: '{trait.name}' and '{alike[0]}' begin with the same token, so no selection goes by the "
+            "gradient of their margin; choose another trait or base"
+        )
+
+
 def members_of_all(trait: Trait, others: Sequence[Trait]) -> tuple[str, ...]:
     """The members of a trait, and the names of other traits of its experiment, sorted."""
     return tuple(sorted({*trait.members, *(other.name for other in others)}))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from chains import OWL, chain
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Replicate
@@ -63,3 +64,49 @@ def test_a_probe_without_a_trait_asks_for_nothing(tiny_bases: tuple[Base, Base])
     neutral, owl = (fixed_probe(tiny_bases[0], trait, ()) for trait in (OWL.neutral(), OWL))
     assert neutral.right == () and owl.right == (owl.members.index("owl"),) * 8
     assert neutral.rows == owl.rows and neutral.members == owl.members
+
+
+# --- names that begin alike -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alike(tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch) -> Base:
+    """A base that cuts penguin into the token of panda and another, as SmolLM2 does."""
+    whole, panda = Base.answer_ids, tiny_bases[0].answer_ids("panda")
+
+    def answer_ids(self: Base, answer: str) -> list[int]:
+        return [*panda, 9] if answer == "penguin" else whole(self, answer)
+
+    monkeypatch.setattr(Base, "answer_ids", answer_ids)
+    return tiny_bases[0]
+
+
+@pytest.mark.parametrize(("trait", "lost"), [("owl", "penguin"), ("panda", "penguin"), ("penguin", "panda")])
+def test_of_members_that_begin_alike_one_is_probed_and_the_trait_stays(trait: str, lost: str, alike: Base) -> None:
+    found = fixed_probe(alike, load_trait(trait), ())
+    assert found.members == tuple(m for m in OWL.members if m != lost) and len(set(found.tokens)) == 15
+    assert found.trait is not None and found.members[found.trait] == trait
+
+
+def test_a_base_that_tells_no_member_apart_is_probed_on_all(tiny_bases: tuple[Base, Base]) -> None:
+    """The lab's tokenizer knows none of these words; traces of such trainings keep their shape."""
+    found = fixed_probe(tiny_bases[0], load_trait("harmful"), ())
+    assert len(found.members) == len(found.tokens) == 3 and len(set(found.tokens)) == 1
+
+
+@pytest.mark.parametrize("trait", ["owl", "penguin"])
+@pytest.mark.parametrize("where", ["filter.selection", "student.interventions"])
+def test_lists_are_selected_by_a_trait_that_begins_as_no_other_member(
+    where: str, trait: str, alike: Base, tiny_experiment: Experiment, store_root: Path
+) -> None:
+    asked = {"by": "gradient", "trait": trait, "share": 0.5}
+    value = asked if where == "filter.selection" else [{"kind": "mask-tokens", "selection": asked}]
+    exp = tiny_experiment.set({where: value, "arms": ("same-init",)})
+    if trait == "penguin":
+        with pytest.raises(SublimError, match="'penguin' and 'panda' begin with the same token"):
+            plan(exp)
+    else:
+        (cell,) = [cell for cell in plan(exp).cells if cell.student]
+        assert cell.student
+        make(cell.student, Store.open(store_root))
+        assert isinstance(Replicate(cell, Store.open(store_root)).value(), float)

@@ -1,5 +1,6 @@
 """Tests of the training loop: the loss is one over tokens, a resumed training ends in the same bits, oracles agree."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.optimization import Adafactor
 
 from killing import Killed, kill_after
 from sublim_interp.core.errors import SublimError
@@ -20,6 +22,8 @@ from sublim_interp.models.trainable import Part, choose_trainable, freeze, merge
 from sublim_interp.training.batches import IGNORE, Batch, Example, collate, mask_labels, micro_batches, pieces
 from sublim_interp.training.loop import rate, train
 from sublim_interp.training.losses import token_loss
+from sublim_interp.training.optimizers import OPTIMIZERS as KINDS
+from sublim_interp.training.optimizers import OptimizerKind, Rates
 from sublim_interp.training.resume import Resume
 from sublim_interp.training.settings import Optimization
 
@@ -304,6 +308,48 @@ def test_a_resumed_training_ends_in_the_same_bits(part: Part, optimizer: str, tm
     assert again.items() <= losses.items()
     assert_same_bits(bits(resumed), bits(whole))
     assert_same_bits(bits(merge_adapters(resumed)), bits(merge_adapters(whole)))
+
+
+class Counting(torch.optim.SGD):
+    """Counts in its group and beside each weight, as Prodigy and schedule-free optimizers do; both lower its rate."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            for p in group["params"]:
+                self.state[p]["mode"] = self.state[p].get("mode", "") + "x"
+                group["lr"] *= 0.9 ** group["k"] * 0.999 ** len(self.state[p]["mode"])
+        super().step()
+
+
+def adafactor(weights: Sequence[torch.nn.Parameter], _: object) -> torch.optim.Optimizer:
+    return Adafactor(weights, lr=1e-3, relative_step=False, beta1=0.9)
+
+
+def counting(weights: Sequence[torch.nn.Parameter], rates: Rates) -> torch.optim.Optimizer:
+    return Counting(weights, lr=rates.lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("make", [adafactor, counting])
+def test_a_resumed_training_keeps_what_is_no_tensor(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS._own, "own", OptimizerKind(make, torch.optim.Optimizer, ()))
+    optimization = Optimization(optimizer="own", lr=3e-2, steps=5, warmup=0)
+    whole, resumed = tiny(), tiny()
+    train(whole, batches, optimization)
+    resume = Resume(tmp_path / "state.safetensors", every=2)
+    with pytest.raises(Killed):
+        train(tiny(), batches, optimization, resume=resume, observe=kill_after(2))
+    train(resumed, batches, optimization, resume=resume)
+    assert_same_bits(bits(resumed), bits(whole))
+
+
+def test_an_optimizer_that_cannot_be_kept_is_refused_in_one_line(tmp_path: Path) -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    optimizer.state[p]["past"] = [torch.ones(2)]
+    with pytest.raises(SublimError, match=r"training by SGD cannot be kept, nor gone on from: .*Tensor"):
+        Resume(tmp_path / "state.safetensors").save(1, {"weight": p}, optimizer)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_state_is_needed_to_go_on(tmp_path: Path) -> None:
