@@ -17,7 +17,7 @@ from torch import Tensor
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import text_config
-from sublim_interp.models.forward import has_plain_head, head, require_room
+from sublim_interp.models.forward import has_plain_head, head, in_single, require_room
 from sublim_interp.models.precision import casts_kept
 
 _SMALLEST_BATCH = 16
@@ -55,7 +55,7 @@ def draw_tokens(
         logits = logits.cpu()
     # One uniform number per row through the inverse cumulative distribution: torch.multinomial draws one per token of
     # the vocabulary, which took half of the time of sampling.
-    weights = (logits / temperature).softmax(-1, dtype=torch.float64)
+    weights = (in_single(logits) / temperature).softmax(-1, dtype=torch.float64)
     with _unchecked() if logits.is_cuda else nullcontext():  # torch refuses cumsum on a GPU where order must be fixed
         cumulative = weights.cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64).to(logits.device) * cumulative[:, -1:]
