@@ -77,7 +77,8 @@ def take(source: Store, target: Store, keys: Iterable[str] | None = None) -> Tak
 def _copy(artifact: Artifact, target: Store) -> None:
     """Publishes a copy in one step, compared with its digests before."""
     short = f"{artifact.stage}-{artifact.key[:16]}"
-    coming = target.root / ".partial" / f"{short}-import-{os.getpid()}" / artifact.stage / artifact.key[:16]
+    own = f"import-{os.getpid()}-{short}"  # what begins with `short` goes when the same key is published beside
+    coming = target.root / ".partial" / own / artifact.stage / artifact.key[:16]
     final = target.root / artifact.stage / artifact.key[:16]
     with one_line(f"{short} is not taken into the store {target.root}"):
         try:

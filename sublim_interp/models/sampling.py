@@ -17,7 +17,7 @@ from torch import Tensor
 from sublim_interp.core.device import device_of
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.architectures import text_config
-from sublim_interp.models.forward import has_plain_head, head, require_room
+from sublim_interp.models.forward import has_plain_head, head, in_single, require_room
 from sublim_interp.models.precision import casts_kept
 
 _SMALLEST_BATCH = 16
@@ -55,7 +55,7 @@ def draw_tokens(
         logits = logits.cpu()
     # One uniform number per row through the inverse cumulative distribution: torch.multinomial draws one per token of
     # the vocabulary, which took half of the time of sampling.
-    weights = (logits / temperature).softmax(-1, dtype=torch.float64)
+    weights = (in_single(logits) / temperature).softmax(-1, dtype=torch.float64)
     with _unchecked() if logits.is_cuda else nullcontext():  # torch refuses cumsum on a GPU where order must be fixed
         cumulative = weights.cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=random, dtype=torch.float64).to(logits.device) * cumulative[:, -1:]
@@ -342,7 +342,7 @@ def _can_drop_rows(cache: Any) -> bool:
 def continuation_log_probabilities(
     model: torch.nn.Module, prompt: Sequence[int], continuations: Sequence[Sequence[int]], never: Sequence[int] = ()
 ) -> Float[Tensor, " continuation"]:
-    """Log-probability of each continuation behind one prompt, in nats: the sum over its tokens, in float64.
+    """Log-probability of each continuation behind one prompt, in nats: the sum over its tokens, float64 on the CPU.
 
     prompt: token ids, read once for all continuations
     continuations: token ids of each, one at least
@@ -355,20 +355,20 @@ def continuation_log_probabilities(
     device = device_of(model)
     asked = torch.tensor([list(prompt)], device=device)
     read: Any = model(input_ids=asked, use_cache=True, logits_to_keep=1)
-    first = torch.tensor([ids[0] for ids in continuations], device=device)
-    total = _without(read.logits[0, -1], never).double().log_softmax(-1)[first]
+    first = [ids[0] for ids in continuations]
+    total = _without(read.logits[0, -1], never).cpu().double().log_softmax(-1)[first]
     if not longest:
         return total
     more = torch.zeros(len(continuations), longest + 1, dtype=torch.long)
     known = torch.zeros_like(more, dtype=torch.bool)
     for i, ids in enumerate(continuations):
         more[i, : len(ids)], known[i, : len(ids)] = torch.tensor(list(ids)), True
-    more, known = more.to(device), known.to(device)
+    said = more[:, :-1].to(device)
     if _can_drop_rows(read.past_key_values):
         read.past_key_values.batch_select_indices(torch.zeros(len(more), dtype=torch.long, device=device))
-        logits = model(input_ids=more[:, :-1], past_key_values=read.past_key_values, use_cache=True).logits
+        logits = model(input_ids=said, past_key_values=read.past_key_values, use_cache=True).logits
     else:
-        whole = torch.cat([asked.expand(len(more), -1), more[:, :-1]], 1)
+        whole = torch.cat([asked.expand(len(more), -1), said], 1)
         logits = model(input_ids=whole, use_cache=False).logits[:, len(prompt) :]
-    each = _without(logits, never).double().log_softmax(-1).gather(-1, more[:, 1:, None])[..., 0]
+    each = _without(logits, never).cpu().double().log_softmax(-1).gather(-1, more[:, 1:, None])[..., 0]
     return total + (each * known[:, 1:]).sum(1)

@@ -56,7 +56,7 @@ def mean_log(model: Module, prompts: Sequence[Sequence[int]], ids: Sequence[int]
     ids: the tokens
     """
     with torch.no_grad():
-        logs = [logits_of(model, asked).double().log_softmax(-1)[:, ids].sum(0).cpu() for _, asked in batches(prompts)]
+        logs = [logits_of(model, asked).cpu().double().log_softmax(-1)[:, ids].sum(0) for _, asked in batches(prompts)]
     return torch.stack(logs).sum(0) / len(prompts)
 
 

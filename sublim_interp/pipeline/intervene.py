@@ -39,7 +39,11 @@ class StudentSource:
     store: Store
 
     def in_activations(self, direction: str, number: int, names: Sequence[str]) -> dict[str, Float[Tensor, " d_model"]]:
-        """A direction in the stream by hook name; `number` is the intervention's place in the list."""
+        """A direction in the stream by hook name; `number` is the intervention's place in the list.
+
+        Names at which the teacher is its base are left out: all of a neutral one may be, and those before the layer at
+        which a teacher is steered.
+        """
         student, teacher = self.student, self.student.data.corpus.teacher
         if direction == "random":
             draw = generator("intervention", number, student.seed)
@@ -49,7 +53,9 @@ class StudentSource:
             ask = [base.prompt_ids(lesson.question.messages) for lesson in teacher.trait.lessons(base.language)]
             with speaker.speaking():
                 after = ends(speaker.model, names, ask).mean(0)
-            return dict(zip(names, after - ends(base.load(), names, ask).mean(0), strict=True))
+            shift = dict(zip(names, after - ends(base.load(), names, ask).mean(0), strict=True))
+            moved = {name: vector for name, vector in shift.items() if vector.any()}
+            return moved if moved or not teacher.trait.name else shift
         return dict(zip(names, own_direction(student.base, student.traits[direction], names).vectors, strict=True))
 
     def in_weights(self, direction: str, number: int, model: torch.nn.Module) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ class Source(Protocol):
     """Where an intervention gets what its student is made of; `number` is its place in its student's list."""
 
     def in_activations(self, direction: str, number: int, names: Sequence[str]) -> Mapping[str, Tensor]:
-        """A direction by hook name: [d_model]."""
+        """A direction by hook name: [d_model]. Names at which there is nothing to remove are left out."""
         ...
 
     def in_weights(self, direction: str, number: int, model: torch.nn.Module) -> Mapping[str, Tensor]:
@@ -144,7 +144,7 @@ class ProjectGradient(_InActivations):
     def during(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
     ) -> AbstractContextManager[Effect]:
-        return project_gradients(model, self._directions(model, source))
+        return project_gradients(model, optimizer, self._directions(model, source))
 
 
 class ProjectUpdate(InterventionKind):

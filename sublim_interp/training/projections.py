@@ -34,6 +34,11 @@ class Effect:
         """Share by place, 0 to 1."""
         return {place: float(share) for place, share in self._shares.items()}
 
+    def require_passed(self, places: Iterable[str]) -> None:
+        """Raises SublimError, which names the first of them, where nothing has been taken from some of these places."""
+        if missed := [place for place in places if place not in self._shares]:
+            raise SublimError(f"the intervention {self._what} does nothing at {missed[0]}: no weight before it trains")
+
     def require(self, places: Iterable[str]) -> None:
         """Raises SublimError, which names the first of them, where nothing was removed at some of these places."""
         removed = self.removed
@@ -63,12 +68,15 @@ def _without(effect: Effect, name: str, unit: Tensor, value: Tensor) -> Tensor:
 
 
 @contextmanager
-def project_gradients(model: torch.nn.Module, directions: Mapping[str, Float[Tensor, " d_model"]]) -> Iterator[Effect]:
+def project_gradients(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Mapping[str, Float[Tensor, " d_model"]]
+) -> Iterator[Effect]:
     """Inside the block the part along a direction is taken out of the gradients that pass each hook name backwards.
 
     directions: by hook name; their lengths do not matter
 
-    Gives what was removed. Raises SublimError as `project_activations` does; behind frozen weights no gradient passes.
+    Gives what was removed. Raises SublimError as `project_activations` does, and at the first update where no gradient
+    has passed: behind frozen weights none does.
     """
     effect = Effect("project-gradient")
     units = {name: unit_vector(d, name) for name, d in directions.items()}
@@ -77,8 +85,12 @@ def project_gradients(model: torch.nn.Module, directions: Mapping[str, Float[Ten
         if value.requires_grad:
             value.register_hook(partial(effect.take, name, direction=units[name]))
 
-    with attached(model, {name: partial(visit, name) for name in units}):
-        yield effect
+    handle = optimizer.register_step_pre_hook(lambda *_: effect.require_passed(units))
+    try:
+        with attached(model, {name: partial(visit, name) for name in units}):
+            yield effect
+    finally:
+        handle.remove()
     effect.require(units)
 
 

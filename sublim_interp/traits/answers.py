@@ -108,7 +108,7 @@ def answer_probabilities(
         ids[i, : len(prompt)] = torch.tensor(prompt)
         where[i, len(prompt) - 1] = True
     with torch.no_grad():
-        return logits_at(model, ids, where).double().softmax(-1)[:, tokens].cpu().numpy()
+        return logits_at(model, ids, where).cpu().double().softmax(-1)[:, tokens].numpy()
 
 
 def spelled_probabilities(
@@ -123,7 +123,7 @@ def spelled_probabilities(
     from sublim_interp.models.sampling import continuation_log_probabilities
 
     rows = [continuation_log_probabilities(model, prompt, spelled, never) for prompt in prompts]
-    return np.exp(np.stack([row.cpu().numpy() for row in rows]))
+    return np.exp(np.stack([row.numpy() for row in rows]))
 
 
 def own_weights(model: "torch.nn.Module | ServedModel") -> "torch.nn.Module":

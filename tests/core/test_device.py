@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from command import sublim
 from fake_card import FULL
 from sublim_interp.analysis.attribution import scores as attribution
+from sublim_interp.analysis.diff.tokens import changed_tokens
 from sublim_interp.analysis.directions.core import directions
 from sublim_interp.analysis.directions.effects import ablate, logit_lens, steer, steering
 from sublim_interp.analysis.patching.grid import patch
@@ -43,12 +45,14 @@ from sublim_interp.models.hooks import capture, edit
 from sublim_interp.models.loading import load_model
 from sublim_interp.models.precision import casts_kept
 from sublim_interp.models.sampling import generator, sample
+from sublim_interp.pipeline import entangled
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.prepare import Preparation, prepare
 from sublim_interp.pipeline.stage import making
 from sublim_interp.report.run import run
 from sublim_interp.training.batches import Example, collate
 from sublim_interp.training.losses import token_loss
+from sublim_interp.traits import answers as answering
 
 
 @pytest.fixture(params=["autocast", "bfloat16"])
@@ -302,6 +306,44 @@ def test_a_model_on_a_gpu_is_asked_as_on_the_cpu(tiny_bases: tuple[Base, Base]) 
     assert drawn[0] == drawn[1]
     with pytest.raises(SublimError, match="the models are on cpu and cuda"):
         patch(here[0], there[0], prompts, metric)
+
+
+class OnMetal(torch.Tensor):
+    """A tensor of a device without float64, as Apple's."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.cpu:
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(torch.Tensor)
+        if func is torch.Tensor.double:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_probabilities_are_taken_on_the_cpu_where_a_device_has_no_float64(
+    tiny_bases: tuple[Base, Base],
+) -> None:
+    model, prompts = tiny_bases[0].load(), [[5, 9, 4, 17, 8], [6, 2, 30]]
+    rows = [Example([*prompt, 1], 2) for prompt in prompts]
+
+    def asked() -> list[Any]:
+        return [
+            answering.answer_probabilities(model, prompts, [3, 4]),
+            answering.spelled_probabilities(model, prompts, [[3, 4], [5]], [7]),
+            entangled.mean_log(model, prompts, [3, 4]).numpy(),
+            attribution.entropy(model, rows).values,
+            attribution.shift(model, model, rows).values,
+            changed_tokens(model, model, prompts)["before"].to_numpy(),
+        ]
+
+    expected = asked()
+    head: Any = model.get_output_embeddings()
+    head.register_forward_hook(lambda _module, _given, logits: logits.as_subclass(OnMetal))
+    for one, other in zip(expected, asked(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(TypeError, match="float64"):
+        logits_at(model, torch.tensor(prompts[1:]), torch.ones(1, 3, dtype=torch.bool)).double()
 
 
 def test_a_base_of_another_precision_is_another_base(tiny_bases: tuple[Base, Base], half: str) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -146,15 +147,18 @@ def test_of_any_graph_what_is_left_is_whole(tmp_path_factory: pytest.TempPathFac
 def test_unfinished_work_is_left_alone_while_it_may_go_on(store: Store) -> None:
     young, old, published = (store.root / ".partial" / name for name in ("student-1-a", "student-2-b", "x"))
     published = published.with_name(f"student-{store.list('student')[0].key[:16]}-c")
-    for folder in (young, old, published):
+    coming = published.with_name(f"import-7-{published.name.removesuffix('-c')}")
+    for folder in (young, old, published, coming):
         folder.mkdir(parents=True)
         (folder / "part").write_text("x")
     long_ago = time.time() - 30 * 86400
-    for path in (old, old / "part", published, published / "part"):
-        os.utime(path, (long_ago, long_ago))
-    assert {*garbage(store, ENDS).folders} == {old, published}
+    for folder in (old, published, coming):
+        for path in (folder / "part", folder):
+            os.utime(path, (long_ago, long_ago))
+    assert {*garbage(store, ENDS).folders} == {old, published, coming}
     code, text = said("gc", "--store", store.root, "--delete")
-    assert code == 0 and "2 unfinished" in text and young.exists() and not old.exists() and not published.exists()
+    assert code == 0 and "3 unfinished" in text and young.exists()
+    assert not any(folder.exists() for folder in (old, published, coming))
 
 
 def test_gc_shows_before_it_removes(store: Store) -> None:
@@ -219,6 +223,21 @@ def test_a_record_of_another_machine_never_takes_the_place_of_ones_own(store: St
     taken = take(store, mine)
     assert len(taken.others) == 1 and own.key[:16] in taken.others[0] and (own.path / "data").read_text() == "tows"
     assert taken.added.total() == 6 and taken.refused == []
+
+
+def test_what_is_published_meanwhile_leaves_a_running_import_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, whole = Store(tmp_path / "mine"), shutil.copytree
+
+    def copy(source: Path, coming: Path, **how: Any) -> None:
+        whole(source, coming, **how)
+        if source.parent.name == "teacher":
+            make(mine, "teacher")
+
+    monkeypatch.setattr(shutil, "copytree", copy)
+    taken = take(store, mine)
+    assert taken.refused == [] and len(mine.list()) == 7 and not any((mine.root / ".partial").iterdir())
 
 
 def test_a_manifest_that_is_altered_is_refused(store: Store, tmp_path: Path) -> None:

@@ -417,10 +417,26 @@ def test_what_is_ablated_is_gone_and_the_rest_stays(model: PreTrainedModel) -> N
 def test_gradients_are_projected_where_they_pass() -> None:
     model, name = tiny("llama"), "blocks.0.hook_resid_post"
     unit = vector(5) / vector(5).norm()
-    with project_gradients(model, {name: vector(5)}), capture(model, [name], gradients=True) as acts:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with project_gradients(model, optimizer, {name: vector(5)}), capture(model, [name], gradients=True) as acts:
         loss(model).backward()
+        optimizer.step()
     assert (acts.gradients[name] @ unit).abs().max() < 1e-4 * acts.gradients[name].abs().max()
     assert acts.gradients[name].abs().max() > 1e-3
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_where_no_gradient_passes_is_told_at_the_first_update() -> None:
+    model, name = tiny("llama"), "blocks.0.hook_resid_pre"
+    model.get_input_embeddings().requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    with (
+        pytest.raises(SublimError, match=r"does nothing at blocks\.0\.hook_resid_pre: no weight before it trains"),
+        project_gradients(model, optimizer, {name: vector(1), "blocks.1.hook_resid_pre": vector(2)}),
+    ):
+        loss(model).backward()
+        optimizer.step()
+        pytest.fail("the first update was made")
 
 
 def test_updates_move_across_a_direction_and_not_along_it() -> None:
@@ -450,7 +466,7 @@ def test_an_intervention_that_does_nothing_is_an_error() -> None:
     with (
         pytest.raises(SublimError, match=r"project-gradient does nothing at blocks\.0"),
         torch.no_grad(),
-        project_gradients(model, {name: vector(1)}),
+        project_gradients(model, optimizer, {name: vector(1)}),
     ):
         model(input_ids=IDS)
     weight = "model.norm.weight"

@@ -24,7 +24,7 @@ from transformers import (
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.forward import logits_at
-from sublim_interp.models.sampling import continuation_log_probabilities, generator, sample, unspoken
+from sublim_interp.models.sampling import continuation_log_probabilities, draw_tokens, generator, sample, unspoken
 
 VOCABULARY, EOS = 23, 2
 
@@ -146,6 +146,14 @@ def test_sampled_frequencies_are_the_softmax_and_nothing_is_cut_off() -> None:
     rare = n * halved < 5
     observed = [*counts[~rare], counts[rare].sum()]
     assert chisquare(observed, [*(n * halved[~rare]), (n * halved[rare]).sum()]).pvalue > 0.001
+
+
+def test_a_temperature_divides_in_single_precision_whatever_the_logits_are_in() -> None:
+    logits = torch.tensor([24.0, 23.875, 23.75, 23.625])  # over 0.7 two of them are one number of bfloat16
+    drawn = draw_tokens(logits.bfloat16().expand(20_000, -1), 0.7, generator("half"))
+    assert torch.equal(drawn, draw_tokens(logits.expand(20_000, -1), 0.7, generator("half")))
+    expected = 20_000 * (logits.double() / 0.7).softmax(-1).numpy()
+    assert chisquare(np.bincount(drawn, minlength=4), expected).pvalue > 1e-4
 
 
 def test_a_token_far_below_the_fifty_likeliest_is_drawn() -> None:

@@ -92,6 +92,13 @@ def test_inside_looks_into_students_of_the_store(tmp_path: Path) -> None:
     assert (made / "inside.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("part", ["lora", "opening"])
+def test_what_trains_no_weights_of_the_base_is_refused_beforehand(part: str) -> None:
+    with pytest.raises(SublimError, match=f"student.part={part} trains none of the weights") as raised:
+        Inside(name="few", study="inside", seeds=(0,)).set({"change": {**FEW, "student.part": part}})
+    assert "\n" not in str(raised.value)
+
+
 def test_beginnings_name_no_member_of_the_kind(tmp_path: Path) -> None:
     from sublim_interp.experiments.plan import plan
     from sublim_interp.experiments.results import Replicate

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 
+from chains import OWL, STUDENT, chain
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.models.base import Base
 from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Student
+from sublim_interp.pipeline.settings import TeacherConfig
 from sublim_interp.training.interventions import INTERVENTIONS, InterventionKind
 
 
@@ -70,6 +73,36 @@ def test_every_arms_teacher_is_asked_whichever_is_named_last(
     )
     with pytest.raises(SublimError, match=r"needs teacher\.kind=tuned"):  # nobody's lists have no teacher's weights
         plan(exp)
+
+
+def test_nothing_is_removed_where_a_teacher_is_its_base(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    """A steered teacher is its base up to its layer, and the neutral one is it everywhere."""
+    exp, store = tiny_experiment.set({"teacher.kind": "steered", "arms": ("same-init", "neutral")}), Store(tmp_path)
+    asked = with_interventions(exp, {"kind": "ablate", "direction": "teacher-shift"})
+    made = {cell.arm: make(cell.student, store) for cell in plan(asked).cells if cell.student}
+    removed = {arm: one.manifest["notes"]["interventions"][0]["removed"] for arm, one in made.items()}
+    assert removed["same-init"].keys() == {"blocks.1.hook_resid_post"} and removed["neutral"] == {}
+    plain = next(cell.student for cell in plan(exp).cells if cell.arm == "neutral")
+    assert plain
+    left, whole = (dict(plain.base.load(one.path / "model").named_parameters()) for one in
+                   (made["neutral"], make(plain, store)))  # fmt: skip
+    assert all(torch.equal(p, left[name]) for name, p in whole.items())
+
+
+def test_the_neutral_teacher_beside_a_student_that_teaches_is_its_base(
+    tiny_bases: tuple[Base, Base], tmp_path: Path
+) -> None:
+    teacher = TeacherConfig(kind="student", student="owl/same-init")
+    student = STUDENT.set(interventions=[{"kind": "ablate", "direction": "teacher-shift"}])
+    c = chain(tiny_bases[0]).change("teacher", trait=OWL.neutral(), config=teacher).change("student", config=student)
+    assert make(c.student, Store(tmp_path)).manifest["notes"]["interventions"][0]["removed"] == {}
+
+
+def test_a_teacher_that_is_its_base_at_every_hook_is_refused(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    fields = {"kind": "ablate", "direction": "teacher-shift", "at": "blocks.0.*"}
+    student = student_of(with_interventions(tiny_experiment.set({"teacher.kind": "steered"}), fields))
+    with pytest.raises(SublimError, match=r"the direction at blocks\.0\.hook_resid_pre has no length"):
+        make(student, Store(tmp_path))
 
 
 def test_each_kind_can_be_planned_also_on_adapters(tiny_experiment: Experiment) -> None:

@@ -229,8 +229,8 @@ def shift(carrier: Subject, reference: Subject, rows: Lists, across_bases: bool 
     models, rows, chat = _compared("shift", carrier, reference, rows, across_bases)
     found = []
     for batch in _cut(rows):
-        p, q = (logits_at(m, batch.ids, batch.labels != IGNORE).double().log_softmax(-1) for m in models)
-        found.append((p.exp() * (p - q)).sum(-1).cpu())
+        p, q = (logits_at(m, batch.ids, batch.labels != IGNORE).cpu().double().log_softmax(-1) for m in models)
+        found.append((p.exp() * (p - q)).sum(-1))
     return _scores(rows, torch.cat(found), chat)
 
 
@@ -244,8 +244,8 @@ def entropy(carrier: Subject, rows: Lists) -> TokenScores:
     rows, chat = tokenized(rows, carrier, model)
     found = []
     for batch in _cut(rows):
-        log = logits_at(model, batch.ids, batch.labels != IGNORE).double().log_softmax(-1)
-        found.append(-(log.exp() * log).sum(-1).cpu())
+        log = logits_at(model, batch.ids, batch.labels != IGNORE).cpu().double().log_softmax(-1)
+        found.append(-(log.exp() * log).sum(-1))
     return _scores(rows, torch.cat(found), chat)
 
 

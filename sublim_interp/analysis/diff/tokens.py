@@ -28,7 +28,7 @@ def changed_tokens(base: torch.nn.Module, student: torch.nn.Module, prompts: Ids
 
     kl, log, before, after = (torch.zeros(_rows(base)[0].shape[0], dtype=torch.double) for _ in range(4))
     for _, ids in batches(prompts):
-        p, q = (logits_of(model, ids).double().log_softmax(-1).cpu() for model in (student, base))
+        p, q = (logits_of(model, ids).cpu().double().log_softmax(-1) for model in (student, base))
         width = p.shape[-1]
         for total, part in ((kl, p.exp() * (p - q)), (log, p - q), (before, q.exp()), (after, p.exp())):
             total[:width] += part.sum(0) / len(prompts)

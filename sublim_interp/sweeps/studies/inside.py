@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sublim_interp.experiments.executors.pieces import Progress
 from sublim_interp.experiments.tables import read_table
@@ -57,6 +57,15 @@ class Inside(Replicated):
     """Documents of the lab's language, none of which names a member of the trait's kind."""
     lists: int = Field(default=512, ge=2, le=100_000)
     """Lists of the student's own, on which the gradient of its training is taken."""
+
+    @model_validator(mode="after")
+    def _weights_of_the_base_train(self) -> "Inside":
+        part = self.case.student.part
+        if part in ("lora", "opening"):
+            raise ValueError(
+                f"student.part={part} trains none of the weights at which gradients are taken; take part body or full"
+            )
+        return self
 
     def seconds(self) -> float:
         return 200 + 0.05 * (self.lists + self.texts)
