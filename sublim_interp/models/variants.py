@@ -284,11 +284,32 @@ def _dropped(settings: Dropped, models: Sequence[Any]) -> None:
     model, layers = models[0], decoder_layers(models[0])
     if not settings.layer < len(layers) > 1:
         raise SublimError(f"dropped: layer={settings.layer} of a model with {len(layers)} layers; one must stay")
+    config, depth = model.config.get_text_config(), len(layers)
+    lists = {name: value for name, value in vars(config).items() if isinstance(value, list) and "token" not in name}
+    for name, value in lists.items():
+        if len(value) == depth:
+            setattr(config, name, [one for i, one in enumerate(value) if i != settings.layer])
+        elif "layer" in name and any(isinstance(i, int) and i >= settings.layer for i in value):
+            raise SublimError(f"dropped: {name}={value} of {config.model_type} counts layers; drop one behind them")
     del layers[settings.layer]
-    config = model.config.get_text_config()
     config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [t for i, t in enumerate(config.layer_types) if i != settings.layer]
+    _require_same_on_disk(model, f"dropped: layer={settings.layer}")
+
+
+@torch.no_grad()
+def _require_same_on_disk(model: Any, what: str) -> None:
+    """Raises SublimError where a model that is written and read again is another: its layers are not as it says."""
+    text = model.config.get_text_config()
+    ids = torch.arange(min(512, getattr(text, "max_position_embeddings", None) or 512))[None] % text.vocab_size
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(model, Path(scratch))
+        try:
+            again = load_model(Path(scratch), device="cpu")
+        except SublimError as error:
+            raise SublimError(f"{what} of {text.model_type}, whose layers are then not as it says: {error}") from None
+    one, other = (read(input_ids=ids, use_cache=False).logits.float() for read in (model, again))
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.std())):
+        raise SublimError(f"{what} of {text.model_type}, whose layers are then not as its configuration says")
 
 
 # --- the same function, of models of Llama's type ---------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Tests of variants: which are the same function, with which trainings they commute, how they are named and kept."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.landscape import distance, hill
 from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.loading import load_model, save_model
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.models.variants import VARIANTS, Noise, parse
 from tiny_models import VOCABULARY, tiny
@@ -205,6 +208,50 @@ def test_a_dropped_layer_leaves_the_function_of_the_others(tmp_path: Path) -> No
         cut.save_pretrained(tmp_path / str(layer))
         read_back = type(cut).from_pretrained(tmp_path / str(layer), dtype=torch.float64)
         torch.testing.assert_close(read(read_back, IDS), read(whole, IDS))
+
+
+def without_first(architecture: str, path: Path, **shape: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits of a model with its first layer silent, logits of what is written without that layer)."""
+    torch.manual_seed(1)
+    asked = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_attention_heads": 2, "initializer_range": 0.5, **shape}
+    whole: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, pad_token_id=0, **asked)).eval()
+    cut = deepcopy(whole)
+    with torch.no_grad():
+        for name, p in whole.named_parameters():
+            if ".0." in name and any(part in name for part in ("o_proj", "down_proj", "out_proj", "c_proj")):
+                p.zero_()
+        cut = VARIANTS["dropped"].make(VARIANTS["dropped"].settings.model_validate({"layer": 0}), [cut]) or cut
+    save_model(cut, path)
+    return read(whole, IDS), read(load_model(path, device="cpu"), IDS)
+
+
+FOUR = {"num_hidden_layers": 4, "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 64}
+EXPERTS = {**FOUR, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+NEO = {"num_layers": 4, "max_position_embeddings": 64, "window_size": 4, "attention_types": [[["global", "local"], 2]]}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"), [("smollm3", {**FOUR, "no_rope_layers": [1, 1, 0, 1]}), ("gpt_neo", NEO)]
+)
+def test_a_dropped_layer_takes_its_own_settings_along(architecture: str, shape: dict[str, Any], tmp_path: Path) -> None:
+    """A layer without rotary positions, or of local attention, is another one when those before it are fewer."""
+    whole, cut = without_first(architecture, tmp_path, **shape)
+    torch.testing.assert_close(cut, whole)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mlp_only_layers": [1]}, r"mlp_only_layers=\[1\] of qwen2_moe counts layers"),
+        ({"decoder_sparse_step": 2}, "layer=0 of qwen2_moe, whose layers are then not as it says"),
+    ],
+)
+def test_a_layer_that_would_change_what_the_others_are_is_not_dropped(
+    fields: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SublimError, match=said) as raised:
+        without_first("qwen2_moe", tmp_path, **EXPERTS, **fields)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("heads", [2, 3])
