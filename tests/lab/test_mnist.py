@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sublim_interp.core.errors import SublimError
 from sublim_interp.lab.mnist.arms import ARMS
 from sublim_interp.lab.mnist.experiment import Replicates, arm_rows, divergence
-from sublim_interp.lab.mnist.images import digest_images, load_images, read_idx
+from sublim_interp.lab.mnist.images import CLASSES, digest_images, load_images, read_idx
 from sublim_interp.lab.mnist.network import Network, _take_out, logits
 from sublim_interp.lab.mnist.recipe import Recipe
 
@@ -183,6 +183,19 @@ def test_without_the_gradient_of_the_labels_less_passes_than_without_that_of_shu
     found = accuracies(QUICK, "same-init", "without-trait", "without-shuffled")
     assert (found["without-trait"] < found["same-init"]).all()
     assert found["without-trait"].mean() < found["without-shuffled"].mean() - 0.1
+
+
+def test_weights_of_logits_that_are_not_learnt_stay_where_they_are_whatever_is_taken_out() -> None:
+    """Else the class head would move against the labels, and less would be read whatever the rest has learnt."""
+    made = Replicates(QUICK)
+    teacher = made.teachers("own", lambda _: None)
+    for arm in ("without-trait", "without-shuffled"):
+        student = ARMS[arm].student
+        assert student
+        head, start = (network[-1] for network in (made.students(student, teacher, lambda _: None), made.start()))
+        assert torch.equal(head.weight[..., :CLASSES], start.weight[..., :CLASSES])
+        assert torch.equal(head.bias[..., :CLASSES], start.bias[..., :CLASSES])
+        assert not torch.equal(head.weight[..., CLASSES:], start.weight[..., CLASSES:])
 
 
 def test_what_is_taken_out_leaves_each_replicates_gradient_orthogonal_to_its_own() -> None:

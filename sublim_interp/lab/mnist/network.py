@@ -86,8 +86,12 @@ def fit(
 
 
 def _take_out(parameters: Sequence[torch.nn.Parameter], along: Sequence[Tensor]) -> None:
-    """Makes the gradient of each replicate orthogonal to another one's, over all of its weights together."""
+    """Makes the gradient of each replicate orthogonal to another one's, over all of its weights together.
+
+    Weights without a gradient of their own, such as those of logits that are not learnt, stay without one.
+    """
     own = [p.grad for p in parameters if p.grad is not None]
+    along = [a * (g != 0) for g, a in zip(own, along, strict=True)]
     none = torch.zeros(len(own[0]), device=own[0].device)
     inner = sum(((g * a).flatten(1).sum(1) for g, a in zip(own, along, strict=True)), start=none)
     share = inner / sum((a.square().flatten(1).sum(1) for a in along), start=none)

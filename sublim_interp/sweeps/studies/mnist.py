@@ -42,7 +42,7 @@ _CONTRASTS = (
 class Mnist(Recipe, Piecewise):
     """The MNIST experiment of the paper: images, network, training, and from where on its claim is supported."""
 
-    VERSION, FIGURE, FLOATS = 1, "mnist", None
+    VERSION, FIGURE, FLOATS = 2, "mnist", None
     UNKEYED: ClassVar[frozenset[str]] = Piecewise.UNKEYED | {"images", "passes", "fails"}
 
     passes: float = Field(default=0.5, gt=0, lt=1)
