@@ -44,6 +44,10 @@ class Interval:
         """For a difference of rates: `93.0 points [92.1, 93.9]`."""
         return self._text(100.0, digits, " points")
 
+    def nats(self, digits: int = 2) -> str:
+        """For a margin: `9.56 nats [8.39, 10.73]`."""
+        return self._text(1.0, digits, " nats")
+
     def plain(self, digits: int = 3) -> str:
         """In the values' own unit: `0.991 [0.980, 0.996]`."""
         return self._text(1.0, digits, "")

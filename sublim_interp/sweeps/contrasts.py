@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from sublim_interp.core.choices import meant
-from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
 from sublim_interp.report.wording import capital, count
 from sublim_interp.stats.intervals import mean_interval
@@ -36,35 +34,29 @@ def contrast_lines(contrasts: Sequence[Contrast], cells: "pd.DataFrame") -> tupl
     contrasts: as a grid has them
     cells: its cells.csv: value, arm, seed, rate, margin
 
-    The seed is the unit: cells of one seed share teachers, so each side is averaged within it. Raises SublimError for
-    a value or an arm that the sweep lacks.
+    The seed is the unit: cells of one seed share teachers, so each side is averaged within it. Where no seed has all
+    cells of a contrast, as cells may lead nowhere, it cannot be told.
     """
     lines, numbers = [], {}
     for asked in contrasts:
-        said = []
-        for measure, scale, digits, unit in (("rate", 100.0, 1, "points"), ("margin", 1.0, 2, "nats")):
-            each = _by_seed(asked.plus, cells, measure)
-            if asked.minus:
-                each = (each - _by_seed(asked.minus, cells, measure)).dropna()
-            found = mean_interval(each.to_list())
-            ends = (minus(f"{scale * x:z.{digits}f}") for x in (found.estimate, found.low, found.high))
-            size = "{} {unit} [{}, {}]".format(*ends, unit=unit)
-            said.append(size)
-            numbers[f"contrast/{asked.name}/{measure}"] = size
+        rate, margin = (_by_seed(asked, cells, measure) for measure in ("rate", "margin"))
+        if not rate or not margin:
+            lines.append(f"{capital(asked.name)}: cannot be told, as no seed has all of its cells.")
+            continue
+        points, nats = minus(mean_interval(rate).points()), minus(mean_interval(margin).nats())
         over = "paired by" if asked.minus else "over"
-        lines.append(f"{capital(asked.name)}: {said[0]}, by margin {said[1]}, {over} {count(len(each), 'seed')}.")
+        lines.append(f"{capital(asked.name)}: {points}, by margin {nats}, {over} {count(len(rate), 'seed')}.")
+        numbers |= {f"contrast/{asked.name}/rate": points, f"contrast/{asked.name}/margin": nats}
     return lines, numbers
 
 
-def _by_seed(side: Sequence[Cell], cells: "pd.DataFrame", measure: str) -> Any:
-    """The mean over some cells in each seed that has all of them."""
+def _by_seed(asked: Contrast, cells: "pd.DataFrame", measure: str) -> list[float]:
+    """The contrast in each seed that has all of its cells."""
     import pandas as pd
 
-    columns = []
-    for value, arm in side:
-        own = cells.loc[(cells["value"] == value) & (cells["arm"] == arm)]
-        if own.empty:
-            known = sorted({f"{v}, {a}" for v, a in zip(cells["value"], cells["arm"], strict=True)})
-            raise SublimError(f"contrast: no cell '{value}, {arm}'; {meant(f'{value}, {arm}', known)}")
-        columns.append(own.set_index("seed")[measure])
-    return pd.concat(columns, axis=1).dropna().mean(axis=1)
+    def side(of: Sequence[Cell]) -> Any:
+        own = [cells.loc[(cells["value"] == value) & (cells["arm"] == arm)] for value, arm in of]
+        return pd.concat([one.set_index("seed")[measure] for one in own], axis=1).dropna().mean(axis=1)
+
+    found = side(asked.plus) - side(asked.minus) if asked.minus else side(asked.plus)
+    return found.dropna().to_list()

@@ -39,12 +39,16 @@ def test_a_difference_is_paired_by_seed_and_cells_of_a_side_are_averaged_within_
     assert line.startswith("Both minus own: 10.0 points [10.0, 10.0], by margin") and line.endswith("by 5 seeds.")
 
 
-def test_a_seed_that_lacks_a_cell_is_left_out_and_a_cell_that_is_not_there_is_named() -> None:
+def test_a_seed_that_lacks_a_cell_is_left_out_and_without_any_it_is_said() -> None:
     asked = Contrast(name="x", plus=(("b", "cross-init"),), minus=(("a", "same-init"),))
     (line,), _ = contrast_lines([asked], CELLS.drop(index=7))
     assert line.endswith("paired by 4 seeds.")
-    with pytest.raises(SublimError, match="no cell 'c, same-init'"):
-        contrast_lines([Contrast(name="x", plus=(("c", "same-init"),))], CELLS)
+    (line,), numbers = contrast_lines([asked], CELLS[CELLS["value"] != "b"])
+    assert line == "X: cannot be told, as no seed has all of its cells." and not numbers
+    (line,), _ = contrast_lines([asked], CELLS[CELLS["seed"] == 0])
+    assert "[no interval: n = 1]" in line and line.endswith("paired by 1 seed.")
+    with pytest.raises(SublimError, match="contrasts name no value 'rotatd'"):
+        grid("twins").set(contrasts=[{"name": "x", "plus": [["rotatd", "cross-init"]]}])
 
 
 @pytest.mark.parametrize("name", [name for name in grid_names() if grid(name).contrasts])
