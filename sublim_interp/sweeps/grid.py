@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.registry import Registry
 from sublim_interp.core.settings import Config, read_text, validate
@@ -64,10 +63,6 @@ class Grid(Config):
             said = [word for word, _ in values]
             if twice := sorted({word for word in said if said.count(word) > 1}):
                 raise ValueError(f"axes.{field} has two values called '{twice[0]}'; give each a word of its own")
-        known = [word for values in self.worded.values() for word, _ in values]
-        for value, _ in (cell for asked in self.contrasts for cell in (*asked.plus, *asked.minus)):
-            if value not in known:
-                raise ValueError(f"contrasts name no value '{value}'; {meant(value, known)}")
         for field, axis in product(self.change, self.axes):
             values = self.axes[axis]
             part = field.removeprefix(f"{axis}.").partition(".")[0]

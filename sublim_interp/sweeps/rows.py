@@ -47,12 +47,12 @@ class Row(Config):
     """Where its number stands."""
     control: Cell
     """Where that of its control stands."""
-    on: str = "lab models"
+    models: str = "lab models"
     """On what it ran here."""
 
 
 def rows_frame(rows: tuple[Row, ...], results: Path = RESULTS) -> "pd.DataFrame":
-    """A row of the finding each: row, theirs, their_control, ours, control, n, on, table, key.
+    """A row of the finding each: row, theirs, their_control, ours, control, n, models, table, key.
 
     rows: as a suite has them
     results: the folder of committed results
@@ -67,7 +67,7 @@ def rows_frame(rows: tuple[Row, ...], results: Path = RESULTS) -> "pd.DataFrame"
         ours, control = (_measured(row, cell, results) for cell in (row.ours, row.control))
         said = {"row": row.row, "theirs": row.theirs, "their_control": row.their_control}
         said |= {"ours": ours.percent(), "control": control.percent(), "n": ours.n}
-        told.append({**said, "on": row.on, "table": row.table, "key": key_of(results / row.table)})
+        told.append({**said, "models": row.models, "table": row.table, "key": key_of(results / row.table)})
     return pd.DataFrame(told)
 
 
@@ -78,8 +78,8 @@ def rows_table(rows: tuple[Row, ...], results: Path = RESULTS) -> SweepTable:
         "The original work's figures (Cloud et al., 2507.14805) beside ours: means over n replicates, of animals and "
         "trees over n of them, with 95 % intervals, cut at 0 and 100 %."
     )
-    columns = ("row", "theirs", "their control", "n", "here", "control here", "on", "result")
-    shown = frame[["row", "theirs", "their_control", "n", "ours", "control", "on", "table"]].astype(str)
+    columns = ("row", "theirs", "their control", "n", "here", "control here", "models", "result")
+    shown = frame[["row", "theirs", "their_control", "n", "ours", "control", "models", "table"]].astype(str)
     return SweepTable(about, columns, list(shown.itertuples(index=False, name=None)), [])
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sublim_interp.core.errors import SublimError
 from sublim_interp.sweeps.contrasts import Contrast, contrast_lines
 from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.plan import plan_grid, sweep_key
@@ -47,8 +46,6 @@ def test_a_seed_that_lacks_a_cell_is_left_out_and_without_any_it_is_said() -> No
     assert line == "X: cannot be told, as no seed has all of its cells." and not numbers
     (line,), _ = contrast_lines([asked], CELLS[CELLS["seed"] == 0])
     assert "[no interval: n = 1]" in line and line.endswith("paired by 1 seed.")
-    with pytest.raises(SublimError, match="contrasts name no value 'rotatd'"):
-        grid("twins").set(contrasts=[{"name": "x", "plus": [["rotatd", "cross-init"]]}])
 
 
 @pytest.mark.parametrize("name", [name for name in grid_names() if grid(name).contrasts])
