@@ -12,7 +12,7 @@ from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.plan import plan_grid, sweep_key
 
 DRAW = np.random.default_rng(0)
-CELLS = pd.DataFrame(
+CELLS: Any = pd.DataFrame(
     [
         {"value": value, "arm": arm, "seed": seed, "rate": rate, "margin": seed + shift + DRAW.normal(0, 0.1)}
         for value, arm, rate, shift in (
