@@ -60,9 +60,14 @@ def claims_frame(verdicts: Sequence[Verdict]) -> "pd.DataFrame":
     nothing = {"distance": math.nan, "low": math.nan, "high": math.nan}
     rows = []
     for verdict in verdicts:
-        about = {"claim": f"{verdict.claim.claim} ({verdict.claim.short})", "outcome": verdict.outcome}
-        tried = [_from_threshold(finding) for finding in verdict.findings if finding.interval]
-        rows += [about | found for found in tried or [nothing]]
+        about = {"claim": f"{verdict.claim.claim} ({verdict.claim.short})"}
+        under = verdict.by_condition
+        tried = [
+            {"outcome": under[finding.test.under], **_from_threshold(finding)}
+            for finding in verdict.findings
+            if finding.interval
+        ]
+        rows += [about | found for found in tried or [{"outcome": verdict.outcome, **nothing}]]
     return pd.DataFrame(rows)
 
 

@@ -24,9 +24,9 @@ _FURTHEST = 30.0
 def verdicts(tests: pd.DataFrame) -> Figure:
     """What of the field's claims holds? A row a claim, a mark a test; right of the line is the claim's side.
 
-    tests: a row a test: claim (its number and words), outcome (the claim's), and distance, low, high: how far the
-        effect and the ends of its interval lie on the claim's side of the threshold, in the smallest step that would
-        matter; NaN where a claim was not tried, and ends where one replicate has none
+    tests: a row a test: claim (its number and words), outcome (that under its condition), and distance, low, high: how
+        far the effect and the ends of its interval lie on the claim's side of the threshold, in the smallest step that
+        would matter; NaN where a claim was not tried, and ends where one replicate has none
     """
     claims = list(dict.fromkeys(tests["claim"]))[::-1]
     figure = Figure(figsize=(7.6, 0.21 * len(claims) + 1.1), layout="constrained")
