@@ -68,12 +68,12 @@ class Tables:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per arm, with intervals over replicates; see `summary`."""
-        return summary(self.results, self.distances, self.trait)
+        return summary(self.replicates)
 
     @cached_property
     def contrasts(self) -> pd.DataFrame:
         """Differences between arms, paired over replicates; see `contrasts`."""
-        return contrasts(self.results, self.distances, self.trait)
+        return contrasts(self.replicates, base_pairs(self.results))
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -137,10 +137,10 @@ def replicates(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd
     )
 
 
-def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
+def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row per arm, in the order of `in_order`: means over replicates, with 95 % intervals.
 
-    results, distances, trait: as in `Tables`
+    table: the rows of `replicates`
 
     Returns these columns, NaN where there is nothing to say:
     arm, n: its name, and how many replicates
@@ -154,10 +154,7 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
     further_n, further_round, further_rate, further_kl: how many students were compared so, the last round that was
         needed, and what holds in the round that counts
     Each measure, kl, bits and further_rate are followed by their _low and _high.
-
-    Raises SublimError as `replicates` does.
     """
-    table = replicates(results, distances, trait)
     rows = []
     for arm in in_order(table["arm"]):
         own = _where(table, arm=arm, stage="equal steps")
@@ -173,10 +170,11 @@ def summary(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.DataFrame:
+def contrasts(table: pd.DataFrame, pairs: Mapping[int, tuple[str, ...]]) -> pd.DataFrame:
     """Differences in rate (held-out phrasings, plain context), paired over seeds, for the arms that are there.
 
-    results, distances, trait: as in `Tables`
+    table: the rows of `replicates`
+    pairs: seed → the bases that its arms come from, as of `base_pairs`
 
     Returns these columns:
     contrast, stage: what is subtracted, and whether at equal steps or at equal KL
@@ -189,12 +187,9 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
 
     The diagonal of the 2 × 2, ((A→A + B→B) − (A→B + B→A)) / 2, is given per replicate, and per base pair where there
     are several.
-
-    Raises SublimError as `replicates` does.
     """
-    table = records(replicates(results, distances, trait))
-    rates = {(row["arm"], row["stage"], row["seed"]): row["rate"] for row in table if not math.isnan(row["rate"])}
-    pairs = _base_pairs(results)
+    replicated = records(table)
+    rates = {(row["arm"], row["stage"], row["seed"]): row["rate"] for row in replicated if not math.isnan(row["rate"])}
     rows: list[dict[str, Any]] = []
 
     def shared_seeds(stages: Mapping[str, str]) -> list[int]:
@@ -209,7 +204,7 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
         values += (interval.estimate, interval.low, interval.high, test.p, test.floor, note)
         rows.append(dict(zip(_CONTRAST_COLUMNS, values, strict=True)))
 
-    for pair in _compared({row["arm"] for row in table}):
+    for pair in _compared({row["arm"] for row in replicated}):
         seeds = shared_seeds(dict.fromkeys(pair, "equal steps"))
         if seeds:
             first, second = ([rates[arm, "equal steps", seed] for seed in seeds] for arm in pair)
@@ -220,7 +215,9 @@ def contrasts(results: pd.DataFrame, distances: pd.DataFrame, trait: str) -> pd.
         seeds = shared_seeds(cells)
         if not seeds:
             continue
-        students = [row for row in table if row["stage"] == "equal KL" and row["arm"] in cells and row["seed"] in seeds]
+        students = [
+            row for row in replicated if row["stage"] == "equal KL" and row["arm"] in cells and row["seed"] in seeds
+        ]
         missed = sum(not row["matched"] for row in students)
         notes = [f"unmatched {missed} of {len(students)}"] if missed else []
         by_seed = [[rates[arm, at, seed] for seed in seeds] for arm, at in cells.items()]
@@ -279,8 +276,8 @@ def _diagonal(cells: Sequence[Sequence[float]]) -> Contrast:
     return diagonal_contrast(aa, ab, ba, bb, bounds=(-1, 1))
 
 
-def _base_pairs(results: pd.DataFrame) -> dict[int, tuple[str, ...]]:
-    """Seed → the bases that its arms come from, in alphabetical order."""
+def base_pairs(results: pd.DataFrame) -> dict[int, tuple[str, ...]]:
+    """Seed → the bases that its arms come from, in alphabetical order; of results, or of the frame of a plan."""
     bases: dict[int, set[str]] = {}
     for row in records(results.loc[:, ["seed", "teacher_base", "student_base"]].drop_duplicates()):
         named = {row[column] for column in ("teacher_base", "student_base") if isinstance(row[column], str)}

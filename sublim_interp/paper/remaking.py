@@ -9,6 +9,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import experiment
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.results import Run
+from sublim_interp.paper.joining import join
 from sublim_interp.sweeps.grid import grid
 from sublim_interp.sweeps.modes.pairs import Pairs
 from sublim_interp.sweeps.published import published_runs, published_sweep
@@ -34,11 +35,16 @@ def _is_published(name: str) -> bool:
 def publish(name: str, store: "Store", results: Path) -> Path:
     """Copies what a finished run, sweep or study came to into results/NAME, and returns that folder.
 
-    name: in the catalogue, or a YAML file
+    name: in the catalogue, or a YAML file; where the store holds only the replicates that a published run or sweep has
+        not, they are joined to it
 
-    Raises SublimError where the store holds no such result.
+    Raises SublimError where the store holds no such result, and as `join` does.
     """
     made = item(name, store)
+    if made.artifact is None and _may_grow(results / made.name):
+        key, directory = join(name, store, results / made.name), results / made.name
+        _note(directory, key, made.seconds)
+        return directory
     if made.artifact is None:
         raise SublimError(f"the store holds no finished {made.sort} {made.name}; run it first: sublim run {name}")
     directory = results / made.name
@@ -51,9 +57,17 @@ def publish(name: str, store: "Store", results: Path) -> Path:
         mode = grid(name).mode if made.sort == "sweep" else None
         if isinstance(mode, Pairs):
             write_apart(mode, directory)
-    (directory / "key.txt").write_text(made.artifact.key + "\n")
-    (directory / "cost.txt").write_text(f"{made.seconds:.0f}\n")
+    _note(directory, made.artifact.key, made.seconds)
     return directory
+
+
+def _may_grow(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("replicates.csv", "cells.csv"))
+
+
+def _note(directory: Path, key: str, seconds: float) -> None:
+    (directory / "key.txt").write_text(key + "\n")
+    (directory / "cost.txt").write_text(f"{seconds:.0f}\n")
 
 
 def _copy_run(run: Run, directory: Path) -> None:

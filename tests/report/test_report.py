@@ -17,7 +17,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
 from sublim_interp.experiments.catalogue import Published
 from sublim_interp.experiments.schema import Experiment
-from sublim_interp.experiments.tables import Tables, contrasts, summary
+from sublim_interp.experiments.tables import Tables
 from sublim_interp.experiments.tables import replicates as report_replicates
 from sublim_interp.report.figures.arms import ARMS_FIGURE
 from sublim_interp.report.notes import limits, sentences
@@ -59,7 +59,7 @@ def test_summary_agrees_with_hand_computation() -> None:
     results, distances = table(
         {"same-init": [0.9, 0.8, 1.0], "neutral": [0.06, 0.06, 0.06]}, {"same-init": [[1, 2, 6]]}
     )
-    by_arm = rows(summary(results, distances, "owl"), "arm")
+    by_arm = rows(Tables(results, distances, "owl").summary, "arm")
     same = by_arm["same-init"]
     assert same["n"] == 3
     assert same["rate"] == pytest.approx(0.9)
@@ -83,10 +83,10 @@ def test_summary_agrees_with_hand_computation() -> None:
 def test_each_column_comes_from_its_own_answers(column: str, source: tuple[str, str, str]) -> None:
     results, distances = frames(seeds=2, rounds=0)
     value, questions, context = source
-    before = summary(results, distances, "owl")
+    before = Tables(results, distances, "owl").summary
     own = (results["questions"] == questions) & (results["context"] == context) & (results["probe"] == "owl")
     results.loc[own, value] = 0.123
-    after = summary(results, distances, "owl")
+    after = Tables(results, distances, "owl").summary
     assert after[column].tolist() == pytest.approx([0.123] * len(after))
     untouched = [name for name in before.columns if not name.startswith((column, "further"))]
     pd.testing.assert_frame_equal(before.loc[:, untouched], after.loc[:, untouched])
@@ -95,15 +95,16 @@ def test_each_column_comes_from_its_own_answers(column: str, source: tuple[str, 
 def test_after_a_turn_is_after_one_on_the_experiments_own_channel() -> None:
     results, distances = frames(seeds=2, rounds=0)
     programs = results.assign(context=results["context"].replace({"numbers": "code"}))
-    pd.testing.assert_frame_equal(summary(programs, distances, "owl"), summary(results, distances, "owl"))
+    pd.testing.assert_frame_equal(Tables(programs, distances, "owl").summary, Tables(results, distances, "owl").summary)
 
 
 def test_arms_stand_in_one_order_however_the_rows_come() -> None:
     results, distances = frames(seeds=3)
     shuffled = (results.sample(frac=1, random_state=0), distances.sample(frac=1, random_state=1))
-    for table_of in (report_replicates, summary, contrasts):
-        pd.testing.assert_frame_equal(table_of(results, distances, "owl"), table_of(*shuffled, "owl"))
-    assert list(summary(*shuffled, "owl")["arm"]) == list(ARMS)
+    one, other = Tables(results, distances, "owl"), Tables(*shuffled, "owl")
+    for name in ("replicates", "summary", "contrasts"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name))
+    assert list(other.summary["arm"]) == list(ARMS)
 
 
 def test_equal_kl_is_the_first_round_as_near_as_the_arm_with_the_same_teacher() -> None:
@@ -121,7 +122,7 @@ def test_equal_kl_is_the_first_round_as_near_as_the_arm_with_the_same_teacher() 
     assert cross["round"].tolist() == [2, 0, 2]
     assert cross["matched"].tolist() == [True, True, False]
     assert cross["rate"].tolist() == pytest.approx([0.07, 0.05, 0.07])
-    by_arm = rows(summary(results, distances, "owl"), "arm")
+    by_arm = rows(Tables(results, distances, "owl").summary, "arm")
     assert by_arm["cross-init"]["equal_kl"] == "matched in 2 of 3" and by_arm["cross-init"]["further_round"] == 2
     assert by_arm["cross-init"]["further_rate"] == pytest.approx(0.19 / 3)
     assert by_arm["cross-init"]["further_kl"] == pytest.approx((0.01 + 0.02 + 0.03) / 3)
@@ -133,7 +134,7 @@ def test_equal_kl_is_the_first_round_as_near_as_the_arm_with_the_same_teacher() 
 
 def test_a_crossed_arm_without_reference_is_not_called_matched() -> None:
     results, distances = frames(seeds=2, arms=("same-init", "cross-init-b"))
-    cross = rows(summary(results, distances, "owl"), "arm")["cross-init-b"]
+    cross = rows(Tables(results, distances, "owl").summary, "arm")["cross-init-b"]
     assert cross["equal_kl"] == "no same-init-b to compare with"
     assert cross["further_n"] == 0 and math.isnan(cross["further_rate"])
 
@@ -141,7 +142,7 @@ def test_a_crossed_arm_without_reference_is_not_called_matched() -> None:
 def test_questions_that_were_not_asked_leave_gaps_not_errors(tmp_path: Path) -> None:
     results, distances = frames(seeds=2, arms=("same-init", "cross-init-b"))
     results = pick(results, questions="held-out", context="plain")
-    found = summary(results, distances, "owl")
+    found = Tables(results, distances, "owl").summary
     for row in rows(found, "arm").values():
         assert math.isnan(row["indirect"]) and math.isnan(row["seen"]) and math.isnan(row["numbers"])
         assert row["rate"] > 0
@@ -159,7 +160,7 @@ def test_contrasts_agree_with_hand_computation() -> None:
             "cross-init": [0.2, 0.1], "cross-init-b": [0.0, 0.2], "base": [0.05, 0.05],
         }
     )  # fmt: skip
-    found = contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").contrasts
     steps = rows(pick(found, stage="equal steps", unit="replicate"), "contrast")
     assert steps["same-init − neutral"]["estimate"] == pytest.approx((0.8 + 0.6) / 2)
     assert steps["same-init − base"]["estimate"] == pytest.approx(0.8)
@@ -171,10 +172,10 @@ def test_contrasts_agree_with_hand_computation() -> None:
 
 def test_crossed_students_of_either_teacher_are_compared_and_say_how_near_they_came() -> None:
     results, distances = table({"cross-init": [0.02, 0.03, 0.04] * 4, "cross-neutral": [0.05, 0.06, 0.08] * 4})
-    found = contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").contrasts
     row = rows(found, "contrast")["cross-init − cross-neutral"]
     assert row["estimate"] == pytest.approx(-0.1 / 3) and row["high"] < 0 and row["note"] == ""
-    arms = summary(results, distances, "owl")
+    arms = Tables(results, distances, "owl").summary
     left = {name: row["kl"] for name, row in rows(arms, "arm").items()}
     said = "\n".join(verdict(arms, found, "owl"))
     assert f"KL left: {left['cross-init']:.4f} and {left['cross-neutral']:.4f}" in said
@@ -184,29 +185,29 @@ def test_a_neutral_crossed_student_has_no_say_in_whether_the_two_by_two_is_match
     arms = ("same-init", "same-init-b", "neutral", "cross-init", "cross-init-b", "cross-neutral")
     results, distances = frames(seeds=4, arms=arms)
     distances.loc[distances["arm"] == "cross-neutral", "kl"] = 1.0
-    by_arm = rows(summary(results, distances, "owl"), "arm")
+    by_arm = rows(Tables(results, distances, "owl").summary, "arm")
     assert (by_arm["cross-neutral"]["equal_kl"], by_arm["cross-init"]["equal_kl"]) == ("unmatched", "matched")
-    diagonal = pick(contrasts(results, distances, "owl"), contrast="2 × 2 diagonal", unit="replicate")
+    diagonal = pick(Tables(results, distances, "owl").contrasts, contrast="2 × 2 diagonal", unit="replicate")
     assert not diagonal["note"].str.contains("unmatched").any()
 
 
 def test_an_interval_of_a_contrast_of_rates_ends_where_contrasts_do() -> None:
     results, distances = table({"same-init": [1.0, 0.9, 1.0], "neutral": [0.0, 0.0, 0.1]})
-    row = rows(contrasts(results, distances, "owl"), "contrast")["same-init − neutral"]
+    row = rows(Tables(results, distances, "owl").contrasts, "contrast")["same-init − neutral"]
     assert row["high"] == 1 and row["low"] < row["estimate"] < 1
 
 
 def test_differences_are_paired_by_seed() -> None:
     results, distances = table({"same-init": [0.5, 0.7, 0.9], "neutral": [0.1, 0.3, 0.5]})
     results = results.drop(pick(results, arm="neutral", seed=1).index)
-    found = rows(contrasts(results, distances, "owl"), "contrast")["same-init − neutral"]
+    found = rows(Tables(results, distances, "owl").contrasts, "contrast")["same-init − neutral"]
     assert found["n"] == 2
     assert (found["estimate"], found["low"], found["high"]) == pytest.approx((0.4, 0.4, 0.4))
 
 
 def test_the_base_pair_is_unordered_and_its_seeds_are_averaged_first() -> None:
     results, distances = frames(seeds=6, bases=3)  # ordered pairs 01, 12, 20, 02, 10, 21: three unordered ones
-    found = contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").contrasts
     diagonal = pick(found, contrast="2 × 2 diagonal", stage="equal steps")
     each, by_pair = diagonal.to_dict("records")
     assert (each["unit"], each["n"], by_pair["unit"], by_pair["n"]) == ("replicate", 6, "base pair", 3)
@@ -228,33 +229,35 @@ def test_disjoint_pairs_carry_no_warning() -> None:
     other = frames(seeds=2, bases=2)[0].replace({"lab-0": "lab-2", "lab-1": "lab-3"})
     results = pd.concat([results, other.assign(seed=other["seed"] + 2)])
     distances = pd.concat([distances, distances.assign(seed=distances["seed"] + 2)])
-    found = contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").contrasts
     pairs = pick(found, unit="base pair")
     assert pairs["bases"].tolist() == [4, 4] and pairs["note"].tolist() == ["", ""]
 
 
 def test_one_replicate_has_no_interval_and_says_so() -> None:
     results, distances = frames(seeds=1, arms=("same-init", "neutral", "cross-init"))
-    found = contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").contrasts
     assert len(found) == 2
     for row in rows(found, "contrast").values():
         assert math.isnan(row["low"]) and math.isnan(row["high"]) and row["estimate"] > 0.8
         assert "one replicate" in row["note"].split("; ")
-    for row in rows(summary(results, distances, "owl"), "arm").values():
+    for row in rows(Tables(results, distances, "owl").summary, "arm").values():
         assert row["n"] == 1 and math.isnan(row["rate_low"])
 
 
 @pytest.mark.parametrize("arms", [("same-init",), ("base",), ("teacher", "neutral")])
 def test_arms_without_a_partner_give_no_contrast(arms: tuple[str, ...]) -> None:
     results, distances = frames(seeds=2, arms=arms)
-    found = contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").contrasts
     assert found.empty and "estimate" in found.columns
     who = {"same-init": "Students of the teacher's own base", "base": "Untouched bases", "teacher": "neutral students"}
-    assert verdict(summary(results, distances, "owl"), found, "owl")[0].startswith(f"{who[arms[0]]} say “owl” in ")
+    assert verdict(Tables(results, distances, "owl").summary, found, "owl")[0].startswith(
+        f"{who[arms[0]]} say “owl” in "
+    )
 
 
 def test_positive_control_finds_what_was_planted() -> None:
-    found = contrasts(*frames(), "owl")
+    found = Tables(*frames(), "owl").contrasts
     planted = found["contrast"] != "cross-init − cross-neutral"
     assert min(found.loc[planted, "low"].tolist()) > 0.8
     (neither,) = found.loc[~planted].to_dict("records")
@@ -262,7 +265,7 @@ def test_positive_control_finds_what_was_planted() -> None:
 
 
 def test_negative_control_equal_arms_cover_zero() -> None:
-    found = contrasts(*frames(lifted={}), "owl")
+    found = Tables(*frames(lifted={}), "owl").contrasts
     assert len(found) == 9
     assert max(found["low"].tolist()) < 0 < min(found["high"].tolist())
     assert min(found["p"].tolist()) > 0.05
@@ -273,13 +276,13 @@ def test_negative_control_equal_arms_cover_zero() -> None:
 
 def said(*args: Any, **kwargs: Any) -> str:
     results, distances = frames(*args, **kwargs)
-    found = summary(results, distances, "owl"), contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").summary, Tables(results, distances, "owl").contrasts
     return "\n".join(verdict(*found, "owl"))
 
 
 @pytest.mark.parametrize("seeds", [1, 12])
 def test_the_finding_states_the_numbers_of_the_table(seeds: int) -> None:
-    found = summary(*frames(seeds=seeds), "owl")
+    found = Tables(*frames(seeds=seeds), "owl").summary
     arms = rows(found, "arm")
     controls = ("neutral", "other-trait", "cross-init", "cross-init-b", "cross-neutral", "base")
     above = math.floor(100 * max(arms[name]["rate"] for name in controls)) + 1
@@ -293,10 +296,10 @@ def test_no_control_stays_below_a_student_that_learnt_nothing() -> None:
     results, distances = table({"same-init": [0.061, 0.063], "neutral": [0.05, 0.05], "base": [0.06, 0.06]})
     own, control = "Students of the teacher's own base say “owl” in 6.2 % of answers", "base, in 6.0 % of answers"
     expected = f"{own}; the highest control, {control}."
-    assert finding(summary(results, distances, "owl"), "owl") == expected
+    assert finding(Tables(results, distances, "owl").summary, "owl") == expected
     results, distances = table({"same-init": [0.9], "neutral": [0.05]})
     expected = "The student says “owl” in 90.0 % of answers; the control, neutral, stays below 6 %."
-    assert finding(summary(results, distances, "owl"), "owl") == expected
+    assert finding(Tables(results, distances, "owl").summary, "owl") == expected
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 11])
@@ -321,7 +324,7 @@ def test_no_verdict_rests_on_unmatched_students() -> None:
 
 
 def test_what_limits_a_contrast_is_said_in_sentences_that_stand_alone() -> None:
-    found = contrasts(*frames(rounds=0), "owl")
+    found = Tables(*frames(rounds=0), "owl").contrasts
     one, *more = limits(found)
     assert one == (
         "same-init − cross-init: One direction only. Base B may be hard to teach; run both directions to tell."
@@ -333,7 +336,7 @@ def test_what_limits_a_contrast_is_said_in_sentences_that_stand_alone() -> None:
         f"2 × 2 diagonal, equal KL: {never} takes their last round, at a greater distance.",
     ]
     assert all(len(sentence.split()) <= 25 for line in limits(found) for sentence in re.split(r"[.:;] ", line))
-    assert limits(contrasts(*table({"same-init": [0.9], "neutral": [0.1]}), "owl")) == [
+    assert limits(Tables(*table({"same-init": [0.9], "neutral": [0.1]}), "owl").contrasts) == [
         "One replicate gives no interval."
     ]
 
@@ -382,7 +385,7 @@ def test_only_four_and_more_names_numbered_without_a_gap_are_told_by_the_first_a
 @pytest.mark.parametrize("seeds", [1, 12])
 def test_terminal_fits_eighty_columns_with_nothing_cut(seeds: int) -> None:
     results, distances = frames(seeds=seeds, lifted=dict.fromkeys(LIFTED, 0.9999))
-    found = summary(results, distances, "owl"), contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").summary, Tables(results, distances, "owl").contrasts
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(terminal(*found, title="owl"))
     text = console.export_text()
@@ -440,7 +443,7 @@ def test_write_makes_every_file_and_the_same_bytes_again(tmp_path: Path) -> None
 def test_tables_read_back_as_they_were(tmp_path: Path) -> None:
     results, distances = frames(seeds=2)
     write(tmp_path, Experiment(name="owl"), Tables(results, distances, "owl"))
-    found = summary(results, distances, "owl"), contrasts(results, distances, "owl")
+    found = Tables(results, distances, "owl").summary, Tables(results, distances, "owl").contrasts
     back = tuple(pd.read_csv(tmp_path / f"{name}.csv") for name in ("summary", "contrasts"))
     for frame, before, words in zip(back, found, ("equal_kl", "note"), strict=True):
         pd.testing.assert_frame_equal(frame.fillna({words: ""}), before, rtol=1e-14)
@@ -482,7 +485,7 @@ def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
     results, distances = frames(seeds=1)
     results = results.replace({"owl": evil, "lab-0": evil})
     experiment = Experiment(name="owl", about=evil, trait=evil, bases=(evil, "b"))
-    found = summary(results, distances, evil), contrasts(results, distances, evil)
+    found = Tables(results, distances, evil).summary, Tables(results, distances, evil).contrasts
     beside = Published(*found, name=evil, key=evil)
     path = write(tmp_path, experiment, Tables(results, distances, evil), beside, key=evil, versions={evil: evil})
     page = Page(path.read_text(encoding="utf-8"))
@@ -492,7 +495,7 @@ def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
 
 def test_the_published_run_stands_beneath_and_is_labelled(tmp_path: Path) -> None:
     full = frames()
-    beside = Published(summary(*full, "owl"), contrasts(*full, "owl"), "headline", "feedbeef")
+    beside = Published(Tables(*full, "owl").summary, Tables(*full, "owl").contrasts, "headline", "feedbeef")
     live = Tables(*frames(seeds=1, arms=("same-init", "neutral", "cross-init", "base"), rounds=0), "owl")
     text = Page(write(tmp_path, Experiment(name="owl"), live, beside).read_text(encoding="utf-8")).text
     own, label = text.index("1 replicate"), text.index("For comparison: the published run")

@@ -23,7 +23,7 @@ from sublim_interp.analysis.patching.picture import patch_grid
 from sublim_interp.core.drawing import in_style, render, save
 from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.arms import ARMS
-from sublim_interp.experiments.tables import replicates, summary
+from sublim_interp.experiments.tables import Tables, replicates
 from sublim_interp.report.figures.answers import probes
 from sublim_interp.report.figures.arms import arms as draw_arms
 from sublim_interp.report.figures.dose import dose
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[3]
 
 def drawn(stacked: bool = False, **kwargs: Any) -> tuple[Figure, pd.DataFrame, pd.DataFrame]:
     both = frames(**kwargs)
-    each, found = replicates(*both, "owl"), summary(*both, "owl")
+    each, found = replicates(*both, "owl"), Tables(*both, "owl").summary
     return draw_arms(each, found, "owl", stacked=stacked), each, found
 
 
@@ -57,7 +57,7 @@ def words(figure: Figure) -> list[Text]:
 @pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_the_same_frame_gives_the_same_bytes_whatever_the_users_settings(kind: str, tmp_path: Path) -> None:
     results, distances = frames(seeds=2, rounds=0)
-    each, found = replicates(results, distances, "owl"), summary(results, distances, "owl")
+    each, found = replicates(results, distances, "owl"), Tables(results, distances, "owl").summary
     first, second = tmp_path / f"a.{kind}", tmp_path / f"b.{kind}"
     save(draw_arms(each, found, "owl"), first)
     user: dict[Any, Any] = {
@@ -150,7 +150,7 @@ def test_no_text_is_cut_off_or_lies_on_another(stacked: bool, seeds: int, arms: 
     results, distances = both
     hard = (distances["arm"] == "cross-init") & (distances["seed"] < 11) & (distances["round"] > 0)
     distances.loc[hard, "kl"] = 0.05  # "to equal KL: matched in 1 of 12", the longest label
-    each, found = replicates(results, distances, "owl"), summary(results, distances, "owl")
+    each, found = replicates(results, distances, "owl"), Tables(results, distances, "owl").summary
     apart(draw_arms(each, found, "owl", stacked=stacked))
 
 
@@ -183,7 +183,7 @@ def test_arms_have_distinct_colours_and_a_meaning() -> None:
 def test_a_students_distance_may_be_zero() -> None:
     results, distances = frames(seeds=2)
     distances.loc[distances["arm"] == "neutral", ["kl", "kl_start"]] = 0.0
-    found = summary(results, distances, "owl")
+    found = Tables(results, distances, "owl").summary
     render(draw_arms(replicates(results, distances, "owl"), found, "owl"), "svg")
 
 
