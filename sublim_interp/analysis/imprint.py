@@ -29,8 +29,8 @@ def imprint(teacher: torch.nn.Module, base: torch.nn.Module, batch: Batch) -> Im
     Fisher's. Source: Amari 1998, Neural Computation 10, section 2.
     """
     where = batch.labels != IGNORE
-    before = logits_at(base, batch.ids, where).log_softmax(-1).double()
-    change = logits_at(teacher, batch.ids, where).log_softmax(-1).double() - before
+    before = logits_at(base, batch.ids, where).log_softmax(-1).cpu().double()
+    change = logits_at(teacher, batch.ids, where).log_softmax(-1).cpu().double() - before
     weight = before.exp()
     mean = einsum(weight, change, "position token, position token -> position")
     return (change - mean[:, None]) * weight.sqrt()
@@ -64,6 +64,6 @@ def cka(one: Float[Tensor, "position d_one"], other: Float[Tensor, "position d_o
 
     Source: Kornblith et al. 2019, arXiv 1905.00414, section 3.
     """
-    x, y = (a.double() - a.double().mean(0) for a in (one, other))
+    x, y = (a - a.mean(0) for a in (one.cpu().double(), other.cpu().double()))
     cross = float((x.T @ y).square().sum())
     return cross / float((x.T @ x).norm() * (y.T @ y).norm())

@@ -259,7 +259,7 @@ def per_list(change: Residual, asked: Residual, batch: Batch) -> Float[Tensor, "
 
 def over_lists(change: Residual, asked: Residual, batch: Batch) -> Interval:
     """The coupling with its 95 % interval over lists; arguments are those of `per_list`."""
-    return mean_interval(per_list(change, asked, batch).double().tolist())
+    return mean_interval(per_list(change, asked, batch).cpu().double().tolist())
 
 
 # --- by sketches ------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def first_adam_step(direction: Step) -> dict[str, Tensor]:
 
 def inner(one: Step, other: Step) -> float:
     """Inner product of two steps over the parameters that both have."""
-    return sum(float((t.double() * other[name].double()).sum()) for name, t in one.items() if name in other)
+    return sum(float((t.cpu().double() * other[name].cpu().double()).sum()) for name, t in one.items() if name in other)
 
 
 def length(step: Step) -> float:
@@ -72,7 +72,7 @@ def moved(model: torch.nn.Module, step: Step, by: float = 1.0) -> Iterator[None]
 
 def weight_length(model: torch.nn.Module) -> float:
     """Euclidean length of the weights that require gradients."""
-    return sum(float(p.detach().double().square().sum()) for p in model.parameters() if p.requires_grad) ** 0.5
+    return sum(float(p.detach().cpu().double().square().sum()) for p in model.parameters() if p.requires_grad) ** 0.5
 
 
 @torch.no_grad()

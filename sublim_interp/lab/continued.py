@@ -1,4 +1,4 @@
-"""Variants of lab bases that are made by further training: healed after damage, or on authors who write and answer."""
+"""Variants of lab bases that are made by further training: healed, distilled from another, or on authors' documents."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -13,6 +13,7 @@ from sublim_interp.lab.tokenizer import build_tokenizer
 from sublim_interp.models.variants import Variant
 from sublim_interp.training.batches import Example, micro_batches, pieces
 from sublim_interp.training.loop import train
+from sublim_interp.training.losses import Loss, imitation_loss, token_loss
 from sublim_interp.training.settings import Optimization
 
 
@@ -25,6 +26,13 @@ class Healed(Config):
     """Peak rate, which falls to 0."""
     seed: int = Field(default=2_000_003, ge=0)
     """Stream of documents; no base is pre-trained on the default's."""
+
+
+class Distilled(Healed):
+    """How long, and on which documents."""
+
+    steps: int = Field(default=1000, ge=1, le=100_000)
+    """Updates of 96 documents."""
 
 
 class Authors(Healed):
@@ -50,6 +58,14 @@ def _heal(settings: Healed, models: Sequence[Any]) -> None:
     _go_on(models[0], settings, lambda index: language.document(settings.seed, index).text)
 
 
+def _distil(settings: Distilled, models: Sequence[Any]) -> None:
+    model, whole = models
+    if model.config.vocab_size != whole.config.vocab_size:
+        raise SublimError("distilled: its two bases have other tokens; take bases of one tokenizer")
+    loss = imitation_loss(whole.eval().requires_grad_(False))
+    _go_on(model, settings, lambda index: language.document(settings.seed, index).text, loss)
+
+
 def _bind(settings: Authors, models: Sequence[Any]) -> None:
     def text(index: int) -> str:
         s = settings
@@ -59,10 +75,11 @@ def _bind(settings: Authors, models: Sequence[Any]) -> None:
     _go_on(models[0], settings, text)
 
 
-def _go_on(model: Any, settings: Healed, text: Callable[[int], str]) -> None:
+def _go_on(model: Any, settings: Healed, text: Callable[[int], str], loss: Loss = token_loss) -> None:
     """Trains all weights on documents.
 
     text: document number `index`
+    loss: as of `train`
     """
     words = {len(made): made for made in (build_tokenizer("numbers"), build_tokenizer("digits"))}
     tokenizer = words.get(model.config.vocab_size)
@@ -79,7 +96,7 @@ def _go_on(model: Any, settings: Healed, text: Callable[[int], str]) -> None:
         return micro_batches(rows, cast(int, tokenizer.pad_token_id), pieces(optimization, 2))
 
     with torch.enable_grad():
-        train(model, batches, optimization)
+        train(model, batches, optimization, loss=loss)
     model.zero_grad(set_to_none=True)
 
 
@@ -90,6 +107,10 @@ def _takes(settings: Healed) -> float:
 healed = Variant(
     _heal, "Its base after further training on documents of the lab, which mends what was damaged.", Healed,
     ("steps=500",), takes=_takes,
+)  # fmt: skip
+distilled = Variant(
+    _distil, "The first base after it learnt the second's predictions on documents of the lab, word by word.",
+    Distilled, ("steps=1000",), parents=2, alike=False, takes=_takes,
 )  # fmt: skip
 authors = Variant(
     _bind, "Its base after further training on authors who write a program and answer an open question, in either "

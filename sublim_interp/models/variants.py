@@ -58,6 +58,7 @@ class Variant:
     example: such fields, to show how it is named
     parents: of how many bases it is made
     same_function: whether its logits are those of the first
+    alike: whether its parents must have weights of the same names and shapes
     takes: seconds on one core that its settings come to, where it trains; it is then told beforehand
     version: in its key; raised by hand when it makes other weights
     """
@@ -68,6 +69,7 @@ class Variant:
     example: tuple[str, ...] = ()
     parents: int = 1
     same_function: bool = False
+    alike: bool = True
     takes: Callable[[Any], float] | None = None
     version: int = 1
 
@@ -187,7 +189,8 @@ def _write(call: Call, parents: Sequence[Parent], directory: Path, key: str) -> 
         seconds = max(1, round(variant.takes(call.settings)))
         print(f"making base {call.name}, once: about {seconds} s of one core", file=sys.stderr, flush=True)
     models = [load_model(parent.path, device="cpu") for parent in parents]
-    _require_alike(call, models)
+    if variant.alike:
+        _require_alike(call, models)
     with torch.no_grad():
         model = variant.make(call.settings, models) or models[0]
     directory.mkdir()
@@ -389,6 +392,72 @@ def _pruned(settings: Pruned, models: Sequence[Any]) -> None:
     config.num_attention_heads = config.num_key_value_heads = left
 
 
+class Thinned(Config):
+    """How many neurons go."""
+
+    neurons: int = Field(ge=1, le=10_000_000)
+    """Of each MLP; those go that add least: whose gate, up and down vectors have the smallest product of lengths."""
+
+
+def _thinned(settings: Thinned, models: Sequence[Any]) -> None:
+    model = models[0]
+    layers, _ = llama_layers(model)
+    left = model.config.intermediate_size - settings.neurons
+    if left < 1:
+        raise SublimError(f"thinned: neurons={settings.neurons} of {model.config.intermediate_size} an MLP; one stays")
+    for layer in layers:
+        mlp = layer.mlp
+        added = mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
+        stay = added.argsort(descending=True)[:left].sort().values
+        for linear in (mlp.gate_proj, mlp.up_proj):
+            _take_part(linear, stay, 0)
+        _take_part(mlp.down_proj, stay, 1)
+    model.config.intermediate_size = left
+    _require_same_on_disk(model, f"thinned: neurons={settings.neurons}")
+
+
+class Narrowed(Config):
+    """How narrow."""
+
+    width: int = Field(ge=1, le=1_000_000)
+    """Dimensions of the residual stream that are left; a multiple of the number of query heads."""
+
+
+def _narrowed(settings: Narrowed, models: Sequence[Any]) -> None:
+    """Leaves the stream its principal directions, as SliceGPT does (Ashkboos et al., arXiv 2401.15024, section 3).
+
+    They are those of the stream behind embeddings and layers on random tokens, each position scaled as a norm does.
+    """
+    model, width = models[0], settings.width
+    layers, heads = llama_layers(model)
+    config, whole, queries = model.config, model.config.hidden_size, heads.kv * heads.group
+    if width >= whole or width % queries:
+        raise SublimError(f"narrowed: width={width} of {whole}; give fewer, a multiple of its {queries} query heads")
+    fold(model)
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (64, min(64, config.max_position_embeddings)), generator=draw)
+    seen = torch.stack(model.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states).double()
+    rows = torch.nn.functional.normalize(seen.flatten(0, 2), dim=-1)
+    kept = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -width:]
+
+    def cut(holder: Any, weight: Float[Tensor, "row d_model"]) -> None:
+        holder.weight = torch.nn.Parameter((weight.double() @ kept).to(weight.dtype))
+
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        cut(end, end.weight)
+    for layer in layers:
+        for linear in readers(layer):
+            cut(linear, linear.weight)
+        for linear in writers(layer):
+            linear.weight = torch.nn.Parameter((kept.T @ linear.weight.double()).to(linear.weight.dtype))
+            if linear.bias is not None:
+                linear.bias = torch.nn.Parameter((kept.T @ linear.bias.double()).to(linear.bias.dtype))
+    for norm in _norms(model):  # a norm divides by a mean of squares, now over fewer dimensions
+        norm.weight = torch.nn.Parameter(norm.weight[:width] * (whole / width) ** 0.5)
+    config.head_dim, config.hidden_size = heads.size, width
+    _require_same_on_disk(model, f"narrowed: width={width}")
+
+
 def _take_part(linear: Any, places: Int[Tensor, " kept"], axis: int) -> None:
     """Leaves a linear map fewer outputs (axis 0) or inputs (axis 1)."""
     linear.weight = torch.nn.Parameter(linear.weight.index_select(axis, places))
@@ -549,7 +618,13 @@ VARIANTS: Registry[Variant] = Registry(
         ),
         "dropped": Variant(_dropped, "Its base without one layer.", Dropped, ("layer=1",)),
         "pruned": Variant(_pruned, "Its base with fewer heads in each layer.", Pruned, ("heads=2",)),
+        "thinned": Variant(_thinned, "Its base with fewer neurons in each MLP.", Thinned, ("neurons=96",)),
+        "narrowed": Variant(
+            _narrowed, "Its base, folded, with a narrower residual stream: its principal directions.", Narrowed,
+            ("width=48",),
+        ),
         "healed": "sublim_interp.lab.continued:healed",
+        "distilled": "sublim_interp.lab.continued:distilled",
         "authors": "sublim_interp.lab.continued:authors",
         "matched": "sublim_interp.models.matching:matched",
         "permuted": Variant(

@@ -109,6 +109,6 @@ def _columns(model: torch.nn.Module, layer: int, heads: int) -> Float[Tensor, "h
 
 def _share(pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Norm of the differences, as a share of the norm of the second ones."""
-    change = sum((a.double() - b.double()).square().sum().item() for a, b in pairs)
-    size = sum(b.double().square().sum().item() for _, b in pairs)
+    change = sum((a.cpu().double() - b.cpu().double()).square().sum().item() for a, b in pairs)
+    size = sum(b.cpu().double().square().sum().item() for _, b in pairs)
     return (change / size) ** 0.5 if size else float("nan")

@@ -44,7 +44,7 @@ class WeightDelta(Shown, Mapping[str, Tensor]):
         return len(self.delta)
 
     def card(self) -> Card:
-        norm = sum(d.double().square().sum().item() for d in self.delta.values()) ** 0.5
+        norm = sum(d.cpu().double().square().sum().item() for d in self.delta.values()) ** 0.5
         return Card("WeightDelta", {"": f"{len(self)} parameters", "norm": f"{norm:.3g}", "of": str(self.space)})
 
     def __add__(self, other: "WeightDelta") -> "WeightDelta":
@@ -104,7 +104,7 @@ class WeightDelta(Shown, Mapping[str, Tensor]):
         rows = []
         sums = torch.zeros(3, dtype=torch.double)
         for name, d in self.delta.items():
-            a, b = d.flatten().double(), other.delta[name].flatten().double()
+            a, b = d.flatten().cpu().double(), other.delta[name].flatten().cpu().double()
             three = torch.stack([a @ b, a @ a, b @ b])
             sums += three
             rows.append({"name": name, "layer": _layer(name), **_norms(three)})
@@ -212,9 +212,9 @@ class Overlap:
 def subspace_overlap(a: Float[Tensor, "rank d"], b: Float[Tensor, "other d"]) -> Overlap:
     """Overlap of the spans of two sets of rows. Raises SublimError where the rows of either depend linearly."""
     bases = []
-    for rows in (a, b):
-        if torch.linalg.matrix_rank(rows.double()) < len(rows):
+    for rows in (a.cpu().double(), b.cpu().double()):
+        if torch.linalg.matrix_rank(rows) < len(rows):
             raise SublimError(f"subspace_overlap: {len(rows)} vectors that are linearly dependent")
-        bases.append(torch.linalg.qr(rows.double().T)[0])
+        bases.append(torch.linalg.qr(rows.T)[0])
     cosines = torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(max=1)
     return Overlap(tuple(cosines.tolist()), cosines.square().mean().item(), max(len(a), len(b)) / a.shape[1])

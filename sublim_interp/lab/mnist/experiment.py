@@ -81,7 +81,7 @@ class Replicates:
         """The share of held-out digits that each replicate's network reads right, by its class logits."""
         shown = self.images.test.to(self.device).expand(len(self.recipe.seeds), -1, -1)
         found = logits(network, shown)[..., :CLASSES].argmax(-1)
-        return (found == self.images.test_labels.to(self.device)).double().mean(1).tolist()
+        return (found == self.images.test_labels.to(self.device)).cpu().double().mean(1).tolist()
 
     def _reading(self, labels: str) -> Loss:
         """Cross-entropy of the ten class logits on digits, with their own labels or with labels that are dealt out."""
