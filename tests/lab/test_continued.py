@@ -12,7 +12,7 @@ from sublim_interp.experiments.cost import estimate
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab import language
-from sublim_interp.lab.pretraining import held_out_loss
+from sublim_interp.lab.pretraining import held_out_kl, held_out_loss
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.variants import VARIANTS
 from sublim_interp.report.run import run
@@ -54,6 +54,20 @@ def test_a_plan_trains_no_base_and_the_run_makes_it(capsys: pytest.CaptureFixtur
     assert finished["cross-init", 0].base.path.is_dir()
     assert plan(exp).cells[0].evaluation.key == planned.cells[0].evaluation.key
     assert resolve_base(name).digest == base.digest and resolve_base(name).shape == base.shape
+
+
+def test_a_narrow_base_is_distilled_from_the_whole_one() -> None:
+    whole, cut = resolve_base("lab-small-0"), resolve_base("narrowed(lab-small-0, width=48)")
+    taught = resolve_base("distilled(narrowed(lab-small-0, width=48), lab-small-0, steps=40)")
+    before, after = (held_out_kl(b.load(), whole.load(), whole.tokenizer, 60)["numbers"] for b in (cut, taught))
+    assert before > 0.5 and after < before / 2
+    assert taught.card["parameters"] == cut.card["parameters"] < whole.card["parameters"]
+    assert [one["name"] for one in taught.card["variant"]["of"]] == ["narrowed(lab-small-0, width=48)", "lab-small-0"]
+
+
+def test_bases_of_other_tokens_teach_nothing() -> None:
+    with pytest.raises(SublimError, match="two bases have other tokens"):
+        resolve_base("distilled(lab-small-0, lab-digits-0, steps=1)").load()
 
 
 def test_only_what_speaks_the_lab_language_is_trained_on() -> None:

@@ -274,9 +274,65 @@ def test_pruned_heads_leave_the_function_of_the_others(heads: int, tmp_path: Pat
     assert not torch.allclose(read(silent, IDS), whole), "the heads did nothing, so that nothing is tested"
 
 
+def cut(name: str, model: Any, folder: Path, **fields: int) -> Any:
+    """A model with a part gone, as it is read from a disk."""
+    with torch.no_grad():
+        VARIANTS[name].make(VARIANTS[name].settings.model_validate(fields), [model])
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_thinned_mlps_leave_the_function_of_the_other_neurons(biases: bool, tmp_path: Path) -> None:
+    """The oracle is the whole model with the weakest neurons' outputs at zero."""
+    silent = grouped(tied=True, biases=biases)
+    whole = read(silent, IDS)
+    with torch.no_grad():
+        for layer in silent.model.layers:
+            mlp = layer.mlp
+            strength = (
+                mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
+            )
+            mlp.down_proj.weight[:, strength.argsort()[:20]] = 0
+    thin = cut("thinned", grouped(tied=True, biases=biases), tmp_path, neurons=20)
+    assert thin.config.intermediate_size == silent.config.intermediate_size - 20
+    torch.testing.assert_close(read(thin, IDS), read(silent, IDS))
+    assert not torch.allclose(read(silent, IDS), whole), "the neurons did nothing, so that nothing is tested"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_stream_that_fills_fewer_dimensions_is_narrowed_to_them_without_loss(tied: bool, tmp_path: Path) -> None:
+    size = 8
+    model = grouped(tied, biases=True)
+    draw = torch.Generator().manual_seed(3)
+    basis, _ = torch.linalg.qr(torch.randn(model.config.hidden_size, size, generator=draw, dtype=torch.float64))
+    onto = basis @ basis.T
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(model.get_input_embeddings().weight @ onto)
+        for layer in model.model.layers:
+            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                linear.weight.copy_(onto @ linear.weight)
+                linear.bias.copy_(onto @ linear.bias)
+    before = read(model, IDS)
+    narrow = cut("narrowed", deepcopy(model), tmp_path / "fits", width=size)
+    assert narrow.config.hidden_size == size and narrow.get_input_embeddings().weight.shape[1] == size
+    torch.testing.assert_close(read(narrow, IDS), before, atol=1e-4, rtol=1e-4)  # norms are taken in float32
+    too_narrow = cut("narrowed", model, tmp_path / "too-narrow", width=size - 4)
+    assert not torch.allclose(read(too_narrow, IDS), before, atol=1e-2), "positive control"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("dropped(BASE, layer=9)", "2 layers"), ("pruned(BASE, heads=4)", "divide the width"), ("pruned(BASE)", "")],
+    [
+        ("dropped(BASE, layer=9)", "2 layers"),
+        ("pruned(BASE, heads=4)", "divide the width"),
+        ("pruned(BASE)", ""),
+        ("thinned(BASE, neurons=5000)", "one stays"),
+        ("thinned(BASE, neurons=8)", ""),
+        ("narrowed(BASE, width=4096)", "give fewer, a multiple of its"),
+        ("narrowed(BASE, width=9)", "give fewer, a multiple of its"),
+        ("narrowed(BASE, width=8)", ""),
+    ],
 )
 def test_what_cannot_be_cut_is_one_line(name: str, said: str, tiny_bases: tuple[Base, Base]) -> None:
     name = name.replace("BASE", str(tiny_bases[0].path))
