@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 def run_config(p: Plan) -> dict[str, Any]:
     """What enters the key of a run beside its inputs: neither names, nor paths of bases, nor what is recorded."""
     outside: dict[str, Any] = dict.fromkeys(("name", "about", "bases", "other_bases", "recording", "lists"), True)
-    outside |= {"teacher": TEACHER_UNKEYED, "evaluation": EVALUATION_UNKEYED}
+    outside |= {"teacher": TEACHER_UNKEYED, "evaluation": EVALUATION_UNKEYED, "student": {"adapter"}}
     return p.named.model_dump(mode="json", exclude=outside)
 
 

@@ -13,6 +13,7 @@ from sublim_interp.core.showing import Card, Shown
 from sublim_interp.core.yaml import dump_yaml
 from sublim_interp.experiments.arms import ARMS, arm_names, arms_of_two_bases, needs_other_trait, reads_lists
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
+from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.interventions import of_tokens
 from sublim_interp.training.recording.settings import Recording
 
@@ -139,6 +140,7 @@ class Experiment(Shown, Config):
             if self.student.objective == "on-policy" and getattr(self.filter, field):
                 raise ValueError(f"filter.{field} has no effect with student.objective=on-policy")
         self._check_preference()
+        self._check_adapter()
         if self.student.moved and (self.student.extra_rounds or self.generations > 1):
             raise ValueError(
                 f"student.moments={self.student.moments} needs student.extra_rounds=0 and generations=1: who begins "
@@ -161,6 +163,19 @@ class Experiment(Shown, Config):
         if self.teacher.facts and self.evaluation.judge:
             raise ValueError("evaluation.judge has no effect with teacher.facts, whose answers are exact")
         return self
+
+    def _check_adapter(self) -> None:
+        """Raises ValueError where no adapter of a teacher is there to begin like."""
+        teacher, student = self.teacher, self.student
+        if student.adapter == "own":
+            return
+        if not WAYS[teacher.kind].TRAINS or {teacher.part, student.part} != {"lora"}:
+            raise ValueError(f"student.adapter={student.adapter} needs teacher.kind=tuned, and lora for both parts")
+        if teacher.lora_rank != student.lora_rank:
+            raise ValueError(
+                f"student.adapter={student.adapter} needs adapters of one rank; lora_rank is {teacher.lora_rank} in the "
+                f"teacher and {student.lora_rank} in the student"
+            )
 
     def _check_preference(self) -> None:
         """Raises ValueError for what pairs of answers do not go with, and for β without pairs."""

@@ -78,7 +78,7 @@ def learn(
                     micro = kind.mask(micro, generator("mask", student.seed, step))
                 return micro
 
-            model = choose_part(base.load(start), base, config, student.seed)
+            model = choose_part(base.load(start), base, config, adapter_seed(student))
             for kind in kinds:
                 kind.prepare(model)
             record = partial(student_recorder, student, store)
@@ -97,6 +97,13 @@ def learn(
             update = partial(around, kinds, student)
             fit(model, batches, config.optimization, loss, work, progress, record, recording, intervene, update)
     return work.artifact
+
+
+def adapter_seed(student: Student) -> int:
+    """What draws the random matrices of a student's adapter: with its `seed` they are as its teacher's."""
+    if not student.own_adapter:
+        return student.seed
+    return generator("adapter", student.seed, student.round, student.generation).initial_seed()
 
 
 def _loss(student: Student, source: StudentSource, store: Store) -> LogitLoss:

@@ -271,13 +271,23 @@ class Student(Record):
         chosen = (i.selection for i in self.config.interventions if i.selection)
         return [self.traits[asked.trait] for asked in chosen if asked.by == ENTANGLED]
 
+    @property
+    def own_adapter(self) -> bool:
+        """Whether teacher and student are both adapters, and do not begin alike."""
+        config = self.data.corpus.teacher.config
+        way = WAYS[config.kind]
+        adapted = way.FROM_STUDENT or (way.TRAINS and config.part == "lora")
+        return self.config.part == "lora" and self.config.adapter == "own" and adapted
+
     def settings(self) -> dict[str, Any]:
         named = [self.traits[name] for i in self.config.interventions for name in i.traits]
         toward = {"toward": [trait.taught()["trait"] for trait in named]} if named else {}
         if self._entangled:
             toward["among"] = [told_by(self.data.corpus.teacher.base, trait) for trait in self._entangled]
         unkeyed = {"extra_rounds"} | ({"moments"} if self.config.moved else set())  # whose they are, the inputs say
-        return {"seed": self.seed, **self.config.model_dump(mode="json", exclude=unkeyed), **toward}
+        own = {"adapter": "own"} if self.own_adapter else {}  # elsewhere it decides nothing
+        config = self.config.model_dump(mode="json", exclude=unkeyed | {"adapter"})
+        return {"seed": self.seed, **config, **own, **toward}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         donors = {"first": self.first, "second": self.second}

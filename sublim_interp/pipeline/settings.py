@@ -143,7 +143,7 @@ class CorpusConfig(Config):
 class StudentConfig(Config):
     """How the student learns what the teacher wrote."""
 
-    LATER = frozenset({"interventions", "own_tokens", "bare", "objective", "moments", "beta"})
+    LATER = frozenset({"interventions", "own_tokens", "bare", "objective", "moments", "beta", "adapter"})
 
     part: Part = "body"
     """Which weights train."""
@@ -151,6 +151,10 @@ class StudentConfig(Config):
     """Rank of the adapters where part is lora."""
     lora_alpha: float = Field(default=8.0, gt=0)
     """Scale of the adapters where part is lora."""
+    adapter: Literal["own", "teacher"] = "own"
+    """Where an adapter's random matrices come from if the teacher is an adapter too. own: drawn for the student alone;
+    teacher: drawn with the teacher's seed, so that adapters of one rank begin alike, as where both are fine-tuned by a
+    script with one fixed seed."""
     optimization: Optimization = Optimization(lr=4e-3, steps=700, batch=128)
     """Updates; the loss is averaged over the tokens of the answers."""
     extra_rounds: int = Field(default=0, ge=0, le=1000)
