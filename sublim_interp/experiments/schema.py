@@ -173,8 +173,8 @@ class Experiment(Shown, Config):
             raise ValueError(f"student.adapter={student.adapter} needs teacher.kind=tuned, and lora for both parts")
         if teacher.lora_rank != student.lora_rank:
             raise ValueError(
-                f"student.adapter={student.adapter} needs adapters of one rank; lora_rank is {teacher.lora_rank} in the "
-                f"teacher and {student.lora_rank} in the student"
+                f"student.adapter={student.adapter} needs adapters of one rank; lora_rank is {teacher.lora_rank} in "
+                f"the teacher and {student.lora_rank} in the student"
             )
 
     def _check_preference(self) -> None:
