@@ -14,7 +14,7 @@ from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
-from sublim_interp.sweeps.studies.kernel import SCORES, Kernel, account, parting
+from sublim_interp.sweeps.studies.kernel import SCORES, Kernel, _controls, account, parting
 from sublim_interp.sweeps.studies.kernel_case import CONDITIONS, Asked, Case, looks, updates_of
 from sublim_interp.sweeps.study import study
 from sublim_interp.training.loop import train
@@ -150,3 +150,10 @@ def test_the_catalogue_has_it() -> None:
     published = study("kernel")
     assert isinstance(published, Kernel) and len(published.rows) >= 12
     assert sum(published.costs().values()) < 40 * 60
+
+
+def test_the_interval_of_a_mean_of_two_seeds_is_narrower_than_each() -> None:
+    told = {"product": [1.0, 3.0], "low": [0.7, 2.6], "high": [1.3, 3.4]}
+    controls = pd.DataFrame({"row": "same base", "condition": "teacher", **told})
+    said = _controls(controls, pd.DataFrame({"row": ["same base"]}))
+    assert "Teacher (the teacher's change of its base's predictions): 2.0000 [1.7500, 2.2500]." in said
