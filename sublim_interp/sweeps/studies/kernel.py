@@ -261,7 +261,7 @@ def _controls(controls: "pd.DataFrame", cases: "pd.DataFrame") -> list[str]:
     first = cases["row"].iloc[0]
     own = controls.loc[controls["row"] == first]
     lines = [
-        f"Coupling on {first}, in nats per unit of rate: a mean over these seeds, with its 95 % interval over their lists:"
+        f"Coupling on {first}, in nats per unit of rate: a mean over the seeds, with its 95 % interval over lists:"
     ]
     for condition, meaning in CONDITIONS.items():
         rows = own.loc[own["condition"] == condition]
