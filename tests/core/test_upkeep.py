@@ -170,6 +170,42 @@ def test_gc_shows_before_it_removes(store: Store) -> None:
     assert "nothing" in said("gc", "--store", store.root, "--drop", "hawks")[1]
 
 
+def test_nothing_is_removed_while_a_record_is_damaged(store: Store) -> None:
+    """Beyond a damaged student nobody knows that its run needs the teacher."""
+    owls = store.find("run", "owls")
+    student = store.get("student", owls.manifest["inputs"]["input-0"])
+    assert student
+    path = student.path / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("2.13", "2.14"))
+    words = ("gc", "--store", store.root, "--days", "0", "--drop", "wolves")
+    code, text = said(*words)
+    assert (
+        code == 0
+        and f"--delete removes nothing: nobody knows what damaged records were made from: {path.parent}" in (text)
+    )
+    before = sorted(store.root.rglob("*"))
+    code, text = said(*words, "--delete")
+    assert code == 2 and str(path.parent) in text and text.endswith("delete or import them again first")
+    assert sorted(store.root.rglob("*")) == before
+    path.write_text(whole)
+    assert said(*words, "--delete")[0] == 0
+    assert [a.key for a in store.list("student")] == [student.key] and len(store.list("teacher")) == 1
+
+
+@pytest.mark.parametrize("days", ["inf", "1e12", "nan", "-1"])
+def test_days_are_bounded(store: Store, days: str) -> None:
+    code, text = said("gc", "--store", store.root, "--days", days)
+    assert code == 2 and "valid: 0 to 36500" in text
+
+
+def test_verify_of_a_folder_that_is_not_there_is_refused(store: Store) -> None:
+    typo = store.root.with_name("stroe")
+    code, text = said("verify", "--store", typo)
+    assert code == 2 and f"there is no store {typo}" in text and not typo.exists()
+    assert said("verify", "--store", store.root)[0] == 0
+
+
 def test_gc_drops_no_run_of_several_that_a_word_may_mean(store: Store) -> None:
     second = make(store, "run", 7, (), "owls")
     code, text = said("gc", "--store", store.root, "--drop", "owls", "--delete")
