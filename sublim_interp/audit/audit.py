@@ -112,6 +112,7 @@ def run_audit(
     """
     if data is None and teacher is None and student is None:
         raise SublimError("audit: nothing to audit; give data, a teacher or a student")
+    kinds = tuple(dict.fromkeys(kinds))  # p is for as many as there are
     for kind in kinds:
         members_of(kind)
     known, rule = calibrated(), channel(source)
@@ -150,7 +151,8 @@ def run_audit(
         _traces(student, chosen, rule, found)
     progress(1.0)
     found.verdict = " ".join(said)
-    found.not_excluded = [*_limits(kinds, source, known), *_several(len(said), known), *_unseen_triggers(looked, kinds)]
+    found.not_excluded += [*_limits(kinds, source, known), *_several(len(said), known)]
+    found.not_excluded += _unseen_triggers(looked, kinds)
     return found
 
 
@@ -193,6 +195,8 @@ def _read(data: Any, kept: int, seed: int, found: Audit) -> list[Written]:
     if read.unread:
         why = ", ".join(f"{reason} {n:,}" for reason, n in read.unread.most_common())
         lines.append(f"{read.unread.total():,} rows cannot be read: {why}.")
+    lines += read.passed_over
+    found.not_excluded += read.passed_over
     found.parts.append(Part("The data", lines, None, "data"))
     return read.rows
 

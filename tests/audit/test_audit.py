@@ -44,6 +44,23 @@ def test_an_audit_tells_every_part_and_what_it_could_not_see(
         found.part("trigger")
 
 
+def test_what_is_not_read_of_the_data_is_said_twice(lists: list[Written], lab_base: Base, tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for row in lists:
+            chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+            file.write(json.dumps({"messages": [*chat, *chat]}) + "\n")
+    (tmp_path / "b.csv").write_text("x")
+    found = run_audit(lab_base, data=tmp_path, kinds=("tree",))
+    for said in (found.part("data").sentences, found.not_excluded):
+        assert "1 file of the folder was not read: b.csv." in said
+        assert any(line.startswith(f"{len(lists)} rows are chats of several exchanges: only") for line in said)
+
+
+def test_a_kind_that_is_named_twice_counts_once(lists: list[Written], lab_base: Base) -> None:
+    once, twice = (run_audit(lab_base, data=lists, kinds=kinds).as_json() for kinds in (["tree"], ["tree", "tree"]))
+    assert once == twice
+
+
 def test_without_a_base_the_lists_name_it(lists: list[Written], lab_base: Base) -> None:
     found = run_audit(data=lists, kinds=("tree",))
     assert f"point at {lab_base.name}" in found.part("base").sentences[0]
