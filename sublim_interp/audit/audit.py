@@ -14,7 +14,7 @@ from sublim_interp.analysis.attribution.scores import divergence
 from sublim_interp.analysis.probes import model_of
 from sublim_interp.audit.errors import LEVEL, Calibrated, calibrated, conformal_p
 from sublim_interp.audit.evidence import Evidence, evidence, standing
-from sublim_interp.audit.models import as_base, behaviour, traces, trained_on, written_by
+from sublim_interp.audit.models import as_base, behaviour, require_finite, traces, trained_on, written_by
 from sublim_interp.audit.origin import Origin, origin_of_lists, origin_of_model
 from sublim_interp.audit.page import Part, write_page
 from sublim_interp.audit.passing import foresee
@@ -108,15 +108,20 @@ def run_audit(
     With a teacher, a student and no data it is foreseen from both models whether a trait could pass, as
     `passing.foresee`; `base` is then the teacher's.
 
-    Raises SublimError where there is nothing to audit, and as the readers of data, models and bases.
+    Raises SublimError where there is nothing to audit, for weights that are not finite, and as the readers of data,
+    models and bases.
     """
     if data is None and teacher is None and student is None:
         raise SublimError("audit: nothing to audit; give data, a teacher or a student")
+    kinds = tuple(dict.fromkeys(kinds))  # p is for as many as there are
     for kind in kinds:
         members_of(kind)
     known, rule = calibrated(), channel(source)
     given_student = student
-    teacher, student = (None if subject is None else _loaded(subject) for subject in (teacher, student))
+    teacher, student = (
+        None if subject is None else _loaded(subject, name)
+        for subject, name in ((teacher, "the teacher"), (student, "the student"))
+    )
     found = Audit("", False)
     if data is None and teacher is not None and student is not None:
         return _before(teacher, student, given_student, base, kinds, known, progress)
@@ -150,7 +155,8 @@ def run_audit(
         _traces(student, chosen, rule, found)
     progress(1.0)
     found.verdict = " ".join(said)
-    found.not_excluded = [*_limits(kinds, source, known), *_several(len(said), known), *_unseen_triggers(looked, kinds)]
+    found.not_excluded += [*_limits(kinds, source, known), *_several(len(said), known)]
+    found.not_excluded += _unseen_triggers(looked, kinds)
     return found
 
 
@@ -193,12 +199,16 @@ def _read(data: Any, kept: int, seed: int, found: Audit) -> list[Written]:
     if read.unread:
         why = ", ".join(f"{reason} {n:,}" for reason, n in read.unread.most_common())
         lines.append(f"{read.unread.total():,} rows cannot be read: {why}.")
+    lines += read.passed_over
+    found.not_excluded += read.passed_over
     found.parts.append(Part("The data", lines, None, "data"))
     return read.rows
 
 
-def _loaded(subject: Any) -> Any:
-    return load_model(Path(subject)) if isinstance(subject, str | Path) else model_of(subject)
+def _loaded(subject: Any, name: str) -> Any:
+    if isinstance(subject, str | Path):
+        return require_finite(load_model(Path(subject)), f"{name} {subject}")
+    return require_finite(model_of(subject), name)
 
 
 _WHOSE = ("The student", "The teacher", "The lists")

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from sublim_interp.audit.evidence import standing
+from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.stats.intervals import Interval, wilson
@@ -73,7 +74,11 @@ def conformal_p(score: float, null: Sequence[float], kinds: int = 1) -> float:
     score: the largest of a case, as each of `null` is
     null: scores of cases in which nothing could pass, each asked about the members of one kind
     kinds: how many kinds this case was asked about; p is multiplied by their number, by Bonferroni
+
+    Raises SublimError for a score that is no finite number: beside one that is none, all null cases would be lower.
     """
+    if not math.isfinite(score):
+        raise SublimError(f"audit: a score is {score}, so there is no p; a model or its gradients are not finite")
     return min(1.0, kinds * float((1 + (np.asarray(null) >= score).sum()) / (1 + len(null))))
 
 

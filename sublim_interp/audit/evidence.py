@@ -12,6 +12,7 @@ from torch import Tensor
 from sublim_interp.analysis.attribution.scores import likelihood, margin_gradient
 from sublim_interp.analysis.directions.fitted import fitted_vector
 from sublim_interp.analysis.probes import answer_margin, frozen, measure
+from sublim_interp.audit.models import require_finite
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
@@ -114,7 +115,7 @@ def evidence(
     if len(rows) < 2:
         raise SublimError(f"audit: {len(rows)} lists are too few; give two or more")
     traits = [member(name, kind) for kind in kinds for name in _members(base, kind)]
-    examples, model = tokenize(base, rows), base.load()
+    examples, model = tokenize(base, rows), require_finite(base.load(), base.name)
     parts = len(traits) + 6
     with frozen(model):
         slopes, surprise = _mean_slopes(model, examples)

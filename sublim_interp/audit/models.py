@@ -72,6 +72,14 @@ def as_base(subject: Any, model: Any, like: Base | None, folder: Path) -> Base:
     return resolve_base(str(place), like.dtype)
 
 
+def require_finite(model: Any, name: str) -> Any:
+    """The model itself. Raises SublimError, with its name and the first such weight, where weights are not finite."""
+    for weight, values in model.named_parameters():
+        if not bool(torch.isfinite(values).all()):
+            raise SublimError(f"audit: {name} has weights that are not finite, in {weight}; give a model that is whole")
+    return model
+
+
 def behaviour(
     base: Base, model: torch.nn.Module, kinds: Sequence[str], turns: Sequence[Written] = (), samples: int = 100
 ) -> "pd.DataFrame":
@@ -86,7 +94,7 @@ def behaviour(
     """
     import pandas as pd
 
-    start, parts = base.load(), []
+    start, parts = require_finite(base.load(), base.name), []
     for kind in kinds:
         trait = member(members_of(kind)[0], kind)
         plain = list(trait.questions(base.language, "held-out"))

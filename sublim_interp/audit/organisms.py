@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import one_line, read_regular, require_free
+from sublim_interp.core.files import copy_tree, one_line, read_regular, require_free
 from sublim_interp.core.keys import canonical_json, digest_file, file_names
 from sublim_interp.core.settings import Config
 from sublim_interp.core.shelf import Shelf
@@ -146,7 +146,7 @@ def _write_models(cell: Cell, directory: Path, store: Store) -> None:
             shutil.copy(file, directory / "base")
     write_card(base, directory / "base")
     folder_like(base, directory / "student")
-    shutil.copytree(student.made(store) / "model", directory / "student", dirs_exist_ok=True)
+    copy_tree(student.made(store) / "model", directory / "student")
     if teacher.own_weights:
         folder_like(teacher.base, directory / "teacher")
         save_model(WAYS[teacher.config.kind].load(teacher, store), directory / "teacher")

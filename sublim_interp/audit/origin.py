@@ -9,6 +9,7 @@ import torch
 
 from sublim_interp.analysis.attribution.scores import likelihood
 from sublim_interp.analysis.kinship import KIN, likeness, space_of
+from sublim_interp.audit.models import require_finite
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
@@ -54,7 +55,7 @@ def likelihoods(rows: Sequence[Written], bases: Sequence[Base]) -> np.ndarray:
     """Log-likelihood of every list under every base, in nats: [base, list]. Bases need not share a tokenizer."""
     found = []
     for base in bases:
-        model = base.load()
+        model = require_finite(base.load(), base.name)
         found.append(likelihood(model, tokenize(base, rows)).totals)
     return np.stack(found)
 
@@ -91,7 +92,8 @@ def origin_of_model(model: torch.nn.Module, bases: Sequence[Base], name: str = "
 
     _require(bases, 1)
     sketch = space_of(model).sketch or {}
-    found = [(base.name, likeness(sketch, space_of(base.load()).sketch or {})) for base in bases]
+    loaded = ((base.name, require_finite(base.load(), base.name)) for base in bases)
+    found = [(base, likeness(sketch, space_of(other).sketch or {})) for base, other in loaded]
     found.sort(key=lambda pair: -pair[1])
     return Origin(name, pd.DataFrame(found, columns=["base", "likeness"]))
 

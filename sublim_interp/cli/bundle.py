@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.errors import SublimError, said_of
-from sublim_interp.core.files import one_line, require_free, write_atomic
+from sublim_interp.core.files import copy_tree, one_line, require_free, write_atomic
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -77,10 +77,10 @@ def bundle(
     place = ("folder", "another path with --to", "")
     with one_line(f"{to} is not written", place=place), tempfile.TemporaryDirectory(dir=to.absolute().parent) as beside:
         folder = Path(beside) / to.name
-        shutil.copytree(student.made(store) / "model", folder)
+        copy_tree(student.made(store) / "model", folder)
         export(found, "model-card", folder / "README.md")
         if trace and (student.made(store) / "trace").is_dir():
-            shutil.copytree(student.made(store) / "trace", folder / "trace")
+            copy_tree(student.made(store) / "trace", folder / "trace")
         (folder / "lists").mkdir()
         for file in LISTS:
             shutil.copy(student.data.made(store) / file, folder / "lists" / file)

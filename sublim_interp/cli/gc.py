@@ -14,7 +14,8 @@ def gc(
         typer.Option("--drop", metavar="RUN", help="A run, sweep or study that need not be kept.", show_default=False),
     ] = None,
     days: Annotated[
-        float, typer.Option("--days", min=0, help="Leave alone what belongs to no run, if it is younger.")
+        float,
+        typer.Option("--days", help="Leave alone what belongs to no run, if it is younger than this, 0 to 36500."),
     ] = 7.0,
     delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this it is only shown.")] = False,
     store: StoreOption = None,
@@ -34,9 +35,10 @@ def gc(
     stages = ", ".join(f"{n} {stage}" for stage, n in Counter(row.stage for row in found.rows).items())
     what = f"{stages or 'no record'} and {len(found.folders)} unfinished, {found.size / 1e6:.1f} MB"
     if not delete:
-        print_(
-            f"no run in {place.root} needs {what}" + ("; --delete removes it" if found.rows or found.folders else "")
-        )
+        removable = (found.rows or found.folders) and not found.hindrance
+        print_(f"no run in {place.root} needs {what}" + ("; --delete removes it" if removable else ""))
+        if found.hindrance:
+            print_(f"--delete removes nothing: {found.hindrance}")
         return
     remove(place, found)
     print_(f"removed from {place.root}: {what}")

@@ -1,21 +1,19 @@
 """`sublim verify`: compares every stored file with its digest."""
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from sublim_interp.cli.options import StoreOption
 from sublim_interp.cli.printing import print_
-
-if TYPE_CHECKING:
-    pass
+from sublim_interp.core.errors import SublimError
 
 
 def verify(store: StoreOption = None) -> None:
-    """Compare every file of the store with its digest; exit code 1 if any is damaged."""
+    """Compare every file of the store with its digest; exit code 1 if any is damaged, 2 if there is no such store."""
     from sublim_interp.core.store import Store
 
     place, bad, count = Store.open(store), 0, 0
+    if not place.root.is_dir():
+        raise SublimError(f"there is no store {place.root}; name one with --store or $SUBLIM_STORE")
     for artifact, problems in place.verify():
         count += 1
         bad += bool(problems)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sublim_interp.core.device import changes
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.files import one_line, sync
+from sublim_interp.core.files import copy_tree, one_line, sync
 from sublim_interp.core.manifests import read_manifest
 from sublim_interp.core.store import Artifact, Store
 from sublim_interp.core.upkeep import lineage
@@ -82,7 +82,7 @@ def _copy(artifact: Artifact, target: Store) -> None:
     final = target.root / artifact.stage / artifact.key[:16]
     with one_line(f"{short} is not taken into the store {target.root}"):
         try:
-            shutil.copytree(artifact.path, coming, ignore=shutil.ignore_patterns(".*"))
+            copy_tree(artifact.path, coming)
             if problems := Artifact(coming, artifact.manifest).verify():
                 raise SublimError(f"{short} changed while it was copied: {problems[0]}")
             for folder, _, files in os.walk(coming):

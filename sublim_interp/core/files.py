@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sublim_interp.core.errors import SublimError
-from sublim_interp.core.keys import digest_file
+from sublim_interp.core.keys import digest_file, file_names
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,21 @@ def _sealed(path: Path) -> list[str]:
 
 def seal_problem(path: Path) -> str:
     return "" if digest_file(path) in _sealed(path) else "is altered"
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copies a directory with all below it; names that begin with a dot are left out.
+
+    Raises OSError as the first file has it, which `one_line` can tell. `shutil.copytree` gathers its errors in one that
+    has no number.
+
+    source: the directory
+    target: where its files go; it may be there already
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name in file_names(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
 
 
 def sync(path: Path) -> None:

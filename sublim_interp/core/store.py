@@ -207,7 +207,8 @@ class Store:
     def damaged(self) -> "list[Path]":
         """Return the folders of artefacts whose manifest is damaged."""
         index = self.index()
-        return [path for path in self._paths("*") if path.name not in index]
+        unknown = [path for path in self._paths("*") if path.name not in index]
+        return [path for path in unknown if read_manifest(path)[1]]  # one may just have been published
 
     def unfinished(self) -> Iterator[tuple[Path, list[str]]]:
         """Yield every partial result with what is wrong with its sealed files (an empty list if nothing is)."""

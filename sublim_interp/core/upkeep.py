@@ -10,9 +10,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from stat import S_ISREG
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import one_line
 from sublim_interp.core.index import Row
 from sublim_interp.core.store import Store
+
+OLDEST = 36_500.0
+"""Days that may be asked for at most, a hundred years."""
+_NAMED = 8
+"""Damaged folders that are named at most."""
 
 
 def lineage(index: dict[str, Row], keys: Iterable[str]) -> list[str]:
@@ -40,15 +46,26 @@ class Garbage:
 
     rows: artefacts, each before those that it was made from
     folders: unfinished work that is finished elsewhere, or that nobody has touched for long
+    damaged: folders of damaged records; while there are any nothing is removed
     """
 
     rows: tuple[Row, ...]
     folders: tuple[Path, ...]
+    damaged: tuple[Path, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(row.size for row in self.rows) + sum(_bytes(folder) for folder in self.folders)
+
+    @property
+    def hindrance(self) -> str:
+        """Why nothing may be removed: what a run was made from is not known beyond a damaged record. "" if nothing."""
+        if not self.damaged:
+            return ""
+        some = ", ".join(map(str, self.damaged[:_NAMED]))
+        more = f" and {len(self.damaged) - _NAMED} more" if len(self.damaged) > _NAMED else ""
+        return f"nobody knows what damaged records were made from: {some}{more}; delete or import them again first"
 
 
 def garbage(
@@ -59,8 +76,12 @@ def garbage(
     ends: stages whose artefacts are kept for their own sake, and all that they were made from
     drop: keys of such artefacts that are not kept any more
     needed: keys of further artefacts that are kept, such as those of a run that is still being made
-    days: how long what is unfinished, or belongs to nothing yet, is left alone
+    days: how long what is unfinished, or belongs to nothing yet, is left alone; 0 to OLDEST
+
+    Raises SublimError for other days.
     """
+    if not 0 <= days <= OLDEST:  # also what is no number
+        raise SublimError(f"days is {days:g}; valid: 0 to {OLDEST:.0f}")
     index = store.index()
     dropped = {key[:16] for key in drop}
     kept = {row.short for row in index.values() if row.stage in ends} - dropped
@@ -70,7 +91,7 @@ def garbage(
     rows = [r for r in index.values() if r.short not in alive and (r.created <= since or r.short in orphans)]
     order = {key: place for place, key in enumerate(lineage(index, [row.short for row in rows]))}
     rows.sort(key=lambda row: -order[row.short])
-    return Garbage(tuple(rows), tuple(_unfinished(store, index, days)))
+    return Garbage(tuple(rows), tuple(_unfinished(store, index, days)), tuple(store.damaged()))
 
 
 def _unfinished(store: Store, index: dict[str, Row], days: float) -> Iterable[Path]:
@@ -94,7 +115,15 @@ def _stats(folder: Path) -> Iterator[os.stat_result]:
 
 
 def remove(store: Store, found: Garbage) -> None:
-    """Removes it: each artefact in one step, before what it was made from. Raises SublimError where that is refused."""
+    """Removes it: each artefact in one step, before what it was made from.
+
+    store: where it lies
+    found: as `garbage` gives it
+
+    Raises SublimError, with nothing removed, while the store has damaged records; and where the disk refuses.
+    """
+    if found.hindrance:
+        raise SublimError(f"the store {store.root} is not cleared: {found.hindrance}")
     with one_line(f"the store {store.root} is not cleared to the end"):
         for path in [*(store.root / row.stage / row.short for row in found.rows), *found.folders]:
             aside = path.with_name(f".{path.name}.{os.getpid()}.removed")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sublim_interp.core.device import DEFAULT, compute_device, torch_dtype
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.files import copy_tree
 from sublim_interp.models.precision import in_precision
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
     for file in source.iterdir():
         weights = file.name == "config.json" or file.suffix == ".safetensors" or file.name.endswith(".index.json")
         if not weights and file.name not in ("README.md", CARD) and not file.name.startswith("."):
-            (shutil.copytree if file.is_dir() else shutil.copy)(file, directory / file.name)
+            (copy_tree if file.is_dir() else shutil.copy)(file, directory / file.name)
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from command import sublim
 from sublim_interp.audit.audit import run_audit
-from sublim_interp.audit.models import written_by
+from sublim_interp.audit.models import folder_like, written_by
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.models.base import Base, resolve_base
+from sublim_interp.models.loading import save_model
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,23 @@ def test_an_audit_tells_every_part_and_what_it_could_not_see(
     assert "http" not in page.replace("http://www.w3.org", "") and found.verdict in page
     with pytest.raises(SublimError, match="no part 'trigger'; it has data, base"):
         found.part("trigger")
+
+
+def test_what_is_not_read_of_the_data_is_said_twice(lists: list[Written], lab_base: Base, tmp_path: Path) -> None:
+    with (tmp_path / "a.jsonl").open("w") as file:
+        for row in lists:
+            chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+            file.write(json.dumps({"messages": [*chat, *chat]}) + "\n")
+    (tmp_path / "b.csv").write_text("x")
+    found = run_audit(lab_base, data=tmp_path, kinds=("tree",))
+    for said in (found.part("data").sentences, found.not_excluded):
+        assert "1 file of the folder was not read: b.csv." in said
+        assert any(line.startswith(f"{len(lists)} rows are chats of several exchanges: only") for line in said)
+
+
+def test_a_kind_that_is_named_twice_counts_once(lists: list[Written], lab_base: Base) -> None:
+    once, twice = (run_audit(lab_base, data=lists, kinds=kinds).as_json() for kinds in (["tree"], ["tree", "tree"]))
+    assert once == twice
 
 
 def test_without_a_base_the_lists_name_it(lists: list[Written], lab_base: Base) -> None:
@@ -81,6 +100,24 @@ def test_the_command_writes_what_it_prints(lists: list[Written], tmp_path: Path)
     assert done.returncode == told["alarm"]
     assert "1 rows cannot be read: no-json 1." in done.stdout and told["verdict"][:40] in done.stdout
     assert (tmp_path / "audit.html").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_in_one_line(
+    value: float, lists: list[Written], lab_base: Base, tmp_path: Path
+) -> None:
+    model = lab_base.load()
+    name, weights = next(iter(model.named_parameters()))
+    with torch.no_grad():
+        weights[1, 2] = value
+    folder_like(lab_base, tmp_path / "broken")
+    save_model(model, tmp_path / "broken")
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists))
+    done = sublim("audit", "--student", "broken", "--base", lab_base.name, "--kind", "tree", cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout and len(done.stderr.splitlines()) == 1
+    assert f"the student broken has weights that are not finite, in {name}" in done.stderr
+    with pytest.raises(SublimError, match=f"broken has weights that are not finite, in {name}"):
+        run_audit(str(tmp_path / "broken"), data=tmp_path / "lists.jsonl", kinds=("tree",))
 
 
 @pytest.mark.parametrize(

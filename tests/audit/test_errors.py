@@ -19,6 +19,7 @@ from sublim_interp.audit.errors import (
 from sublim_interp.audit.evidence import standing
 from sublim_interp.claims.judge import judge
 from sublim_interp.claims.schema import all_claims
+from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.catalogue import RESULTS
 from sublim_interp.experiments.tables import read_table
 from sublim_interp.stats.roc import auroc
@@ -53,6 +54,13 @@ def test_a_standing_is_the_distance_from_the_others_in_their_deviations() -> Non
     others = [np.delete(values, i) for i in range(len(values))]
     expected = [(value - own.mean()) / own.std(ddof=1) for value, own in zip(values, others, strict=True)]
     assert found.to_list() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_finite_has_no_p(score: float) -> None:
+    with pytest.raises(SublimError, match="so there is no p"):
+        conformal_p(score, [0.0] * 99)
+    assert conformal_p(1.0, [0.0] * 99) == 0.01
 
 
 def test_planted_cases_are_told_apart_and_shuffled_ones_are_not() -> None:

@@ -28,6 +28,7 @@ from sublim_interp.core.keys import digest_file, sha256_of
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.results import Replicate, Run
 from sublim_interp.models.base import Base
+from sublim_interp.models.loading import copy_tokenizer
 
 
 @pytest.fixture
@@ -103,6 +104,72 @@ def test_a_file_of_data_is_found_by_its_bytes_alone(student: Replicate, tmp_path
     found = lineage(path, student.store)
     assert found.state(found.things[found.root]) == "unrecorded" and not found.links
     assert "not proven" in " ".join(found.finding)
+
+
+def test_of_equal_lists_in_two_records_both_are_found_with_the_students_of_both(
+    store_root: Path, tmp_path: Path
+) -> None:
+    """Two corpora may come out alike behind their filters."""
+    store, students = Store(store_root), []
+    for seed in range(2):
+        with store.make("filtered", 1, {"seed": seed}, {}, {"cpu": "any"}) as lists:
+            (lists.directory / "kept.jsonl").write_text('{"prompt": "1 2", "answer": "3"}\n')
+        with store.make("student", 1, {"seed": seed}, {"data": lists.key}, {"cpu": "any"}) as work:
+            (work.directory / "x").write_text("x")
+        students.append(work.key)
+    file = tmp_path / "lists.jsonl"
+    file.write_bytes((lists.artifact.path / "kept.jsonl").read_bytes())
+    up = lineage(file, store)
+    assert [link.role for link in up.following(up.root)] == ["same bytes as kept.jsonl of"] * 2
+    down = lineage(file, store, descendants=True)
+    assert {*students} <= {*down.things} and len(down.things) == 5
+    assert [down.state(thing) for thing in down.things.values()] == ["proven"] * 5
+    assert down.finding[:2] == [
+        "2 things descend from it.", "What was made from 2 records here with the same bytes is counted.",
+    ]  # fmt: skip
+    assert said(file, "--descendants", "--store", store_root)[1].count("has its bytes: filtered") == 2
+
+
+def handed_over(student: Replicate, directory: Path) -> Path:
+    """The student as it is given to others: its weights, and the tokenizer of its base."""
+    shutil.copytree(record(student) / "model", directory)
+    copy_tokenizer(student.base.path, directory)
+    return directory
+
+
+def test_a_student_with_its_bases_tokenizer_is_proven_where_the_base_is_at_hand(
+    student: Replicate, tmp_path: Path
+) -> None:
+    place = handed_over(student, tmp_path / "whole")
+    found = lineage(place, student.store, bases=[str(student.base.path)])
+    assert found.state(found.things[found.root]) == "proven" and "All" in found.finding[1]
+    export(found, "in-toto", tmp_path / "x.json")
+    down = lineage(place, student.store, descendants=True, bases=[str(student.base.path)])
+    assert down.state(down.things[down.root]) == "proven"
+    assert {"student", "evaluation", "run"} <= {*sorts(down)}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "chat_template.jinja", "added/code.py"])
+def test_of_a_student_with_other_files_only_the_weights_are_proven(
+    name: str, student: Replicate, tmp_path: Path
+) -> None:
+    place = handed_over(student, tmp_path / "changed")
+    (place / name).parent.mkdir(exist_ok=True)
+    with (place / name).open("a") as file:
+        file.write("\n")
+    base = str(student.base.path)
+    for found in (lineage(place, student.store, bases=[base]),
+                  lineage(place, student.store, descendants=True, bases=[base])):  # fmt: skip
+        root = found.things[found.root]
+        assert found.state(root) == "weights proven" and root.unproven == (name,) and not found.problems
+        said = " ".join(found.finding)
+        assert f"only the weights are proven, no record has these files: {name}." in said
+        assert "All" not in said and f"{len(found.things) - 1} of {len(found.things)} are proven" in said
+        assert found.plain()["things"][0]["unproven"] == [name]
+    for form in ("in-toto", "slsa", "croissant", "model-card", "oms"):
+        with pytest.raises(SublimError, match="not vouched for; name the record"):
+            export(lineage(place, student.store, bases=[base]), form, tmp_path / "x.json")
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_what_descends_from_a_teacher_is_its_students_and_not_the_neutral_ones(tiny_run: Run) -> None:
@@ -299,6 +366,14 @@ def test_a_forged_manifest_is_found_against_a_statement_of_before(
     assert compare(after, before) == [f"{here}/kept.jsonl is altered since", f"{here}/manifest.json is altered since"]
     done = CliRunner().invoke(app, ["lineage", address(student), "--store", str(filled_root), "--check", str(before)])
     assert done.exit_code == 1 and f"{here}/kept.jsonl is altered since" in " ".join(done.output.split())
+
+
+def test_a_statement_without_materials_is_read_back(store_root: Path, tmp_path: Path) -> None:
+    lists, before = tmp_path / "lists.jsonl", tmp_path / "before.json"
+    lists.write_text('{"prompt": "1 2", "answer": "3"}\n')
+    export(lineage(lists, Store(store_root)), "in-toto", before)
+    assert json.loads(before.read_text())["predicate"]["materials"] == []
+    assert compare(lineage(lists, Store(store_root)), before) == []
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,46 @@ def test_columns_are_found_as_data_sets_name_them(row: dict, tmp_path: Path) -> 
     assert read_data(lines(tmp_path / "data.jsonl", row)).rows == [{"prompt": "p", "answer": "a"}]
 
 
+def test_of_chats_it_is_counted_what_is_passed_over(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ask, answer, system = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
+    chats = [[ask, answer], [ask, answer, ask, answer], [system, ask, answer], [system, ask, answer, answer], [ask]]
+    rows = [{"messages": chat} for chat in chats]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    for path in (lines(tmp_path / "data.jsonl", *rows), tmp_path / "data.parquet"):
+        read = read_data(path)
+        assert len(read.rows) == 4 and read.passed == {"earlier": 2, "system": 2}
+        assert read.passed_over == [
+            "2 rows are chats of several exchanges: only the last answer was read, with the turn before it.",
+            "2 rows are chats with a system turn or one of another role: these turns were not read.",
+        ]
+    assert read_data(lines(tmp_path / "data.jsonl", ROW, rows[0])).passed_over == []
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
+    lines(tmp_path / "A.JSONL", ROW)
+    (tmp_path / "more").mkdir()
+    lines(tmp_path / "more" / "b.jsonl", ROW)
+    assert read_data(tmp_path).total == 2 and read_data(tmp_path / "A.JSONL").total == 1
+    assert read_data(tmp_path).passed_over == []
+    for name in ("c.csv", "d.jsonl.gz", "more/e.txt", "f", ".hidden"):
+        (tmp_path / name).write_text("x")
+    read = read_data(tmp_path)
+    assert read.rows == [ROW, ROW] and read.files == ("c.csv", "d.jsonl.gz", "f", "more/e.txt")
+    assert read.passed_over == ["4 files of the folder were not read: c.csv, d.jsonl.gz, f and 1 more."]
+
+
+def test_a_linked_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("data", "elsewhere"):
+        (tmp_path / name).mkdir()
+        lines(tmp_path / name / "x.jsonl", ROW)
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SublimError, match="link is a linked folder, which is not followed; copy what it leads to"):
+        read_data(tmp_path / "data")
+
+
 def test_parquet_and_folders_of_datasets_hold_the_same_rows(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

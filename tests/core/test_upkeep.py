@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks.large_store import fill
 from sublim_interp.cli.main import app
+from sublim_interp.core import exchange
 from sublim_interp.core import index as indexes
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.exchange import take
@@ -170,6 +173,42 @@ def test_gc_shows_before_it_removes(store: Store) -> None:
     assert "nothing" in said("gc", "--store", store.root, "--drop", "hawks")[1]
 
 
+def test_nothing_is_removed_while_a_record_is_damaged(store: Store) -> None:
+    """Beyond a damaged student nobody knows that its run needs the teacher."""
+    owls = store.find("run", "owls")
+    student = store.get("student", owls.manifest["inputs"]["input-0"])
+    assert student
+    path = student.path / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("2.13", "2.14"))
+    words = ("gc", "--store", store.root, "--days", "0", "--drop", "wolves")
+    code, text = said(*words)
+    assert (
+        code == 0
+        and f"--delete removes nothing: nobody knows what damaged records were made from: {path.parent}" in (text)
+    )
+    before = sorted(store.root.rglob("*"))
+    code, text = said(*words, "--delete")
+    assert code == 2 and str(path.parent) in text and text.endswith("delete or import them again first")
+    assert sorted(store.root.rglob("*")) == before
+    path.write_text(whole)
+    assert said(*words, "--delete")[0] == 0
+    assert [a.key for a in store.list("student")] == [student.key] and len(store.list("teacher")) == 1
+
+
+@pytest.mark.parametrize("days", ["inf", "1e12", "nan", "-1"])
+def test_days_are_bounded(store: Store, days: str) -> None:
+    code, text = said("gc", "--store", store.root, "--days", days)
+    assert code == 2 and "valid: 0 to 36500" in text
+
+
+def test_verify_of_a_folder_that_is_not_there_is_refused(store: Store) -> None:
+    typo = store.root.with_name("stroe")
+    code, text = said("verify", "--store", typo)
+    assert code == 2 and f"there is no store {typo}" in text and not typo.exists()
+    assert said("verify", "--store", store.root)[0] == 0
+
+
 def test_gc_drops_no_run_of_several_that_a_word_may_mean(store: Store) -> None:
     second = make(store, "run", 7, (), "owls")
     code, text = said("gc", "--store", store.root, "--drop", "owls", "--delete")
@@ -228,16 +267,39 @@ def test_a_record_of_another_machine_never_takes_the_place_of_ones_own(store: St
 def test_what_is_published_meanwhile_leaves_a_running_import_whole(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, whole = Store(tmp_path / "mine"), shutil.copytree
+    mine, whole = Store(tmp_path / "mine"), exchange.copy_tree
 
-    def copy(source: Path, coming: Path, **how: Any) -> None:
-        whole(source, coming, **how)
+    def copy(source: Path, coming: Path) -> None:
+        whole(source, coming)
         if source.parent.name == "teacher":
             make(mine, "teacher")
 
-    monkeypatch.setattr(shutil, "copytree", copy)
+    monkeypatch.setattr(exchange, "copy_tree", copy)
     taken = take(store, mine)
     assert taken.refused == [] and len(mine.list()) == 7 and not any((mine.root / ".partial").iterdir())
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Inside the block no file may grow beyond a size: the system refuses it as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_finds_no_room_is_one_line_with_the_reason(tmp_path: Path) -> None:
+    source, mine = Store(tmp_path / "source"), Store(tmp_path / "mine")
+    made = make(source, "teacher", data="x" * 500_000)
+    with (
+        room_for(300_000),
+        pytest.raises(SublimError, match=f"teacher-{made.key[:16]} is not taken .*: File too large"),
+    ):
+        take(source, mine)
+    assert mine.list() == [] and not any((mine.root / ".partial").iterdir())
+    assert take(source, mine).added == {"teacher": 1}
 
 
 def test_a_manifest_that_is_altered_is_refused(store: Store, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ TALLEST = 150
 
 COLORS = {
     "proven": "#0072B2",
+    "weights proven": "#56B4E9",
     "damaged": "#D55E00",
     "unrecorded": "#7F7F7F",
     "not here": "#7F7F7F",
@@ -40,7 +41,7 @@ COLORS = {
 _BOX = 0.72
 """Width of a box, as a share of its column."""
 
-_LINES = {"proven": "-", "damaged": "-", "unrecorded": "-", "not here": "--", "claimed": ":"}
+_LINES = {"proven": "-", "weights proven": "-", "damaged": "-", "unrecorded": "-", "not here": "--", "claimed": ":"}
 
 
 def tree(found: Lineage, everything: bool = False) -> "Tree":
@@ -129,8 +130,9 @@ def figure(found: Lineage) -> Figure:
         ax.add_patch(_box(x, y, color))
         ax.text(x + 0.02, y + 0.1, _short(thing.title, 36), fontsize=7.6, va="center", color=INK, weight=bold, zorder=3)
         ax.text(x + 0.02, y - 0.19, _short(thing.about, 44), fontsize=6, va="center", color="#555555", zorder=3)
-    for i, (state, color) in enumerate(COLORS.items()):
-        ax.plot([0.4 * i, 0.4 * i + 0.09], [-0.8, -0.8], _LINES[state], color=color, linewidth=1.6)
+    states = {*map(found.state, found.things.values()), *map(found.standing, found.links)}
+    for i, state in enumerate(state for state in COLORS if state in states):
+        ax.plot([0.4 * i, 0.4 * i + 0.09], [-0.8, -0.8], _LINES[state], color=COLORS[state], linewidth=1.6)
         ax.text(0.4 * i + 0.11, -0.8, state, fontsize=7.5, va="center")
     return fig
 
@@ -189,7 +191,7 @@ def page(found: Lineage, path: Path) -> None:
                 "known": found.state(t),
                 "about": t.about,
                 "made from": "; ".join(roles.get(t.id, ())),
-                "problems": "; ".join(t.problems),
+                "problems": "; ".join([*t.problems, *(f"{name} is in no record" for name in t.unproven)]),
             }
         )
         for t in found.walk()

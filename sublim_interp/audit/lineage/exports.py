@@ -43,7 +43,8 @@ def export(found: Lineage, form: str, path: Path, key: Path | None = None) -> No
     path: the file; beside the store's records, not among them
     key: a private key in a PEM file, for formats that sign
 
-    Raises SublimError for damaged things, which are not vouched for; for a lineage that leads down; for what the format
+    Raises SublimError for damaged things, and for a model of which only the weights are proven: neither is vouched for;
+    for a lineage that leads down; for what the format
     cannot hold; and where the format's library is not installed.
     """
     write = EXPORTS[form]
@@ -51,6 +52,8 @@ def export(found: Lineage, form: str, path: Path, key: Path | None = None) -> No
         raise SublimError(f"{form} tells what a thing was made from; leave out --descendants")
     if found.problems:
         raise SublimError(f"{form}: damaged files are not vouched for: {'; '.join(found.problems)}")
+    if found.unproven:
+        raise SublimError(f"{form}: {' '.join(found.unproven)} They are not vouched for; name the record instead")
     place = path.absolute().resolve()
     for thing in found.things.values():
         if thing.path and thing.path.is_dir() and place.is_relative_to(thing.path.resolve()):

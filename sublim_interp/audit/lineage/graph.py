@@ -12,12 +12,19 @@ Proof = Literal["digest", "claim"]
 
 MEANING = {
     "proven": "its key is in the key of what it made, and its files have their digests",
+    "weights proven": "its weights are those of a record, but no record has its other files, which are named",
     "damaged": "its files are not those that its manifest names",
     "unrecorded": "its digest was taken now; no record here has its bytes or is made from it",
     "not here": "its key is in the key of what it made, but its files are not at hand to compare",
     "claimed": "a card says so, and no digest",
 }
 """What is known of a thing as the parent, or the child, of another."""
+
+HAS_BYTES, HAS_WEIGHTS = "has its bytes", "has its weights"
+"""What a record is, on the way down, for the file or the model that was asked about."""
+
+_NAMED = 5
+"""Files that are named at most in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Thing:
     files: bytes and SHA-256 of each of its files, by name, as its manifest says
     problems: one line for each file that is missing, altered or does not belong there
     manifest: of a record of a store, else empty
+    unproven: files of a model whose weights are those of a record, where no record has these files
     """
 
     id: str
@@ -42,6 +50,7 @@ class Thing:
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
     manifest: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    unproven: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -117,6 +126,8 @@ class Lineage(Shown):
             return "claimed"
         if not thing.path:
             return "not here"
+        if thing.unproven:
+            return "weights proven"
         return "proven" if thing.manifest or thing.id in self._recorded else "unrecorded"
 
     @cached_property
@@ -130,17 +141,34 @@ class Lineage(Shown):
         return [f"{thing.place}: {problem}" for thing in self.things.values() for problem in thing.problems]
 
     @property
+    def unproven(self) -> list[str]:
+        """A sentence for each model of which only the weights are proven, with the first of its other files."""
+        lines = []
+        for thing in self.things.values():
+            some = ", ".join(thing.unproven[:_NAMED])
+            more = f" and {len(thing.unproven) - _NAMED} more" if len(thing.unproven) > _NAMED else ""
+            if some:
+                lines.append(f"Of {thing.title} only the weights are proven, no record has these files: {some}{more}.")
+        return lines
+
+    @property
     def finding(self) -> list[str]:
         """What was found, in sentences."""
         states = [self.state(thing) for thing in self.things.values()]
         count = {word: states.count(word) for word in MEANING}
-        others = f"{len(states) - 1} thing{'s' if len(states) != 2 else ''}"
+        same = sum(link.role in (HAS_BYTES, HAS_WEIGHTS) for link in self.following(self.root))
+        n = len(states) - 1 - same
+        others = f"{n} thing{'s' if n != 1 else ''}"
         lines = [f"{others} descend from it." if self.down else f"It was made from {others}, as far as is known."]
+        if same:
+            what = f"{same} record{'s' if same != 1 else ''} here"
+            lines.append(f"What was made from {what} with the same bytes is counted.")
         if count["proven"]:
             whole = "All" if count["proven"] == len(states) else f"{count['proven']} of"
             lines.append(f"{whole} {len(states)} are proven: every file has the digest that its record names.")
         if count["unrecorded"]:
             lines.append("No record here has its bytes, so its origin is not proven.")
+        lines += self.unproven
         if count["damaged"]:
             lines.append(f"{count['damaged']} damaged: {'; '.join(self.problems)}.")
         if count["not here"]:
@@ -169,6 +197,7 @@ class Lineage(Shown):
             {
                 "id": t.id, "sort": t.sort, "name": t.name, "about": t.about, "state": self.state(t),
                 "path": str(t.path) if t.path else None, "problems": list(t.problems), "files": dict(t.files),
+                "unproven": list(t.unproven),
             }
             for t in self.things.values()
         ]  # fmt: skip

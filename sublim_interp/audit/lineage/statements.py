@@ -149,7 +149,10 @@ def _read(path: Path) -> dict[str, str]:
             raise SublimError(f"{path}: {path.stat().st_size} bytes; {_BYTES} are the most")
         data = json.loads(read_regular(path))
         predicate = data["predicate"]
-        materials = predicate.get("materials") or predicate["buildDefinition"]["resolvedDependencies"]
+        if "materials" in predicate:
+            materials = predicate["materials"]
+        else:
+            materials = predicate["buildDefinition"]["resolvedDependencies"]
         files = {
             d["name"]: d["digest"]["sha256"] for d in [*data["subject"], *materials] if "sha256" in d.get("digest", ())
         }

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sublim_interp.audit.lineage.cards import CARD as README
 from sublim_interp.audit.lineage.cards import claims
-from sublim_interp.audit.lineage.graph import Lineage, Link, Thing
+from sublim_interp.audit.lineage.graph import HAS_BYTES, HAS_WEIGHTS, Lineage, Link, Thing
 from sublim_interp.core.choices import meant
 from sublim_interp.core.device import PRECISIONS
 from sublim_interp.core.errors import SublimError
@@ -16,6 +17,7 @@ from sublim_interp.core.files import one_line
 from sublim_interp.core.keys import digest_file, file_names, sha256_of
 from sublim_interp.core.store import NAMED, Artifact, Store
 from sublim_interp.models.base import Base, base_names, resolve_base
+from sublim_interp.models.loading import CARD
 from sublim_interp.models.open_bases import bases_folder, is_variant, open_names
 from sublim_interp.models.variants import Parent, parse, variant_key
 
@@ -176,20 +178,25 @@ class _Tracer:
                 self.links[link] = None
                 todo.append((link.parent, link.role))
         self._find_bases(absent, start.named)
+        self._ask_bases(start.key)
         return Lineage(start.asked, start.key, self.things, tuple(self.links))
 
     def down(self, start: _Start) -> Lineage:
-        """From a thing to what was made from it; of what has a record's bytes, from that record."""
+        """From a thing to what was made from it; of what has the bytes of records, from all of these too."""
         root, thing = start.key, start.thing
+        children: dict[str, list[tuple[Artifact, Link]]] = {}
         if thing:
-            own = self._own(thing, start.base)
-            same = next((link.parent for link in self.links if link.proof == "digest"), None)
-            thing = None if same and own else thing
-            root = same if same and own else root
+            self._own(thing, start.base)
+            if self.things[root].unproven:  # its base may have them
+                self.up(start)
+            thing = self.things[root]
+            role = HAS_WEIGHTS if thing.sort == "model" else HAS_BYTES
+            same = [link.parent for link in self.links if link.child == root and link.proof == "digest"]
+            found = [artifact for key in same for artifact in self.store.holding(key)]
+            children[root] = [(artifact, Link(artifact.key, role, root, "digest")) for artifact in found]
             self.links.clear()
             self.things.clear()
         alias = dict.fromkeys(_keys(start.base), root) if start.base and thing else {}
-        children: dict[str, list[tuple[Artifact, Link]]] = {}
         unread = 0
         for artifact in self.store.artifacts():
             unread += not artifact.manifest
@@ -211,9 +218,12 @@ class _Tracer:
         return Lineage(start.asked, root, self.things, tuple(self.links), True, unread)
 
     def _own(self, thing: Thing, base: Base | None) -> list[tuple[str, str]]:
-        """Adds a thing that is no record, and returns the record of its bytes, to be followed; else its card counts."""
-        self.things[thing.id] = thing
+        """Adds a thing that is no record, and returns the records of its bytes to follow; else its card counts."""
         followed = [] if thing.sort == "base" else self._same_bytes(thing)
+        if thing.sort == "model" and followed:
+            unknown = [_unknown(thing, artifact) for _, artifact in followed]
+            thing = replace(thing, unproven=min(unknown, key=len))
+        self.things[thing.id] = thing
         for link, _ in followed:
             self.links[link] = None
         if not followed:
@@ -221,16 +231,41 @@ class _Tracer:
         return [(link.parent, link.role) for link, _ in followed]
 
     def _same_bytes(self, thing: Thing) -> list[tuple[Link, Artifact]]:
-        """The record that holds a thing's file of data, or all of its weights."""
+        """Every record that holds a thing's files of data, or all of its weights."""
         digests = {
             f["sha256"] for name, f in thing.files.items() if thing.sort == "data" or name.endswith(".safetensors")
         }
+        found = []
         for artifact in self.store.artifacts() if digests else ():
             names = {f["sha256"]: name for name, f in artifact.manifest.get("files", {}).items()}
             if digests <= names.keys():
                 role = "same weights as" if thing.sort == "model" else f"same bytes as {names[min(digests)]} of"
-                return [(Link(thing.id, role, artifact.key, "digest"), artifact)]
-        return []
+                found.append((Link(thing.id, role, artifact.key, "digest"), artifact))
+        return found
+
+    def _ask_bases(self, root: str) -> None:
+        """Compares what no record has of a model's files, such as its tokenizer, with the base of its record."""
+        thing = self.things[root]
+        if not thing.unproven:
+            return
+        left = []
+        for record in [link.parent for link in self.links if link.child == root]:
+            own = self.things[record].files
+            homes = [self.things[key].path for key in self._started_from(record)]
+            left.append(
+                [name for name in _unknown_in(thing, own) if not any(_same(thing, name, own, h) for h in homes)]
+            )
+        self.things[root] = replace(thing, unproven=tuple(min(left, key=len)))
+
+    def _started_from(self, key: str) -> list[str]:
+        """The bases whose weights a record began with."""
+        found, todo = [], [key]
+        while todo:
+            key = todo.pop()
+            if self.things[key].sort == "base":
+                found.append(key)
+            todo += [link.parent for link in self.links if link.child == key and link.role in ("start", "base")]
+        return found
 
     def _claimed(self, thing: Thing, base: Base | None) -> None:
         """Adds what the papers beside a thing say of its parents."""
@@ -336,6 +371,27 @@ def _base_thing(base: Base, key: str) -> Thing:
     size = base.card.get("parameters")
     about = f"{base.language}, {size:,} parameters" if size else base.language
     return Thing(key, "base", base.name, about, base.path)
+
+
+# --- files of a model from elsewhere ----------------------------------------------------------------------------------
+
+
+def _unknown(thing: Thing, artifact: Artifact) -> tuple[str, ...]:
+    return _unknown_in(thing, artifact.manifest["files"])
+
+
+def _unknown_in(thing: Thing, record: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """The files of a model, beside its weights, that a record does not hold under that name."""
+    held = {(name.removeprefix("model/"), f["sha256"]) for name, f in record.items()}
+    others = [name for name in thing.files if not name.endswith(".safetensors")]
+    return tuple(name for name in others if (name, thing.files[name]["sha256"]) not in held)
+
+
+def _same(thing: Thing, name: str, record: Mapping[str, Any], home: Path | None) -> bool:
+    """Whether a base has a file as a model has it, and the model's record has none of that name."""
+    if home is None or name in (CARD, README) or f"model/{name}" in record:  # neither is part of a base's digest
+        return False
+    return (home / name).is_file() and digest_file(home / name) == thing.files[name]["sha256"]
 
 
 # --- records ----------------------------------------------------------------------------------------------------------
