@@ -126,9 +126,7 @@ class _InActivations(InterventionKind):
             raise SublimError(f"an intervention on teacher-shift needs teacher and student of one shape: {why}")
 
     @contextmanager
-    def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
-    ) -> Iterator[Effect]:
+    def during(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source) -> Iterator[Effect]:
         with self._projecting(model, optimizer, self._directions(model, source)) as self._effect:
             yield self._effect
 
