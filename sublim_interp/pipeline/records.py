@@ -288,9 +288,19 @@ class Student(Record):
         if self._entangled:
             toward["among"] = [told_by(self.data.corpus.teacher.base, trait) for trait in self._entangled]
         aimed = [self.traits[i.direction] for i in self.config.interventions if i.direction in self.traits]
-        toward |= _compared(self.base, aimed)
+        toward |= _compared(self.base, aimed) | self._drawn_as()
         unkeyed = {"extra_rounds"} | ({"moments"} if self.config.moved else set())  # whose they are, the inputs say
         return {"seed": self.seed, **self.config.model_dump(mode="json", exclude=unkeyed), **toward}
+
+    def _drawn_as(self) -> dict[str, Any]:
+        """How tokens or lists are drawn while it learns, where that is not in its corpus' key: of given lists."""
+        corpus, used = self.data.corpus, set[str]()
+        if any(i.replace for i in self.config.interventions):
+            used |= {"temperature"}
+        if self.config.objective == "on-policy":
+            used |= {"temperature", "max_new_tokens", "own_tokens"}
+        drawn = corpus.config.model_dump(mode="json", include=used, exclude_defaults=True) if corpus.given else {}
+        return {"corpus": drawn} if drawn else {}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         donors = {"first": self.first, "second": self.second}
