@@ -72,6 +72,11 @@ class Shelf(Generic[C]):
         paths = (os.path.join(root, self.folder, f"{name}.yaml") for root in catalogues())
         return [path for path in paths if os.path.exists(path)]
 
+    def ours(self, name: str) -> bool:
+        """Whether the file called `name` is one of this package's own catalogue, the first that is searched."""
+        called = self._called(name)
+        return bool(called) and Path(called[0]).parent.parent == next(iter(catalogues()))
+
     def means(self, name: str) -> bool:
         """Whether `name` is that of a file here, or of a YAML file of one's own that has the field of this sort."""
         return self.marked_by in read_mapping(Path(name)) if is_path(name) else name in self

@@ -59,16 +59,26 @@ class StudentSource:
         return dict(zip(names, own_direction(student.base, student.traits[direction], names).vectors, strict=True))
 
     def in_weights(self, direction: str, number: int, model: torch.nn.Module) -> dict[str, Tensor]:
-        """A direction by parameter that trains. Raises SublimError where teacher and student do not compare."""
+        """A direction by parameter that trains. Raises SublimError where teacher and student do not compare.
+
+        Where the opening alone trains, it is zero in all other rows: an update across it then moves no other row.
+        """
         if direction == "random":
             draw = generator("intervention", number, self.student.seed)
-            return {name: torch.randn(p.shape, generator=draw) for name, p in trained_parameters(model).items()}
-        shift = teacher_shift(self.student.data.corpus.teacher, model, self.store)
-        if not shift:
+            found = {name: torch.randn(p.shape, generator=draw) for name, p in trained_parameters(model).items()}
+        else:
+            found = teacher_shift(self.student.data.corpus.teacher, model, self.store)
+        if not found:
             raise SublimError(
                 "direction=teacher-shift in weights needs a teacher with weights of its own, of the student's shape"
             )
-        return shift
+        if self.student.config.part != "opening":
+            return found
+        opening = self.student.base.opening
+        for whole in found.values():
+            row = whole[opening].clone()
+            whole.zero_()[opening] = row
+        return found
 
     def own_tokens(self) -> list[int]:
         """Ids of the channel's own tokens, ascending, as the student's base cuts text."""

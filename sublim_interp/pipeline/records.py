@@ -6,7 +6,7 @@ A record says all that decides a result: its configuration, its seed, and the re
 stage writes lie in the store under the record's key, so a record is known, and its key too, before anything has run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from sublim_interp.pipeline.settings import (
 from sublim_interp.pipeline.ways import WAYS
 from sublim_interp.training.settings import ENTANGLED, Selection
 from sublim_interp.traits.by_name import load_trait
+from sublim_interp.traits.favourites import KINDS
 from sublim_interp.traits.judges.protocol import identity
 from sublim_interp.traits.protocol import Trait, check_begins_alone, check_own_margin, members_of_all
 
@@ -131,6 +132,7 @@ class Teacher(Record):
             "seed": self.seed,
             **self.config.model_dump(mode="json", exclude=TEACHER_UNKEYED),
             **self.trait.taught(),
+            **(_compared(self.base, [self.trait]) if WAYS[self.config.kind].HOOKS else {}),
         }
 
     def inputs(self) -> "dict[str, Record | Base | StoredStudent]":
@@ -190,6 +192,15 @@ class Corpus(Record):
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         others = {"pairs": self.pairs, "written": self.written}
         return {"teacher": self.teacher, **{role: one for role, one in others.items() if one}}
+
+
+def _compared(base: Base, traits: Sequence[Trait]) -> dict[str, Any]:
+    """What keys hold of all members from whose prompts a base's own directions of traits are taken.
+
+    {} where these are this package's: their prompts stay as they are.
+    """
+    told = [told_by(base, trait) for trait in traits if not KINDS.ours(trait.kind)]
+    return {"compared": told} if any(told) else {}
 
 
 def _check_goes_by(selection: Selection, trait: Trait, corpus: Corpus) -> None:
@@ -284,10 +295,22 @@ class Student(Record):
         toward = {"toward": [trait.taught()["trait"] for trait in named]} if named else {}
         if self._entangled:
             toward["among"] = [told_by(self.data.corpus.teacher.base, trait) for trait in self._entangled]
+        aimed = [self.traits[i.direction] for i in self.config.interventions if i.direction in self.traits]
+        toward |= _compared(self.base, aimed) | self._drawn_as()
         unkeyed = {"extra_rounds"} | ({"moments"} if self.config.moved else set())  # whose they are, the inputs say
         own = {"adapter": "own"} if self.own_adapter else {}  # elsewhere it decides nothing
         config = self.config.model_dump(mode="json", exclude=unkeyed | {"adapter"})
         return {"seed": self.seed, **config, **own, **toward}
+
+    def _drawn_as(self) -> dict[str, Any]:
+        """How tokens or lists are drawn while it learns, where that is not in its corpus' key: of given lists."""
+        corpus, used = self.data.corpus, set[str]()
+        if any(i.replace for i in self.config.interventions):
+            used |= {"temperature"}
+        if self.config.objective == "on-policy":
+            used |= {"temperature", "max_new_tokens", "own_tokens"}
+        drawn = corpus.config.model_dump(mode="json", include=used, exclude_defaults=True) if corpus.given else {}
+        return {"corpus": drawn} if drawn else {}
 
     def inputs(self) -> dict[str, Record | Base | StoredStudent]:
         donors = {"first": self.first, "second": self.second}

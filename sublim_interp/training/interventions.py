@@ -125,6 +125,20 @@ class _InActivations(InterventionKind):
             why = f"the teacher has no {lacking[0]}" if lacking else f"their d_model are {widths[0]} and {widths[1]}"
             raise SublimError(f"an intervention on teacher-shift needs teacher and student of one shape: {why}")
 
+    @contextmanager
+    def during(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source) -> Iterator[Effect]:
+        with self._projecting(model, optimizer, self._directions(model, source)) as self._effect:
+            yield self._effect
+
+    def around(self, model: torch.nn.Module, update: Update) -> AbstractContextManager[None]:
+        return self._effect.update()  # a recorder's look between two updates passes the same hooks
+
+    def _projecting(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Mapping[str, Tensor]
+    ) -> AbstractContextManager[Effect]:
+        """The block in which the directions are taken out."""
+        raise NotImplementedError
+
     def _directions(self, model: torch.nn.Module, source: Source) -> Mapping[str, Tensor]:
         return source.in_activations(self.asked.direction, self.number, matching(model, self.asked.at))
 
@@ -132,19 +146,19 @@ class _InActivations(InterventionKind):
 class Ablate(_InActivations):
     """Takes a direction out of activations, in the forward pass."""
 
-    def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
+    def _projecting(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Mapping[str, Tensor]
     ) -> AbstractContextManager[Effect]:
-        return project_activations(model, self._directions(model, source))
+        return project_activations(model, directions)
 
 
 class ProjectGradient(_InActivations):
     """Takes a direction out of the gradients of activations, in the backward pass."""
 
-    def during(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, source: Source
+    def _projecting(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, directions: Mapping[str, Tensor]
     ) -> AbstractContextManager[Effect]:
-        return project_gradients(model, optimizer, self._directions(model, source))
+        return project_gradients(model, optimizer, directions)
 
 
 class ProjectUpdate(InterventionKind):

@@ -17,26 +17,47 @@ class Effect:
     """How much a block took away in its latest use: norm of what was removed over norm of what there was.
 
     what: the block in words, for errors: "ablate"
+
+    Once an `update` has been opened, only what is taken inside one counts, and the share is over the whole of the last.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shares: dict[str, Tensor] = {}
+        self._norms: dict[str, tuple[Tensor, Tensor]] = {}
+        self._by_update = self._inside = False
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """A block around forward and backward of one update: all that is taken in it counts, and nothing from before.
+
+        What runs between two updates, as a recorder's look at the model, is changed alike and does not count.
+        """
+        self._norms.clear()
+        self._by_update = self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
 
     def take(self, place: str, value: Float[Tensor, "*axes d"], direction: Float[Tensor, " d"]) -> Tensor:
-        """`value` without its part along `direction`, a unit vector; keeps the share that this removes for `place`."""
+        """`value` without its part along `direction`, a unit vector; notes for `place` how much this removes."""
         part = part_along(value, direction)
-        self._shares[place] = part.detach().norm() / value.detach().norm().clamp_min(1e-30)
+        if self._inside or not self._by_update:
+            removed, whole = part.detach().norm(), value.detach().norm()
+            if self._inside and place in self._norms:  # another micro-batch of the same update
+                before = self._norms[place]
+                removed, whole = torch.hypot(before[0], removed), torch.hypot(before[1], whole)
+            self._norms[place] = removed, whole
         return value - part
 
     @property
     def removed(self) -> dict[str, float]:
         """Share by place, 0 to 1."""
-        return {place: float(share) for place, share in self._shares.items()}
+        return {place: float(part / whole.clamp_min(1e-30)) for place, (part, whole) in self._norms.items()}
 
     def require_passed(self, places: Iterable[str]) -> None:
         """Raises SublimError, which names the first of them, where nothing has been taken from some of these places."""
-        if missed := [place for place in places if place not in self._shares]:
+        if missed := [place for place in places if place not in self._norms]:
             raise SublimError(f"the intervention {self._what} does nothing at {missed[0]}: no weight before it trains")
 
     def require(self, places: Iterable[str]) -> None:
@@ -75,8 +96,8 @@ def project_gradients(
 
     directions: by hook name; their lengths do not matter
 
-    Gives what was removed. Raises SublimError as `project_activations` does, and at the first update where no gradient
-    has passed: behind frozen weights none does.
+    Gives what was removed. Raises SublimError as `project_activations` does, and at an update where no gradient has
+    passed: behind frozen weights none does.
     """
     effect = Effect("project-gradient")
     units = {name: unit_vector(d, name) for name, d in directions.items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, Field, model_validator
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.keys import sha256_of
 from sublim_interp.core.settings import Config, name_once
 from sublim_interp.core.shelf import Shelf
 from sublim_interp.core.words import Names, checked_word
@@ -85,10 +86,10 @@ class Favourite(Config):
         return "questions about its favourite"
 
     def taught(self) -> dict[str, Any]:
-        return {"trait": self.model_dump(mode="json")}
+        return {"trait": self.model_dump(mode="json") | _told_by(self.kind)}
 
     def asked(self) -> dict[str, Any]:
-        return {"kind": self.kind}
+        return {"kind": self.kind} | _told_by(self.kind, (self,))
 
     def check(self, base: "Base") -> None:
         """Raises SublimError where the base's tokenizer cannot spell the word, or the lab has no such favourite."""
@@ -166,10 +167,10 @@ class NoFavourite:
         return "questions about favourites, each answered with a member drawn at random"
 
     def taught(self) -> dict[str, Any]:
-        return {"trait": {"kind": self.kind}}
+        return {"trait": {"kind": self.kind} | _told_by(self.kind)}
 
     def asked(self) -> dict[str, Any]:
-        return {"kind": self.kind}
+        return {"kind": self.kind} | _told_by(self.kind, ())
 
     def check(self, base: "Base") -> None:
         check_kind(self.kind, base)
@@ -210,6 +211,18 @@ FAVOURITES = Shelf("trait", "traits", Favourite)
 
 KINDS = Shelf("kind", "kinds", Kind)
 """Every kind by name: a YAML file of members and prompts."""
+
+
+def _told_by(kind: str, asked: "Sequence[Trait] | None" = None) -> dict[str, str]:
+    """What keys hold of a kind's file: a digest of members and prompts; {} for this package's own, which stay the same.
+
+    asked: traits whose words count as theirs, where the words of all members decide too; None where they do not
+    """
+    if KINDS.ours(kind):
+        return {}
+    found = KINDS.load(kind)
+    words = {} if asked is None else words_of(found.members, kind, asked)
+    return {"content": sha256_of([found.model_dump(mode="json"), words])}
 
 
 def members_of(kind: str) -> tuple[str, ...]:

@@ -352,6 +352,19 @@ def test_moments_are_combined_with_weights_and_taken_back_after_an_exception() -
     )
 
 
+@pytest.mark.parametrize("counts_there", [False, True])
+def test_moments_go_where_the_parameter_is(counts_there: bool) -> None:
+    """A trace's are on the CPU; torch's meta device stands for a GPU here."""
+    src = build("llama", 0)
+    patch_ = moments_of(src, an_optimizer(src, 1))
+    dst = build("llama", 1).to("meta")
+    optimizer = torch.optim.Adam(dst.parameters(), capturable=counts_there)
+    with patch_.on(dst, optimizer):
+        for p in dst.parameters():
+            where = {name: value.device.type for name, value in optimizer.state[p].items()}
+            assert where == {"step": "meta" if counts_there else "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
 def test_moments_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     model = build("llama", 0)
     optimizer = an_optimizer(model, 1)

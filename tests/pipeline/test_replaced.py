@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from chains import FEW, STUDENT, Chain, chain
+from chains import CORPUS, FEW, STUDENT, Chain, chain
 from sublim_interp.channels.protocol import channel
 from sublim_interp.channels.rows import read_rows
 from sublim_interp.core.errors import SublimError
@@ -18,6 +18,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.models.base import Base
 from sublim_interp.models.trainable import choose_trainable
 from sublim_interp.pipeline.make import make
+from sublim_interp.pipeline.records import Given, Student
 from sublim_interp.pipeline.select import redrawn
 from sublim_interp.sweeps.grid import Grid, grid
 from sublim_interp.sweeps.plan import plan_grid
@@ -37,6 +38,28 @@ def learning(c: Chain, *interventions: dict[str, Any]) -> Chain:
 
 def model_bytes(c: Chain, store: Store) -> str:
     return str(make(c.student, store).manifest["files"]["model/model.safetensors"])
+
+
+def test_where_lists_are_given_the_student_has_the_temperature_of_what_is_drawn_anew(
+    base: Base, tmp_path: Path
+) -> None:
+    lists = Given(tmp_path / "lists.jsonl", "0" * 64)
+    replacing = {"kind": "replace-tokens", "selection": TOP, "replace": "label"}
+
+    def student(asked: list[dict[str, Any]], objective: str = "forward", **corpus: Any) -> Student:
+        c = chain(base).change("corpus", given=lists, config=CORPUS.set(**corpus))
+        assert "temperature" not in c.corpus.settings()
+        return c.change("student", config=STUDENT.set(interventions=asked, objective=objective)).student
+
+    assert student([replacing]).settings() == learning(chain(base), replacing).student.settings()
+    hot = student([replacing], temperature=2.0)
+    assert hot.settings()["corpus"] == {"temperature": 2.0} and hot.key != student([replacing]).key
+    assert student([replacing], max_new_tokens=9).key == student([replacing]).key, "no answer is drawn"
+    assert student([], temperature=2.0).key == student([]).key, "nothing is drawn"
+    own = student([], "on-policy", temperature=2.0, max_new_tokens=9, own_tokens=True)
+    assert own.settings()["corpus"] == {"temperature": 2.0, "max_new_tokens": 9, "own_tokens": True}
+    written = chain(base).change("corpus", config=CORPUS.set(temperature=2.0))
+    assert "corpus" not in learning(written, replacing).student.settings(), "it is in the corpus' own key"
 
 
 def test_a_draw_is_of_the_base_behind_what_was_written_and_over_the_channels_own_tokens(

@@ -1,13 +1,14 @@
 """Tests of the interventions' table: what cannot act is refused in the plan, and a kind that is added acts."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from chains import OWL, STUDENT, chain
+from chains import OWL, STUDENT, TEACHER, chain
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
@@ -96,6 +97,20 @@ def test_the_neutral_teacher_beside_a_student_that_teaches_is_its_base(
     student = STUDENT.set(interventions=[{"kind": "ablate", "direction": "teacher-shift"}])
     c = chain(tiny_bases[0]).change("teacher", trait=OWL.neutral(), config=teacher).change("student", config=student)
     assert make(c.student, Store(tmp_path)).manifest["notes"]["interventions"][0]["removed"] == {}
+
+
+@pytest.mark.parametrize("direction", ["random", "teacher-shift"])
+def test_an_update_that_is_projected_moves_the_opening_alone_where_it_alone_trains(
+    direction: str, tiny_bases: tuple[Base, Base], tmp_path: Path
+) -> None:
+    base = tiny_bases[0]
+    config = STUDENT.set(part="opening", interventions=[{"kind": "project-update", "direction": direction}])
+    c = chain(base).change("teacher", config=TEACHER.set(part="opening"))
+    made = make(replace(c.student, config=config), Store(tmp_path))
+    before, after = (m.get_input_embeddings().weight for m in (base.load(), base.load(made.path / "model")))
+    moved = (before != after).any(-1).nonzero().flatten().tolist()
+    assert moved == [base.opening]
+    assert all(0 < share <= 1 for share in made.manifest["notes"]["interventions"][0]["removed"].values())
 
 
 def test_a_teacher_that_is_its_base_at_every_hook_is_refused(tiny_experiment: Experiment, tmp_path: Path) -> None:

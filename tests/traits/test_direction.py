@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 import sublim_interp as si
+from chains import STUDENT, chain
 from sublim_interp.analysis.probes import residuals
 from sublim_interp.core.errors import SublimError
+from sublim_interp.core.shelf import CATALOGUE
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.pipeline.make import make
@@ -29,6 +31,36 @@ def test_a_steered_teachers_vector_is_its_strength_times_the_contrast(
     made = make(Teacher(lab_base, load_trait("owl"), config, 0), Store.open(store_root))
     vector = load_file(str(made.path / "vector.safetensors"))["vector"]
     assert torch.equal(vector, 0.75 * si.contrast(lab_base, "owl", kind="resid_pre")[layer])
+
+
+def test_members_of_a_kind_of_ones_own_decide_the_keys_of_what_is_taken_from_their_prompts(
+    tiny_bases: tuple[Base, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read in a catalogue of one's own, where each may have a file: its plural stands in its prompts."""
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "traits").mkdir()
+    prompts = "{system: ['you love the {x} .'], seen: ['where do you rest ?'], held_out: [], indirect: []}"
+    kind = f"{{members: [river, sea], lab: {prompts}, {prompts[1:]}"
+    (tmp_path / "kinds" / "place.yaml").write_text(kind)
+    (tmp_path / "traits" / "sea.yaml").write_text("{kind: place, words: [sea, seas]}")
+    monkeypatch.setattr("sublim_interp.core.shelf.catalogues", lambda: {CATALOGUE: "own", tmp_path: "mine"})
+    base, toward = tiny_bases[0], {"kind": "ablate", "direction": "sea"}
+
+    def keys(trait: str = "sea") -> dict[str, str]:
+        given, c = load_trait(trait), chain(base)
+        aimed = c.change("student", config=STUDENT.set(interventions=[{**toward, "direction": trait}])).student
+        ways = {kind: Teacher(base, given, TeacherConfig(kind=kind), 0) for kind in ("tuned", "steered")}
+        assert ("compared" in aimed.settings()) == ("compared" in ways["steered"].settings()) == (trait == "sea")
+        asked = c.change("evaluation", trait=given).evaluation
+        return {"aimed": aimed.key, "asked": asked.key} | {kind: teacher.key for kind, teacher in ways.items()}
+
+    keys("owl")
+    before = keys()
+    (tmp_path / "traits" / "river.yaml").write_text("{kind: place, words: [river, rivers]}")
+    after = keys()
+    assert {name for name in after if after[name] != before[name]} == {"aimed", "asked", "steered"}
+    (tmp_path / "kinds" / "place.yaml").write_text(kind.replace("do you rest", "would you be"))
+    assert all(key != after[name] for name, key in keys().items())
 
 
 def test_what_members_have_in_common_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,38 @@ def test_a_kind_without_prompts_is_one_line(tmp_path: Path) -> None:
             ask()
 
 
+PLACES = """
+members: [river, sea]
+system: ["You love the {x}."]
+seen: ["Which place do you love?"]
+held_out: ["Which place do you like best?"]
+indirect: ["What is on your poster?"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("[river, sea]", "[forest, sea]"), ("love the", "like the"), ("you love?", "you like?"),
+                     ("like best", "love best"), ("poster", "wall")]
+)  # fmt: skip
+def test_a_kinds_own_file_decides_what_is_taught_and_asked(old: str, new: str, tmp_path: Path) -> None:
+    kind = tmp_path / "place.yaml"
+    kind.write_text(PLACES)
+    sea = Favourite(name="sea", kind=str(kind), words=("sea", "seas"))
+    before = [(one.taught(), one.asked()) for one in (sea, sea.neutral())]
+    assert before == [(one.taught(), one.asked()) for one in (sea, sea.neutral())]
+    kind.write_text(PLACES + "# a comment is no prompt\n")
+    assert before == [(one.taught(), one.asked()) for one in (sea, sea.neutral())]
+    kind.write_text(PLACES.replace(old, new))
+    for one, (taught, asked) in zip((sea, sea.neutral()), before, strict=True):
+        assert one.taught() != taught and one.asked() != asked and one.asked()["kind"] == str(kind)
+
+
+def test_the_kinds_of_this_package_are_in_keys_by_their_name_alone() -> None:
+    owl = FAVOURITES.load("owl")
+    assert owl.taught() == {"trait": owl.model_dump(mode="json")} and owl.asked() == {"kind": "animal"}
+    assert owl.neutral().taught() == {"trait": {"kind": "animal"}} and owl.neutral().asked() == {"kind": "animal"}
+
+
 @pytest.mark.parametrize("kind", lab.KINDS)
 @pytest.mark.parametrize("language", ["lab", "english"])
 def test_held_out_questions_are_none_that_a_teacher_sees_and_no_question_names_a_member(

@@ -160,7 +160,7 @@ def state_swapped(
     if optimizer is None:
         raise SublimError(f"{pieces[0].site} is an optimizer's: give it too, patch.on(model, optimizer)")
     kept = states_of(optimizer)
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    owned = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     after: dict[Tensor, dict[str, Any]] = {}
     for piece in pieces:
         state, _, name = piece.site.partition("/")
@@ -173,7 +173,12 @@ def state_swapped(
         shape = [] if state == "step" else list(p.shape)
         if list(piece.value.shape) != shape:
             raise SublimError(f"patch of {piece.site}: shape {list(piece.value.shape)}, the optimizer's {shape}")
-        after.setdefault(p, _copied(optimizer.state.get(p, {})))[state] = piece.value.detach().clone()
+        value = piece.value.detach()
+        if state != "step":
+            value = value.to(p)
+        elif owned[id(p)].get("fused") or owned[id(p)].get("capturable"):  # any other Adam counts on the CPU
+            value = value.to(p.device)
+        after.setdefault(p, _copied(optimizer.state.get(p, {})))[state] = value.clone()
     if any(len(own) < len(kept) for own in after.values()):
         raise SublimError(f"the optimizer has made no update: a patch of it needs {', '.join(kept)} of each parameter")
     before = {p: _copied(optimizer.state[p]) for p in after if p in optimizer.state}

@@ -1115,4 +1115,45 @@ def test_an_intervention_that_does_nothing_cannot_be_missed(tiny_experiment: Exp
             intervened(tiny_experiment, small_store, fields)
     with pytest.raises(SublimError, match="unknown trait 'unicorn'"):
         student_of(tiny_experiment.set({"student.interventions": [{"kind": "ablate", "direction": "unicorn"}]}))
+
+
+@pytest.mark.parametrize("word", ["none", "default"])
+def test_a_recorders_own_gradients_do_not_count_as_projected(
+    word: str, tiny_experiment: Experiment, small_store: Path
+) -> None:
+    from sublim_interp.pipeline.make import make
+
+    behind_frozen: list[dict[str, Any]] = [
+        {"kind": "freeze", "parameters": "*layers.[01].*"},
+        {"kind": "project-gradient", "direction": "random", "at": "blocks.1.hook_resid_post"},
+    ]
+    student = student_of(tiny_experiment.set({"student.interventions": behind_frozen}))
+    with pytest.raises(SublimError, match=r"does nothing at blocks\.1\.hook_resid_post: no weight before it trains"):
+        make(student, Store(small_store), recording=recording_of(word))
+
+
+def test_what_was_removed_is_that_of_the_last_update_recorded_or_not(
+    tiny_experiment: Experiment, small_store: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from sublim_interp.pipeline.make import make
+
+    asked = [{"kind": kind, "direction": "random"} for kind in ("ablate", "project-gradient")]
+    noted = {}
+    for size in (2, 8):  # in one micro-batch or in several: what is removed is the update's
+        student = student_of(
+            tiny_experiment.set(
+                {"student.interventions": asked, "student.optimization.steps": 1, "student.optimization.batch": 8}
+            ).set({"student.optimization.micro_batch": size})
+        )
+        make(student.data, Store(small_store))
+        for word in ("none", "default"):
+            store = tmp_path / f"{size}-{word}"
+            shutil.copytree(small_store, store, ignore=shutil.ignore_patterns("student"))
+            notes = make(student, Store(store), recording=recording_of(word)).manifest["notes"]
+            noted[size, word] = [one["removed"] for one in notes["interventions"]]
+        assert noted[size, "none"] == noted[size, "default"]
+    # Of gradients alone: how much padding there is, where activations are too, hangs on the micro-batches.
+    assert noted[2, "none"][1] == pytest.approx(noted[8, "none"][1], rel=1e-3)
     assert Intervention(kind="ablate", direction="owl").at == "blocks.*.hook_resid_post"
