@@ -41,6 +41,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi": {**_SHAPE, "partial_rotary_factor": 0.5},
 }  # fmt: skip
 
+# Types that scale or norm what enters the stream.
+SCALED: dict[str, dict[str, Any]] = {
+    "granite": {**_GROUPED, "residual_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    "bloom": {
+        "vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5,
+        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2,
+    },
+}  # fmt: skip
+
 _EXPERTS: dict[str, Any] = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 _LOCAL: dict[str, Any] = {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
 # Types that keep more than linear modules in the body: fused experts, routers, state-space blocks.
@@ -70,5 +79,5 @@ MIXTURES: dict[str, dict[str, Any]] = {
 
 def tiny(architecture: str, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(1)
-    config = AutoConfig.for_model(architecture, **{**(ARCHITECTURES | MIXTURES)[architecture], **changes})
+    config = AutoConfig.for_model(architecture, **{**(ARCHITECTURES | SCALED | MIXTURES)[architecture], **changes})
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -35,8 +35,10 @@ def direct_attribution(
     else one a head.
 
     Returns a row a part, with its mean over prompts and 95 % interval, in logits: part (embed, head, attention, mlp,
-    rest), layer, head, estimate, low, high, n; layer and head are −1 where there is none. The rest is what biases add,
-    and where logits are capped what the cap takes. Raises SublimError for an architecture without a row.
+    rest), layer, head, estimate, low, high, n; layer and head are −1 where there is none. A part is what enters the
+    stream, scaled or normed where the model does so. The first row of embed is the tokens', the second, where there is
+    one, that of learned positions. The rest is what biases add, and where logits are capped what the cap takes.
+    Raises SublimError for an architecture without a row.
     Source: Elhage et al. 2021, "A mathematical framework for transformer circuits".
     """
     import pandas as pd
@@ -48,7 +50,9 @@ def direct_attribution(
     if not {"blocks.0.hook_mlp_out", "ln_final.hook_scale"} <= set(known):
         raise SublimError(f"direct_attribution: of {type(ours).__name__} it is not known what its layers add")
     by_head = "blocks.0.ln1_post.hook_scale" not in known
-    parts = hook_names(ours, ("embed", "pos_embed", "result" if by_head else "attn_out", "mlp_out"))
+    start = names_of(ours, "resid_pre")[0]  # not hook_embed, which some models scale or norm afterwards
+    positions = hook_names(ours, ("pos_embed",))
+    parts = [start, *positions, *hook_names(ours, ("result" if by_head else "attn_out", "mlp_out"))]
     last = names_of(ours, "resid_post")[-1]
     asked = asked_of(prompts, model, model=ours)
     found: dict[int, list[float]] = {}
@@ -68,7 +72,9 @@ def direct_attribution(
         rows, values = [], []
         for name in parts:
             value = seen[name][:, -1].float()
-            kind, layer = kind_of(name), layer_of(name) if name.startswith("blocks.") else -1
+            kind, layer = kind_of(name), layer_of(name) if name.startswith("blocks.") and name != start else -1
+            if name == start:
+                value = value - sum(seen[other][:, -1].float() for other in positions)
             word = {"result": "head", "attn_out": "attention", "mlp_out": "mlp"}.get(kind, "embed")
             for head in range(value.shape[1]) if kind == "result" else [-1]:
                 own = value if head < 0 else value[:, head]

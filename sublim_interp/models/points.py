@@ -572,7 +572,9 @@ POINTS: dict[str, HookPoint] = {
         _in_attention("attn_scores", _SQUARE, "attention", _within("attn_scores"), eager=True),
         _in_attention("pattern", _SQUARE, "attention", _pattern, eager=True),
         _in_attention("z", _PER_HEAD, "output_map", _z),
-        _in_attention("result", ("batch", "position", "head", "d_model"), "output_map", _within("result", _summed)),
+        _in_attention(
+            "result", ("batch", "position", "head", "d_model"), "output_map", _as_added(_within("result", _summed))
+        ),
         *_norm("ln1_post", "ln1_post"),
         _stream("attn_out", "attn_out", _as_added(_output)),
         _stream("resid_mid", "mid", _flat(_shared_input)),

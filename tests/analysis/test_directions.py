@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -473,15 +474,64 @@ def test_a_null_of_projections_is_in_the_unit_of_the_directions() -> None:
 @pytest.mark.parametrize("kind", ["covariance", "shuffled"])
 @pytest.mark.parametrize("counts", [(64, 0), (60, 60), (15, 240)])
 def test_the_nulls_scatter_as_a_difference_of_means_does(kind: Any, counts: tuple[int, int]) -> None:
-    """Paired samples, and unpaired ones of equal and of unequal counts: 95 % of the draws lie within 1.96 errors."""
+    """Paired samples, and unpaired ones of equal and of unequal counts: by Student's t where scatter is estimated."""
     draw, (many, others) = torch.Generator().manual_seed(5), counts
     positive = torch.randn(many, 1, 8, generator=draw)
     negative = torch.randn(others, 1, 8, generator=draw) if others else torch.zeros(many, 1, 8)
     names, vectors = ("blocks.0.hook_resid_post",), positive.mean(0) - negative.mean(0)
     d = Directions("hand", names, vectors, SOMEWHERE, positive, negative, paired=not others)
     found = d.null(given_directions(torch.eye(8)[:1]), kind, draws=3999, of="projection")
-    error = sum(float(x[:, 0, 0].var()) / len(x) for x in (positive, negative)) ** 0.5
-    assert [column(found, "low")[0], column(found, "high")[0]] == pytest.approx([-1.96 * error, 1.96 * error], rel=0.1)
+    each = [float(x[:, 0, 0].var()) / len(x) for x in (positive, negative)]
+    freedom = sum(each) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(each, (positive, negative), strict=True))
+    reach = sum(each) ** 0.5 * scipy.stats.t.ppf(0.975, freedom)
+    if kind == "shuffled":  # labels of no meaning are those of one pool
+        pool = torch.cat([positive, negative]) if others else positive
+        reach = 1.96 * float(pool[:, 0, 0].var() * sum(1 / n for n in counts if n)) ** 0.5
+    assert [column(found, "low")[0], column(found, "high")[0]] == pytest.approx([-reach, reach], rel=0.1)
+
+
+def noise(count: int, others: int, seed: int, mean: float = 0.0) -> tuple[Directions, Directions]:
+    """Directions of 600 layers, each a test of its own: one axis has a mean difference. And that axis."""
+    draw = torch.Generator().manual_seed(seed)
+    positive = torch.randn(count, 600, 3, generator=draw) + mean * torch.eye(3)[0]
+    negative = torch.randn(others, 600, 3, generator=draw) if others else torch.zeros_like(positive)
+    names = tuple(f"blocks.{layer}.hook_resid_post" for layer in range(600))
+    vectors = positive.mean(0) - negative.mean(0)
+    d = Directions("hand", names, vectors, SOMEWHERE, positive, negative, paired=not others)
+    return d, given_directions(torch.eye(3)[:1].expand(600, 3))
+
+
+BY_FEW = [("shuffled", "cosine"), ("shuffled", "projection"), ("covariance", "projection")]
+
+
+@pytest.mark.parametrize(("kind", "of"), BY_FEW)
+@pytest.mark.parametrize("counts", [(2, 0), (4, 0), (8, 0), (16, 0), (2, 2), (4, 4), (3, 12)])
+def test_few_samples_of_nothing_are_rarely_called_a_direction(kind: Any, of: Any, counts: tuple[int, int]) -> None:
+    """600 tests, of which 5 % may be wrong; three standard errors above that."""
+    d, axis = noise(*counts, seed=3)
+    frame = d.null(axis, kind, of=of)
+    wrong = float((frame["p"] <= 0.05).mean())
+    assert wrong <= 0.05 + 3 * (0.05 * 0.95 / 600) ** 0.5
+    if counts in ((8, 0), (16, 0)) or (counts == (4, 4) and kind == "shuffled"):  # two estimated scatters are careful
+        assert wrong >= 0.02, "nor is it blind"
+
+
+@pytest.mark.parametrize(("kind", "of"), BY_FEW)
+def test_few_samples_of_a_large_difference_reach_what_their_number_allows(kind: Any, of: Any) -> None:
+    for counts, least in (((8, 0), 2 / 2**8), ((5, 0), 2 / 2**5), ((4, 4), 2 / 70), ((2, 2), 2 / 6)):
+        d, goal = noise(*counts, seed=4, mean=30.0)
+        p = d.null(goal, kind, of=of)["p"]
+        if kind == "shuffled":
+            assert [p.min(), p.max()] == pytest.approx([least, least])
+        elif counts == (8, 0):
+            assert p.max() <= 0.01
+
+
+def test_one_sample_has_no_scatter() -> None:
+    d, goal = noise(1, 0, seed=5)
+    for of in ("cosine", "projection"):
+        assert d.null(goal, "covariance", of=of)[["low", "high", "p"]].isna().all(axis=None)  # type: ignore[arg-type]
+    assert (d.null(goal, "shuffled")["p"] == 1).all()
 
 
 def test_a_steering_curve_has_its_controls_beside_it() -> None:

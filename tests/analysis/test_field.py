@@ -18,6 +18,7 @@ from sublim_interp.core.errors import SublimError
 from sublim_interp.experiments.results import Run
 from sublim_interp.models.hooks import capture, edit
 from three_layers import EVEN, MARGIN, PROMPTS, build, logits
+from tiny_models import tiny
 
 
 @pytest.fixture(params=["llama", "gpt2", "gpt_neox"])
@@ -171,16 +172,49 @@ def test_every_arm_has_the_runs_metric(tiny_run: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "gemma2"])
-def test_direct_attribution_adds_up_to_the_logit_difference(kind: str) -> None:
+def test_direct_attribution_has_its_rows_and_the_rest_is_what_is_left(kind: str) -> None:
     model = build(kind, 0)
     found = direct_attribution(model, PROMPTS, ([3, 4, 5], 1))
     said = [(x := logits(model, [row])[0, -1])[4] - x[[3, 5]].mean() for row in PROMPTS]
     assert sum(found["estimate"]) == pytest.approx(torch.stack(said).mean().item(), abs=1e-3)
     heads = found[found["part"] == "head"]
     assert len(heads) == (0 if kind == "gemma2" else 6) and list(found["part"]).count("mlp") == 3
-    if kind == "llama":  # no bias anywhere
-        assert abs(sum(found["estimate"][found["part"] == "rest"])) < 1e-4
+    assert list(found["part"]).count("embed") == (2 if kind == "gpt2" else 1)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gemma2", "olmo2", "gpt2", "granite", "bloom"])
+def test_the_parts_add_up_without_a_rest_where_there_is_no_bias(kind: str) -> None:
+    model = tiny(kind, **({"final_logit_softcapping": None} if kind == "gemma2" else {}))
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias") and "embedding" not in name:
+                p.zero_()
+            elif p.dim() == 1:  # weights and biases of norms differ from those at the start
+                p.add_(0.3 * torch.randn(p.shape, generator=draw))
+    prompts = [[5, 9, 4, 17, 8, 3], [6, 2, 30, 11, 3, 1], [9, 9, 1, 28]]
+    for row in prompts:
+        found = direct_attribution(model, [row], ([3, 4, 5], 1))
+        (rest,) = found["estimate"][found["part"] == "rest"]
+        assert abs(rest) < 1e-4 * found["estimate"].abs().max()
+
+
+def test_heads_and_embedding_are_read_as_they_enter_the_stream() -> None:
+    """By hand, on a Granite whose multipliers are not 1."""
+    model = tiny("granite")
+    ids = torch.tensor([[5, 9, 4, 17]])
+    with torch.no_grad(), capture(model, "*") as seen:
+        model(input_ids=ids)
+    torch.testing.assert_close(seen["blocks.0.hook_resid_pre"], 3.0 * seen["hook_embed"])
+    for layer in range(2):
+        heads = seen[f"blocks.{layer}.attn.hook_result"].sum(2)
+        torch.testing.assert_close(heads, seen[f"blocks.{layer}.hook_attn_out"], rtol=1e-4, atol=1e-5)
+        middle = seen[f"blocks.{layer}.hook_resid_mid"] - seen[f"blocks.{layer}.hook_resid_pre"]
+        torch.testing.assert_close(heads, middle, rtol=1e-4, atol=1e-5)
+    before = model(input_ids=ids).logits
+    with torch.no_grad(), edit(model, {"blocks.1.attn.hook_result": lambda x: x.clone()}):
+        torch.testing.assert_close(model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-5)
 
 
 def test_a_head_that_writes_the_answer_is_found() -> None:

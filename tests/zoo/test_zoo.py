@@ -73,6 +73,8 @@ def test_names_within_a_layer_are_what_they_say(kind: str, tmp_path: Path) -> No
             near(torch.einsum("nhqk,nkhd->nqhd", pattern, v), seen[f"{at}attn.hook_z"], f"{at} pattern @ v")
         result = seen[f"{at}attn.hook_result"].sum(2)
         whole = output_map(model, number)(seen[f"{at}attn.hook_z"].flatten(-2)).detach()
+        field = row.residual_scale if (row := architecture_of(model)) else ""
+        whole = whole * float(getattr(model.config, field) if field else 1)  # as the layer adds it
         near(result - result[:1, :1], whole - whole[:1, :1], f"{at} the heads' results")  # less the map's bias
         functions = [m for name, m in layer.named_modules() if name.rpartition(".")[2] in ACTIVATIONS]
         if f"{at}mlp.hook_pre" in seen and kind not in NORMED_WITHIN:

@@ -1,5 +1,7 @@
 """Directions in the residual stream: how they are found in models, compared, and tested against nulls."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -46,6 +48,8 @@ ASKS = {
 }
 """The question that each null or interval answers; frames have it as `frame.attrs["asks"]`."""
 
+TIE = 1e-6
+"""A draw that is smaller by no more than this share counts as large: single precision sums the observed one anew."""
 OF_TRACE = "trace "
 """How the key of a space begins of which only the trace is known."""
 
@@ -138,7 +142,7 @@ class Directions(Shown):
         random = torch.Generator().manual_seed(seed)
         if covariance:
             positive, negative = self._samples("covariance of their samples; say covariance=False")
-            drawn = _scattered(self, n, random, positive, negative)
+            drawn = _scattered(*_normals(self, n, random), positive, negative)
         else:
             drawn = torch.randn(n, *self.vectors.shape, generator=random)
         drawn = torch.nn.functional.normalize(drawn, dim=-1) * self.vectors.norm(dim=-1, keepdim=True)
@@ -223,17 +227,24 @@ class Directions(Shown):
     ) -> "pd.DataFrame":
         """What the likeness to other directions would be by chance.
 
-        kind: `shuffled` shuffles the labels of the samples, each half holding as many of either label, so that nothing
-            of the difference remains in the mean; paired samples trade places within their pair. `covariance` draws
-            normal vectors of the covariance that a difference of the samples' means has
-        draws: how many are drawn, 19 or more
+        kind: `shuffled` shuffles the labels of the samples, paired ones within their pair, and asks how far the mean
+            difference then goes along the other direction. `covariance` draws vectors of the covariance that a
+            difference of the samples' means has
+        draws: how many are drawn, 19 or more; where there are no more ways to shuffle, each is taken once
         seed: decides the draws
         across_bases: as for `cosine`
         of: cosine, or projection (in the unit of these directions)
 
+        A shuffled cosine is a projection too, in lengths of these directions: what labels of no meaning leave of the
+        difference is short, yet may point the same way. By `covariance`, projections follow Student's t, for the
+        scatter is itself an estimate. Cosines do not: below some 16 samples their range is too narrow.
+
         Returns a row a layer: layer, the likeness, low, high, p; `attrs["asks"]` is the question it answers. 95 % of
-        the draws lie between low and high; p is two-sided, (1 + as large) / (1 + draws). Both are NaN where a vector is
-        zero. Raises SublimError as `cosine`, for fewer draws, and for directions that keep no samples.
+        the draws lie between low and high. p is two-sided: (1 + as large) / (1 + draws), or the share of all ways to
+        shuffle, which n pairs cannot bring below 2 / 2^n. It is NaN where a vector is zero; so are low, high and p by
+        `covariance` where a side has one sample. Raises SublimError as `cosine`, for fewer draws, and for directions
+        that keep no samples.
+        Source: Phipson & Smyth 2010, Stat. Appl. Genet. Mol. Biol. 9:39.
         """
         self._require_comparable(other, across_bases)
         if kind not in get_args(Null):
@@ -243,12 +254,21 @@ class Directions(Shown):
         if draws < 19:
             raise SublimError(f"null: draws is {draws}; needs 19 or more for an interval of 95 %")
         random = torch.Generator().manual_seed(seed)
+        found = like(self.vectors, other.vectors)
         if kind == "covariance":
-            drawn = _scattered(self, draws, random, positive, negative)
-        else:
-            a, b = _shuffles(self, draws, random)
-            drawn = einsum(a, positive, _WEIGHTED) + einsum(b, negative, _WEIGHTED)
-        return _null_frame(like(self.vectors, other.vectors), like(drawn, other.vectors), of, kind)
+            a, b = _normals(self, draws, random)
+            if of == "projection":
+                a, b = _as_t(a, b, self.paired, random)
+            drawn = like(_scattered(a, b, positive, negative), other.vectors)
+            if min(len(positive), len(negative)) < 2:  # one sample has no scatter
+                drawn = torch.full_like(drawn, torch.nan)
+            return _null_frame(found, drawn, of, kind)
+        along = [_projection(samples, other.vectors) for samples in (positive, negative)]
+        drawn, every = _shuffled(*along, self.paired, draws, random)
+        if of == "cosine":
+            length = self.vectors.double().norm(dim=-1)
+            drawn = drawn / length.where(length > 0, torch.nan)
+        return _null_frame(found, drawn, of, kind, every)
 
     def null_of(self, other: "Directions", traits: Sequence["Directions"], of: Likeness = "cosine") -> "pd.DataFrame":
         """The null of other traits: the likeness to `other`, and the range of those that `traits` have with it.
@@ -320,20 +340,24 @@ _WEIGHTED = "draw sample, sample layer d_model -> draw layer d_model"
 
 
 def _null_frame(
-    found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer"], of: Likeness, null: str
+    found: Float[Tensor, " layer"], drawn: Float[Tensor, "draw layer"], of: Likeness, null: str, every: bool = False
 ) -> "pd.DataFrame":
-    """The table of `Directions.null`, of what was found and drawn."""
+    """The table of `Directions.null`, of what was found and drawn.
+
+    every: the draws are all that there can be, the observed one among them
+    """
     import pandas as pd
 
     edges = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype), dim=0)
-    as_large = (drawn.abs() >= found.abs() - 1e-12).sum(0)
+    as_large = (drawn.abs() >= found.abs() * (1 - TIE) - 1e-12).sum(0)
+    p = as_large.clamp_min(1) / len(drawn) if every else (1 + as_large) / (1 + len(drawn))
     frame = pd.DataFrame(
         {
             "layer": range(len(found)),
             of: found.tolist(),
             "low": edges[0].tolist(),
             "high": edges[1].tolist(),
-            "p": ((1 + as_large) / (1 + len(drawn))).where(~found.isnan(), found).tolist(),
+            "p": p.where(~found.isnan() & ~edges[0].isnan(), torch.nan).tolist(),
         }
     )
     frame.attrs["asks"] = ASKS[null]
@@ -341,27 +365,37 @@ def _null_frame(
 
 
 def _scattered(
-    d: Directions, draws: int, random: torch.Generator, positive: Tensor, negative: Tensor
+    a: Float[Tensor, "draw sample"], b: Float[Tensor, "draw other"], positive: Tensor, negative: Tensor
 ) -> Float[Tensor, "draw layer d_model"]:
-    """Normal vectors of the covariance that a difference of the samples' means has."""
-    a, b = _normals(d, draws, random)
+    """Random vectors of the covariance that a difference of the samples' means has, by weights of the samples."""
     return einsum(a, positive - positive.mean(0), _WEIGHTED) + einsum(b, negative - negative.mean(0), _WEIGHTED)
 
 
-def _shuffles(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Weights of the samples in each draw's difference of means."""
-    assert d.positive is not None and d.negative is not None
-
-    def halves(count: int) -> Float[Tensor, "draw sample"]:
-        signs = torch.ones(count)
-        signs[count // 2 :] = -1
-        if count % 2:
-            signs[-1] = 0  # the odd one sits out
-        order = torch.rand(draws, count, generator=random).argsort(1)
-        return signs[order] / max(1, count - count % 2)
-
-    a = halves(len(d.positive))
-    return (a, -a) if d.paired else (a, halves(len(d.negative)))
+def _shuffled(
+    positive: Float[Tensor, "sample layer"],
+    negative: Float[Tensor, "other layer"],
+    paired: bool,
+    draws: int,
+    random: torch.Generator,
+) -> tuple[Float[Tensor, "draw layer"], bool]:
+    """Differences of means with shuffled labels, and whether these are all that there can be."""
+    count = len(positive)
+    if paired:
+        each = (positive - negative) / count
+        if every := 2 ** (count - 1) <= 1 + draws:  # the first sign stays: the other half mirrors this one
+            sums = each[:1]
+            for one in each[1:]:
+                sums = torch.cat([sums + one, sums - one])
+            return torch.cat([sums, -sums]), every
+        signs = 2 * torch.randint(2, (draws, count), generator=random) - 1
+        return signs.to(each) @ each, every
+    pooled = torch.cat([positive, negative])
+    if every := math.comb(len(pooled), count) <= 1 + draws:
+        chosen = torch.tensor([*itertools.combinations(range(len(pooled)), count)])
+    else:
+        chosen = torch.rand(draws, len(pooled), generator=random).argsort(1)[:, :count]
+    weights = torch.full((len(chosen), len(pooled)), -1 / len(negative), dtype=pooled.dtype)
+    return weights.scatter_(1, chosen, 1 / count) @ pooled, every
 
 
 def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -371,6 +405,20 @@ def _normals(d: Directions, draws: int, random: torch.Generator) -> tuple[Tensor
     a = torch.randn(draws, count, generator=random)
     b = -a if d.paired else torch.randn(draws, len(d.negative), generator=random)
     return a / count, b / len(d.negative)
+
+
+def _as_t(a: Tensor, b: Tensor, paired: bool, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Normal weights of the samples made Student's t, as each side's scatter is estimated from its n samples.
+
+    A scatter about the samples' own mean lacks the factor n / (n − 1).
+    """
+
+    def scale(count: int) -> Float[Tensor, "draw 1"]:
+        chi_squared = torch.randn(len(a), max(1, count - 1), generator=random).pow(2).sum(1, keepdim=True)
+        return (count / chi_squared) ** 0.5  # √(n / (n − 1)) / √(χ² / (n − 1))
+
+    of_a = scale(a.shape[1])
+    return a * of_a, b * (of_a if paired else scale(b.shape[1]))
 
 
 def directions(
