@@ -132,8 +132,8 @@ def figure(found: Lineage) -> Figure:
         ax.text(x + 0.02, y - 0.19, _short(thing.about, 44), fontsize=6, va="center", color="#555555", zorder=3)
     states = {*map(found.state, found.things.values()), *map(found.standing, found.links)}
     for i, state in enumerate(state for state in COLORS if state in states):
-        ax.plot([0.4 * i, 0.4 * i + 0.09], [-0.8, -0.8], _LINES[state], color=COLORS[state], linewidth=1.6)
-        ax.text(0.4 * i + 0.11, -0.8, state, fontsize=7.5, va="center")
+        ax.plot([0.45 * i, 0.45 * i + 0.09], [-0.8, -0.8], _LINES[state], color=COLORS[state], linewidth=1.6)
+        ax.text(0.45 * i + 0.11, -0.8, state, fontsize=7.5, va="center")
     return fig
 
 
