@@ -106,7 +106,8 @@ def linear_probes(
     labels: a class of each prompt, two or more, each at least `folds` times
     kind: the stream's kind, as in hook names
     folds: each prompt is held out once, with this part of the others
-    shuffles: how often labels are shuffled for the control, whose probe is fitted and tested in the same way
+    shuffles: how often labels are shuffled for the control, whose probe is fitted and tested in the same way, on folds
+        of its own
     seed: of folds and shuffles
 
     A probe is ridge regression on the classes, its penalty a hundredth of the features' variance. An accuracy says
@@ -137,11 +138,15 @@ def linear_probes(
     draw = torch.Generator().manual_seed(seed)
     held_out = _folds(target, folds, draw)
     shuffled = [target[torch.randperm(len(target), generator=draw)] for _ in range(shuffles)]
+    # Folds balanced by other labels leave each fold's rest with the wrong majority, so a floor below chance.
+    controls = [(given, _folds(given, folds, draw)) for given in shuffled]
     rows = []
     for layer in range(len(names)):
         features = seen[:, layer]
         own = _held_out_accuracy(features, target, held_out, folds)
-        floor = torch.tensor([_held_out_accuracy(features, t, held_out, folds) for t in shuffled], dtype=torch.float64)
+        floor = torch.tensor(
+            [_held_out_accuracy(features, *control, folds) for control in controls], dtype=torch.float64
+        )
         rows.append(
             {
                 "layer": layer,

@@ -261,6 +261,18 @@ def test_a_linear_probe_finds_what_is_there_and_shuffled_labels_do_not() -> None
             linear_probes(model, prompts.tolist(), wrong)
 
 
+def test_the_floor_of_a_probe_is_chance_with_few_prompts() -> None:
+    """Labels of no meaning, five prompts each: 200 tests, of which 5 % may be wrong, and three standard errors."""
+    model, draw = tiny("llama", num_hidden_layers=1), torch.Generator().manual_seed(0)
+    found = pd.concat(
+        linear_probes(model, torch.randint(53, (10, 4), generator=draw).tolist(), [*"ab"] * 5, shuffles=19, seed=seed)
+        for seed in range(200)
+    )
+    assert found["shuffled"].mean() == pytest.approx(0.5, abs=0.02)
+    assert found["accuracy"].mean() == pytest.approx(0.5, abs=0.05)
+    assert (found["p"] <= 0.05).mean() <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
+
+
 def test_all_of_it_is_typed_by_name() -> None:
     for name in ("patch_runs", "patch_intervals", "direct_attribution", "linear_probes", "metric"):
         assert callable(getattr(si, name))
