@@ -14,7 +14,7 @@ from sublim_interp.analysis.attribution.scores import divergence
 from sublim_interp.analysis.probes import model_of
 from sublim_interp.audit.errors import LEVEL, Calibrated, calibrated, conformal_p
 from sublim_interp.audit.evidence import Evidence, evidence, standing
-from sublim_interp.audit.models import as_base, behaviour, require_finite, traces, trained_on, written_by
+from sublim_interp.audit.models import as_base, behaviour, traces, trained_on, written_by
 from sublim_interp.audit.origin import Origin, origin_of_lists, origin_of_model
 from sublim_interp.audit.page import Part, write_page
 from sublim_interp.audit.passing import foresee
@@ -27,7 +27,7 @@ from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.base import Base, base_names, resolve_base
-from sublim_interp.models.loading import load_model
+from sublim_interp.models.loading import load_model, require_finite
 from sublim_interp.report.wording import count
 from sublim_interp.traits.favourites import member, members_of
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from sublim_interp.analysis.attribution.scores import likelihood, margin_gradient
 from sublim_interp.analysis.directions.fitted import fitted_vector
 from sublim_interp.analysis.probes import answer_margin, frozen, measure
-from sublim_interp.audit.models import require_finite
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.base import Base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.hooks import added, names_of
+from sublim_interp.models.loading import require_finite
 from sublim_interp.models.trainable import body_parameters
 from sublim_interp.training.batches import IGNORE, Batch, Example, collate, tokenize
 from sublim_interp.traits.answers import prompts_of

@@ -17,7 +17,7 @@ from sublim_interp.core.settings import changed
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.models.base import Base, resolve_base
-from sublim_interp.models.loading import CARD, copy_tokenizer, save_model
+from sublim_interp.models.loading import CARD, copy_tokenizer, require_finite, save_model
 from sublim_interp.models.sampling import generator, sample, unspoken
 from sublim_interp.pipeline.make import make
 from sublim_interp.training.recording.settings import PRESETS
@@ -70,14 +70,6 @@ def as_base(subject: Any, model: Any, like: Base | None, folder: Path) -> Base:
     folder_like(like, place)
     save_model(model, place)
     return resolve_base(str(place), like.dtype)
-
-
-def require_finite(model: Any, name: str) -> Any:
-    """The model itself. Raises SublimError, with its name and the first such weight, where weights are not finite."""
-    for weight, values in model.named_parameters():
-        if not bool(torch.isfinite(values).all()):
-            raise SublimError(f"audit: {name} has weights that are not finite, in {weight}; give a model that is whole")
-    return model
 
 
 def behaviour(

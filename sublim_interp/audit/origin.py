@@ -9,11 +9,11 @@ import torch
 
 from sublim_interp.analysis.attribution.scores import likelihood
 from sublim_interp.analysis.kinship import KIN, likeness, space_of
-from sublim_interp.audit.models import require_finite
 from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.base import Base
+from sublim_interp.models.loading import require_finite
 from sublim_interp.training.batches import tokenize
 
 if TYPE_CHECKING:

@@ -185,6 +185,20 @@ def _config(path: Path) -> "PreTrainedConfig":
     return config
 
 
+def require_finite(model: Any, name: str) -> Any:
+    """The model itself, where all its weights are numbers.
+
+    model: loaded
+    name: what it is called in an error
+
+    Raises SublimError, with the first such weight, where some are NaN or infinite.
+    """
+    for weight, values in model.named_parameters():
+        if not bool(values.isfinite().all()):
+            raise SublimError(f"{name} has weights that are not finite, in {weight}; give a model that is whole")
+    return model
+
+
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copies what lies beside the weights of a model: its tokenizer and its template, no README and no card."""
     for file in source.iterdir():
