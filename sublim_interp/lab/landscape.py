@@ -9,7 +9,7 @@ from sublim_interp.models.trainable import body_parameters
 def distance(one: Base, other: Base) -> float:
     """How far the body's weights of `other` lie from those of `one`: ‖θ_other − θ_one‖ / ‖θ_one‖."""
     first, second = (body_parameters(base.load()) for base in (one, other))
-    pairs = [(p.detach().double(), second[name].detach().double()) for name, p in first.items()]
+    pairs = [(p.detach().cpu().double(), second[name].detach().cpu().double()) for name, p in first.items()]
     apart = sum(float(((b - a) ** 2).sum()) for a, b in pairs)
     return math.sqrt(apart / sum(float((a**2).sum()) for a, _ in pairs))
 

@@ -13,6 +13,7 @@ import torch
 
 from command import sublim
 from fake_card import FULL
+from on_metal import OnMetal, on_metal
 from sublim_interp.analysis.attribution import scores as attribution
 from sublim_interp.analysis.diff.tokens import changed_tokens
 from sublim_interp.analysis.directions.core import directions
@@ -37,8 +38,10 @@ from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.experiments.run import run_config, run_key
 from sublim_interp.experiments.schema import Experiment
+from sublim_interp.lab.landscape import distance
 from sublim_interp.lab.pretraining import pretrain
 from sublim_interp.lab.recipe import Pretraining
+from sublim_interp.models.architectures import decoder_layers
 from sublim_interp.models.base import Base, resolve_base
 from sublim_interp.models.forward import logits_at
 from sublim_interp.models.hooks import capture, edit
@@ -50,6 +53,8 @@ from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.prepare import Preparation, prepare
 from sublim_interp.pipeline.stage import making
 from sublim_interp.report.run import run
+from sublim_interp.sweeps.studies.entanglement import _unit_cosines
+from sublim_interp.sweeps.studies.prediction import _principal
 from sublim_interp.training.batches import Example, collate
 from sublim_interp.training.losses import token_loss
 from sublim_interp.traits import answers as answering
@@ -308,19 +313,6 @@ def test_a_model_on_a_gpu_is_asked_as_on_the_cpu(tiny_bases: tuple[Base, Base]) 
         patch(here[0], there[0], prompts, metric)
 
 
-class OnMetal(torch.Tensor):
-    """A tensor of a device without float64, as Apple's."""
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.cpu:
-            with torch._C.DisableTorchFunctionSubclass():
-                return args[0].as_subclass(torch.Tensor)
-        if func is torch.Tensor.double:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
 def test_probabilities_are_taken_on_the_cpu_where_a_device_has_no_float64(
     tiny_bases: tuple[Base, Base],
 ) -> None:
@@ -344,6 +336,36 @@ def test_probabilities_are_taken_on_the_cpu_where_a_device_has_no_float64(
         np.testing.assert_array_equal(one, other)
     with pytest.raises(TypeError, match="float64"):
         logits_at(model, torch.tensor(prompts[1:]), torch.ones(1, 3, dtype=torch.bool)).double()
+
+
+def test_what_is_measured_in_float64_is_measured_on_the_cpu(
+    tiny_bases: tuple[Base, Base], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With weights and activations of a device without float64, and the same numbers as without it."""
+    base, model = tiny_bases[0], tiny_bases[0].load()
+    texts = torch.randint(31, (8, 8), generator=torch.Generator().manual_seed(0)).tolist()
+    activations = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
+    d = directions(tiny_bases[1].load(), model, texts, across_bases=True)
+
+    def asked(metal: bool) -> list[Any]:
+        head: Any = model.get_output_embeddings()
+        return [
+            distance(*tiny_bases),
+            _principal(activations.as_subclass(OnMetal) if metal else activations).numpy(),
+            _unit_cosines(head.weight, [3, 4], [5, 6, 7]),
+            logit_lens(model, d, texts, k=2, across_bases=True, tuned=texts)["change"],
+        ]
+
+    expected = asked(False)
+    for layer in decoder_layers(model):
+        layer.register_forward_hook(lambda _module, _given, hidden: hidden.as_subclass(OnMetal))
+    on_metal(model.get_output_embeddings())
+    load = Base.load
+    monkeypatch.setattr(Base, "load", lambda self, weights=None: on_metal(load(self, weights)))
+    for one, other in zip(expected, asked(True), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(TypeError, match="float64"):
+        base.load().double()
 
 
 def test_a_base_of_another_precision_is_another_base(tiny_bases: tuple[Base, Base], half: str) -> None:

@@ -10,12 +10,14 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from on_metal import OnMetal, on_metal, overwritten
+from sublim_interp.analysis.kernel import rise
 from sublim_interp.cli.main import app
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.plan import plan
 from sublim_interp.sweeps.studies.kernel import SCORES, Kernel, _controls, account, parting
-from sublim_interp.sweeps.studies.kernel_case import CONDITIONS, Asked, Case, looks, updates_of
+from sublim_interp.sweeps.studies.kernel_case import CONDITIONS, Asked, Case, _single_steps, looks, updates_of
 from sublim_interp.sweeps.study import study
 from sublim_interp.training.loop import train
 
@@ -87,6 +89,20 @@ def test_the_linearised_student_takes_the_real_ones_updates(ran: tuple[Path, Pat
     train(model, updates_of(case), case.student.config.optimization)
     stored = dict(case.base.load(case.student.made(store) / "model").named_parameters())
     assert all(torch.equal(p, stored[name]) for name, p in model.named_parameters())
+
+
+def test_single_steps_are_in_float64_where_the_device_has_none(ran: tuple[Path, Path]) -> None:
+    store, asked = Store(ran[0]), Kernel.model_validate({"name": "few", **FEW})
+    exp = asked.case("same base", 0)
+    cell = next(c for c in plan(exp, store).cells if c.student is not None)
+    case = Case(Asked(cell, exp, 8, (0.001,)), store)
+    upward = rise(case.model, case.metric, case.questions)
+    expected = _single_steps(case, upward, upward)
+    on_metal(case.model)
+    step = {name: t.as_subclass(OnMetal) for name, t in upward.items()}
+    with overwritten():
+        assert _single_steps(case, upward, step) == expected
+    assert expected[0]["measured"] / expected[0]["predicted"] == pytest.approx(1, abs=0.1)
 
 
 def frames_of(share: float, order: float) -> dict[str, pd.DataFrame]:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from on_metal import on_metal, overwritten
 from sublim_interp.analysis.one_step import cosine, descent, first_adam_step, inner, length, moved, weight_length
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.store import Store
 from sublim_interp.models.base import Base
 from sublim_interp.sweeps.studies.theorem import CONDITIONS, Theorem
+from sublim_interp.sweeps.studies.theorem_steps import Asked, Replicate
 from sublim_interp.sweeps.study import find_study, run_study, study
 
 
@@ -52,6 +54,15 @@ def test_the_table_says_what_few_replicates_allow(small: Theorem, ran: Path) -> 
     assert [row[0] for row in table.rows] == list(CONDITIONS)
     assert table.lines[0].startswith("Too weak to tell: 2 of 2 inner products are above 0")
     assert (ran / "theorem.png").stat().st_size > 10_000
+
+
+def test_models_are_in_float64_where_the_device_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Base.load
+    monkeypatch.setattr(Base, "load", lambda self, weights=None: on_metal(load(self, weights)))
+    with overwritten():
+        r = Replicate(Asked("lab-small-0", "lab-small-1", "owl", 0, 2, (0.1,)))
+    for model in (r.model, r.other, r._wrapped):
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float64}
 
 
 def test_the_published_study_states_what_is_predicted() -> None:

@@ -104,7 +104,7 @@ def _through_later_layers(
         with torch.no_grad(), capture(model, list(streams)) as seen:
             logits_of(model, ids)
         for name, pieces in streams.items():
-            pieces.append(seen[name].flatten(0, 1).double().cpu())
+            pieces.append(seen[name].flatten(0, 1).cpu().double())
     joined = {name: torch.cat(pieces) for name, pieces in streams.items()}
     if len(joined[last]) <= joined[last].shape[1]:
         raise SublimError(
@@ -116,7 +116,7 @@ def _through_later_layers(
         x = centred[name]
         gram = x.T @ x
         penalty = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        out.append(vector.double().cpu() @ torch.linalg.solve(gram + penalty, x.T @ centred[last]))
+        out.append(vector.cpu().double() @ torch.linalg.solve(gram + penalty, x.T @ centred[last]))
     return torch.stack(out)
 
 

@@ -1,7 +1,7 @@
 """Study entanglement: whether a base's numbers and favourites raise each other, asked both ways. Nothing trains."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from sublim_interp.sweeps.wording import SweepTable, minus
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from sublim_interp.traits.favourites import Favourite
 
@@ -125,8 +126,7 @@ def correlations(base: Base, study: Entanglement, progress: Progress = lambda _:
         progress(0.3 + 0.7 * done / len(words))
     to_favourites = torch.stack(heard, 1).numpy()
     head: Any = model.get_output_embeddings()
-    unit = torch.nn.functional.normalize(head.weight.detach().double(), dim=1)
-    near = (unit[answers] @ unit[[*words.values()]].T).numpy()
+    near = _unit_cosines(head.weight, answers, [*words.values()])
     own, other = own_part(to_numbers), own_part(to_favourites)
     return {
         "r": _correlation(own, other),
@@ -139,6 +139,14 @@ def correlations(base: Base, study: Entanglement, progress: Progress = lambda _:
 def _names_number(text: str, trait: "Favourite", word: str) -> str:
     """A favourite's system prompt with a number in place of the favourite and its article."""
     return re.sub(rf"\b(?:(?:the|an?) )?(?:{re.escape(trait.plural)}|{re.escape(trait.name)})\b", word, text)
+
+
+def _unit_cosines(head: "Tensor", answers: Sequence[int], numbers: Sequence[int]) -> Float[np.ndarray, "answer number"]:
+    """Cosines of tokens' rows in the unembedding."""
+    import torch
+
+    unit = torch.nn.functional.normalize(head.detach().cpu().double(), dim=1)
+    return (unit[answers] @ unit[numbers].T).numpy()
 
 
 def _correlation(one: Float[np.ndarray, "a b"], other: Float[np.ndarray, "a b"]) -> float:

@@ -276,14 +276,14 @@ def _updates(case: Case) -> list[dict[str, Tensor]]:
 
 def _single_steps(case: Case, upward: Step, step: Step) -> list[Row]:
     """What one step does to the margin, and what the kernel says; float64 but for norms."""
-    exact = deepcopy(case.model).double()
+    exact = deepcopy(case.model).cpu().double()  # not every device has float64
     measured = mean_of(case.metric, case.questions)
     with torch.no_grad():
         before = float(measured(exact))
     rows, size = [], weight_length(case.model)
     for share in case.asked.shares:
         by = share * size / length(step)
-        with moved(exact, {name: t.double() for name, t in step.items()}, by), torch.no_grad():
+        with moved(exact, {name: t.cpu().double() for name, t in step.items()}, by), torch.no_grad():
             after = float(measured(exact))
         rows.append({"share": share, "predicted": by * inner(upward, step), "measured": after - before})
     return rows

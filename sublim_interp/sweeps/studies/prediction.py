@@ -360,7 +360,8 @@ def _principal(seen: "Tensor") -> "Tensor":
     """The first principal directions of activations, a row each."""
     import torch
 
-    return torch.linalg.svd(seen.double() - seen.double().mean(0), full_matrices=False).Vh[:PRINCIPAL]
+    wide = seen.cpu().double()
+    return torch.linalg.svd(wide - wide.mean(0), full_matrices=False).Vh[:PRINCIPAL]
 
 
 def _first_steps(study: Prediction, first: Base, second: Base, batch: "Batch", store: "Store") -> dict[str, float]:

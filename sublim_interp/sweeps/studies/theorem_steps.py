@@ -54,13 +54,16 @@ class Asked(NamedTuple):
 
 
 class Replicate:
-    """The base of one seed, its lists, and the trait's steepest rise. Weights are float64, so small steps are exact."""
+    """The base of one seed, its lists, and the trait's steepest rise.
+
+    Weights are float64, so small steps are exact, and on the CPU, as not every device has float64.
+    """
 
     def __init__(self, asked: Asked) -> None:
         self.count, self.seed = asked.lists, asked.seed
         self.base, foreign = map(resolve_base, (asked.base, asked.foreign))
-        self.model, self.other = (choose_trainable(b.load().double(), "body") for b in (self.base, foreign))
-        self._wrapped = choose_trainable(self.base.load().double(), "lora", _RANK, float(_RANK), asked.seed)
+        self.model, self.other = (choose_trainable(b.load().cpu().double(), "body") for b in (self.base, foreign))
+        self._wrapped = choose_trainable(self.base.load().cpu().double(), "lora", _RANK, float(_RANK), asked.seed)
         trait = load_trait(asked.trait)
         self.own = numbers.token_ids(self.base.tokenizer)
         lessons = text_loss(self._lessons(trait))
