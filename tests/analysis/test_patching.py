@@ -357,7 +357,8 @@ def test_moments_go_where_the_parameter_is(counts_there: bool) -> None:
     """A trace's are on the CPU; torch's meta device stands for a GPU here."""
     src = build("llama", 0)
     patch_ = moments_of(src, an_optimizer(src, 1))
-    dst = build("llama", 1).to("meta")
+    dst: Any = build("llama", 1)
+    dst.to("meta")
     optimizer = torch.optim.Adam(dst.parameters(), capturable=counts_there)
     with patch_.on(dst, optimizer):
         for p in dst.parameters():

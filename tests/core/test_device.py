@@ -359,7 +359,8 @@ def test_what_is_measured_in_float64_is_measured_on_the_cpu(
     expected = asked(False)
     for layer in decoder_layers(model):
         layer.register_forward_hook(lambda _module, _given, hidden: hidden.as_subclass(OnMetal))
-    on_metal(model.get_output_embeddings())
+    head_of: Any = model.get_output_embeddings()
+    on_metal(head_of)
     load = Base.load
     monkeypatch.setattr(Base, "load", lambda self, weights=None: on_metal(load(self, weights)))
     for one, other in zip(expected, asked(True), strict=True):

@@ -107,8 +107,9 @@ def test_an_update_that_is_projected_moves_the_opening_alone_where_it_alone_trai
     config = STUDENT.set(part="opening", interventions=[{"kind": "project-update", "direction": direction}])
     c = chain(base).change("teacher", config=TEACHER.set(part="opening"))
     made = make(replace(c.student, config=config), Store(tmp_path))
-    before, after = (m.get_input_embeddings().weight for m in (base.load(), base.load(made.path / "model")))
-    moved = (before != after).any(-1).nonzero().flatten().tolist()
+    models = base.load(), base.load(made.path / "model")
+    before, after = (torch.as_tensor(m.get_input_embeddings().weight) for m in models)
+    moved = before.ne(after).any(-1).nonzero().flatten().tolist()
     assert moved == [base.opening]
     assert all(0 < share <= 1 for share in made.manifest["notes"]["interventions"][0]["removed"].values())
 

@@ -263,8 +263,8 @@ class Directions(Shown):
             if min(len(positive), len(negative)) < 2:  # one sample has no scatter
                 drawn = torch.full_like(drawn, torch.nan)
             return _null_frame(found, drawn, of, kind)
-        along = [_projection(samples, other.vectors) for samples in (positive, negative)]
-        drawn, every = _shuffled(*along, self.paired, draws, random)
+        high, low = (_projection(samples, other.vectors) for samples in (positive, negative))
+        drawn, every = _shuffled(high, low, self.paired, draws, random)
         if of == "cosine":
             length = self.vectors.double().norm(dim=-1)
             drawn = drawn / length.where(length > 0, torch.nan)
