@@ -175,11 +175,12 @@ CONFIGS: dict[str, Config] = {
 }
 SETTINGS = [(stage, name) for stage, config in CONFIGS.items() for name in variants(config)]
 ALONE = {"optimization.optimizer": "the decay needs adamw", "student": "it needs kind=student"}
+ALONE |= {"adapter": "it needs a teacher that is one too"}
 ALONE |= {"paraphrase": "it needs who rewrites", "traits": "what is given is in the trait itself"}
 ALONE |= {name: "it needs a model on a server" for _, name in SETTINGS if name.startswith(("served.", "judging."))}
 """What cannot change alone, and why; a student's part in the key is in tests/experiments/test_student_as_teacher.py,
-that of a served model in test_served.py, of a paraphraser in test_paraphrase.py, of several traits in
-tests/traits/test_together.py."""
+that of an adapter in test_adapters.py, of a served model in test_served.py, of a paraphraser in test_paraphrase.py, of
+several traits in tests/traits/test_together.py."""
 
 
 def downstream(stage: str) -> set[str]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -687,7 +688,8 @@ def _rank(rank: int, path: Path) -> None:
     """One of two processes that train together, each on half of the batch."""
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
+    limit = timedelta(minutes=2)
+    dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2, timeout=limit)
     model = torch.nn.parallel.DistributedDataParallel(build())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     with Recorder(model, optimizer, path / "trace", probe=PROBE) as r:
@@ -698,6 +700,7 @@ def _rank(rank: int, path: Path) -> None:
             loss.backward()
             optimizer.step()
             r.step(loss)
+    dist.barrier()  # who leaves while the other still works may leave it waiting
     dist.destroy_process_group()
 
 
