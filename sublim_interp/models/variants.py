@@ -440,14 +440,9 @@ def _narrowed(settings: Narrowed, models: Sequence[Any]) -> None:
     rows = torch.nn.functional.normalize(seen.flatten(0, 2), dim=-1)
     kept = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -width:]
 
-    def cut(holder: Any, weight: Float[Tensor, "row d_model"]) -> None:
-        holder.weight = torch.nn.Parameter((weight.double() @ kept).to(weight.dtype))
-
-    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
-        cut(end, end.weight)
+    for holder in (model.get_input_embeddings(), model.get_output_embeddings(), *chain(*map(readers, layers))):
+        holder.weight = torch.nn.Parameter((holder.weight.double() @ kept).to(holder.weight.dtype))
     for layer in layers:
-        for linear in readers(layer):
-            cut(linear, linear.weight)
         for linear in writers(layer):
             linear.weight = torch.nn.Parameter((kept.T @ linear.weight.double()).to(linear.weight.dtype))
             if linear.bias is not None:

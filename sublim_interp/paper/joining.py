@@ -48,7 +48,7 @@ def _join_run(name: str, store: "Store", directory: Path) -> str:
     before = run_key(plan(exp.model_copy(update={"seeds": old.seeds}), store))
     new = _gained(exp.name, old.seeds, exp.seeds, before, directory)
     added = _only(p, new, store)
-    table = _together(directory / "replicates.csv", [replicates(*frames(added, store), p.named.trait)], ["arm"])
+    table = _together(directory / "replicates.csv", replicates(*frames(added, store), p.named.trait), ["arm"])
     rank = {arm: i for i, arm in enumerate(in_order(table["arm"]))}
     table = table.sort_values("arm", key=lambda arms: arms.map(rank), kind="stable")
     table.to_csv(directory / "replicates.csv", index=False)
@@ -70,7 +70,7 @@ def _join_sweep(name: str, store: "Store", directory: Path) -> str:
     made = g.mode.frames(cells, store)
     if {*made} != {"cells"}:
         raise SublimError(f"{g.name}: replicates cannot be joined, as it has several tables; one store must hold all")
-    table = _together(directory / "cells.csv", [made["cells"]], ["field", "value", "arm"])
+    table = _together(directory / "cells.csv", made["cells"], ["field", "value", "arm"])
     table.to_csv(directory / "cells.csv", index=False)
     return sweep_key(p)
 
@@ -103,7 +103,7 @@ def _only(p: Plan, seeds: Sequence[int], store: "Store") -> Plan:
     return part
 
 
-def _together(path: Path, more: Sequence[pd.DataFrame], by: list[str]) -> pd.DataFrame:
+def _together(path: Path, more: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """The rows of a published table and these, the new ones of each group behind its old ones."""
-    table = pd.concat([read_table(path), *more], ignore_index=True)
+    table = pd.concat([read_table(path), more], ignore_index=True)
     return table.iloc[table.groupby(by, sort=False).ngroup().argsort(kind="stable")].reset_index(drop=True)
