@@ -84,11 +84,12 @@ def _dose(ax: Axes, rows: FrameRows, column: str, inches: float) -> None:
     if numeric and min(x.values()) > 0 and max(x.values()) >= 5 * min(x.values()):
         ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
-    letters = max(1, int(LETTERS * inches / len(x)))
+    longest = max((len(word) for value in x for word in value.split()), default=1)
+    letters = max(1, int(LETTERS * inches / len(x)), min(longest, WORD))
     told = [
         _short(float(value))
         if numeric
-        else fill(value, letters, break_long_words=len(value) > WORD, break_on_hyphens=False)
+        else fill(value, letters, break_on_hyphens=False)
         for value in x
     ]
     ax.set_xticks(list(x.values()), told)
