@@ -51,6 +51,13 @@ class Effect:
     check: "Callable[[Trial], None]" = lambda test: None
 
 
+def need_columns(frame: "pd.DataFrame", test: "Trial", *names: str) -> None:
+    """Raises SublimError, with those that there are, for a column that a test's table lacks."""
+    for name in names:
+        if name not in frame:
+            raise SublimError(f"{test.table}, table {test.file}: no column {name}; {meant(name, frame.columns)}")
+
+
 def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Trial") -> "pd.DataFrame":
     """The rows of a table that are meant, with the column `effect` that is read of them.
 
@@ -58,9 +65,7 @@ def rows_of(frame: "pd.DataFrame", rows: "Rows", test: "Trial") -> "pd.DataFrame
     """
     measure = rows.measure or test.measure
     wanted = {name: getattr(rows, name) for name in ("arm", "field", "value") if getattr(rows, name)} | rows.also
-    for column in (measure, *wanted):
-        if column not in frame:
-            raise SublimError(f"{test.table}, table {test.file}: no column {column}; {meant(column, frame.columns)}")
+    need_columns(frame, test, measure, *wanted)
     for column, value in wanted.items():
         known = list(dict.fromkeys(map(str, frame[column])))
         frame = frame.loc[frame[column] == value]
@@ -77,8 +82,7 @@ def base_column(frame: "pd.DataFrame") -> str:
 def _difference(test: "Trial", evidence: "Evidence") -> Measured:
     """The mean of `plus` minus that of `minus`, for each unit that has both."""
     frame = evidence.table(test.file)
-    if test.over not in frame:
-        raise SublimError(f"{test.table}, table {test.file}: no column {test.over}; {meant(test.over, frame.columns)}")
+    need_columns(frame, test, test.over)
 
     def means(group: "tuple[Rows, ...]") -> list[Mapping[Any, float]]:
         columns: list[Any] = [rows_of(frame, rows, test).groupby(test.over)["effect"].mean() for rows in group]
@@ -98,6 +102,7 @@ def _specificity(test: "Trial", evidence: "Evidence") -> Measured:
     import pandas as pd
 
     students = rows_of(evidence.table(test.file), test.plus[0], test)
+    need_columns(students, test, test.over, "teacher", "student")
     traits = list(dict.fromkeys(students["teacher"]))
     if students.duplicated([test.over, "teacher", "student"]).any():
         raise SublimError(
@@ -115,6 +120,7 @@ def _specificity(test: "Trial", evidence: "Evidence") -> Measured:
 def _diagonal(test: "Trial", evidence: "Evidence") -> Measured:
     """((A→A + B→B) − (A→B + B→A)) / 2 of each pair of bases; its interval draws bases, its test pairs them anew."""
     students = rows_of(evidence.table(test.file), test.plus[0], test)
+    need_columns(students, test, "teacher", "student")
     square = students.pivot_table("effect", "teacher", "student")
     bases = [base for base in square.index if base in square and square.loc[base].notna().all()]
     rate = square.loc[bases, bases].to_numpy()
@@ -128,6 +134,7 @@ def _diagonal(test: "Trial", evidence: "Evidence") -> Measured:
 def _trend(test: "Trial", evidence: "Evidence") -> Measured:
     """Spearman's ρ of the measure with `along`, within each unit."""
     frame = rows_of(evidence.table(test.file), test.plus[0], test)
+    need_columns(frame, test, test.over)
     if test.along == "distance":
         frame = frame.merge(evidence.distances(), on="value")
     if test.along not in frame:
@@ -146,9 +153,7 @@ def _ranking(test: "Trial", evidence: "Evidence") -> Measured:
     """Spearman's ρ of one score with `along` minus that of another, within each unit."""
     frame = evidence.table(test.file)
     unit = base_column(frame) if test.over == "base" else test.over
-    for column in (unit, test.along):
-        if column not in frame:
-            raise SublimError(f"{test.table}, table {test.file}: no column {column}; {meant(column, frame.columns)}")
+    need_columns(frame, test, unit, test.along)
 
     def rhos(rows: "Rows") -> dict[Any, float]:
         own = rows_of(frame, rows, test)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sublim_interp.claims.effects import EFFECTS, base_column, rows_of
+from sublim_interp.claims.effects import EFFECTS, base_column, need_columns, rows_of
 from sublim_interp.claims.evidence import Evidence, published_evidence
 from sublim_interp.claims.schema import Claim
 from sublim_interp.claims.trial import Trial
@@ -221,9 +221,11 @@ def _lacks(test: Trial, evidence: Evidence, n: int) -> Iterator[str]:
         known = initialisations(evidence, frame)
         if known < test.initialisations:
             yield f"Its teachers have {count(known, 'initialisation')}; this claim needs {test.initialisations}."
-    for arm in test.controls:
-        if arm not in set(frame["arm"]):
-            yield f"It has no arm {arm}."
+    if test.controls:
+        need_columns(frame, test, "arm")
+        for arm in test.controls:
+            if arm not in set(frame["arm"]):
+                yield f"It has no arm {arm}."
     if test.equal_kl:
         yield from _unequal(test, evidence)
     if test.lacks:

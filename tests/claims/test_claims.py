@@ -306,9 +306,17 @@ def test_what_a_table_lacks_is_one_line_with_what_it_has() -> None:
         ({"plus": [{"arm": "neutral"}]}, "dose, table cells: no arm 'neutral'; valid: same-init"),
         ({"file": "matrix"}, "dose has no table matrix; its tables: cells"),
         ({"over": "base", "plus": [{"arm": "same-init"}], "minus": []}, "no column base"),
+        ({"effect": "specificity", "minus": []}, "dose, table cells: no column teacher"),
+        ({"effect": "diagonal", "minus": [], "over": "base"}, "dose, table cells: no column teacher"),
+        ({"effect": "trend", "along": "kl", "minus": [], "over": "pair"}, "dose, table cells: no column pair"),
     ):
         with pytest.raises(SublimError, match=said):
             finding_of(asked(**fields), dose)
+    audit = published_evidence("audit")
+    assert audit
+    bare = {"table": "audit", "file": "bases", "over": "base", "measure": "auroc", "plus": [{}], "minus": []}
+    with pytest.raises(SublimError, match="audit, table bases: no column arm; valid: base"):
+        finding_of(asked(**bare, controls=["neutral"]), audit)
 
 
 # --- null experiments -------------------------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ def test_the_verdict_follows_the_rows(frame: pd.DataFrame, said: str) -> None:
     floor = account(frame.assign(any=0.01), trained)
     assert floor.lines[1].startswith("Behind 6 neutral lists the base names any member of the kind in 1.0 % only.")
     assert table.numbers["trained minus neutral/rate"].startswith("93.0")
+    assert any(line.startswith("Same-init minus neutral at 6 turns: ") for line in table.lines), "not a minus sign"
 
 
 @pytest.mark.parametrize(

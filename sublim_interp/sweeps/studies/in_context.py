@@ -179,7 +179,7 @@ def account(frame: "pd.DataFrame", trained: Trained | None = None) -> SweepTable
         )
     for arm in others:
         rate, margin = found[arm, last].points(), nats[arm, last].plain(2)
-        lines.append(minus(f"{capital(arm)} minus neutral at {last} turns: {rate}; margin {margin} nats."))
+        lines.append(f"{capital(arm)} minus neutral at {last} turns: {minus(f'{rate}; margin {margin} nats.')}")
         for k in (k for k in numbers if 0 < k < last):
             lines.append(minus(f"The same at {count(k, 'turn')}: {found[arm, k].points()}."))
     lines += [
