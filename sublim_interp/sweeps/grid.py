@@ -71,6 +71,17 @@ class Grid(Config):
         return self
 
     @model_validator(mode="after")
+    def _contrasts_are_of_its_values(self) -> "Grid":
+        if self.matrix not in ("", "pairs"):  # elsewhere a cell may be of several values
+            return self
+        words = {word for values in self.worded.values() for word, _ in values}
+        for asked in self.contrasts:
+            for value, _ in (*asked.plus, *asked.minus):
+                if value not in words:
+                    raise ValueError(f"contrasts: '{value}' is no value of the axes; valid: {', '.join(sorted(words))}")
+        return self
+
+    @model_validator(mode="after")
     def _has_what_its_mode_needs(self) -> "Grid":
         if self.matrix not in MODES:
             raise ValueError(f"unknown matrix '{self.matrix}'; valid: {', '.join(filter(None, MODES))}, or none")

@@ -1,5 +1,6 @@
 """A grid's contrasts: what was planted is found, paired by seed, with scipy's interval; and their cells exist."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.sweeps.contrasts import Contrast, contrast_lines
 from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.plan import plan_grid, sweep_key
@@ -54,3 +56,13 @@ def test_what_a_grid_contrasts_are_cells_of_it_and_decide_no_key(name: str) -> N
     cells = {(value, arm) for _, value, exp in g.cells() for arm in exp.arms}
     assert {cell for asked in g.contrasts for cell in (*asked.plus, *asked.minus)} <= cells
     assert sweep_key(plan_grid(g)) == sweep_key(plan_grid(g.set(contrasts=())))
+
+
+def test_a_contrast_of_a_value_that_no_axis_has_is_refused_with_the_valid_ones(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "extends: owl\naxes: {student.part: [full, body]}\n"
+        "contrasts: [{name: typo, plus: [[ful, same-init]], minus: [[body, same-init]]}]\n"
+    )
+    with pytest.raises(SublimError, match="'ful' is no value of the axes; valid: body, full"):
+        grid(str(file))

@@ -86,12 +86,7 @@ def _dose(ax: Axes, rows: FrameRows, column: str, inches: float) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
     longest = max((len(word) for value in x for word in value.split()), default=1)
     letters = max(1, int(LETTERS * inches / len(x)), min(longest, WORD))
-    told = [
-        _short(float(value))
-        if numeric
-        else fill(value, letters, break_on_hyphens=False)
-        for value in x
-    ]
+    told = [_short(float(value)) if numeric else fill(value, letters, break_on_hyphens=False) for value in x]
     ax.set_xticks(list(x.values()), told)
     if numeric:
         ax.margins(x=0.08)
