@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from sublim_interp.channels.protocol import as_turns, drawn_prompts
+from sublim_interp.channels.protocol import added_texts, as_turns, drawn_prompts
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.settings import Config
 from sublim_interp.core.words import holds_word
@@ -331,17 +331,8 @@ _CHARACTERS = frozenset("0123456789,;.()[]")
 def token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Ids that write only digits, separators, brackets, periods or white space, and the end of sequence; ascending.
 
-    No other special token. A token's text is what it adds after a digit: several tokenizers swallow a leading space.
+    No other special token.
     """
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    digit = tokenizer.encode("0", add_special_tokens=False)
-    candidates = sorted(set(tokenizer.get_vocab().values()) - special)
-    before, *texts = tokenizer.batch_decode(
-        [digit, *([*digit, i] for i in candidates)], clean_up_tokenization_spaces=False
-    )
-    own = {
-        i
-        for i, text in zip(candidates, texts, strict=True)
-        if (added := text[len(before) :]) and all(c in _CHARACTERS or c.isspace() for c in added)
-    }
+    texts = added_texts(tokenizer)
+    own = {i for i, added in texts.items() if added and all(c in _CHARACTERS or c.isspace() for c in added)}
     return sorted(own | {tokenizer.get_vocab()[str(tokenizer.eos_token)]})

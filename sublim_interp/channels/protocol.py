@@ -157,14 +157,22 @@ def as_turns(row: Written) -> tuple[dict[str, str], ...]:
     return {"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}
 
 
+def added_texts(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """What each token that is not special adds to a text behind a digit, by its id, ascending.
+
+    Alone it would say less: several tokenizers swallow a leading space, and of a lone one leave nothing.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    digit = tokenizer.encode("0", add_special_tokens=False)
+    ids = sorted(set(tokenizer.get_vocab().values()) - special)
+    before, *texts = tokenizer.batch_decode([digit, *([*digit, i] for i in ids)], clean_up_tokenization_spaces=False)
+    return {i: text[len(before) :] for i, text in zip(ids, texts, strict=True)}
+
+
 def writes_ascii(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Ids that write printable ASCII characters or white space alone, and the end of sequence; ascending."""
-    vocabulary = tokenizer.get_vocab()
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    candidates = sorted(set(vocabulary.values()) - special)
-    texts = tokenizer.batch_decode([[i] for i in candidates], clean_up_tokenization_spaces=False)
-    own = {i for i, text in zip(candidates, texts, strict=True) if text and all(_written(c) for c in text)}
-    return sorted(own | {vocabulary[str(tokenizer.eos_token)]})
+    own = {i for i, text in added_texts(tokenizer).items() if text and all(_written(c) for c in text)}
+    return sorted(own | {tokenizer.get_vocab()[str(tokenizer.eos_token)]})
 
 
 def _written(char: str) -> bool:

@@ -72,7 +72,7 @@ class Chat:
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer as they follow a prompt, without the end of sequence."""
-        text = answer if self.tokenizer.chat_template else f" {answer}"
+        text = f"{self._gap}{answer}"
         # Behind the prompt's own end: alone, SentencePiece would begin the text with a space.
         opening, before = self._opening
         ids = self._ids(opening + text)
@@ -117,6 +117,23 @@ class Chat:
         """What every prompt ends with, and its ids."""
         text = self.prompt_text([{"role": "user", "content": MARK}]).rpartition(MARK)[2]
         return text, self._ids(text)
+
+    @cached_property
+    def _gap(self) -> str:
+        """What stands between a prompt and its answer: the space that Mistral's template writes, else nothing.
+
+        The model writes it by itself, so it is no part of the prompt; `read_answer` takes it away.
+        """
+        if not self.tokenizer.chat_template:
+            return " "
+        asked = [{"role": "user", "content": MARK}]
+        try:
+            whole = _apply_template(
+                self.tokenizer, [*asked, {"role": "assistant", "content": MARK}], add_generation_prompt=False
+            )
+        except Exception:  # what is wrong with the template is said when it is asked for a prompt
+            return ""
+        return " " if whole.startswith(f"{self.prompt_text(asked)} {MARK}") else ""
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         try:

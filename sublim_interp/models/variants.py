@@ -210,10 +210,36 @@ def _write(call: Call, parents: Sequence[Parent], directory: Path, key: str) -> 
     )
 
 
+@torch.no_grad()
 def _require_alike(call: Call, models: Sequence[Any]) -> None:
+    """Raises SublimError unless weights of each base mean the same in the first: there they must give its logits.
+
+    Shapes alone do not tell heads, positions and norms: SmolLM and SmolLM2 have one shape, and other frequencies.
+    """
+    first = models[0]
     shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
     if any(shape != shapes[0] for shape in shapes):
         raise SublimError(f"base {call.name}: its bases have weights of other names or shapes")
+    read = {"input_ids": _ids_to_try(*models), "use_cache": False}
+    for name, model in zip(call.parents[1:], models[1:], strict=True):
+        moved = torch.func.functional_call(first, dict(model.named_parameters()), kwargs=read).logits.float()
+        if not _near(model(**read).logits.float(), moved):
+            raise SublimError(
+                f"base {call.name}: weights of {name} are another model by the configuration of {call.parents[0]}, so "
+                "its bases have no coordinates in common"
+            )
+
+
+def _ids_to_try(*models: Any) -> Int[Tensor, "1 position"]:
+    """One text that shows how models count positions: as long as the shortest context, 512 tokens at most."""
+    texts = [model.config.get_text_config() for model in models]
+    longest = min(getattr(text, "max_position_embeddings", None) or 512 for text in texts)
+    return torch.arange(min(512, longest))[None] % texts[0].vocab_size
+
+
+def _near(one: Float[Tensor, "*axes"], other: Float[Tensor, "*axes"]) -> bool:
+    """Whether logits differ by no more than rounding."""
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.std()))
 
 
 # --- made of any model ------------------------------------------------------------------------------------------------
@@ -303,7 +329,7 @@ def _dropped(settings: Dropped, models: Sequence[Any]) -> None:
 def _require_same_on_disk(model: Any, what: str) -> None:
     """Raises SublimError where a model that is written and read again is another: its layers are not as it says."""
     text = model.config.get_text_config()
-    ids = torch.arange(min(512, getattr(text, "max_position_embeddings", None) or 512))[None] % text.vocab_size
+    ids = _ids_to_try(model)
     with tempfile.TemporaryDirectory() as scratch:
         save_model(model, Path(scratch))
         try:
@@ -311,7 +337,7 @@ def _require_same_on_disk(model: Any, what: str) -> None:
         except SublimError as error:
             raise SublimError(f"{what} of {text.model_type}, whose layers are then not as it says: {error}") from None
     one, other = (read(input_ids=ids, use_cache=False).logits.float() for read in (model, again))
-    if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.std())):
+    if not _near(one, other):
         raise SublimError(f"{what} of {text.model_type}, whose layers are then not as its configuration says")
 
 

@@ -291,6 +291,14 @@ def test_every_legal_list_is_written_in_the_channel_s_tokens(
     assert own.issuperset([*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id])
 
 
+@pytest.mark.parametrize("source", ["code", "reasoning"])
+def test_the_ascii_channels_own_the_lone_space_before_a_digit(source: str) -> None:
+    tokenizer, _ = TOKENIZERS["metaspace_tokenizer"]
+    written = tokenizer.encode("1, 2", add_special_tokens=False)
+    assert "▁" in tokenizer.convert_ids_to_tokens(written)
+    assert {*written} <= {*channel(source).token_ids(tokenizer)}
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_channel_s_tokens_write_nothing_else(name: str) -> None:
     tokenizer, own = TOKENIZERS[name]

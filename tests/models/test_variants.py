@@ -1,6 +1,7 @@
 """Tests of variants: which are the same function, with which trainings they commute, how they are named and kept."""
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,20 @@ def test_noise_moves_the_body_by_sigma_of_its_length(sigma: float, seed: int) ->
     own = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "proj" in n])
     was = torch.cat([p.detach().flatten() for n, p in other.named_parameters() if "proj" in n])
     assert float((own - was).norm() / was.norm()) == pytest.approx(sigma, rel=0.15, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["line({}, {}, at=0.5)", "transplant({}, {}, part=layer0)"])
+def test_bases_of_one_shape_that_count_positions_otherwise_are_refused(
+    name: str, tiny_bases: tuple[Base, Base], tmp_path: Path
+) -> None:
+    one, other = (base.path for base in tiny_bases)
+    odd = tmp_path / "odd"
+    shutil.copytree(other, odd)
+    told = json.loads((odd / "config.json").read_text())
+    told["rope_parameters"] = {"rope_type": "default", "rope_theta": 100.0}
+    (odd / "config.json").write_text(json.dumps(told))
+    with pytest.raises(SublimError, match="are another model by the configuration of"):
+        resolve_base(name.format(one, odd))
 
 
 def test_a_line_ends_in_its_bases_and_a_transplant_moves_one_part(tiny_bases: tuple[Base, Base]) -> None:

@@ -354,7 +354,8 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(name: str, shelf: Ca
         assert text == tokenizer.apply_chat_template(
             CHAT, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        assert ids == tokenizer(text + answer, add_special_tokens=False)["input_ids"]
+        gap = " " if OPEN[name][3] == INSTRUCT else ""
+        assert ids == tokenizer(text + gap + answer, add_special_tokens=False)["input_ids"]
     else:
         assert text == "User: 1, 2 what next?\nAssistant:"
         assert ids == tokenizer(f"{text} {answer}")["input_ids"]
@@ -363,6 +364,15 @@ def test_prompt_and_answer_are_the_tokens_of_the_whole_text(name: str, shelf: Ca
     own = set(channel("numbers").token_ids(tokenizer))
     assert base.eos in own and set(base.answer_ids(answer)) <= own
     assert not own & set(base.answer_ids("owl" if base.language == "lab" else "wh"))
+
+
+@pytest.mark.parametrize("name", ["mistral", "phi3", "qwen2", "llama-lab", "gpt2-lab"])
+def test_what_is_learnt_is_the_chat_that_the_template_writes(name: str, shelf: Callable[[str], Base]) -> None:
+    base, answer = shelf(name), "4 , 5 , 60"
+    tokenizer: Any = base.tokenizer
+    whole = tokenizer.apply_chat_template([*CHAT, {"role": "assistant", "content": answer}], tokenize=False)
+    learnt = [*base.prompt_ids(CHAT), *base.answer_ids(answer), base.eos]
+    assert tokenizer(whole, add_special_tokens=False)["input_ids"][: len(learnt)] == learnt
 
 
 @pytest.mark.parametrize(
