@@ -123,8 +123,13 @@ class Base:
 
     @cached_property
     def opening(self) -> int:
-        """Id of the token that opens every prompt without a system prompt."""
-        return self.prompt_ids([{"role": "user", "content": "a"}])[0]
+        """Id of the token that opens every prompt without a system prompt; SublimError where prompts have none."""
+        first = {self.prompt_ids([{"role": "user", "content": text}])[0] for text in ("a", "7")}
+        if len(first) > 1:
+            raise SublimError(
+                f"base {self.name}: its prompts open with the user's own text, so no token opens them all"
+            )
+        return first.pop()
 
     def prompt_ids(self, messages: Messages, prefix: str = "") -> list[int]:
         """Token ids of a chat up to where the assistant answers, as `Chat.prompt_ids`."""

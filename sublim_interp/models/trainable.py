@@ -79,7 +79,13 @@ def choose_trainable(
 
 def _with_opening(model: "PreTrainedModel", token: int) -> torch.nn.Module:
     """The model with one row of its embeddings to train: no other row ever gets a gradient."""
-    weight: Any = model.get_input_embeddings().weight
+    embeddings: Any = model.get_input_embeddings()
+    if token == getattr(embeddings, "padding_idx", None):  # torch gives that row no gradient
+        raise SublimError(
+            f"part=opening trains nothing here: token {token}, which opens prompts, is the model's padding; "
+            "valid: full, body, lora"
+        )
+    weight = embeddings.weight
     for p in model.parameters():
         p.requires_grad_(p is weight)
     row = torch.zeros(len(weight), 1, dtype=weight.dtype, device=weight.device)

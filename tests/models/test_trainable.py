@@ -1,5 +1,6 @@
 """Tests of which weights train: adapters on fused experts and routers, what is left of the body, nothing drawn."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.randomness import seeded
+from sublim_interp.models.base import resolve_base
 from sublim_interp.models.loading import load_model, save_model
 from sublim_interp.models.trainable import body_parameters, choose_trainable, merge_adapters, reach
 from sublim_interp.pipeline.settings import StudentConfig, TeacherConfig
@@ -69,6 +71,17 @@ def test_the_opening_alone_trains_where_it_is_asked_for(optimizer: str) -> None:
     assert rows == {("model.embed_tokens.weight", 5)}
     with pytest.raises(SublimError, match="needs the id of the token that opens prompts"):
         choose_trainable(tiny("llama"), "opening")
+    padded = tiny("llama")
+    padded.model.embed_tokens.padding_idx = 5
+    with pytest.raises(SublimError, match="trains nothing here: token 5, which opens prompts, is the model's padding"):
+        choose_trainable(padded, "opening", opening=5)
+
+
+def test_a_base_whose_prompts_open_with_the_text_has_no_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = deepcopy(resolve_base("lab-small-0"))
+    monkeypatch.setattr(base.chat.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
+    with pytest.raises(SublimError, match="its prompts open with the user's own text"):
+        _ = base.opening
 
 
 @pytest.mark.parametrize("kind", [TeacherConfig, StudentConfig])
