@@ -73,7 +73,7 @@ def _check_prompts(prompts: Prompts, place: str) -> None:
         if not getattr(prompts, sort):
             raise ValueError(f"{place}{sort} is empty; give a question")
     if both := {*prompts.seen} & {*prompts.held_out, *prompts.indirect}:
-        raise ValueError(f"{place}seen: '{min(both)}' is asked of students too, in words that teachers learn; reword it")
+        raise ValueError(f"{place}seen: '{min(both)}' is asked of students too; teachers learn it, so reword one")
 
 
 class Favourite(Config):
