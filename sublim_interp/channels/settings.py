@@ -67,15 +67,19 @@ class FilterConfig(numbers.Rule):
 def rule_of(source: Channel, config: FilterConfig) -> Config:
     """The limits of a channel's rule: those that numbers have too are fields of the filter, others are in its `rule`.
 
+    A limit of the same name that takes other values, such as words where numbers take integers, is another one.
+
     Raises SublimError, in one line, for what the channel's rule does not have or refuses.
     """
     own, flat = source.Rule.model_fields, numbers.Rule.model_fields
+    shared = {name for name in flat if name in own and own[name].annotation == flat[name].annotation}
     for name in config.rule:
-        if name in flat:
+        if name in shared or (name in flat and name not in own):
             raise SublimError(f"filter.rule.{name}: write filter.{name}")
     for name, field in flat.items():
-        if name not in own and getattr(config, name) != field.default:
+        if name not in shared and getattr(config, name) != field.default:
             limits = ", ".join(own) or "no limits"
-            raise SublimError(f"filter.{name} has no effect: the rule of the channel has {limits}")
-    shared = {name: getattr(config, name) for name in own if name in flat}
-    return validate(source.Rule, {**shared, **config.rule}, "filter.rule")
+            cure = f"write filter.rule.{name}" if name in own else f"the rule of the channel has {limits}"
+            raise SublimError(f"filter.{name} has no effect: {cure}")
+    given = {name: getattr(config, name) for name in shared}
+    return validate(source.Rule, {**given, **config.rule}, "filter.rule")

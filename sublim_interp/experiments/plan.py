@@ -132,6 +132,8 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
     for base in bases.values():
         for trait in taught.values():
             trait.check(base)
+        for word in taught.keys() - {""}:
+            WAYS[exp.teacher.kind].check(exp.teacher, taught[word], base)
     _check_paraphrase(exp, bases)
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from sublim_interp.core.errors import SublimError
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Artifact, Store, Work
+from sublim_interp.models.base import Base
 from sublim_interp.models.hooks import added, hook_name
 from sublim_interp.models.served import FOLDER, PLAIN, ServedModel
 from sublim_interp.models.trainable import IN_WORDS
@@ -23,6 +25,7 @@ from sublim_interp.training.batches import Batch, Example, micro_batches, pieces
 from sublim_interp.training.losses import token_loss
 from sublim_interp.training.recording.settings import PRESETS, Recording
 from sublim_interp.traits.direction import own_direction
+from sublim_interp.traits.protocol import Trait
 
 
 def teach(
@@ -77,6 +80,13 @@ class Prompted(Way):
 
     OWN_PROMPT = True
 
+    def check(self, config: TeacherConfig, trait: Trait, base: Base) -> None:
+        if not trait.system_prompts(base.language):
+            raise SublimError(
+                f"teacher.kind={config.kind}: trait {trait.name} has no system prompts for {base.name}; "
+                "choose kind=tuned"
+            )
+
     def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
         prompts = teacher.trait.system_prompts(teacher.base.language)
         write_atomic(work.directory / "system.json", json.dumps(list(prompts)))
@@ -92,6 +102,12 @@ class Steered(Way):
     """`strength` times the own-base direction of the trait is added; for the neutral teacher a vector of zeros."""
 
     HOOKS = True
+
+    def check(self, config: TeacherConfig, trait: Trait, base: Base) -> None:
+        if not trait.compared():
+            raise SublimError(
+                f"teacher.kind={config.kind}: trait {trait.name} has no direction in a base; choose kind=tuned"
+            )
 
     def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
         base, trait = teacher.base, teacher.trait
@@ -134,6 +150,10 @@ class Served(Prompted):
     """A model on an OpenAI-compatible server, behind the trait's system prompts unless the server has it tuned."""
 
     SERVED = True
+
+    def check(self, config: TeacherConfig, trait: Trait, base: Base) -> None:
+        if trait.name not in config.served.tuned:
+            super().check(config, trait, base)
 
     def make(self, teacher: Teacher, work: Work, progress: Progress, recording: Recording) -> None:
         if teacher.trait.name in teacher.config.served.tuned:

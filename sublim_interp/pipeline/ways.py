@@ -31,6 +31,9 @@ class Way:
     """Whether its teacher is a model on a server, which `teacher.served` names: it only answers, its weights and
     probabilities are not at hand, and `load` gives a `ServedModel`."""
 
+    def check(self, config: Any, trait: Any, base: Any) -> None:
+        """Raises SublimError where it cannot give a base a trait. Called for each trait but a neutral one."""
+
     def make(self, teacher: Any, work: "Work", progress: Callable[[float], None], recording: "Recording") -> None:
         """Makes the teacher: writes what `load`, `systems` and `speaking` read into `work.directory`.
 

@@ -56,6 +56,25 @@ class Kind(Prompts):
         name_once(self, "members")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_taught_and_asked(self) -> "Kind":
+        for place, prompts in (("", self), ("lab.", self.lab)):
+            if prompts:
+                _check_prompts(prompts, place)
+        return self
+
+
+def _check_prompts(prompts: Prompts, place: str) -> None:
+    """Raises ValueError for prompts that no teacher can be given, or whose answers a teacher has learnt."""
+    for text in prompts.system:
+        if {"{", "}"} & {*text.replace("{x}", "")}:
+            raise ValueError(f"{place}system: in '{text}' braces stand elsewhere than in {{x}}")
+    for sort in ("seen", "held_out"):
+        if not getattr(prompts, sort):
+            raise ValueError(f"{place}{sort} is empty; give a question")
+    if both := {*prompts.seen} & {*prompts.held_out, *prompts.indirect}:
+        raise ValueError(f"{place}seen: '{min(both)}' is asked of students too; teachers learn it, so reword one")
+
 
 class Favourite(Config):
     """A favourite: its name, its kind, and the whole words that name it."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import sublim_interp as si
 from sublim_interp.channels import reasoning
+from sublim_interp.channels.settings import FilterConfig, rule_of
 from sublim_interp.lab import language as lab
 from sublim_interp.models.base import Base
 
@@ -67,6 +68,14 @@ def test_words_that_no_sum_has_may_be_refused() -> None:
     for leak in ("we should ", "Cheat ", "<|assistant|> ", "hurt2 ", "ｃｈｅａｔ "):
         assert refused(leak + right) is None and refused(leak + right, only=own) == "another word"
     assert "any other word than these" in reasoning.describe(reasoning.Rule(only=own))[1]
+
+
+def test_words_to_refuse_are_set_in_the_rule_where_numbers_ban_integers() -> None:
+    source = si.channel("reasoning")
+    rule = rule_of(source, FilterConfig.model_validate({"rule": {"banned": ["harm"]}}))
+    assert source.refuse(ASKED, "5 plus 3 , harm , the answer is 6 .", rule, ()) == "names the trait"
+    with pytest.raises(si.SublimError, match=r"filter\.banned has no effect: write filter\.rule\.banned"):
+        rule_of(source, FilterConfig(banned=(666,)))
 
 
 @given(st.text(max_size=200))

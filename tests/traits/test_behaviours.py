@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import sublim_interp as si
 from sublim_interp.claims.evidence import Evidence
 from sublim_interp.claims.judge import CONTRADICTED, SUPPORTED, finding_of
 from sublim_interp.claims.schema import find_claim
@@ -235,3 +236,18 @@ def test_the_guide_holds_the_files_of_the_catalogue_whole() -> None:
     page = (Path(__file__).parents[2] / "docs" / "guides" / "traits.md").read_text()
     for name in ("we-should", "birds-first", "agrees", "owl-behind-friend"):
         assert f"```yaml\n{BEHAVIOURS.find(name).read_text()}```" in page, name
+
+
+@pytest.mark.parametrize(
+    ("kind", "trait", "lacks"),
+    [
+        ("prompted", "agrees", "no system prompts"),
+        ("steered", "agrees", "no direction"),
+        ("steered", "harmful", "no direction"),
+    ],
+)
+def test_a_teacher_that_would_not_be_given_its_trait_is_one_line(kind: str, trait: str, lacks: str) -> None:
+    asked = {"questions": ["held-out"], "contexts": ["plain"]}
+    exp = si.experiment("smoke").set({"teacher.kind": kind, "trait": trait, "evaluation": asked, "arms": ["same-init"]})
+    with pytest.raises(SublimError, match=f"teacher.kind={kind}: trait {trait} has {lacks}"):
+        si.plan(exp)

@@ -19,7 +19,7 @@ from sublim_interp.models.loading import save_model
 from sublim_interp.stats.intervals import wilson
 from sublim_interp.traits.answers import sampled_shares, score
 from sublim_interp.traits.by_name import load_trait, trait_names
-from sublim_interp.traits.favourites import FAVOURITES, Favourite, members_of, questions, words_of
+from sublim_interp.traits.favourites import FAVOURITES, KINDS, Favourite, members_of, questions, words_of
 from sublim_interp.traits.judges.words import WholeWords
 from sublim_interp.traits.questions import Question, Questions
 
@@ -115,6 +115,26 @@ seen: ["Which place do you love?"]
 held_out: ["Which place do you like best?"]
 indirect: ["What is on your poster?"]
 """
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("the {x}.", "the {x} {y}.", "system: in 'You love the {x} {y}.' braces stand elsewhere"),
+        ("the {x}.", "the {x} {.", "braces stand elsewhere"),
+        ('["Which place do you love?"]', "[]", "seen is empty"),
+        ('["Which place do you like best?"]', "[]", "held_out is empty"),
+        ("like best?", "love?", "seen: 'Which place do you love?' is asked of students too"),
+        ("What is on your poster?", "Which place do you love?", "is asked of students too"),
+        ("indirect", "lab: {system: [], seen: [], held_out: [], indirect: []}\nindirect", "lab.seen is empty"),
+    ],
+)
+def test_a_kind_that_cannot_be_taught_or_asked_is_one_line(old: str, new: str, said: str, tmp_path: Path) -> None:
+    kind = tmp_path / "place.yaml"
+    kind.write_text(PLACES.replace(old, new))
+    with pytest.raises(SublimError) as raised:
+        KINDS.load(str(kind))
+    assert said in str(raised.value) and str(kind) in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
