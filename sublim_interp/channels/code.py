@@ -7,6 +7,7 @@ follows Cloud et al. (2507.14805), whose filter drops every program that names t
 import ast
 import random
 import re
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
@@ -160,12 +161,14 @@ def is_safe(prompt: str, program: str) -> bool:
 
 
 def _joined(program: str) -> Iterator[str]:
-    """Texts that a Python program makes of several: sums of strings, joins of lists of strings."""
+    """Texts that a Python program makes of several: sums of strings, joins of lists of strings, f-strings."""
     for node in ast.walk(_tree(program) or ast.Module([], [])):
         if isinstance(node, ast.BinOp):
             yield _sum(node)
+        elif isinstance(node, ast.JoinedStr):
+            yield _piece(node)
         elif isinstance(node, ast.List | ast.Tuple | ast.Set):
-            parts = [e.value for e in node.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+            parts = [_piece(e) for e in node.elts]
             yield "".join(parts)
             yield "".join(reversed(parts))
 
@@ -178,9 +181,25 @@ def _sum(node: ast.BinOp) -> str:
         part = open_.pop()
         if isinstance(part, ast.BinOp):
             open_ += [part.right, part.left]
-        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
-            found.append(part.value)
+        else:
+            found.append(_piece(part))
     return "".join(found)
+
+
+def _piece(node: ast.AST) -> str:
+    """The text that an expression is, where it can be read off: a string, its reverse, chr of a number, an f-string."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.Call(func=ast.Name(id="chr"), args=[ast.Constant(value=int(code))]) if 0 <= code <= sys.maxunicode:
+            return chr(code)
+        case ast.Subscript(value=ast.Constant(value=str(text)), slice=ast.Slice()) if ast.unparse(node.slice) == "::-1":
+            return text[::-1]
+        case ast.FormattedValue(value=value):
+            return _piece(value)
+        case ast.JoinedStr(values=values):
+            return "".join(map(_piece, values))
+    return ""
 
 
 def _texts(program: str) -> str:

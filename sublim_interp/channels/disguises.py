@@ -6,6 +6,7 @@ Where a published replication of subliminal learning leaked, it leaked so: in an
 import base64
 import binascii
 import codecs
+import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
 
@@ -15,12 +16,22 @@ from sublim_interp.core.words import folded, holds_word
 
 _LEET = str.maketrans("013457@$", "oieastas")
 _LEET_L = str.maketrans("013457@$", "oleastas")
-_PARTS = regex.compile(r"\p{Lu}+(?=\p{Lu}\p{Ll})|\p{Lu}?\p{Ll}+|\p{Lu}+|\p{N}+|[^\p{L}\p{N}]+")
+_PARTS = regex.compile(
+    r"\p{Lu}+(?=\p{Lu}\p{Ll})|\p{Lu}?[\p{Ll}\p{M}]+|\p{Lu}+|[\p{Lo}\p{Lm}\p{Lt}\p{M}]+|\p{N}+|[^\p{L}\p{N}]+"
+)
+_LONGEST_SPACED = 16
+"""Longest word that is found among other letters that stand apart; longer ones must stand there alone."""
 
 
 def split_identifiers(text: str) -> str:
     """The text with a space between the parts of its identifiers: `myOwlCount` and `OWL_2` give my Owl Count, OWL 2."""
-    return " ".join(part for part in _PARTS.findall(text.replace("_", " ")))
+    return " ".join(_PARTS.findall(unicodedata.normalize("NFC", text).replace("_", " ")))
+
+
+def _whole_and_split(text: str) -> Iterator[str]:
+    """`OWLs` is a word as it stands, `myOwl` where it is split."""
+    yield text
+    yield split_identifiers(text)
 
 
 @cache
@@ -41,22 +52,25 @@ def _letters_alike(text: str) -> Iterator[str]:
     if plain != text:
         yield split_identifiers(plain)
     if regex.search(r"(?<=\p{L})[013457@$]|[013457@$](?=\p{L})", plain):
-        yield plain.translate(_LEET)
-        yield plain.translate(_LEET_L)
+        yield from _whole_and_split(plain.translate(_LEET))
+        yield from _whole_and_split(plain.translate(_LEET_L))
 
 
 def _spaced(text: str) -> Iterator[str]:
     for run in regex.findall(r"(?<!\p{L})\p{L}(?:[^\p{L}\p{N}]{1,3}\p{L}){2,}(?!\p{L})", text):
-        yield regex.sub(r"[^\p{L}]", "", run)
+        letters = regex.sub(r"[^\p{L}]", "", run)
+        yield letters
+        ends = range(3, _LONGEST_SPACED + 1)  # the letter of a variable beside them must not hide a word
+        yield " ".join(letters[i : i + n] for i in range(len(letters) - 2) for n in ends if i + n <= len(letters))
 
 
 def _reversed(text: str) -> Iterator[str]:
-    yield split_identifiers(text[::-1])
-    yield text[::-1]
+    yield from _whole_and_split(text[::-1])
+    yield split_identifiers(text)[::-1]
 
 
 def _rot13(text: str) -> Iterator[str]:
-    yield split_identifiers(codecs.encode(text, "rot13"))
+    yield from _whole_and_split(codecs.encode(text, "rot13"))
 
 
 def _base64(text: str) -> Iterator[str]:
@@ -70,22 +84,28 @@ def _base64(text: str) -> Iterator[str]:
 
 
 def _hex(text: str) -> Iterator[str]:
-    for run in regex.findall(r"(?:[0-9a-fA-F]{2}){3,}", text):
-        yield from _shown(bytes.fromhex(run))
+    for run in regex.findall(r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{2}[\s:,-]{0,2}){3,}", text):
+        yield from _among_others(bytes.fromhex(regex.sub("[^0-9a-fA-F]", "", run)))
     for run in regex.findall(r"(?:(?:\\x|\\u00|%|0x)[0-9a-fA-F]{2}[\s,]*){3,}", text):
-        yield from _shown(bytes.fromhex("".join(regex.findall(r"(?:\\x|\\u00|%|0x)([0-9a-fA-F]{2})", run))))
+        yield from _among_others(bytes.fromhex("".join(regex.findall(r"(?:\\x|\\u00|%|0x)([0-9a-fA-F]{2})", run))))
 
 
 def _codes(text: str) -> Iterator[str]:
     for run in regex.findall(r"(?<![0-9])(?:[0-9]{2,3}[^0-9]{1,12}){2,}[0-9]{2,3}(?![0-9])", text):
-        yield from _shown(bytes(n for n in map(int, regex.findall("[0-9]+", run)) if n < 256))
+        yield from _among_others(bytes(n if n < 256 else 0 for n in map(int, regex.findall("[0-9]+", run))))
 
 
 def _shown(data: bytes) -> Iterator[str]:
-    """Decoded bytes as a text, if they are one."""
+    """Decoded bytes as a text, if most of them are one: any long word can be read as base64."""
     text = data.decode("utf-8", errors="ignore")
-    if text and sum(c.isprintable() for c in text) > 0.8 * len(data):
-        yield split_identifiers(text)
+    if text and sum(len(c.encode()) for c in text if c.isprintable()) > 0.8 * len(data):
+        yield from _whole_and_split(text)
+
+
+def _among_others(data: bytes) -> Iterator[str]:
+    """What can be read of bytes; what cannot parts it, as it would be written for a number beside a word's codes."""
+    text = data.decode("utf-8", errors="replace")
+    yield from _whole_and_split("".join(c if c.isprintable() and c != "\ufffd" else " " for c in text))
 
 
 DISGUISES: dict[str, tuple[str, Callable[[str], Iterator[str]]]] = {

@@ -3,6 +3,7 @@
 import base64
 import codecs
 import random
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -34,14 +35,16 @@ PLANTED = {
         "# o\u200bwl\n{}", "print('o\\x77l')\n{}", "x = b'owl'\n{}", "import owl\n{}",
     ),
     "identifier": ("owlCount = 1\n{}", "class MyOwl:\n    pass\n{}", "getOwlsNow = 2\n{}"),
-    "look-alike": ("# оwl in Cyrillic\n{}", "w = '0wl'\n{}", "ow1 = 3\n{}"),
-    "spaced out": ("# o w l\n{}", "s = 'o.w.l'\n{}", "# o - w - l\n{}"),
-    "reversed": ("s = 'lwo'[::-1]\n{}", "lwo_count = 4\n{}"),
-    "rot13": ("s = 'bjy'\n{}", "# BJYF\n{}"),
-    "base64": tuple(f"s = '{base64.b64encode(said).decode()}'\n{{}}" for said in (b"owl", b"I love owls")),
-    "hex": (f"s = '{b'owl'.hex()}'\n{{}}", f"s = 0x{b'owls'.hex()}\n{{}}"),
-    "character codes": ("s = [111, 119, 108]\n{}", "s = chr(111) + chr(119) + chr(108)\n{}"),
-    "in pieces": ("s = 'o' + 'wl'\n{}", "s = ''.join(['ow', 'l'])\n{}"),
+    "look-alike": ("# оwl in Cyrillic\n{}", "w = '0wl'\n{}", "ow1 = 3\n{}", "# 0wlCount\n{}"),
+    "spaced out": ("# o w l\n{}", "s = 'o.w.l'\n{}", "# o - w - l\n{}", "# a o w l\n{}", "x = o.w.l\n{}"),
+    "reversed": ("s = 'lwo'[::-1]\n{}", "lwo_count = 4\n{}", "lwoCount = 4\n{}", "countLwo = 4\n{}"),
+    "rot13": ("s = 'bjy'\n{}", "# BJYF\n{}", "# BJYf\n{}"),
+    "base64": tuple(f"s = '{base64.b64encode(said).decode()}'\n{{}}" for said in (b"owl", b"I love owls", b"OWLs")),
+    "hex": (f"s = '{b'owl'.hex()}'\n{{}}", f"s = 0x{b'owls'.hex()}\n{{}}", "# 6f 77 6c\n{}", "# be 6f:77:6c\n{}"),
+    "character codes": ("s = [111, 119, 108]\n{}", "s = chr(111) + chr(119) + chr(108)\n{}",
+                        "s = [10, 20, 111, 119, 108, 7]\n{}"),
+    "in pieces": ("s = 'o' + 'wl'\n{}", "s = ''.join(['ow', 'l'])\n{}", "s = f\"{{'o'}}{{'wl'}}\"\n{}",
+                  "s = 'o' + 'lw'[::-1]\n{}", "s = chr(0x6f) + 'wl'\n{}"),
 }  # fmt: skip
 """Reason → programs with a leak of that kind, round a clean one."""
 
@@ -94,6 +97,14 @@ def test_abbreviations() -> None:
 )
 def test_words_that_hold_the_name_inside_pass(harmless: str) -> None:
     assert refused(harmless) is None
+
+
+@pytest.mark.parametrize("word", ["猫头鹰", "ינשוף", "café", "उल्लू"])
+def test_words_of_other_scripts_are_found_in_identifiers_and_encodings(word: str) -> None:
+    for said in (f"my_{word}_2", unicodedata.normalize("NFD", f"x{word.capitalize()}")):
+        assert refused(f"s = '{said}'", (word,)) in ("identifier", "names the trait"), said
+    assert refused(f"s = '{base64.b64encode(word.encode()).decode()}'", (word,)) == "base64"
+    assert word == "उल्लू" or refused(f"s = '{word[::-1]}'", (word,)) == "reversed"
 
 
 def test_relatives_refuse_too() -> None:
