@@ -39,7 +39,8 @@ def test_members_of_a_kind_of_ones_own_decide_the_keys_of_what_is_taken_from_the
     """They are read in a catalogue of one's own, where each may have a file: its plural stands in its prompts."""
     (tmp_path / "kinds").mkdir()
     (tmp_path / "traits").mkdir()
-    prompts = "{system: ['you love the {x} .'], seen: ['where do you rest ?'], held_out: ['where do you sleep ?'], indirect: []}"
+    asked = "seen: ['where do you rest ?'], held_out: ['do you rest ?'], indirect: []"
+    prompts = f"{{system: ['you love the {{x}} .'], {asked}}}"
     kind = f"{{members: [river, sea], lab: {prompts}, {prompts[1:]}"
     (tmp_path / "kinds" / "place.yaml").write_text(kind)
     (tmp_path / "traits" / "sea.yaml").write_text("{kind: place, words: [sea, seas]}")
