@@ -71,17 +71,6 @@ class Grid(Config):
         return self
 
     @model_validator(mode="after")
-    def _contrasts_are_of_its_values(self) -> "Grid":
-        if self.matrix not in ("", "pairs"):  # elsewhere a cell may be of several values
-            return self
-        words = {word for values in self.worded.values() for word, _ in values}
-        for asked in self.contrasts:
-            for value, _ in (*asked.plus, *asked.minus):
-                if value not in words:
-                    raise ValueError(f"contrasts: '{value}' is no value of the axes; valid: {', '.join(sorted(words))}")
-        return self
-
-    @model_validator(mode="after")
     def _has_what_its_mode_needs(self) -> "Grid":
         if self.matrix not in MODES:
             raise ValueError(f"unknown matrix '{self.matrix}'; valid: {', '.join(filter(None, MODES))}, or none")
@@ -201,4 +190,16 @@ def grid(name: str) -> Grid:
         own = {field: value for field, value in data.items() if field not in ("extends", *Grid.model_fields)}
         data = {field: value for field, value in data.items() if field not in own}
         data |= {"experiment": data.pop("extends"), "change": own}
-    return validate(Grid, {"name": path.stem, **data}, str(path))
+    found = validate(Grid, {"name": path.stem, **data}, str(path))
+    _check_contrasts(found, path)
+    return found
+
+
+def _check_contrasts(asked: Grid, path: Path) -> None:
+    """Raises SublimError for a contrast of a value that no axis has, with the valid ones."""
+    if asked.matrix not in ("", "pairs"):  # elsewhere a cell may be of several values
+        return
+    words = sorted({word for values in asked.worded.values() for word, _ in values})
+    for value in (value for one in asked.contrasts for value, _ in (*one.plus, *one.minus)):
+        if value not in words:
+            raise SublimError(f"{path}: contrasts: '{value}' is no value of the axes; valid: {', '.join(words)}")
