@@ -247,14 +247,15 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_
     os.killpg(early.pid, signal.SIGINT)
     done = early.wait()
     interrupted(done.returncode, done.stderr)
-    child = begun(experiment_file, store_root)
-    wait_for_one_more(store_root, child)
+    second = store_root / "second"  # where all is to do, so that the signal comes long before the end
+    child = begun(experiment_file, second)
+    wait_for_one_more(second, child)
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=120)
     interrupted(child.returncode, said)
-    assert count(store_root)
-    assert sublim("run", experiment_file, "--store", store_root).returncode == 0
-    assert contents(store_root) == contents(tiny_run.store.root)
+    assert count(second)
+    assert sublim("run", experiment_file, "--store", second).returncode == 0
+    assert contents(second) == contents(tiny_run.store.root)
 
 
 @pytest.mark.parametrize(
