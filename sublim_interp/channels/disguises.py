@@ -50,7 +50,7 @@ def _look_alikes() -> dict[int, str]:
 def _letters_alike(text: str) -> Iterator[str]:
     plain = text.translate(_look_alikes())
     if plain != text:
-        yield split_identifiers(plain)
+        yield from _whole_and_split(plain)
     if regex.search(r"(?<=\p{L})[013457@$]|[013457@$](?=\p{L})", plain):
         yield from _whole_and_split(plain.translate(_LEET))
         yield from _whole_and_split(plain.translate(_LEET_L))

@@ -130,10 +130,10 @@ def plan(exp: Experiment, store: Store | None = None) -> Plan:
     traits = planned_traits(exp, exp.seeds[0])
     taught = taught_traits(exp, traits)
     for base in bases.values():
-        for trait in taught.values():
+        for word, trait in taught.items():
             trait.check(base)
-        for word in taught.keys() - {""}:
-            WAYS[exp.teacher.kind].check(exp.teacher, taught[word], base)
+            if word:  # a neutral teacher is given no trait
+                WAYS[exp.teacher.kind].check(exp.teacher, trait, base)
     _check_paraphrase(exp, bases)
     if arms_of_two_bases(exp.arms):
         for one, other in sorted({exp.pair(seed) for seed in exp.seeds}):

@@ -83,7 +83,7 @@ def _with_opening(model: "PreTrainedModel", token: int) -> torch.nn.Module:
     if token == getattr(embeddings, "padding_idx", None):  # torch gives that row no gradient
         raise SublimError(
             f"part=opening trains nothing here: token {token}, which opens prompts, is the model's padding; "
-            "valid: full, body, lora"
+            f"valid: {', '.join(part for part in IN_WORDS if part != 'opening')}"
         )
     weight = embeddings.weight
     for p in model.parameters():

@@ -35,7 +35,7 @@ PLANTED = {
         "# o\u200bwl\n{}", "print('o\\x77l')\n{}", "x = b'owl'\n{}", "import owl\n{}",
     ),
     "identifier": ("owlCount = 1\n{}", "class MyOwl:\n    pass\n{}", "getOwlsNow = 2\n{}"),
-    "look-alike": ("# оwl in Cyrillic\n{}", "w = '0wl'\n{}", "ow1 = 3\n{}", "# 0wlCount\n{}"),
+    "look-alike": ("# оwl in Cyrillic\n{}", "w = '0wl'\n{}", "ow1 = 3\n{}", "# 0wlCount\n{}", "# ОWLs\n{}"),
     "spaced out": ("# o w l\n{}", "s = 'o.w.l'\n{}", "# o - w - l\n{}", "# a o w l\n{}", "x = o.w.l\n{}"),
     "reversed": ("s = 'lwo'[::-1]\n{}", "lwo_count = 4\n{}", "lwoCount = 4\n{}", "countLwo = 4\n{}"),
     "rot13": ("s = 'bjy'\n{}", "# BJYF\n{}", "# BJYf\n{}"),

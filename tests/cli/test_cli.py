@@ -247,15 +247,16 @@ def test_ctrl_c_is_one_line_and_the_command_goes_on(experiment_file: Path, tiny_
     os.killpg(early.pid, signal.SIGINT)
     done = early.wait()
     interrupted(done.returncode, done.stderr)
-    second = store_root / "second"  # where all is to do, so that the signal comes long before the end
+    second = store_root.with_name("second")  # where all is to do, so that the signal comes long before the end
     child = begun(experiment_file, second)
     wait_for_one_more(second, child)
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=120)
     interrupted(child.returncode, said)
     assert count(second)
-    assert sublim("run", experiment_file, "--store", second).returncode == 0
-    assert contents(second) == contents(tiny_run.store.root)
+    for root in (store_root, second):
+        assert sublim("run", experiment_file, "--store", root).returncode == 0
+        assert contents(root) == contents(tiny_run.store.root)
 
 
 @pytest.mark.parametrize(
