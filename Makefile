@@ -25,10 +25,11 @@ demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 
 # A third worker on two cores: tests wait at times, for files, servers and processes.
 # nbmake would read grammars of web addresses for four seconds in each of them.
+# A test that hangs fails after ten minutes, with its stack; the longest takes one.
 test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(MAKE) -j 2 types lint contracts site
 	@touch $(VENV)/checked.stamp
-	$(IN_MEMORY) $(BIN)/python -m pytest -n 3 --dist worksteal -p no:nbmake -o tmp_path_retention_policy=failed
+	$(IN_MEMORY) $(BIN)/python -m pytest -n 3 --dist worksteal -p no:nbmake -o tmp_path_retention_policy=failed --timeout 600
 
 types: $(VENV)/test.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
