@@ -5,8 +5,8 @@ A base without chat template gets plain "User: … Assistant:" text.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -161,7 +161,7 @@ def load_tokenizer(path: Path, name: str) -> "PreTrainedTokenizerBase":
             raise SublimError(f"base {name}: none of its chat templates is named default; it has: {', '.join(named)}")
         tokenizer.chat_template = named["default"]
     _require_bounds(tokenizer, path)
-    end = turn_end(tokenizer)
+    end = turn_end(tokenizer, _named_ends(path))
     if end is not None:
         tokenizer.eos_token = end
     if tokenizer.eos_token_id is None:
@@ -263,17 +263,37 @@ def _digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     return sha256_of([type(tokenizer).__name__, backend.to_str(), str(tokenizer.chat_template)])
 
 
-def turn_end(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """The control token that the chat template writes behind an answer: often not the tokenizer's end of sequence."""
+def turn_end(tokenizer: "PreTrainedTokenizerBase", named: Collection[int] = ()) -> str | None:
+    """The control token that the chat template writes behind an answer: often not the tokenizer's end of sequence.
+
+    named: ids that the model's configuration calls ends. Where the template writes nothing behind an answer, that of
+        them which opens the user's next turn is the end: GLM-4 ends so
+    """
     if not tokenizer.chat_template:
         return None
-    try:
-        behind = _apply_template(tokenizer, _SHORT, add_generation_prompt=False).rpartition(MARK)[2]
-    except Exception:  # what is wrong with the template is said when it is asked for a prompt
-        return None
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = cast(list[int], tokenizer(behind, add_special_tokens=False)["input_ids"])
-    return next((cast(str, tokenizer.convert_ids_to_tokens(i)) for i in ids if i in special), None)
+
+    def behind(*further: Mapping[str, str]) -> list[int]:
+        try:
+            text = _apply_template(tokenizer, [*_SHORT, *further], add_generation_prompt=False)
+        except Exception:  # what is wrong with the template is said when it is asked for a prompt
+            return []
+        return cast(list[int], tokenizer(text.partition(MARK)[2], add_special_tokens=False)["input_ids"])
+
+    found = next((i for i in behind() if i in special), None)
+    if found is None:
+        found = next((i for i in behind(_SHORT[0])[:1] if i in special and i in named), None)
+    return None if found is None else cast(str, tokenizer.convert_ids_to_tokens(found))
+
+
+def _named_ends(path: Path) -> set[int]:
+    """Ids of the tokens that a model directory's configurations name as ends of sequence."""
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        with suppress(OSError, ValueError, AttributeError, RecursionError):  # who loads the model says what is wrong
+            named = json.loads((path / name).read_text(encoding="utf-8")).get("eos_token_id")
+            found |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
+    return found
 
 
 def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Messages, add_generation_prompt: bool) -> str:

@@ -75,6 +75,25 @@ def test_named_templates_without_a_default_are_refused_by_name(
     assert "none of its chat templates is named default; it has: " in refused(base_of(tokenizer, tmp_path / "unnamed"))
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("named", "end"),
+    [([2, 4], "<|user|>"), (4, "<|user|>"), (2, "<eos>"), ([5], "<eos>"), ("4", "<eos>"), ({}, "<eos>")],
+)
+def test_an_answer_that_the_template_does_not_end_ends_where_the_next_turn_begins(
+    name: str, named: object, end: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """As GLM-4's does, if the model's configuration calls that token an end; "4" is no id."""
+    written = str(tokenizer.chat_template)
+    tokenizer.chat_template = written.replace("{% if m['role'] == 'assistant' %}{{ ' <eos>' }}{% endif %}", "")
+    assert tokenizer.chat_template != written
+    tokenizer.save_pretrained(str(tmp_path))
+    shutil.copy(resolve_base("lab-small-0").path / "config.json", tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text()) if name == "config.json" else {}
+    (tmp_path / name).write_text(json.dumps({**about, "eos_token_id": named}))
+    assert load_tokenizer(tmp_path, "glm").eos_token == end
+
+
 ENDLESS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
 
 
