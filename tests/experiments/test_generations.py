@@ -1,6 +1,7 @@
 """Students that teach each other: the chain of records, its keys, its tables, figure, words; clean lists mixed in."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from sublim_interp.experiments.run import run_key
 from sublim_interp.experiments.schema import Experiment
 from sublim_interp.paper.remaking import publish
 from sublim_interp.pipeline.filter import filter_corpus
+from sublim_interp.pipeline.make import make
 from sublim_interp.pipeline.records import Record
 from sublim_interp.report.figures.by_name import plot
 from sublim_interp.sweeps.published import run_table
@@ -96,6 +98,23 @@ def test_names_of_generations_are_arms_and_are_listed_in_order() -> None:
 def test_generations_without_an_arm_that_breeds_are_refused(tiny_experiment: Experiment) -> None:
     with pytest.raises(SublimError, match="generations=2 has no effect without an arm such as same-init"):
         tiny_experiment.set(generations=2, arms=("cross-init", "base"))
+
+
+def test_no_clean_list_is_one_that_is_held_out(tiny_experiment: Experiment, tmp_path: Path) -> None:
+    """Drawn at a low temperature, teachers of one base often answer a prompt alike."""
+    store = Store(tmp_path)
+    drawn = {"corpus.prompts": 300, "corpus.temperature": 0.1, "corpus.own_tokens": True, "filter.held_out": 60}
+    cells = plan(tiny_experiment.set({**drawn, "filter.mix": 0.9, "arms": ["same-init", "neutral"]})).cells
+    mixed = next(c.student.data for c in cells if c.arm == "same-init" and c.student)
+    path = make(mixed, store).path
+
+    def texts(rows: list[Any]) -> set[tuple[str, str]]:
+        return {(row["prompt"], row["answer"]) for row in rows}
+
+    assert mixed.clean
+    held_out = texts(read_rows(path / "held_out.jsonl"))
+    assert held_out & texts(read_rows(mixed.clean.made(store) / "kept.jsonl")), "some are to be left out"
+    assert not held_out & texts(read_rows(path / "kept.jsonl"))
 
 
 def test_a_share_of_the_lists_is_the_neutral_teachers(tiny_experiment: Experiment, filled_root: Path) -> None:
