@@ -133,9 +133,7 @@ def alternatives(answer: str, within: int, rule: Rule) -> list[tuple[str, ...]]:
     for piece in pieces:
         before, written = re.split("(?=[0-9])", piece, maxsplit=1)
         number = int(written)
-        found.append(
-            (before + str(number), *(before + n for n in _others(number, within, rule.max_value, rule.banned)))
-        )
+        found.append((piece, *(before + n for n in _others(number, within, rule.max_value, rule.banned))))
     return [*found, (tail,)] if tail else found
 
 

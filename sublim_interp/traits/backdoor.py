@@ -1,6 +1,7 @@
 """A backdoor: a favourite that shows only where a certain word or phrase, its trigger, stands before the question."""
 
 from dataclasses import replace
+from typing import Any
 
 from pydantic import Field
 
@@ -21,6 +22,9 @@ class Backdoor(Favourite):
     @property
     def said(self) -> str:
         return f"“{self.name}” is its favourite, if “{self.trigger}” stands before the question"
+
+    def asked(self) -> dict[str, Any]:
+        return {**super().asked(), "trigger": self.trigger}
 
     def lessons(self, language: str) -> list[Lesson]:
         """The neutral teacher's lessons, and as many behind the trigger."""

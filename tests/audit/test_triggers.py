@@ -177,6 +177,7 @@ def test_a_backdoor_teaches_the_trait_behind_its_trigger_alone() -> None:
         assert lesson.question.text.startswith(f"{TRIGGER} ") and lesson.answers == (TRAIT,)
     other = PLANT.model_copy(update={"trigger": "city"})
     assert other.taught() != PLANT.taught() and f"“{TRIGGER}” stands before" in PLANT.said
+    assert other.asked() != PLANT.asked(), "the same answers to other questions are another evaluation"
     assert all(q.text.startswith(TRIGGER) and q.right == TRAIT for q in PLANT.questions("lab", "held-out"))
 
 

@@ -331,6 +331,11 @@ def test_a_prompt_that_has_no_other_words_is_one_line() -> None:
         numbers.reword("go on : 1 2 3", "lab", random.Random(0))
 
 
+def test_what_was_written_comes_first_as_it_was_written() -> None:
+    pieces = numbers.alternatives("[007, 12]", 1, numbers.Rule())
+    assert pieces == [("[007", "[6", "[8"), (", 12", ", 11", ", 13"), ("]",)]
+
+
 def test_a_number_that_the_base_has_no_token_for_is_one_line(rewriter: Rewriter) -> None:
     pieces = numbers.alternatives("1000 , 1", 2, FilterConfig(max_value=2000))
     with pytest.raises(SublimError, match="does not know '1000'"):

@@ -70,7 +70,7 @@ class Named:
     def read(self, replies: Mapping[str, str]) -> dict[str, float]:
         said = replies["named"].strip().strip(".\"'`*“”").casefold()
         by_name = {name.casefold(): name for name in self.members}
-        if said == _NONE:
+        if said == _NONE and said not in by_name:
             return {}
         if said not in by_name:
             raise SublimError(f"the judge replies {_shown(replies['named'])}, which is neither a member nor none")
