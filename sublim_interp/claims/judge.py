@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUPPORTED, CONTRADICTED, WEAK, NOT_TRIED = "supported", "contradicted", "too weak to tell", "not tried yet"
-DEPENDS = "depends on"
+PARTLY, DEPENDS = "supported in part", "depends on"
 
 ALPHA = 0.05
 """Level of every test, after Holm's adjustment."""
@@ -127,16 +127,18 @@ class Verdict:
 
     @property
     def outcome(self) -> str:
-        """SUPPORTED, CONTRADICTED, DEPENDS, WEAK or NOT_TRIED.
+        """SUPPORTED, PARTLY, CONTRADICTED, DEPENDS, WEAK or NOT_TRIED.
 
-        Supported under one condition and not told under another is too weak to tell; one contradiction contradicts.
+        Supported under one condition and not told under another is supported in part; one contradiction contradicts.
         """
         found = {*self.by_condition.values()}
         if {SUPPORTED, CONTRADICTED} <= found:
             return DEPENDS
         if CONTRADICTED in found:
             return CONTRADICTED
-        return found.pop() if len(found) == 1 else WEAK
+        if len(found) == 1:
+            return found.pop()
+        return PARTLY if SUPPORTED in found else WEAK
 
     @property
     def deciding(self) -> tuple[Finding, ...]:
@@ -144,6 +146,9 @@ class Verdict:
 
         Where no test is too weak, but one that must hold too is not tried, those that were tried.
         """
+        if self.outcome == PARTLY:
+            told = self.by_condition
+            return tuple(finding for finding in self.findings if told[finding.test.under] == SUPPORTED)
         wanted = (SUPPORTED, CONTRADICTED) if self.outcome == DEPENDS else (self.outcome,)
         found = tuple(finding for finding in self.findings if finding.outcome in wanted)
         return found or tuple(finding for finding in self.findings if finding.outcome != NOT_TRIED)

@@ -10,6 +10,7 @@ from sublim_interp.claims.judge import (
     CONTRADICTED,
     DEPENDS,
     NOT_TRIED,
+    PARTLY,
     SUPPORTED,
     WEAK,
     Finding,
@@ -29,9 +30,9 @@ def outcome(verdict: Verdict) -> str:
     """The verdict in a few words."""
     if verdict.outcome == DEPENDS:
         return f"depends on {verdict.claim.depends_on}"
-    found = verdict.by_condition
-    under = [condition for condition, one in found.items() if one == CONTRADICTED]
-    return f"contradicted for {' and '.join(under)}" if 0 < len(under) < len(found) else verdict.outcome
+    found, told = verdict.by_condition, SUPPORTED if verdict.outcome == PARTLY else CONTRADICTED
+    under = [condition for condition, one in found.items() if one == told]
+    return f"{told} for {' and '.join(under)}" if 0 < len(under) < len(found) else verdict.outcome
 
 
 def claims_table(verdicts: Sequence[Verdict], nulls: Nulls | None = None) -> SweepTable:
@@ -80,7 +81,7 @@ def _from_threshold(finding: Finding) -> dict[str, float]:
     return {"distance": distance, "low": min(sides), "high": max(sides)}
 
 
-_ORDER = (SUPPORTED, CONTRADICTED, DEPENDS, WEAK, NOT_TRIED)
+_ORDER = (SUPPORTED, PARTLY, CONTRADICTED, DEPENDS, WEAK, NOT_TRIED)
 
 
 def _counts(verdicts: Sequence[Verdict]) -> Counter[str]:

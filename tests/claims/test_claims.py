@@ -16,6 +16,7 @@ from sublim_interp.claims.judge import (
     CONTRADICTED,
     DEPENDS,
     NOT_TRIED,
+    PARTLY,
     SUPPORTED,
     WEAK,
     Finding,
@@ -210,7 +211,10 @@ def test_conditions_that_differ_make_a_claim_depend_on_them() -> None:
     rows = claims_table([verdict_of(a=SUPPORTED, b=CONTRADICTED)]).rows
     assert rows[0][2] == "depends on the data"
     assert verdict_of(a=CONTRADICTED, b=NOT_TRIED).outcome == CONTRADICTED
-    assert verdict_of(a=SUPPORTED, b=WEAK).outcome == verdict_of(a=SUPPORTED, b=NOT_TRIED).outcome == WEAK
+    part = verdict_of(a=SUPPORTED, b=WEAK)
+    assert part.outcome == verdict_of(a=SUPPORTED, b=NOT_TRIED).outcome == PARTLY
+    assert claims_table([part]).rows[0][2] == "supported for a" and [f.test.under for f in part.deciding] == ["a"]
+    assert verdict_of(a=SUPPORTED, a_=WEAK, b=WEAK).outcome == WEAK
     assert verdict_of(a=SUPPORTED, b=SUPPORTED).outcome == SUPPORTED
     assert verdict_of(a=WEAK, b=NOT_TRIED).outcome == WEAK
     assert verdict_of(a=SUPPORTED, a_=WEAK).outcome == WEAK, "tests under one condition must all hold"
@@ -336,7 +340,7 @@ def test_shuffled_tables_get_a_verdict_as_seldom_as_the_tests_promise() -> None:
 def test_what_published_results_decide(verdicts: list[Verdict]) -> None:
     """The one verdict that their controls allow today; whoever publishes more adds to it."""
     decided = {v.claim.number: v.outcome for v in verdicts if v.outcome not in (WEAK, NOT_TRIED)}
-    assert decided[18] == SUPPORTED
+    assert decided[18] == SUPPORTED and decided[21] == PARTLY
     thirteen = next(v for v in verdicts if v.claim.number == 13)
     assert thirteen.outcome == WEAK and "Not at equal KL" in " ".join(thirteen.findings[0].reasons)
 
