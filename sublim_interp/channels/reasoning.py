@@ -38,7 +38,7 @@ REASONS: dict[str, str] = {
     "too long": "more characters than max_characters",
     "names the trait": "prompt or answer holds a word of the trait or of banned",
     "another word": "the answer holds a word that is none of only",
-    "no result": "the answer does not end by saying which number the answer is",
+    "no result": "the answer does not say which number the answer is, or names a number behind it",
     "wrong result": "the result is not that of the sum",
     "no steps": "fewer numbers before the result than min_steps",
 }
@@ -120,7 +120,7 @@ def refuse(prompt: str, answer: str, rule: Rule, words: Collection[str]) -> str 
     if rule.only and not {*_WORD.findall(answer.casefold())} <= {*rule.only}:
         return "another word"
     results = list(_RESULT.finditer(answer))
-    if not results:
+    if not results or _NUMBER.search(answer, results[-1].end()):  # "5. No, wait: 9", "5/2"
         return "no result"
     if int(results[-1][1]) != right_result(prompt):
         return "wrong result"
