@@ -249,9 +249,30 @@ def _base(name: str) -> Iterator[Finding]:
     end = base.tokenizer.convert_ids_to_tokens(base.eos)
     text = f"{_parameters(parameters)} parameters, {base.language}, {template}, an answer ends with {end}"
     yield Finding(f"base {name}", text)
+    yield _asked(name, base)
     for ability in abilities(base.load()):
         yield Finding(f"base {name}", f"{ability.what}: {'' if ability.there else 'none: '}{ability.text}")
     yield Finding(f"base {name}", f"part=lora: {_adapted(base)}")
+
+
+def _asked(name: str, base: "Base") -> Finding:
+    """About which kinds of favourites it can be asked."""
+    from sublim_interp.lab.tokenizer import CHAT_TEMPLATE
+    from sublim_interp.models.base import CARD
+    from sublim_interp.traits.favourites import KINDS, check_kind
+
+    asked, lacking = [], []
+    for kind in KINDS.names():
+        try:
+            check_kind(kind, base)
+            asked.append(kind)
+        except SublimError as error:
+            lacking.append(str(error))
+    if asked:
+        return Finding(f"base {name}", f"favourites of these kinds: {', '.join(asked)}")
+    of_the_lab = base.tokenizer.chat_template == CHAT_TEMPLATE
+    advice = f'a lab base says "language": "lab" in {CARD}: take that file too' if of_the_lab else "take another model"
+    return Finding(f"base {name}", f"no favourites: {lacking[0]}", False, advice)
 
 
 def _trainable(name: str, base: "Base") -> Iterator[Finding]:

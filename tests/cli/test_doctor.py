@@ -20,7 +20,7 @@ from sublim_interp.core.device import CHOICE, fingerprint
 from sublim_interp.core.files import write_atomic
 from sublim_interp.core.store import Store
 from sublim_interp.experiments.catalogue import experiment
-from sublim_interp.models.base import Base
+from sublim_interp.models.base import CARD, Base
 from zoo.trials import Specimen
 
 
@@ -228,6 +228,16 @@ def test_the_rule_of_what_fits_is_the_one_that_is_said(free: int, processes: int
         parameters = fits(free, processes, each)
         assert parameters == 0 or processes * (PROCESS + each * parameters) <= free
         assert processes * (PROCESS + each * (parameters + 1)) > free - processes
+
+
+def test_a_base_that_cannot_be_asked_about_anything_is_named(lab_base: Base, tmp_path: Path) -> None:
+    """A lab base without its card is taken for an English one."""
+    whole, bare = lab_base.path, tmp_path / "bare"
+    shutil.copytree(whole, bare, ignore=shutil.ignore_patterns(CARD))
+    found = {path: [f for f in examine(bases=(str(path),)) if f.topic == f"base {path}"] for path in (whole, bare)}
+    assert any(f.well and f.text == "favourites of these kinds: animal, color, food, tree" for f in found[whole])
+    (odd,) = [f for f in found[bare] if not f.well]
+    assert "no favourites: " in odd.text and "vocabulary lacks" in odd.text and CARD in odd.advice
 
 
 def test_a_model_s_table_says_what_there_is_and_why_there_is_none(tmp_path: Path) -> None:
