@@ -49,14 +49,19 @@ def distances(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def spread(rates: Iterable[float]) -> str:
-    """Mean of rates in [0, 1] with their least and most: `98.1 % (92.8–99.7)`."""
+    """Mean of rates in [0, 1] with their least and most, where there are several: `98.1 % (92.8–99.7)`."""
     given = list(rates)
-    return f"{100 * fmean(given):.1f} % ({100 * min(given):.1f}–{100 * max(given):.1f})"
+    return _spread(len(given), fmean(given), min(given), max(given))
 
 
 def row_spread(row: Mapping[str, Any]) -> str:
     """The same of a row of `cell_means`."""
-    return f"{100 * row['rate']:.1f} % ({100 * row['least']:.1f}–{100 * row['most']:.1f})"
+    return _spread(row["n"], row["rate"], row["least"], row["most"])
+
+
+def _spread(n: int, *rates: float) -> str:
+    rate, least, most = (f"{100 * value:.1f}" for value in rates)
+    return f"{rate} %" if n == 1 else f"{rate} % ({least}–{most})"
 
 
 def row_ends(row: Mapping[str, Any], name: str) -> str:

@@ -86,6 +86,8 @@ def test_a_published_figure_is_what_this_code_draws_of_the_published_cells(name:
         figure = contexts_figure(RESULTS / "owl")
     else:
         figure = draw_headline(pd.read_csv(RESULTS / name / "summary.csv"), "owl")
+    for legend in figure.legends:
+        assert legend.get_window_extent().width <= figure.bbox.width, "no arm is cut off"
     drawn, shown = (
         imread(source) for source in (BytesIO(render(figure, "png")), ROOT / "docs" / "figures" / f"{name}.png")
     )

@@ -81,9 +81,15 @@ def arm_lines(
 
 
 def legend(figure: Figure, ax: Axes, marks: str, columns: int = 4) -> None:
-    """The arms of a panel beneath all panels, and above them what dots, strokes and bars are."""
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=columns, frameon=False, title=marks,
-                  title_fontsize=7.5, alignment="left")  # fmt: skip
+    """The arms of a panel beneath all panels, and above them what dots, strokes and bars are.
+
+    columns: how many arms stand beside each other, fewer where the figure is too narrow
+    """
+    shown = figure.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=columns, frameon=False,
+                          title=marks, title_fontsize=7.5, alignment="left")  # fmt: skip
+    if columns > 1 and shown.get_window_extent().width > figure.bbox.width:
+        shown.remove()
+        legend(figure, ax, marks, columns - 1)
 
 
 def mark_places(ax: Axes, places: Sequence[int], x: str) -> None:
