@@ -44,6 +44,8 @@ Watch = Callable[[str, float], None]
 
 _PATIENCE = 0.2
 """Seconds between two looks at the progress, and between two reports of one task."""
+_LEAVE = 5
+"""Seconds for which idle workers may take leave before they are ended."""
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 _FIRST = ("torch", "transformers.modeling_utils", "transformers.models.llama.modeling_llama")
 """What the process imports that workers are forks of: it takes seconds, once for all workers of this process."""
@@ -164,6 +166,8 @@ class _Place:
         manager: threading.Thread | None = getattr(self._pool, "_executor_manager_thread", None)
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in own:
+            if not self.running:
+                child.join(_LEAVE)  # by themselves they give back what they hold, tqdm's lock for one
             child.terminate()
         for child in own:
             child.join()

@@ -239,6 +239,21 @@ def test_a_script_without_a_main_guard_is_not_run_again(tmp_path: Path) -> None:
     assert sorted(line[:8] for line in worked) == ["worked 1", "worked 2"]
 
 
+def test_what_workers_hold_at_the_end_is_given_back(tmp_path: Path) -> None:
+    """As tqdm's lock, which any library may make; Python would complain of it after the last line."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from sublim_interp.core.workers import Task, run_tasks\n"
+        "def held(_progress): globals()['lock'] = multiprocessing.RLock()\n"
+        "if __name__ == '__main__':\n"
+        "    from script import held\n"
+        "    run_tasks([Task(str(i), held, ()) for i in (1, 2)], 2, lambda *_: None)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+
+
 def test_other_children_of_the_caller_live_on(tmp_path: Path) -> None:
     own = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(PATIENCE,))
     own.start()
