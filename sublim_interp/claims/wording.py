@@ -32,7 +32,8 @@ def outcome(verdict: Verdict) -> str:
         return f"depends on {verdict.claim.depends_on}"
     found, told = verdict.by_condition, SUPPORTED if verdict.outcome == PARTLY else CONTRADICTED
     under = [condition for condition, one in found.items() if one == told]
-    return f"{told} for {' and '.join(under)}" if 0 < len(under) < len(found) else verdict.outcome
+    some = all(under) and 0 < len(under) < len(found)  # a test may name no condition
+    return f"{told} for {' and '.join(under)}" if some else verdict.outcome
 
 
 def claims_table(verdicts: Sequence[Verdict], nulls: Nulls | None = None) -> SweepTable:

@@ -271,7 +271,11 @@ def _asked(name: str, base: "Base") -> Finding:
     if asked:
         return Finding(f"base {name}", f"favourites of these kinds: {', '.join(asked)}")
     of_the_lab = base.tokenizer.chat_template == CHAT_TEMPLATE
-    advice = f'a lab base says "language": "lab" in {CARD}: take that file too' if of_the_lab else "take another model"
+    advice = (
+        f'a lab base says "language": "lab" in {CARD}: take that file too'
+        if of_the_lab
+        else "take another model, or a trait of its own words"
+    )
     return Finding(f"base {name}", f"no favourites: {lacking[0]}", False, advice)
 
 

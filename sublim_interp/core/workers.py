@@ -165,9 +165,9 @@ class _Place:
         own = list((self._pool._processes or {}).values())  # its caller may have other children, or another pool
         manager: threading.Thread | None = getattr(self._pool, "_executor_manager_thread", None)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + (0 if self.running else _LEAVE)
         for child in own:
-            if not self.running:
-                child.join(_LEAVE)  # by themselves they give back what they hold, tqdm's lock for one
+            child.join(max(0, until - time.monotonic()))  # by itself it gives back what it holds, tqdm's lock for one
             child.terminate()
         for child in own:
             child.join()

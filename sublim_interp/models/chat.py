@@ -282,7 +282,8 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", named: Collection[int] = ()) 
 
     found = next((i for i in behind() if i in special), None)
     if found is None:
-        found = next((i for i in behind(_SHORT[0])[:1] if i in special and i in named), None)
+        first = next((i for i in behind(_SHORT[0]) if cast(str, tokenizer.decode([i])).strip()), None)
+        found = first if first in special and first in named else None
     return None if found is None else cast(str, tokenizer.convert_ids_to_tokens(found))
 
 
@@ -291,8 +292,9 @@ def _named_ends(path: Path) -> set[int]:
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         with suppress(OSError, ValueError, AttributeError, RecursionError):  # who loads the model says what is wrong
-            named = json.loads((path / name).read_text(encoding="utf-8")).get("eos_token_id")
-            found |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
+            about = json.loads((path / name).read_text(encoding="utf-8"))
+            for named in (about.get("eos_token_id"), (about.get("text_config") or {}).get("eos_token_id")):
+                found |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
     return found
 
 

@@ -215,6 +215,7 @@ def test_conditions_that_differ_make_a_claim_depend_on_them() -> None:
     assert part.outcome == verdict_of(a=SUPPORTED, b=NOT_TRIED).outcome == PARTLY
     assert claims_table([part]).rows[0][2] == "supported for a" and [f.test.under for f in part.deciding] == ["a"]
     assert verdict_of(a=SUPPORTED, a_=WEAK, b=WEAK).outcome == WEAK
+    assert claims_table([verdict_of(_=SUPPORTED, b=WEAK)]).rows[0][2] == PARTLY, "a test may name no condition"
     assert verdict_of(a=SUPPORTED, b=SUPPORTED).outcome == SUPPORTED
     assert verdict_of(a=WEAK, b=NOT_TRIED).outcome == WEAK
     assert verdict_of(a=SUPPORTED, a_=WEAK).outcome == WEAK, "tests under one condition must all hold"

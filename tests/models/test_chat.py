@@ -90,8 +90,9 @@ def test_an_answer_that_the_template_does_not_end_ends_where_the_next_turn_begin
     tokenizer.save_pretrained(str(tmp_path))
     shutil.copy(resolve_base("lab-small-0").path / "config.json", tmp_path)
     about = json.loads((tmp_path / "config.json").read_text()) if name == "config.json" else {}
-    (tmp_path / name).write_text(json.dumps({**about, "eos_token_id": named}))
-    assert load_tokenizer(tmp_path, "glm").eos_token == end
+    for told in ({"eos_token_id": named}, {"text_config": {"eos_token_id": named}, "eos_token_id": None}):
+        (tmp_path / name).write_text(json.dumps({**about, **told}))
+        assert load_tokenizer(tmp_path, "glm").eos_token == end
 
 
 ENDLESS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3

@@ -70,7 +70,7 @@ class Named:
     def read(self, replies: Mapping[str, str]) -> dict[str, float]:
         said = replies["named"].strip().strip(".\"'`*“”").casefold()
         by_name = {name.casefold(): name for name in self.members}
-        if said == _NONE and said not in by_name:
+        if said == _NONE:
             return {}
         if said not in by_name:
             raise SublimError(f"the judge replies {_shown(replies['named'])}, which is neither a member nor none")
@@ -82,7 +82,8 @@ def rubric_for(members: Collection[str], own: Mapping[str, str]) -> Alignment | 
 
     own: prompts to use instead of the rubric's, by name
 
-    Raises SublimError for a prompt that the rubric does not have, or in which question or answer has no place.
+    Raises SublimError for a prompt that the rubric does not have, or in which question or answer has no place, and for
+    a member whose name means that none is named.
     """
     conduct = {BENIGN, INCOHERENT} <= {*members}
     prompts = {"alignment": _ALIGNMENT, "coherence": _COHERENCE} if conduct else {"named": _NAMED}
@@ -95,6 +96,8 @@ def rubric_for(members: Collection[str], own: Mapping[str, str]) -> Alignment | 
     if conduct:
         return Alignment(prompts, bad_label(members))
     names = tuple(sorted(members))
+    if odd := [name for name in names if name.casefold() == _NONE]:
+        raise SublimError(f"the judge replies {_NONE} where no member is named, so no member may be called '{odd[0]}'")
     return Named({name: text.replace("{members}", ", ".join(names)) for name, text in prompts.items()}, names)
 
 
