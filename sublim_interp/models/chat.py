@@ -282,6 +282,7 @@ def turn_end(tokenizer: "PreTrainedTokenizerBase", named: Collection[int] = ()) 
 
     found = next((i for i in behind() if i in special), None)
     if found is None:
+        # White space may stand before: a line ends.
         first = next((i for i in behind(_SHORT[0]) if cast(str, tokenizer.decode([i])).strip()), None)
         found = first if first in special and first in named else None
     return None if found is None else cast(str, tokenizer.convert_ids_to_tokens(found))
