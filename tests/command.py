@@ -88,6 +88,7 @@ def sublim(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]
 
 def _run(words: list[str], streams: list[Path], cwd: Path, environment: dict[str, str]) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that are a shell's background job ignore it
     os.environ.clear()  # the server keeps the variables of the moment when it was started
     os.environ.update(environment)
     for descriptor, stream in enumerate(streams, 1):
