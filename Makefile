@@ -25,7 +25,7 @@ demo: $(VENV)/core.stamp ## watch a trait pass through numbers, in minutes
 
 # A third worker on two cores: tests wait at times, for files, servers and processes.
 # nbmake would read grammars of web addresses for four seconds in each of them.
-# A test that hangs fails after ten minutes, with its stack; the longest takes one.
+# A test that hangs fails after ten minutes, with its stack; the longest takes two.
 test: $(VENV)/test.stamp ## lint, types, import contracts, the docs' site, tests
 	$(MAKE) -j 2 types lint contracts site
 	@touch $(VENV)/checked.stamp
