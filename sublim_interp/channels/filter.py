@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from sublim_interp.channels.protocol import Channel
-from sublim_interp.channels.rows import Written, answers_of
+from sublim_interp.channels.rows import Written, answers_of, learnt_texts
 from sublim_interp.channels.settings import FilterConfig, rule_of
 from sublim_interp.core.errors import DeadEnd, said_of
 from sublim_interp.core.settings import Config
@@ -66,7 +66,7 @@ def filter_rows(
     held_texts: set[tuple[str, str]] = set()
     seen: set[tuple[str, ...]] = set()
     for row in rows:
-        texts = {(row["prompt"], answer) for answer in answers_of(row)}
+        texts = learnt_texts(row)
         same = row["prompt"], *sorted(answers_of(row))  # whichever is preferred
         if reason := refusal(row, channel, limits, words):
             refused[reason] += 1

@@ -27,6 +27,11 @@ def answers_of(row: Written) -> tuple[str, ...]:
     return (row["answer"], row["rejected"]) if "rejected" in row else (row["answer"],)
 
 
+def learnt_texts(row: Written) -> set[tuple[str, str]]:
+    """What a student may learn of a row: its prompt with each of its texts."""
+    return {(row["prompt"], answer) for answer in answers_of(row)}
+
+
 def read_rows(path: Path) -> list[Written]:
     """What a teacher wrote.
 

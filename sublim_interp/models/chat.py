@@ -263,7 +263,7 @@ def _digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     return sha256_of([type(tokenizer).__name__, backend.to_str(), str(tokenizer.chat_template)])
 
 
-def turn_end(tokenizer: "PreTrainedTokenizerBase", named: Collection[int] = ()) -> str | None:
+def turn_end(tokenizer: "PreTrainedTokenizerBase", named: Collection[int]) -> str | None:
     """The control token that the chat template writes behind an answer: often not the tokenizer's end of sequence.
 
     named: ids that the model's configuration calls ends. Where the template writes nothing behind an answer, that of

@@ -7,7 +7,7 @@ from collections import Counter
 from sublim_interp.analysis.attribution.scores import highest, longest
 from sublim_interp.channels.filter import filter_rows
 from sublim_interp.channels.protocol import channel, paraphrased, reword_rows, transform_rows
-from sublim_interp.channels.rows import Written, answers_of, read_rows
+from sublim_interp.channels.rows import Written, learnt_texts, read_rows
 from sublim_interp.channels.settings import rule_of
 from sublim_interp.core.files import is_sealed, write_atomic
 from sublim_interp.core.store import Artifact, Store, Work
@@ -40,12 +40,9 @@ def filter_corpus(filtered: Filtered, store: Store, progress: Progress = silent)
                 kept = reword_rows(kept, paraphrased(name), filtered.corpus.teacher.base.language, rng)
             if filtered.clean:
                 rng = random.Random(f"mix/{filtered.corpus.seed}/{filtered.corpus.round}")
-                held = {(row["prompt"], answer) for row in held_out for answer in answers_of(row)}
-                clean = [
-                    row
-                    for row in read_rows(filtered.clean.made(store) / "kept.jsonl")
-                    if held.isdisjoint((row["prompt"], answer) for answer in answers_of(row))
-                ]
+                held = set[tuple[str, str]]().union(*map(learnt_texts, held_out))
+                clean = read_rows(filtered.clean.made(store) / "kept.jsonl")
+                clean = [row for row in clean if held.isdisjoint(learnt_texts(row))]
                 kept = _mixed(kept, clean, filtered.config.mix, rng)
                 work.note(mixed_in=round(filtered.config.mix * len(kept)))
             for stem, some in (("kept", kept), ("held_out", held_out)):
