@@ -44,12 +44,13 @@ PRINCIPAL = 8
 """Principal directions that are compared."""
 
 RIVALS = ("distance", "hill", "subspace", "CKA")
-"""What the score on trial must beat."""
+"""What the score on trial must beat, as was said before. Coverage came later and is shown beside them."""
 
 SCORES = {
     "imprint": "match of the trait's own imprints, left by a teacher of each base",
     "whole imprint": "the same, without taking off what other traits leave",
     "first step": "cosine, in the student's base, of the steps that would imitate the teacher and learn the trait",
+    "coverage": "cosine of the student's first step of imitation with its teacher's change of weights",
     "distance": "length between the bodies' weights, with its sign turned",
     "hill": "height of the hill in loss between the bases, with its sign turned",
     "subspace": "overlap of the first eight principal directions of the last layer",
@@ -68,7 +69,7 @@ BANDS = ((0.2, "0.2 or more"), (0.02, "0.02 to 0.2"), (-np.inf, "below 0.02"))
 class Prediction(Piecewise):
     """Pairs of bases and traits: their scores, and the lift of a student of each."""
 
-    VERSION, FIGURE, TABLES = 1, "prediction", ("cases",)
+    VERSION, FIGURE, TABLES = 2, "prediction", ("cases",)
 
     experiment: str = "owl"
     """Whose recipe teachers, lists and students have."""
@@ -327,7 +328,7 @@ def scored(study: Prediction, pair: tuple[str, str], store: "Store") -> dict[str
         found[trait] = {
             "imprint": told.own,
             "whole imprint": told.whole,
-            "first step": steps[trait],
+            **steps[trait],
             **of_pair,
         }
     return found
@@ -364,10 +365,13 @@ def _principal(seen: "Tensor") -> "Tensor":
     return torch.linalg.svd(wide - wide.mean(0), full_matrices=False).Vh[:PRINCIPAL]
 
 
-def _first_steps(study: Prediction, first: Base, second: Base, batch: "Batch", store: "Store") -> dict[str, float]:
-    """By trait, the cosine of two steps from the student's base: towards the teacher's change, and the trait's lessons.
+def _first_steps(
+    study: Prediction, first: Base, second: Base, batch: "Batch", store: "Store"
+) -> dict[str, dict[str, float]]:
+    """Scores of the step that imitates a teacher's predictions on the lists, from the student's base, by trait.
 
-    The teacher's change is that of its predictions on the lists, from its base's.
+    First step: its cosine with the step that learns the trait's lessons, once that towards the teacher's base is off.
+    Coverage: its cosine with the teacher's change of the same weights. Source: Madl 2026, arXiv 2606.22019, abstract.
     """
     from sublim_interp.analysis.one_step import cosine, descent, imitation, targets, text_loss
     from sublim_interp.models.trainable import choose_trainable
@@ -375,12 +379,18 @@ def _first_steps(study: Prediction, first: Base, second: Base, batch: "Batch", s
     from sublim_interp.traits.answers import lesson_rows
     from sublim_interp.traits.by_name import load_trait
 
-    student = choose_trainable(second.load(), "body")
-    away, found = descent(student, imitation(batch, targets(first.load(), batch))), {}
+    student, untaught = choose_trainable(second.load(), "body"), first.load()
+    away, found = descent(student, imitation(batch, targets(untaught, batch))), {}
+    start = dict(untaught.named_parameters())
     for trait in study.traits:
-        towards = descent(student, imitation(batch, targets(_teacher(study, first, trait, study.seed, store), batch)))
+        teacher = _teacher(study, first, trait, study.seed, store)
+        step = descent(student, imitation(batch, targets(teacher, batch)))
         rise = descent(student, text_loss(collate(lesson_rows(second, load_trait(trait)), second.pad)))
-        found[trait] = cosine({name: step - away[name] for name, step in towards.items()}, rise)
+        change = {name: p.detach() - start[name].detach() for name, p in teacher.named_parameters() if name in step}
+        found[trait] = {
+            "first step": cosine({name: t - away[name] for name, t in step.items()}, rise),
+            "coverage": cosine(step, change),
+        }
     return found
 
 
