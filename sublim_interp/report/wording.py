@@ -15,8 +15,8 @@ _DIGITS = {"margin": 2, "bits": 3, "total_bits": 1, "trait_bits": 1}
 
 
 def capital(words: str) -> str:
-    """The words with a capital at the start, as a sentence begins; all others as they are."""
-    return words[:1].upper() + words[1:]
+    """The words with a capital at the start, as a sentence begins; all others as they are, and a sign such as σ too."""
+    return words[:1].upper() + words[1:] if words[:1].isascii() else words
 
 
 def number(name: str, value: float, digits: int | None = None) -> str:

@@ -23,7 +23,7 @@ from sublim_interp.report.figures.arms import ARMS_FIGURE
 from sublim_interp.report.notes import limits, sentences
 from sublim_interp.report.terminal import terminal
 from sublim_interp.report.verdict import finding, verdict
-from sublim_interp.report.wording import names
+from sublim_interp.report.wording import capital, names
 from sublim_interp.report.write import write
 
 
@@ -377,6 +377,10 @@ def test_only_four_and_more_names_numbered_without_a_gap_are_told_by_the_first_a
         ["b", "b-1", "b-2", "b-3"],
     ):
         assert names(apart) == ", ".join(apart)
+
+
+def test_a_sentence_begins_with_a_capital_and_a_sign_stays_as_it_is() -> None:
+    assert [capital(words) for words in ("noise of .1", "σ .1 less", "")] == ["Noise of .1", "σ .1 less", ""]
 
 
 # Terminal
