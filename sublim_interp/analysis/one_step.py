@@ -62,7 +62,7 @@ def moved(model: torch.nn.Module, step: Step, by: float = 1.0) -> Iterator[None]
     try:
         with torch.no_grad():
             for name, t in step.items():
-                weights[name].add_(by * t)
+                weights[name].add_(by * t.to(weights[name].device))
         yield
     finally:
         with torch.no_grad():
@@ -97,6 +97,7 @@ def text_loss(batch: Batch) -> Loss:
 
     def loss(model: torch.nn.Module) -> Float[Tensor, ""]:
         where = batch.labels != IGNORE
-        return F.cross_entropy(logits_at(model, batch.ids, where), batch.labels[where])
+        logits = logits_at(model, batch.ids, where)
+        return F.cross_entropy(logits, batch.labels[where].to(logits.device))
 
     return loss

@@ -16,7 +16,7 @@ from sublim_interp.channels.rows import Written
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
 from sublim_interp.models.base import Base
-from sublim_interp.models.forward import logits_at
+from sublim_interp.models.forward import in_single, logits_at
 from sublim_interp.models.hooks import added, names_of
 from sublim_interp.models.loading import require_finite
 from sublim_interp.models.trainable import body_parameters
@@ -178,7 +178,7 @@ def _mean_slopes(model: torch.nn.Module, rows: Sequence[Example]) -> tuple[list[
         own = rows[block::blocks]
         for p in body.values():
             p.requires_grad_()
-        total = {n: torch.zeros_like(p) for n, p in body.items()}
+        total = {n: in_single(torch.zeros_like(p)) for n, p in body.items()}
         for batch in _cut(own):
             log, entropy = _said(model, batch)
             for (n, _), g in zip(body.items(), torch.autograd.grad(log.sum(), list(body.values())), strict=True):

@@ -77,6 +77,8 @@ def compute_device(asked: str | None = None) -> str:
         return name
     import torch
 
+    # cuBLAS reads it at a process's first product, which may come long before anything is trained.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(kind for kind, has in there.items() if has)
@@ -140,7 +142,6 @@ def open_device(dtype: str = DEFAULT) -> None:
     import torch
 
     if device.startswith("cuda"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.use_deterministic_algorithms(True)
     try:

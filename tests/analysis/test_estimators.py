@@ -153,6 +153,17 @@ def test_every_estimator_names_the_planted_lists_and_no_shuffled_ones(by: str, l
     assert len(left) == 150 and left == [row for row, gone in zip(lists, found.highest(0.25), strict=True) if not gone]
 
 
+@pytest.mark.parametrize("by", ["gradient", "fisher", "trak"])
+def test_estimators_of_a_model_in_bfloat16_measure_in_float32(by: str) -> None:
+    lists, which = planted()
+    model = build().bfloat16()
+    found = attribution(model, lists, by, prompts=[list(ids[:3]) for ids, _ in lists], metric=MARGIN)
+    assert auc(found.scores.totals, which) > 0.7
+    slope = margin_gradient(model, [[5, 9, 4]], MARGIN)
+    assert {t.dtype for t in slope.delta.values()} == {torch.float32}
+    assert not slope.spectrum().empty and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
 def test_first_order_is_the_influence_along_the_margins_gradient() -> None:
     model, (lists, _) = build(), planted(30)
     found = attribution(model, lists, prompts=[[5, 9, 4]], metric=MARGIN)

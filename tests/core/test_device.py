@@ -371,3 +371,13 @@ def test_what_is_measured_in_float64_is_measured_on_the_cpu(
 
 def test_a_base_of_another_precision_is_another_base(tiny_bases: tuple[Base, Base], half: str) -> None:
     assert replace(tiny_bases[0], dtype=half).key == resolve_base(str(tiny_bases[0].path), half).key
+
+
+def test_the_order_of_a_gpu_s_sums_is_fixed_before_its_first_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert compute_device("cpu") == "cpu" and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    for asked in ("cuda", "auto"):
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+        assert compute_device(asked) == "cuda" and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -102,7 +102,7 @@ def trak(model: torch.nn.Module, rows: Sequence[Example], slope: Mapping[str, Te
 def gradients(
     model: torch.nn.Module, rows: Sequence[Example], names: Mapping[str, Tensor]
 ) -> Iterator[dict[str, Float[Tensor, "list ..."]]]:
-    """∇ log p of each list by itself, some lists at a time; of `FITTED` of them where they are more.
+    """∇ log p of each list by itself, in float32, some lists at a time; of `FITTED` of them where they are more.
 
     names: the parameters, by name; values are not read
     """
@@ -119,4 +119,5 @@ def gradients(
     at_once = max(1, min(_AT_ONCE, _NUMBERS // sum(p.numel() for p in own.values())))
     with resting(model), sdpa_kernel(SDPBackend.MATH):  # fused attention is not made for many lists apart
         for batch in micro_batches(some, pad=0, parts=-(-len(some) // at_once)):
-            yield vmap(grad(said), in_dims=(None, 0, 0))(own, batch.ids.to(device), batch.labels.to(device))
+            found = vmap(grad(said), in_dims=(None, 0, 0))(own, batch.ids.to(device), batch.labels.to(device))
+            yield {n: in_single(g) for n, g in found.items()}

@@ -313,7 +313,7 @@ def margin_gradient(model: Subject, prompts: Prompts, metric: Metric) -> WeightD
     subject, model = model, model_of(model)
     prompts = asked_of(prompts, subject, model=model)
     body = {n: p.detach().clone().requires_grad_() for n, p in body_parameters(model).items()}
-    total = {n: torch.zeros_like(p) for n, p in body.items()}
+    total = {n: in_single(torch.zeros_like(p)) for n, p in body.items()}
     for _, ids in batches(prompts):
         asked = {"input_ids": ids.to(device_of(model)), "use_cache": False, "logits_to_keep": 1}
         value = metric(in_single(functional_call(model, body, (), asked).logits[:, -1])).sum() / len(prompts)

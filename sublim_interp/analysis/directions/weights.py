@@ -16,6 +16,7 @@ from sublim_interp.analysis.probes import Subject, models_of
 from sublim_interp.core.choices import meant
 from sublim_interp.core.errors import SublimError
 from sublim_interp.core.showing import Card, Shown
+from sublim_interp.models.forward import in_single
 from sublim_interp.models.hooks import hook_name
 from sublim_interp.models.points import Stream
 
@@ -124,8 +125,8 @@ class WeightDelta(Shown, Mapping[str, Tensor]):
         return pd.DataFrame(rows)
 
     def _matrices(self) -> Iterator[tuple[str, Float[Tensor, "output input"]]]:
-        """The matrices that changed, by name, each as [output, input]."""
-        changed = ((n, d) for n, d in self.delta.items() if d.dim() == 2 and bool(d.any()))
+        """The matrices that changed, by name, each as [output, input], on the CPU in float32 or better."""
+        changed = ((n, in_single(d).cpu()) for n, d in self.delta.items() if d.dim() == 2 and bool(d.any()))
         return ((n, d.T if n in self.input_first else d) for n, d in changed)
 
     def subspace(self, name: str, rank: int, side: Literal["output", "input"] = "output") -> Float[Tensor, "rank side"]:

@@ -129,7 +129,8 @@ def replicate(study: Recovered, seed: int, store: "Store", progress: Progress) -
                     continue
                 with added(model, vector, at):
                     gain = before - _mean_loss(model, batches[:HEARD])
-                cosine, length = torch.cosine_similarity(vector, goal, dim=0), vector.norm() / goal.norm()
+                found = vector.detach().to(goal)
+                cosine, length = torch.cosine_similarity(found, goal, dim=0), found.norm() / goal.norm()
                 rows.append(
                     {"seed": seed, "base": base.name, "arm": arm, "update": update, "cosine": float(cosine),
                      "length": float(length), "gain": gain}

@@ -80,7 +80,8 @@ class Recorder:
         self._parameters = list(self._named.values())
         self._references = dict(references or {})
         begin = self._named if start is None else dict(zip(self._named, self._match("start", start), strict=True))
-        self._start = [p.detach().clone() for p in begin.values()]
+        places = (p.device for p in self._parameters)
+        self._start = [t.detach().to(place, copy=True) for t, place in zip(begin.values(), places, strict=True)]
         given = {name: self._match(name, weights) for name, weights in (directions or {}).items()}
         if probe and probe.right and not self._quiet:
             given["trait-gradient"] = look(self.model, probe, self.recording.stream, self._parameters).gradient
