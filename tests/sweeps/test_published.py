@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Callable
 from importlib import util
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +22,6 @@ from sublim_interp.experiments.schema import Experiment
 from sublim_interp.lab import language
 from sublim_interp.lab.landscape import distance, hill
 from sublim_interp.models.base import base_names, resolve_base
-from sublim_interp.models.open_bases import open_names
 from sublim_interp.report.figures.headline import headline as draw_headline
 from sublim_interp.sweeps.grid import grid
 from sublim_interp.sweeps.modes.law import FORMULA
@@ -40,28 +40,20 @@ publish = util.module_from_spec(SPEC)
 SPEC.loader.exec_module(publish)
 
 
-def _pulled_for(exp: Experiment, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an experiment is on an open base, that base lies where bases are looked for."""
-    if {*exp.bases} & {*open_names()}:
-        monkeypatch.setenv("SUBLIM_BASES", str(request.getfixturevalue("smollm2").path.parent))
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_table_names_the_key_that_its_configuration_has(
-    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str, pulled_for: Callable[[Experiment], None]
 ) -> None:
     """Whoever runs the published configuration on the committed bases with this code gets a run of this key."""
     directory = RESULTS / name
     exp = read_yaml(Experiment, directory / "experiment.yaml")
-    _pulled_for(exp, request, monkeypatch)
+    pulled_for(exp)
     assert (directory / "key.txt").read_text().strip() == run_key(plan(exp))
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_published_sweep_has_the_key_of_its_grid(
-    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _pulled_for(grid(name).centre, request, monkeypatch)
+def test_a_published_sweep_has_the_key_of_its_grid(name: str, pulled_for: Callable[[Experiment], None]) -> None:
+    pulled_for(grid(name).centre)
     assert (RESULTS / name / "key.txt").read_text().strip() == sweep_key(plan_grid(grid(name)))
 
 
