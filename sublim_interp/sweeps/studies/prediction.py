@@ -373,6 +373,7 @@ def _first_steps(
     First step: its cosine with the step that learns the trait's lessons, once that towards the teacher's base is off.
     Coverage: its cosine with the teacher's change of the same weights. Source: Madl 2026, arXiv 2606.22019, abstract.
     """
+    from sublim_interp.analysis.directions.weights import weight_delta
     from sublim_interp.analysis.one_step import cosine, descent, imitation, targets, text_loss
     from sublim_interp.models.trainable import choose_trainable
     from sublim_interp.training.batches import collate
@@ -381,15 +382,14 @@ def _first_steps(
 
     student, untaught = choose_trainable(second.load(), "body"), first.load()
     away, found = descent(student, imitation(batch, targets(untaught, batch))), {}
-    start = dict(untaught.named_parameters())
     for trait in study.traits:
         teacher = _teacher(study, first, trait, study.seed, store)
         step = descent(student, imitation(batch, targets(teacher, batch)))
         rise = descent(student, text_loss(collate(lesson_rows(second, load_trait(trait)), second.pad)))
-        change = {name: p.detach() - start[name].detach() for name, p in teacher.named_parameters() if name in step}
+        change = weight_delta(teacher, untaught)
         found[trait] = {
             "first step": cosine({name: t - away[name] for name, t in step.items()}, rise),
-            "coverage": cosine(step, change),
+            "coverage": cosine(step, {name: change[name] for name in step}),
         }
     return found
 

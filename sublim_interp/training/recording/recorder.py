@@ -80,8 +80,7 @@ class Recorder:
         self._parameters = list(self._named.values())
         self._references = dict(references or {})
         begin = self._named if start is None else dict(zip(self._named, self._match("start", start), strict=True))
-        places = (p.device for p in self._parameters)
-        self._start = [t.detach().to(place, copy=True) for t, place in zip(begin.values(), places, strict=True)]
+        self._start = [p.detach().clone() for p in begin.values()]
         given = {name: self._match(name, weights) for name, weights in (directions or {}).items()}
         if probe and probe.right and not self._quiet:
             given["trait-gradient"] = look(self.model, probe, self.recording.stream, self._parameters).gradient
@@ -120,7 +119,7 @@ class Recorder:
             elif own not in weights or weights[own].shape != p.shape:
                 raise SublimError(f"direction '{name}' has no tensor of the shape {list(p.shape)} for {own}")
             else:
-                tensors.append(weights[own])
+                tensors.append(weights[own].to(p.device))
         return tensors
 
     # --- the block ----------------------------------------------------------------------------------------------------
